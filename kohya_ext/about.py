@@ -1,0 +1,24 @@
+"""What the distribution is called and needs: the one source for `setup.py` and for the wheel the installer writes.
+
+The lower bounds admit the oldest pins of the Kohya releases we support (July 2023) and there are no caps: we are a
+guest in an environment full of pins and must never be the reason that one of them moves.
+"""
+
+from __future__ import annotations
+
+NAME = "kohya-ext"
+PACKAGE = "kohya_ext"
+VERSION = "0.1.0"
+SUMMARY = "AdaCoor, EMA and the guide's presets for Kohya_ss, installed into an existing checkout and taken back byte for byte"
+LICENSE = "Apache-2.0"
+REQUIRES_PYTHON = ">=3.10"
+
+REQUIRES = (
+    "torch>=2.0",
+    "accelerate>=0.15",
+    "diffusers>=0.17",
+    "safetensors>=0.3",
+    "toml>=0.10",
+)
+EXTRAS = {"bitsandbytes": ("bitsandbytes>=0.35",)}
+CONSOLE_SCRIPTS = {"kohya-ext": "kohya_ext.cli.main:main"}

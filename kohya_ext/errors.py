@@ -1,0 +1,37 @@
+"""Errors that are meant for the user, and the exit code that each one ends a command with.
+
+The codes are part of the public interface (`docs/reference/exit-codes.md`); a script may branch on them.
+"""
+
+from __future__ import annotations
+
+DONE = 0
+FOUND_PROBLEMS = 1
+WRONG_USAGE = 2
+UNSUPPORTED = 3
+CONFLICT = 4
+RECOVERED = 5
+
+
+class KohyaExtError(Exception):
+    """Base of every error we raise on purpose: the text says what was wrong, where, and what to do."""
+
+    exit_code = FOUND_PROBLEMS
+
+
+class UsageError(KohyaExtError):
+    """The command line or an input file is wrong."""
+
+    exit_code = WRONG_USAGE
+
+
+class UnsupportedError(KohyaExtError):
+    """Not a Kohya checkout, half a checkout, or a release that lacks what we hook into."""
+
+    exit_code = UNSUPPORTED
+
+
+class ConflictError(KohyaExtError):
+    """Something stands in the way (foreign edits, permissions, disk, another installer); nothing was changed."""
+
+    exit_code = CONFLICT

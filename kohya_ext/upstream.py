@@ -1,0 +1,56 @@
+"""What we know of Kohya's code: the names of the functions we wrap, and nothing else.
+
+Every release since July 2023 defines each of these functions exactly once, at the top level of some module of the
+`library` package; only the module changes (one large `train_util.py` until sd-scripts 0.10, several small ones from
+0.11). All callers look them up through the module at call time. So the *name* is the stable anchor, for the runtime,
+which wraps what a module defines, and for the installer, which reads the same names as text before it touches a tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One function of sd-scripts that we wrap.
+
+    key: our name for it. functions: its names upstream, newest first; the first that a release defines is the one.
+    needs_flag: the hook applies only where this command-line flag exists in the release ("n/a" elsewhere).
+    """
+
+    key: str
+    functions: tuple[str, ...]
+    needs_flag: str | None = None
+
+
+HOOKS: tuple[Hook, ...] = (
+    Hook("arguments", ("add_optimizer_arguments",)),
+    Hook("optimizer", ("get_optimizer",)),
+    Hook("accelerator", ("prepare_accelerator",)),
+    Hook(
+        "save_during",
+        (
+            "save_sd_model_on_epoch_end_or_stepwise_common",
+            "save_sd_model_on_epoch_end_or_stepwise",
+            "save_sd_model_on_epoch_end",
+        ),
+    ),
+    Hook("save_at_end", ("save_sd_model_on_train_end_common", "save_sd_model_on_train_end")),
+    Hook("sample", ("sample_images_common", "sample_images")),
+    Hook("fused_backward", ("patch_adafactor_fused",), needs_flag="--fused_backward_pass"),
+)
+
+# Families with a sampler of their own define `sample_images` beside their training helpers; zero to five a release.
+OWN_SAMPLER = "sample_images"
+
+# The package whose modules define the hooks, and the packages that may hold the GUI's tabs (embedded era, then v23+).
+TRAINING_PACKAGE = "library"
+GUI_PACKAGES = ("kohya_gui", "library")
+
+# The GUI's optimizer lists: the Dropdown with this label whose choices hold this entry. v26 has three such modules.
+OPTIMIZER_LABEL = "Optimizer"
+OPTIMIZER_LANDMARK = "AdamW8bit"
+
+ADACOOR = "AdaCoor"
+ADACOOR_PATH = "kohya_ext.optim.AdaCoor"
