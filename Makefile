@@ -1,0 +1,37 @@
+# make test: lint, types and tests, in the active interpreter where it has what they need, else in .venv
+.PHONY: test lint types unit format upstream slow clean
+
+PYTHON ?= python3
+NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, scipy, pytest, hypothesis, mypy, ruff
+VENV := .venv
+PY := $(shell if $(PYTHON) -c "$(NEEDS)" 2>/dev/null; then echo $(PYTHON); else echo $(VENV)/bin/python; fi)
+
+test: lint types unit
+
+lint: ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: ready
+	$(PY) -m mypy
+
+unit: ready
+	$(PY) -m pytest
+
+# the widest matrices and fault sweeps, minutes each
+slow: ready
+	$(PY) -m pytest --slow -m slow
+
+# real Kohya trees: KOHYA_SS_GIT, SD_SCRIPTS_GIT, SD_SCRIPTS_FORK_GIT name git directories of them
+upstream: ready
+	$(PY) -m pytest -m upstream tests/upstream
+
+format: ready
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+ready:
+	@$(PY) -c "$(NEEDS)" 2>/dev/null || { $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet --requirement requirements-dev.txt; }
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,55 @@
+"""The accelerator of a run: where settings are checked first, networks are met, and states are saved and loaded."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from kohya_ext.runtime import averaging, networks, options
+
+
+def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
+    """Kohya's `prepare_accelerator(args)`. It runs before the models are loaded, so bad settings end the run here."""
+    settings = options.read(args)
+    result = original(args, *rest, **named)
+    if settings is not None:
+        averaging.begin(args, settings)
+        # sd-scripts v0.6 returns (accelerator, unwrap_model)
+        _watch(result[0] if isinstance(result, tuple) else result, args, settings)
+    return result
+
+
+def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOptions) -> None:
+    """Wrap the *instance's* prepare and save/load_state: this is the one accelerator of the run."""
+    prepare, save_state, load_state = accelerator.prepare, accelerator.save_state, accelerator.load_state
+
+    @functools.wraps(prepare)
+    def prepare_and_meet(*models: Any, **named: Any) -> Any:
+        for model in models:
+            averaging.meet(model)
+            networks.save_average_too(model, args, settings)
+        return prepare(*models, **named)
+
+    @functools.wraps(save_state)
+    def save_state_of_raw(*where: Any, **named: Any) -> Any:
+        with averaging.raw_weights():
+            result = save_state(*where, **named)
+        averaging.save_state(_folder(where, named))
+        return result
+
+    @functools.wraps(load_state)
+    def load_state_and_average(*where: Any, **named: Any) -> Any:
+        result = load_state(*where, **named)
+        averaging.load_state(_folder(where, named))
+        return result
+
+    accelerator.prepare = prepare_and_meet
+    accelerator.save_state = save_state_of_raw
+    accelerator.load_state = load_state_and_average
+
+
+def _folder(where: tuple[Any, ...], named: dict[str, Any]) -> str | None:
+    folder = where[0] if where else named.get("output_dir", named.get("input_dir"))
+    return None if folder is None else str(folder)

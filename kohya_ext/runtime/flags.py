@@ -1,0 +1,72 @@
+"""Our command-line flags, on every training script: they are added where Kohya adds its optimizer's."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from kohya_ext.errors import CONFLICT
+from kohya_ext.runtime import legacy
+from kohya_ext.runtime.report import say, stop
+from kohya_ext.upstream import ADACOOR
+
+# `default=None` where we must tell "not given" from the default; `options.py` fills in and checks. Kohya reads its TOML
+# files into the same namespace without converting, so nothing here may be trusted to have its type.
+FLAGS: dict[str, dict[str, Any]] = {
+    "--enable_ema": {
+        "action": "store_true",
+        "help": "keep an exponential moving average (EMA) of the trained weights and save it beside them",
+    },
+    "--ema_decay": {"type": float, "help": "decay of the EMA for each optimizer step (default 0.9995)"},
+    "--ema_schedule": {
+        "choices": ["debiased", "constant", "warmup", "exp", "power"],
+        "help": "how the EMA starts: debiased (default) leaves no share to the start model, constant is the plain EMA",
+    },
+    "--ema_update_every": {
+        "type": int,
+        "help": "update the EMA every N optimizer steps, decay compensated (default 1)",
+    },
+    "--ema_start_step": {"type": int, "help": "leave the first N optimizer steps out of the EMA (default 0)"},
+    "--ema_device": {
+        "choices": ["auto", "cuda", "cpu"],
+        "help": "where the EMA is kept: auto (default) takes the GPU if at least 20 %% of its memory stays free",
+    },
+    "--ema_dtype": {
+        "choices": ["float32", "bfloat16"],
+        "help": "type of the EMA (default float32; bfloat16 is rounded stochastically)",
+    },
+    "--ema_save": {
+        "choices": ["beside", "only"],
+        "help": "save the EMA as NAME-ema beside the raw weights (default), or only the EMA, under the plain name",
+    },
+    "--ema_sample": {
+        "choices": ["raw", "ema", "both"],
+        "help": "weights that sample images are made from (default raw)",
+    },
+    "--ema_sigma_rel": {"type": float, "help": "relative width of the average for --ema_schedule power, 0 to 0.28"},
+    "--ema_exp_beta": {"type": float, "help": "old command lines: selects the schedule exp (0: warmup)"},
+    "--ema_save_only_ema_weights": {"action": "store_true", "help": "old command lines: the same as --ema_save only"},
+    "--kohya_ext_log_every": {"type": int, "help": "log measurements of the optimizer every N steps (0 = off)"},
+}
+
+
+def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.ArgumentParser) -> Any:
+    """Kohya's optimizer flags, then ours. In a tree with old replaced files: Kohya's only, or the end of the run."""
+    result = original(parser)
+    if legacy.found():
+        if _asks_for_us(sys.argv):
+            stop(legacy.message(), CONFLICT)
+        say(legacy.message())
+        return result
+    group = parser.add_argument_group("kohya_ext")
+    for flag, settings in FLAGS.items():
+        if flag not in parser._option_string_actions:
+            group.add_argument(flag, **settings)
+    return result
+
+
+def _asks_for_us(argv: list[str]) -> bool:
+    words = [word for argument in argv for word in argument.split("=")]
+    return any(word.startswith(("--enable_ema", "--ema_")) or word.lower() == ADACOOR.lower() for word in words)

@@ -1,0 +1,41 @@
+"""`--fused_backward_pass`: a parameter is stepped, averaged and freed as soon as its gradient is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kohya_ext.runtime import averaging
+
+
+def patch_fused_backward(original: Callable[..., Any], optimizer: Any) -> Any:
+    """Kohya's `patch_adafactor_fused(optimizer)`: gives the (accelerated) optimizer a `step_param(tensor, group)`."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    result = None
+    if hasattr(inner, "step_param"):
+        optimizer.step_param = _looking_up_the_group(inner)
+    else:
+        result = original(optimizer)
+    average = averaging.current()
+    if average is not None:
+        optimizer.step_param = _then_average(optimizer.step_param, average)
+    return result
+
+
+def _looking_up_the_group(inner: Any) -> Callable[[Any, dict[str, Any]], None]:
+    """`step_param` with today's group: the one in the caller's hand is stale once a state has been loaded."""
+    index_of = {id(p): index for index, group in enumerate(inner.param_groups) for p in group["params"]}
+
+    def step_param(parameter: Any, group: dict[str, Any]) -> None:
+        inner.step_param(parameter, inner.param_groups[index_of[id(parameter)]])
+
+    return step_param
+
+
+def _then_average(step_param: Callable[..., None], average: averaging.Average) -> Callable[..., None]:
+    def step_and_average(parameter: Any, group: dict[str, Any]) -> None:
+        average.before_step_of(parameter)
+        step_param(parameter, group)
+        average.after_step_of(parameter)
+
+    return step_and_average

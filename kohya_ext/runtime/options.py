@@ -1,0 +1,169 @@
+"""The EMA settings of a run, read from Kohya's `args`: converted, checked, refused with a reason."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kohya_ext.runtime import legacy
+from kohya_ext.runtime.report import say, stop
+
+T = TypeVar("T")
+
+# Scripts whose savers we do not reach yet: their EMA would be computed and never written.
+UNSUPPORTED_SCRIPTS = {
+    "train_textual_inversion": "textual inversion saves copies of the embeddings",
+    "train_textual_inversion_XTI": "textual inversion saves copies of the embeddings",
+    "sdxl_train_textual_inversion": "textual inversion saves copies of the embeddings",
+    "train_controlnet": "ControlNet scripts save the network themselves",
+    "train_control_net": "ControlNet scripts save the network themselves",
+    "sdxl_train_control_net": "ControlNet scripts save the network themselves",
+    "sdxl_train_control_net_lllite": "ControlNet-LLLite scripts save the network themselves",
+    "sdxl_train_control_net_lllite_alt": "ControlNet-LLLite scripts save the network themselves",
+    "sdxl_train_control_net_lllite_old": "ControlNet-LLLite scripts save the network themselves",
+    "anima_train_control_net_lllite": "ControlNet-LLLite scripts save the network themselves",
+}
+
+
+@dataclass(frozen=True)
+class EmaOptions:
+    """What `--enable_ema` and the `--ema_*` flags say, in their final types."""
+
+    decay: float
+    schedule: str
+    update_every: int
+    start_step: int
+    device: str
+    dtype: str
+    save: str
+    sample: str
+    sigma_rel: float | None
+    exp_beta: float
+
+
+def read(args: argparse.Namespace) -> EmaOptions | None:
+    """The EMA settings in `args`; None when EMA is off. Stops the run when they cannot be honoured."""
+    if legacy.found() or not _read(args, "enable_ema", _boolean, False):
+        ignored = [name for name, value in vars(args).items() if name.startswith("ema_") and value not in (None, False)]
+        if ignored and not legacy.found():
+            say(f"--{ignored[0]} is set, but --enable_ema is not: this run keeps no EMA")
+        return None
+    _refuse_what_cannot_work(args)
+    schedule, exp_beta = _schedule(args)
+    only = _read(args, "ema_save_only_ema_weights", _boolean, False)
+    return EmaOptions(
+        decay=_read(args, "ema_decay", _share, 0.9995),
+        schedule=schedule,
+        update_every=_read(args, "ema_update_every", _positive, 1),
+        start_step=_read(args, "ema_start_step", _not_negative, 0),
+        device=_read(args, "ema_device", _one_of("auto", "cuda", "cpu"), "auto"),
+        dtype=_read(args, "ema_dtype", _one_of("float32", "bfloat16"), "float32"),
+        save="only" if only else _read(args, "ema_save", _one_of("beside", "only"), "beside"),
+        sample=_read(args, "ema_sample", _one_of("raw", "ema", "both"), "raw"),
+        sigma_rel=_sigma_rel(args, schedule),
+        exp_beta=exp_beta,
+    )
+
+
+def _refuse_what_cannot_work(args: argparse.Namespace) -> None:
+    if getattr(args, "deepspeed", False):
+        stop(
+            "--enable_ema does not work with DeepSpeed, which keeps the weights in partitions of its own; leave one out"
+        )
+    if str(getattr(args, "optimizer_type", "") or "").lower().endswith("schedulefree"):
+        stop(
+            f"--enable_ema makes no sense with {args.optimizer_type}: a schedule-free optimizer averages by itself, and "
+            "the weights in training are not the ones to average; leave one out"
+        )
+    script = Path(sys.argv[0]).stem
+    if script in UNSUPPORTED_SCRIPTS:
+        stop(f"--enable_ema is not supported by {script}.py: {UNSUPPORTED_SCRIPTS[script]}")
+
+
+def _schedule(args: argparse.Namespace) -> tuple[str, float]:
+    """The name of the schedule and the beta of `exp`; the old `--ema_exp_beta` alone selects a schedule."""
+    chosen = _read(args, "ema_schedule", _one_of("debiased", "constant", "warmup", "exp", "power"), None)
+    beta = _read(args, "ema_exp_beta", _not_negative_float, None)
+    if chosen is not None and beta is not None:
+        stop("--ema_schedule and the old --ema_exp_beta both choose a schedule; give one of them")
+    if beta is not None:
+        return ("exp", beta) if beta > 0 else ("warmup", 0.0)
+    return chosen or "debiased", 15.0
+
+
+def _sigma_rel(args: argparse.Namespace, schedule: str) -> float | None:
+    value = _read(args, "ema_sigma_rel", _width, None)
+    if (value is not None) != (schedule == "power"):
+        stop("--ema_sigma_rel belongs to --ema_schedule power: give both or neither")
+    return value
+
+
+def _read(args: argparse.Namespace, name: str, convert: Callable[[Any], T], default: T | Any) -> Any:
+    value = getattr(args, name, None)
+    if value is None:
+        return default
+    try:
+        return convert(value)
+    except (TypeError, ValueError) as error:
+        stop(f"--{name} is {value!r}: {error}")
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text not in ("true", "false", "1", "0", ""):
+        raise ValueError("expected true or false")
+    return text in ("true", "1")
+
+
+def _share(value: Any) -> float:
+    number = float(value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError("expected a number from 0 up to, not including, 1 (0.9995 is usual)")
+    return number
+
+
+def _width(value: Any) -> float:
+    number = float(value)
+    if not 0.0 < number <= 0.28:
+        raise ValueError("expected a number above 0 and up to 0.28 (0.05 to 0.15 is usual)")
+    return number
+
+
+def _not_negative_float(value: Any) -> float:
+    number = float(value)
+    if not 0.0 <= number < float("inf"):
+        raise ValueError("expected a number of at least 0")
+    return number
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value):
+        raise ValueError("expected a whole number")
+    return int(value)
+
+
+def _positive(value: Any) -> int:
+    if _whole(value) < 1:
+        raise ValueError("expected a whole number of at least 1")
+    return _whole(value)
+
+
+def _not_negative(value: Any) -> int:
+    if _whole(value) < 0:
+        raise ValueError("expected a whole number of at least 0")
+    return _whole(value)
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return str(value)
+
+    return convert

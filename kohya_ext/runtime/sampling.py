@@ -1,0 +1,39 @@
+"""Sample images from the raw weights, the EMA, or both, as `--ema_sample` says."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from kohya_ext.runtime import averaging, naming
+
+
+def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
+    """Kohya's sampler, whatever its family: it has parameters `args`, `epoch` and `steps` (or `global_step`)."""
+    average = averaging.current()
+    if average is None or average.options.sample == "raw":
+        return original(*positional, **named)
+    call = inspect.signature(original).bind(*positional, **named)
+    call.apply_defaults()
+    args = call.arguments["args"]
+    steps = call.arguments.get("steps", call.arguments.get("global_step"))
+    if not _due(args, call.arguments["epoch"], steps):
+        return original(*positional, **named)
+    if average.options.sample == "both":
+        original(*positional, **named)
+    call.arguments["args"] = naming.args_of_average(args, naming.LAST)
+    with average.in_place():
+        return original(*call.args, **call.kwargs)
+
+
+def _due(args: argparse.Namespace, epoch: int | None, steps: int) -> bool:
+    """Whether this call will draw: upstream's own early returns, so that weights are not exchanged at every step."""
+    if steps == 0:
+        return bool(getattr(args, "sample_at_first", False))
+    if args.sample_every_n_epochs is not None:
+        return epoch is not None and epoch % args.sample_every_n_epochs == 0
+    if args.sample_every_n_steps is not None:
+        return epoch is None and steps % args.sample_every_n_steps == 0
+    return False

@@ -1,0 +1,37 @@
+"""Options and skips that all tests share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+UPSTREAM = ("KOHYA_SS_GIT", "SD_SCRIPTS_GIT", "SD_SCRIPTS_FORK_GIT")
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = [name for name in UPSTREAM if not os.environ.get(name)]
+    for item in items:
+        if "upstream" in item.keywords and missing:
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs git directories of the real Kohya: set {', '.join(missing)}")
+            )
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
+        if "gpu" in item.keywords and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())

@@ -1,0 +1,98 @@
+"""EMA settings arrive as strings from a command line and unconverted from Kohya's TOML files."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from kohya_ext.runtime import options
+from kohya_ext.runtime.flags import add_optimizer_arguments
+
+
+def parse(*words: str, **from_toml: object) -> argparse.Namespace:
+    """What Kohya's scripts do: TOML values into the namespace first, then the command line over it."""
+    parser = argparse.ArgumentParser()
+    add_optimizer_arguments(lambda parser: parser.add_argument("--optimizer_type", default=""), parser)
+    return parser.parse_args(list(words), namespace=argparse.Namespace(**from_toml))
+
+
+def read(*words: str, **from_toml: object) -> options.EmaOptions:
+    settings = options.read(parse(*words, **from_toml))
+    assert settings is not None
+    return settings
+
+
+def test_off_without_the_flag() -> None:
+    assert options.read(parse()) is None
+
+
+def test_off_for_tools_that_have_no_such_arguments() -> None:
+    """`tools/cache_latents.py` calls prepare_accelerator with a parser of its own."""
+    assert options.read(argparse.Namespace()) is None
+
+
+def test_says_that_settings_without_the_flag_do_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options.read(parse("--ema_decay=0.99")) is None
+    assert "no EMA" in capsys.readouterr().out
+
+
+def test_defaults() -> None:
+    settings = read("--enable_ema")
+    assert settings == options.EmaOptions(0.9995, "debiased", 1, 0, "auto", "float32", "beside", "raw", None, 15.0)
+
+
+def test_toml_values_are_converted() -> None:
+    settings = read(enable_ema="true", ema_decay="0.999", ema_update_every="4", ema_start_step=2.0)
+    assert (settings.decay, settings.update_every, settings.start_step) == (0.999, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "schedule"),
+    [
+        ([], "debiased"),
+        (["--ema_schedule=constant"], "constant"),
+        (["--ema_exp_beta=15"], "exp"),
+        (["--ema_exp_beta=0"], "warmup"),
+        (["--ema_schedule=power", "--ema_sigma_rel=0.1"], "power"),
+    ],
+)
+def test_schedules_and_their_old_spelling(words: list[str], schedule: str) -> None:
+    assert read("--enable_ema", *words).schedule == schedule
+
+
+def test_old_flag_for_saving_only_the_average() -> None:
+    assert read("--enable_ema", "--ema_save_only_ema_weights").save == "only"
+
+
+@pytest.mark.parametrize(
+    ("from_toml", "named"),
+    [
+        ({"ema_decay": "1"}, "--ema_decay"),
+        ({"ema_decay": "high"}, "--ema_decay"),
+        ({"ema_decay": float("nan")}, "--ema_decay"),
+        ({"ema_update_every": 0}, "--ema_update_every"),
+        ({"ema_update_every": 1.5}, "--ema_update_every"),
+        ({"ema_start_step": -1}, "--ema_start_step"),
+        ({"ema_dtype": "float16"}, "--ema_dtype"),
+        ({"ema_schedule": "linear"}, "--ema_schedule"),
+        ({"ema_schedule": "constant", "ema_exp_beta": 15}, "--ema_exp_beta"),
+        ({"ema_schedule": "power"}, "--ema_sigma_rel"),
+        ({"ema_sigma_rel": 0.1}, "--ema_sigma_rel"),
+        ({"deepspeed": True}, "DeepSpeed"),
+        ({"optimizer_type": "AdamWScheduleFree"}, "schedule-free"),
+    ],
+)
+def test_what_cannot_be_honoured_ends_the_run(
+    from_toml: dict[str, object], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        options.read(parse(enable_ema=True, **from_toml))
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_scripts_whose_savers_we_do_not_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train_textual_inversion.py"])
+    with pytest.raises(SystemExit):
+        options.read(parse(enable_ema=True))

@@ -1,0 +1,70 @@
+"""Runs the real training scripts on a CPU with tiny random models, through a rig that the caller names.
+
+KOHYA_RIG is a folder with `train.sh KIND NAME FLAGS...` (KIND: sdxl, net SCRIPT MODEL, ft), RIG_WORK the folder it has
+prepared: `trees/NAME`, `assets/`, and where outputs go, `out/NAME`. Neither belongs to this repository.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+BUNDLE = Path(__file__).resolve().parents[2]
+
+# tree of the rig -> its environment
+TREES = {"sd-scripts-main": "main", "sd-scripts-0.11.1": "main", "kohya_ss-v22": "v22"}
+
+
+def work() -> Path:
+    return Path(os.environ["RIG_WORK"])
+
+
+def require_rig(tree: str) -> None:
+    missing = [name for name in ("KOHYA_RIG", "RIG_WORK") if not os.environ.get(name)]
+    if missing:
+        pytest.skip(f"needs the training rig: set {', '.join(missing)}")
+    if not (work() / "trees" / tree).is_dir():
+        pytest.skip(f"the rig has no tree {tree}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training run: its folder and what it printed."""
+
+    name: str
+    folder: Path
+    output: str
+    returncode: int
+
+    def tensors(self, suffix: str = "") -> dict[str, torch.Tensor]:
+        return load_file(str(self.folder / f"{self.name}{suffix}.safetensors"))
+
+    def metadata(self, suffix: str = "") -> dict[str, str]:
+        with safe_open(str(self.folder / f"{self.name}{suffix}.safetensors"), "pt") as file:
+            return file.metadata() or {}
+
+
+def train(tree: Path, environment: str, kind: list[str], name: str, *flags: str, launch: str = "") -> Run:
+    """Run `train.sh` in `tree`; the output folder starts empty."""
+    folder = work() / "out" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    variables = {**os.environ, "TREE": str(tree), "VENV": environment, "RIG_EXTRA_PATH": str(BUNDLE), "LAUNCH": launch}
+    script = Path(os.environ["KOHYA_RIG"]) / "train.sh"
+    done = subprocess.run(
+        [str(script), kind[0], name, *kind[1:], *flags],
+        env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+    )  # fmt: skip
+    return Run(name, folder, done.stdout, done.returncode)
+
+
+def copy_tree(tree: str, folder: Path) -> Path:
+    shutil.copytree(work() / "trees" / tree, folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
