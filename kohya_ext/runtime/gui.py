@@ -25,9 +25,9 @@ class GradioWithAdaCoor:
     def Dropdown(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - gradio's name
         """gradio's Dropdown; the optimizer list gets our entry in front."""
         choices = kwargs.get("choices")
-        if kwargs.get("label") == OPTIMIZER_LABEL and isinstance(choices, list) and OPTIMIZER_LANDMARK in choices:
-            if ADACOOR not in choices:
-                kwargs["choices"] = [ADACOOR, *choices]
+        is_optimizer_list = kwargs.get("label") == OPTIMIZER_LABEL and isinstance(choices, list)
+        if is_optimizer_list and OPTIMIZER_LANDMARK in choices and ADACOOR not in choices:
+            kwargs["choices"] = [ADACOOR, *choices]
         return self._gradio.Dropdown(*args, **kwargs)
 
 

@@ -76,8 +76,8 @@ def _refuse_what_cannot_work(args: argparse.Namespace) -> None:
         )
     if str(getattr(args, "optimizer_type", "") or "").lower().endswith("schedulefree"):
         stop(
-            f"--enable_ema makes no sense with {args.optimizer_type}: a schedule-free optimizer averages by itself, and "
-            "the weights in training are not the ones to average; leave one out"
+            f"--enable_ema makes no sense with {args.optimizer_type}: a schedule-free optimizer averages by itself, "
+            "and the weights in training are not the ones to average; leave one out"
         )
     script = Path(sys.argv[0]).stem
     if script in UNSUPPORTED_SCRIPTS:

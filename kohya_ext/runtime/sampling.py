@@ -18,7 +18,7 @@ def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) 
     call = inspect.signature(original).bind(*positional, **named)
     call.apply_defaults()
     args = call.arguments["args"]
-    steps = call.arguments.get("steps", call.arguments.get("global_step"))
+    steps = call.arguments["steps" if "steps" in call.arguments else "global_step"]
     if not _due(args, call.arguments["epoch"], steps):
         return original(*positional, **named)
     if average.options.sample == "both":

@@ -26,10 +26,8 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 def python(folder: Path, code: str) -> str:
     """Run `code` as a script in `folder`, with kohya_ext importable."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(folder)!r}, {str(BUNDLE)!r}]\n{textwrap.dedent(code)}"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    program = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(BUNDLE)!r}]\n{textwrap.dedent(code)}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -33,7 +33,7 @@ def snapshot(root: Path) -> dict[str, tuple[str, int]]:
             path = Path(folder, name)
             mode = path.lstat().st_mode
             if path.is_symlink():
-                seen[str(path.relative_to(root))] = (os.readlink(path), 0)
+                seen[str(path.relative_to(root))] = (str(path.readlink()), 0)
             elif path.is_file():
                 seen[str(path.relative_to(root))] = (hashlib.sha256(path.read_bytes()).hexdigest(), stat.S_IMODE(mode))
             else:
