@@ -15,7 +15,8 @@ from dataclasses import dataclass
 class Hook:
     """One function of sd-scripts that we wrap.
 
-    key: our name for it. functions: its names upstream, newest first; the first that a release defines is the one.
+    key: our name for it. functions: its names upstream, newest first; the first that a release defines is the one. The
+    older names count in `train_util` only: family modules reuse them for thin functions that call the newest.
     needs_flag: the hook applies only where this command-line flag exists in the release ("n/a" elsewhere).
     """
 
@@ -40,6 +41,9 @@ HOOKS: tuple[Hook, ...] = (
     Hook("sample", ("sample_images_common", "sample_images")),
     Hook("fused_backward", ("patch_adafactor_fused",), needs_flag="--fused_backward_pass"),
 )
+
+# The module that defined everything until sd-scripts 0.10, and the only one in which an older name is the hook itself.
+TRAIN_UTIL = "train_util"
 
 # Families with a sampler of their own define `sample_images` beside their training helpers; zero to five a release.
 OWN_SAMPLER = "sample_images"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kohya_ext.runtime import gui, legacy
-from kohya_ext.upstream import GUI_PACKAGES, HOOKS, OWN_SAMPLER, TRAINING_PACKAGE
+from kohya_ext.upstream import GUI_PACKAGES, HOOKS, OWN_SAMPLER, TRAIN_UTIL, TRAINING_PACKAGE
 
 MARK = "__kohya_ext__"
 
@@ -34,11 +34,20 @@ def wrap_module(namespace: dict[str, Any]) -> None:
     if package != TRAINING_PACKAGE:
         return
     legacy.look_at(namespace)
+    for key, function in _hooks_of(namespace):
+        namespace[function] = _wrapped(namespace[function], WRAPPERS[key])
+
+
+def _hooks_of(namespace: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The key and the function's name of every hook that is this module's own and not wrapped yet."""
+    older_count = namespace["__name__"].rpartition(".")[2] == TRAIN_UTIL
     for hook in HOOKS:
-        function = next((f for f in hook.functions if _defined_here(namespace, f)), None)
-        if function is None or (function == OWN_SAMPLER and not _is_sampler(namespace[function])):
-            continue
-        namespace[function] = _wrapped(namespace[function], WRAPPERS[hook.key])
+        names = hook.functions if older_count else hook.functions[:1]
+        function = next((name for name in names if name in namespace), None)
+        if function is not None and _defined_here(namespace, function):
+            yield hook.key, function
+    if _defined_here(namespace, OWN_SAMPLER) and _is_sampler(namespace[OWN_SAMPLER]):
+        yield "sample", OWN_SAMPLER
 
 
 def _defined_here(namespace: dict[str, Any], function: str) -> bool:

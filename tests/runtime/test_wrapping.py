@@ -88,6 +88,19 @@ def test_only_the_newest_name_of_a_saver_is_wrapped(tmp_path: Path) -> None:
     assert names == "['save_sd_model_on_train_end_common', 'sample_images_common']"
 
 
+def test_thin_savers_of_a_family_are_left_alone(tmp_path: Path) -> None:
+    """`sdxl_train_util` has functions of the older names, which call the common ones."""
+    start = "import kohya_ext.runtime\nkohya_ext.runtime.activate(__name__)\n"
+    saver = "def save_sd_model_on_train_end(args, src_path): ...\n"
+    write(tmp_path, {"library/__init__.py": start, "library/sdxl_train_util.py": saver, "library/train_util.py": saver})
+    code = """
+        import library.sdxl_train_util as thin, library.train_util as own
+        print(hasattr(thin.save_sd_model_on_train_end, "__kohya_ext__"))
+        print(hasattr(own.save_sd_model_on_train_end, "__kohya_ext__"))
+    """
+    assert python(tmp_path, code) == "False\nTrue"
+
+
 def test_thin_sample_images_of_a_family_is_left_alone(tmp_path: Path) -> None:
     start = "import kohya_ext.runtime\nkohya_ext.runtime.activate(__name__)\n"
     write(
