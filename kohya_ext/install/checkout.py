@@ -1,26 +1,32 @@
 """A Kohya checkout: what it is, of which era, and where its parts lie.
 
-Three layouts exist. *embedded*: kohya_ss up to v22.6.2, where the GUI and the training code share the top folder and the
-`library` package. *submodule*: kohya_ss from v23, GUI in `kohya_gui/`, training code in the git submodule `sd-scripts/`.
-*bare*: sd-scripts alone, without a GUI.
+Three layouts exist. *embedded*: kohya_ss up to v22.6.2, where the GUI and the training code share the top folder and
+the `library` package. *submodule*: kohya_ss from v23, GUI in `kohya_gui/`, training code in the git submodule
+`sd-scripts/`. *bare*: sd-scripts alone, without a GUI.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kohya_ext.errors import UnsupportedError
+from kohya_ext.install.places import CHECKOUTS, GUI_SCRIPT, ROOT, expand
+from kohya_ext.install.processes import PROC, running_guis
 
 Kind = Literal["kohya_ss", "sd-scripts"]
 Layout = Literal["embedded", "submodule", "bare"]
 
-GUI_SCRIPT = "kohya_gui.py"
 SUBMODULE = "sd-scripts"
 TAB_LANDMARK = "def open_configuration"
+
+CURRENT_FOLDER = "the current folder"
+PARENTS_SEARCHED = 4
 
 # Every release since July 2023 has these; a folder without them cannot train.
 TRAINING_LANDMARKS = ("train_network.py", "fine_tune.py", "networks", "library/__init__.py")
@@ -34,6 +40,10 @@ GENERATIONS = (
     ("sdxl_train.py", "0.7"),
     ("library/train_util.py", "0.6"),
 )
+
+
+class HalfCheckoutError(UnsupportedError):
+    """A Kohya checkout, but with parts missing; the text holds the command that brings them back."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +72,94 @@ class Checkout:
         return self.training_root / "library"
 
 
+@dataclass(frozen=True)
+class Found:
+    """The result of a search. how: where it was found, for people. rejected: what looked like a checkout but is none,
+    with the reasons."""
+
+    checkout: Checkout
+    how: str
+    rejected: tuple[str, ...]
+
+
+def find(
+    argument: str | None,
+    environ: Mapping[str, str],
+    *,
+    proc_root: Path = PROC,
+    cwd: Path | None = None,
+    prefix: Path = ROOT,
+) -> Checkout:
+    """The checkout that `search` finds."""
+    return search(argument, environ, proc_root=proc_root, cwd=cwd, prefix=prefix).checkout
+
+
+def search(
+    argument: str | None,
+    environ: Mapping[str, str],
+    *,
+    proc_root: Path = PROC,
+    cwd: Path | None = None,
+    prefix: Path = ROOT,
+) -> Found:
+    """The checkout meant: the argument if there is one; else that of a running GUI, the one around or in the current
+    folder, then the places where the templates put it.
+
+    Raises UnsupportedError, with everything that was rejected and why, when there is none; HalfCheckoutError when the
+    running GUI's or the current folder's checkout is incomplete, since passing it over would surprise.
+    """
+    if argument is not None:
+        return Found(describe(Path(argument)), "given", ())
+    rejected: dict[Path, str] = {}
+    for path, how, passable in _candidates(environ, proc_root, cwd or Path.cwd(), prefix):
+        resolved = path.resolve()
+        if resolved in rejected or not os.path.isdir(resolved):  # noqa: PTH112 - never raises, unlike Path.is_dir
+            continue
+        try:
+            return Found(describe(resolved), how, tuple(rejected.values()))
+        except HalfCheckoutError as error:
+            if not passable:
+                raise
+            rejected[resolved] = str(error)
+        except UnsupportedError as error:
+            if how != CURRENT_FOLDER:
+                rejected[resolved] = str(error)
+    looked = "no running GUI, not in the current folder, nor in any place that the templates use"
+    reasons = "".join(f"\n  passed over: {reason}" for reason in rejected.values())
+    raise UnsupportedError(
+        f"no Kohya checkout found ({looked}). Name its folder: kohya-ext install /path/to/kohya_ss{reasons}"
+    )
+
+
+def _candidates(
+    environ: Mapping[str, str], proc_root: Path, cwd: Path, prefix: Path
+) -> Iterator[tuple[Path, str, bool]]:
+    """Folder, how it was come by, and whether half a checkout there may be passed over."""
+    for process in running_guis(proc_root):
+        yield process.root, f"the running GUI (process {process.pid})", False
+    for folder in (cwd, *list(cwd.parents)[:PARENTS_SEARCHED]):
+        yield folder, CURRENT_FOLDER, False
+    for place in expand(CHECKOUTS, environ, prefix):
+        yield place, f"a usual place ({place})", True
+    for folder in (cwd, cwd.parent):
+        yield folder / "kohya_ss", f"beside the current folder ({folder / 'kohya_ss'})", True
+
+
 def describe(path: Path) -> Checkout:
     """The checkout at `path`, or around it when `path` is the `sd-scripts` folder of a kohya_ss.
 
     Raises UnsupportedError, with the reason and the cure, when there is no checkout or only half of one.
     """
     root = path.expanduser().resolve()
-    if not root.is_dir():
-        raise UnsupportedError(f"{path}: no such folder")
+    try:
+        if not root.is_dir():
+            raise UnsupportedError(f"{path}: no such folder")
+        return _describe(root)
+    except PermissionError as error:
+        raise UnsupportedError(f"{error.filename}: this user may not look there; run as its owner or as root") from None
+
+
+def _describe(root: Path) -> Checkout:
     if root.name == SUBMODULE and (root.parent / GUI_SCRIPT).is_file():
         root = root.parent
     if (root / GUI_SCRIPT).is_file():
@@ -77,7 +167,8 @@ def describe(path: Path) -> Checkout:
     if any((root / name).is_file() for name in TRAINING_LANDMARKS[:2]) and (root / "library").is_dir():
         return _describe_sd_scripts(root)
     raise UnsupportedError(
-        f"{root} is not a Kohya checkout: it has neither {GUI_SCRIPT} (kohya_ss) nor train_network.py and library/ (sd-scripts)"
+        f"{root} is not a Kohya checkout: it has neither {GUI_SCRIPT} (kohya_ss) "
+        "nor train_network.py and library/ (sd-scripts)"
     )
 
 
@@ -90,10 +181,12 @@ def _describe_kohya_ss(root: Path) -> Checkout:
             f"it is not kohya_ss v21.8.0 or later, or only part of it. {_restore(root)}"
         )
     if not (root / "presets").is_dir():
-        raise UnsupportedError(f"{root} has a {GUI_SCRIPT} but no presets/ folder. {_restore(root)}")
+        raise HalfCheckoutError(
+            f"{root} is half a checkout: it has a {GUI_SCRIPT} but no presets/ folder. {_restore(root)}"
+        )
     training_root = root / SUBMODULE if submodule else root
     if submodule and not (training_root / "library").is_dir():
-        raise UnsupportedError(
+        raise HalfCheckoutError(
             f"{root} is half a checkout: its submodule {SUBMODULE}/ is empty. "
             f"Fetch it: git -C {shlex.quote(str(root))} submodule update --init --recursive"
         )
@@ -127,7 +220,7 @@ def _describe_sd_scripts(root: Path) -> Checkout:
 def _require_training_code(root: Path) -> None:
     missing = [name for name in TRAINING_LANDMARKS if not (root / name).exists()]
     if missing:
-        raise UnsupportedError(f"{root} is half a checkout: {', '.join(missing)} missing. {_restore(root)}")
+        raise HalfCheckoutError(f"{root} is half a checkout: {', '.join(missing)} missing. {_restore(root)}")
 
 
 def _restore(root: Path) -> str:
