@@ -1,0 +1,36 @@
+"""Paths that come out of a file (a manifest, a journal) and must not lead out of the folder they are meant for."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from kohya_ext.errors import ConflictError
+
+
+def checked(path: object, source: str = "the plan") -> str:
+    """`path` when it is a plain relative path (posix) outside `.git`; `source` says in the error where it stood.
+
+    Raises ConflictError for everything else: absolute paths, `..`, drives, NUL.
+    """
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConflictError(f"{source} holds {path!r} where a path should be; nothing was changed")
+    pure = PurePosixPath(path)
+    windows = PureWindowsPath(path)
+    if pure.is_absolute() or windows.drive or windows.root or {"..", ".git"} & {*pure.parts, *windows.parts}:
+        raise ConflictError(f"{source} names {path!r}, which leads out of the checkout; nothing was changed")
+    return pure.as_posix()
+
+
+def inside(root: Path, path: str, source: str = "the plan") -> Path:
+    """The absolute path of `path` below `root`, whose folders may be links but may not lead out of `root`.
+
+    Raises ConflictError when they do, or when `path` is not a plain relative one.
+    """
+    target = root / checked(path, source)
+    folder = target.parent.resolve()
+    if not folder.is_relative_to(root.resolve()):
+        raise ConflictError(
+            f"{target} lies in {folder}, outside of the checkout {root}: a link leads there. Nothing was changed; "
+            "install into the folder that the link leads to, or replace the link by a real folder"
+        )
+    return target
