@@ -1,28 +1,28 @@
-"""The EMA of the run: one shadow for each optimizer, updated on real steps, swapped in for saves and samples.
+"""The one average of this run, for everybody who needs it.
 
-The savers that Kohya calls last no longer have the accelerator at hand, so the run's average is a module global.
-
-Updates are *deferred*. Kohya may still change weights after `optimizer.step()` (`--scale_weight_norms`, frozen
-embedding rows), so a step only marks the average as behind; it catches up before the next step, and before any save,
-sample or state. Steps that never happen (accumulation, overflow skips) fire no hook and so are not counted.
+The savers that Kohya calls last no longer have the accelerator at hand, and nothing may be hung on `args`, which Kohya
+writes into logs and TOML files. So it is a module global.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from kohya_ext import __version__
 from kohya_ext.runtime.options import EmaOptions
-from kohya_ext.runtime.report import is_main_process, say, stop
+
+if TYPE_CHECKING:
+    from kohya_ext.runtime.average import Average
 
 _current: Average | None = None
 
 
 def begin(args: argparse.Namespace, options: EmaOptions) -> None:
     """A run with EMA starts."""
+    from kohya_ext.runtime.average import Average
+
     global _current
     _current = Average(args, options)
 
@@ -32,7 +32,7 @@ def current() -> Average | None:
     return _current
 
 
-def follow(args: argparse.Namespace, optimizer: Any) -> None:
+def follow(optimizer: Any) -> None:
     """Average the weights of `optimizer`, if this run keeps an average."""
     if _current is not None:
         _current.follow(optimizer)

@@ -25,7 +25,7 @@ def _save_both(
     original: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any], default_name: str
 ) -> Any:
     average = averaging.current()
-    if average is None:
+    if average is None or not average.ready():
         return original(*positional, **named)
     call = inspect.signature(original).bind(*positional, **named)
     only = average.options.save == "only"

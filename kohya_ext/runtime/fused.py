@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kohya_ext.runtime import averaging
+
+if TYPE_CHECKING:
+    from kohya_ext.runtime.average import Average
 
 
 def patch_fused_backward(original: Callable[..., Any], optimizer: Any) -> Any:
@@ -32,7 +35,7 @@ def _looking_up_the_group(inner: Any) -> Callable[[Any, dict[str, Any]], None]:
     return step_param
 
 
-def _then_average(step_param: Callable[..., None], average: averaging.Average) -> Callable[..., None]:
+def _then_average(step_param: Callable[..., None], average: Average) -> Callable[..., None]:
     def step_and_average(parameter: Any, group: dict[str, Any]) -> None:
         average.before_step_of(parameter)
         step_param(parameter, group)

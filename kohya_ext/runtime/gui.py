@@ -25,10 +25,13 @@ class GradioWithAdaCoor:
     def Dropdown(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - gradio's name
         """gradio's Dropdown; the optimizer list gets our entry in front."""
         choices = kwargs.get("choices")
-        is_optimizer_list = kwargs.get("label") == OPTIMIZER_LABEL and isinstance(choices, list)
-        if is_optimizer_list and OPTIMIZER_LANDMARK in choices and ADACOOR not in choices:
+        if kwargs.get("label") == OPTIMIZER_LABEL and isinstance(choices, list) and _wants_adacoor(choices):
             kwargs["choices"] = [ADACOOR, *choices]
         return self._gradio.Dropdown(*args, **kwargs)
+
+
+def _wants_adacoor(choices: list[Any]) -> bool:
+    return OPTIMIZER_LANDMARK in choices and ADACOOR not in choices
 
 
 def offer_adacoor(namespace: dict[str, Any]) -> None:

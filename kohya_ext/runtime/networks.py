@@ -35,7 +35,7 @@ class _Saver:
 
     def __call__(self, file: str, dtype: Any, metadata: dict[str, Any] | None, *rest: Any, **named: Any) -> Any:
         average = averaging.current()
-        if average is None:
+        if average is None or not average.ready():
             return self.original(file, dtype, metadata, *rest, **named)
         target = str(file)
         if self.settings.save == "beside":

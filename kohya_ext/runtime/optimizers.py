@@ -29,7 +29,7 @@ def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest:
     with _as_dotted_path(args) if ours else _unchanged():
         result = original(args, *rest, **named)
     # trainable_params may be a one-shot iterator and is used up by now: the optimizer knows its parameters
-    averaging.follow(args, result[-1])
+    averaging.follow(result[-1])
     return result
 
 

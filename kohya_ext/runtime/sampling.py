@@ -19,7 +19,7 @@ def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) 
     call.apply_defaults()
     args = call.arguments["args"]
     steps = call.arguments["steps" if "steps" in call.arguments else "global_step"]
-    if not _due(args, call.arguments["epoch"], steps):
+    if not _due(args, call.arguments["epoch"], steps) or not average.ready():
         return original(*positional, **named)
     if average.options.sample == "both":
         original(*positional, **named)

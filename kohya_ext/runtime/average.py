@@ -1,0 +1,192 @@
+"""The EMA of one training run: a shadow for each optimizer, updated on real steps, swapped in for saves and samples.
+
+Updates are *deferred*. Kohya may still change weights after `optimizer.step()` (`--scale_weight_norms`, frozen
+embedding rows), so a step only marks the average as behind; it catches up before the next step, and before any save,
+sample or state. Steps that never happen (accumulation, overflow skips) fire no hook and so are not counted. In a fused
+backward pass the optimizer's `step` is never called; there each parameter is averaged right after its own step.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from kohya_ext import __version__
+from kohya_ext.ema import Schedule, Shadow, describe
+from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
+from kohya_ext.runtime.options import EmaOptions
+from kohya_ext.runtime.report import say, stop
+
+METADATA_PREFIX = "kohya_ext_ema_"
+
+
+class Average:
+    """The average over all optimizers of a run. `--fused_optimizer_groups` makes one optimizer a group of weights."""
+
+    def __init__(self, args: argparse.Namespace, options: EmaOptions) -> None:
+        self.args, self.options = args, options
+        self._names: dict[int, str] = {}
+        self._models = 0
+        self._tracks: list[_Track] = []
+        self._announced = False
+
+    def meet(self, model: Any) -> None:
+        """Learn the parameters' names of a model, for the state files: `0.` for the first model met, and so on."""
+        named_parameters = getattr(model, "named_parameters", None)
+        if named_parameters is None:
+            return
+        for name, parameter in named_parameters():
+            self._names.setdefault(id(parameter), f"{self._models}.{name}")
+        self._models += 1
+
+    def follow(self, optimizer: Any) -> None:
+        """Average the weights of `optimizer` from its first step on."""
+        if callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None)):
+            stop(
+                f"--enable_ema makes no sense with {type(optimizer).__name__}: it averages by itself "
+                "(it has train and eval modes), and the weights in training are not the ones to average; leave one out"
+            )
+        track = _Track(self, optimizer)
+        self._tracks.append(track)
+        optimizer.register_step_pre_hook(lambda *_: track.before_step())
+        optimizer.register_step_post_hook(lambda *_: track.after_step())
+
+    def before_step_of(self, parameter: Any) -> None:
+        """Fused backward: `parameter` is about to be stepped by itself."""
+        self._track_of(parameter).start()
+
+    def after_step_of(self, parameter: Any) -> None:
+        """Fused backward: `parameter` has been stepped; blocks may move it away soon, so it is averaged at once."""
+        self._track_of(parameter).after_step_of(parameter)
+
+    def ready(self) -> bool:
+        """True once there is an average to save or to sample from: `--ema_start_step` may be ahead."""
+        for track in self._tracks:
+            track.catch_up()
+        return any(track.shadow is not None and track.shadow.started for track in self._tracks)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average stands in the model's parameters while this lasts; the raw weights come back bit for bit."""
+        with ExitStack() as stack:
+            for track in self._tracks:
+                track.catch_up()
+                if track.shadow is not None and track.shadow.started:
+                    stack.enter_context(track.shadow.swap())
+            yield
+
+    @contextmanager
+    def raw(self) -> Iterator[None]:
+        """The raw weights stand in the parameters while this lasts, also within `in_place`."""
+        with ExitStack() as stack:
+            for track in self._tracks:
+                if track.shadow is not None:
+                    stack.enter_context(track.shadow.raw())
+            yield
+
+    def metadata(self) -> dict[str, str]:
+        """What the files of the average say about themselves."""
+        shadows = [track.shadow for track in self._tracks if track.shadow is not None]
+        entries = {
+            "version": __version__,
+            "schedule": self.options.schedule,
+            "decay": self.options.decay,
+            "update_every": self.options.update_every,
+            "start_step": self.options.start_step,
+            "steps": max((shadow.step for shadow in shadows), default=0),
+            "updates": max((shadow.updates for shadow in shadows), default=0),
+            "dtype": self.options.dtype,
+        }
+        if self.options.sigma_rel is not None:
+            entries["sigma_rel"] = self.options.sigma_rel
+        return {METADATA_PREFIX + key: str(value) for key, value in entries.items()}
+
+    def names_of(self, parameters: Sequence[Any]) -> list[str]:
+        """A name for each parameter; its place where no model with it was met."""
+        return [self._names.get(id(parameter), f"parameter.{place}") for place, parameter in enumerate(parameters)]
+
+    def schedule(self) -> Schedule:
+        """The schedule of this run. To be asked at the first step: only then is `max_train_steps` final."""
+        decay = self.options.decay
+        if self.options.schedule == "power":
+            assert self.options.sigma_rel is not None
+            return Power(self.options.sigma_rel)
+        if self.options.schedule == "exp":
+            return Exponential(decay, self.options.exp_beta, max(1, int(self.args.max_train_steps)))
+        if self.options.schedule == "constant":
+            return Constant(decay)
+        return Warmup(decay) if self.options.schedule == "warmup" else Debiased(decay)
+
+    def announce(self, shadow: Shadow) -> None:
+        """Say once, at the first step, what is averaged, over how long, and where it is kept."""
+        if self._announced:
+            return
+        self._announced = True
+        options = self.options
+        total = max(1, int(self.args.max_train_steps) - options.start_step)
+        decay = "" if options.schedule == "power" else f", decay {options.decay:g}"
+        where = shadow.placement.reason if shadow.placement is not None else "beside the weights"
+        say(
+            f"EMA is on: schedule {options.schedule}{decay}; it will cover {describe(shadow.schedule, total)}; "
+            f"{options.dtype}, kept {where}"
+        )
+
+    def _track_of(self, parameter: Any) -> _Track:
+        return next(track for track in self._tracks if track.has(parameter))
+
+
+class _Track:
+    """One optimizer and the shadow of its weights; the shadow is made at the first step, when the weights lie still."""
+
+    def __init__(self, average: Average, optimizer: Any) -> None:
+        self.average = average
+        self.optimizer = optimizer
+        self.shadow: Shadow | None = None
+        self._behind = False
+        self._parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    def has(self, parameter: Any) -> bool:
+        return id(parameter) in self._parameters
+
+    def start(self) -> None:
+        """Take the start model, if this is the first step."""
+        shadow = self.made()
+        shadow.capture()
+        self.average.announce(shadow)
+
+    def before_step(self) -> None:
+        self.catch_up()
+        self.start()
+
+    def after_step(self) -> None:
+        self._behind = True
+
+    def after_step_of(self, parameter: Any) -> None:
+        self.made().update_param(parameter)
+        self._behind = True  # the step is closed by the next catch_up, or by this parameter's next turn
+
+    def catch_up(self) -> None:
+        """Average the newest step, if that has not been done."""
+        if self._behind:
+            self._behind = False
+            self.made().update()
+
+    def made(self) -> Shadow:
+        """The shadow; made now if nobody has needed it before."""
+        if self.shadow is None:
+            options = self.average.options
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            self.shadow = Shadow(
+                list(zip(self.average.names_of(parameters), parameters, strict=True)),
+                self.average.schedule(),
+                update_every=options.update_every,
+                start_step=options.start_step,
+                dtype=getattr(torch, options.dtype),
+                stochastic=options.dtype == "bfloat16",
+                device=None if options.device == "cuda" else options.device,
+            )
+        return self.shadow

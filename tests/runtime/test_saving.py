@@ -1,0 +1,201 @@
+"""Every file Kohya saves is saved from the average too: whole, marked, rotated, and the raw one untouched."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import safetensors.torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+
+from kohya_ext.runtime import checkpoints, networks, options, sampling  # noqa: E402
+from tests.runtime.conftest import Run, close, same  # noqa: E402
+
+Begin = Callable[..., Run]
+
+
+def save_on_epoch_end_or_stepwise_common(
+    args, on_epoch_end, accelerator, save_stable_diffusion_format, use_safetensors, epoch, num_train_epochs,
+    global_step, sd_saver, diffusers_saver,
+):  # fmt: skip
+    """A saver of ours with upstream's parameters and naming."""
+    default = "epoch" if on_epoch_end else "at"
+    number = f"-{epoch + 1:06d}" if on_epoch_end else f"-step{global_step:08d}"
+    path = Path(args.output_dir, (args.output_name or default) + number)
+    if save_stable_diffusion_format:
+        sd_saver(f"{path}.safetensors", epoch, global_step)
+    else:
+        diffusers_saver(str(path))
+    if args.save_state:
+        accelerator.append(args.output_name)
+
+
+def save_full(run: Run, *, step: int, diffusers: bool = False, broken: bool = False) -> list[Any]:
+    """What a training script does: one call of the (wrapped) saver, with closures over its models."""
+    states: list[Any] = []
+
+    def sd_saver(file: str, epoch: int, global_step: int) -> None:
+        safetensors.torch.save_file(run.weights(), file, {"format": "pt"})
+        if broken:
+            raise OSError(28, "No space left on device")
+
+    def diffusers_saver(folder: str) -> None:
+        Path(folder).mkdir(parents=True)
+        safetensors.torch.save_file(run.weights(), str(Path(folder, "unet.safetensors")), {"format": "pt"})
+
+    checkpoints.save_during_training(
+        save_on_epoch_end_or_stepwise_common, run.args, False, states, not diffusers, True, 0, 1, step, sd_saver,
+        diffusers_saver,
+    )  # fmt: skip
+    return states
+
+
+def load(path: Path) -> dict[str, Any]:
+    return safetensors.torch.load_file(str(path))
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(str(path), "pt") as file:
+        return file.metadata()
+
+
+def test_a_full_fine_tune_saves_both(begin: Begin, tmp_path: Path) -> None:
+    run = begin()
+    run.step(3)
+    run.args.save_state = True
+    states = save_full(run, step=3)
+    assert same(load(tmp_path / "dog-step00000003.safetensors"), run.history[-1])
+    assert close(load(tmp_path / "dog-ema-step00000003.safetensors"), run.expected())
+    assert metadata(tmp_path / "dog-ema-step00000003.safetensors")["kohya_ext_ema_steps"] == "3"
+    assert "kohya_ext_ema_steps" not in metadata(tmp_path / "dog-step00000003.safetensors")
+    assert states == ["dog"], "the state is saved once, by the raw call"
+    assert same(run.weights(), run.history[-1])
+
+
+def test_a_folder_in_diffusers_form(begin: Begin, tmp_path: Path) -> None:
+    run = begin()
+    run.step(2)
+    save_full(run, step=2, diffusers=True)
+    assert close(load(tmp_path / "dog-ema-step00000002" / "unet.safetensors"), run.expected())
+
+
+def test_only_the_average(begin: Begin, tmp_path: Path) -> None:
+    run = begin(ema_save="only")
+    run.step(3)
+    save_full(run, step=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["dog-step00000003.safetensors"]
+    assert close(load(tmp_path / "dog-step00000003.safetensors"), run.expected())
+
+
+def test_before_there_is_an_average_the_raw_weights_are_saved(begin: Begin, tmp_path: Path) -> None:
+    run = begin(ema_start_step=5)
+    run.step(1)
+    save_full(run, step=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["dog-step00000001.safetensors"]
+
+
+def test_a_save_that_fails_leaves_no_half_file_and_the_raw_weights(begin: Begin, tmp_path: Path) -> None:
+    run = begin(ema_save="only")
+    run.step(3)
+    with pytest.raises(OSError, match="No space"):
+        save_full(run, step=3, broken=True)
+    assert list(tmp_path.iterdir()) == []
+    assert same(run.weights(), run.history[-1])
+
+
+def test_writers_are_their_own_again_after_a_save(begin: Begin) -> None:
+    writer = safetensors.torch.save_file
+    run = begin()
+    run.step()
+    save_full(run, step=1)
+    assert safetensors.torch.save_file is writer
+
+
+class Network(torch.nn.Linear):
+    """A LoRA network as upstream's scripts know it."""
+
+    def save_weights(self, file, dtype, metadata):
+        tensors = {name: p.detach().clone().to(dtype) for name, p in self.named_parameters()}
+        metadata["sshs_model_hash"] = "computed here"
+        safetensors.torch.save_file(tensors, file, metadata)
+
+
+def prepared(run: Run) -> Network:
+    network = Network(3, 2)
+    network.weight, network.bias = run.model.weight, run.model.bias
+    settings = options.read(run.args)
+    assert settings is not None
+    networks.save_average_too(network, run.args, settings)
+    networks.save_average_too(network, run.args, settings)
+    return network
+
+
+def test_a_lora_run_saves_both(begin: Begin, tmp_path: Path) -> None:
+    run = begin()
+    network = prepared(run)
+    run.step(3)
+    network.save_weights(str(tmp_path / "dog.safetensors"), torch.float32, {"ss_steps": "3"})
+    assert same(load(tmp_path / "dog.safetensors"), run.history[-1])
+    assert close(load(tmp_path / "dog-ema.safetensors"), run.expected())
+    assert metadata(tmp_path / "dog.safetensors") == {"ss_steps": "3", "sshs_model_hash": "computed here"}
+    assert metadata(tmp_path / "dog-ema.safetensors")["ss_steps"] == "3"
+    assert "save_weights" not in network.state_dict()
+
+
+def test_lora_files_of_the_average_are_rotated_with_their_raw_twins(begin: Begin, tmp_path: Path) -> None:
+    """The scripts delete old raw files themselves, after the save of the new one."""
+    run = begin()
+    network = prepared(run)
+    for epoch in (1, 2, 3):
+        run.step()
+        network.save_weights(str(tmp_path / f"dog-{epoch:06d}.safetensors"), torch.float32, {})
+        if epoch > 1:
+            os.remove(tmp_path / f"dog-{epoch - 1:06d}.safetensors")
+    network.save_weights(str(tmp_path / "dog.safetensors"), torch.float32, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "dog-000003.safetensors", "dog-ema-000003.safetensors", "dog-ema.safetensors", "dog.safetensors",
+    ]  # fmt: skip
+
+
+def sample(run: Run, drawn: list[Any], *, epoch: int | None, steps: int) -> None:
+    def sample_images_common(pipe_class, accelerator, args, epoch, steps, device):
+        drawn.append((args.output_name, run.weights()))
+
+    run.args.__dict__.update(sample_every_n_steps=2, sample_every_n_epochs=None, sample_at_first=False)
+    sampling.sample_images(sample_images_common, None, None, run.args, epoch, steps, device=None)
+
+
+def test_samples_from_both_lie_beside_each_other(begin: Begin) -> None:
+    run = begin(ema_sample="both")
+    run.step(2)
+    drawn: list[Any] = []
+    sample(run, drawn, epoch=None, steps=2)
+    assert [name for name, _ in drawn] == ["dog", "dog-ema"]
+    assert same(drawn[0][1], run.history[-1])
+    assert close(drawn[1][1], run.expected())
+    assert same(run.weights(), run.history[-1])
+
+
+def test_weights_stay_where_they_are_when_no_sample_is_due(begin: Begin) -> None:
+    run = begin(ema_sample="ema")
+    run.step(3)
+    drawn: list[Any] = []
+    sample(run, drawn, epoch=None, steps=3)
+    assert drawn == [("dog", drawn[0][1])]
+    assert same(drawn[0][1], run.history[-1])
+
+
+def test_due_is_upstreams_own_test() -> None:
+    args = argparse.Namespace(sample_every_n_steps=2, sample_every_n_epochs=None, sample_at_first=True)
+    assert [sampling._due(args, None, step) for step in (0, 1, 2)] == [True, False, True]
+    assert not sampling._due(args, 1, 2)
+    args = argparse.Namespace(sample_every_n_steps=None, sample_every_n_epochs=2)
+    assert [sampling._due(args, epoch, 5) for epoch in (None, 1, 2)] == [False, False, True]
+    assert not sampling._due(args, 1, 0)
