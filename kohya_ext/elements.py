@@ -1,0 +1,53 @@
+"""Working through large tensors a slice at a time: the leaf that `optim` and `ema` share. Needs torch and nothing else.
+
+Both rooms do many cheap operations on every weight of a model. Done slice by slice the operands stay in the cache and
+temporary memory stays small, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Elements a slice. On a CPU a few slices of float32 fit the second-level cache of all cores together with the scratch;
+# a GPU wants launches large enough to fill it, and at this size all scratch buffers stay below 64 MB.
+CPU_SLICE = 1 << 18
+DEVICE_SLICE = 1 << 21
+
+
+def slice_size(device: torch.device) -> int:
+    """How many elements to work on at once on this kind of device."""
+    return CPU_SLICE if device.type == "cpu" else DEVICE_SLICE
+
+
+def flat_views(*tensors: Tensor) -> list[Tensor] | None:
+    """One-dimensional views of tensors of one shape, elements in the same order in each; None where there are none.
+
+    The order is that of memory, so tensors in a channels-last layout are views as well, as long as all share it.
+    """
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return [tensor.view(-1) for tensor in tensors]
+    first = tensors[0]
+    if any(tensor.stride() != first.stride() for tensor in tensors) or not _is_dense(first):
+        return None
+    return [tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset()) for tensor in tensors]
+
+
+def slices(numel: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of consecutive slices of at most `size` elements."""
+    for start in range(0, numel, size):
+        yield start, min(size, numel - start)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """True where the elements fill their stretch of memory without gaps or overlaps, in whatever order."""
+    expected = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= length
+    return True

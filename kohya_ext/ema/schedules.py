@@ -1,0 +1,244 @@
+"""How much of the newest weights each update takes: the decay schedules of the exponential moving average.
+
+A schedule is a rule for the decay of *one real optimizer step*. Updating every k-th step only must not lengthen the
+average, so the k decays in between are multiplied: `weight(n, every=k) = 1 - decay(first step) * ... * decay(last)`.
+All schedules count real steps from the one at which averaging starts; the first is step 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+# sigma_rel of a flat mean (exponent 0): a wider average than that would weigh old weights more than new ones.
+WIDEST_SIGMA_REL = 12**-0.5
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """The weight that the n-th update gives to the newest weights."""
+
+    @property
+    def name(self) -> str:
+        """What `--ema_schedule` calls it."""
+
+    @property
+    def starts_fresh(self) -> bool:
+        """True when the first update replaces the shadow, so that the start model has no share in the average."""
+
+    def weight(self, update: int, every: int = 1) -> float:
+        """The w of `shadow = lerp(shadow, p, w)` at update 1, 2, ... when one update stands for `every` real steps."""
+
+    def horizon(self, steps: int) -> float:
+        """How many of the last steps the average covers after `steps` steps: the 1 / (1 - decay) of that moment."""
+
+    def start_share(self, steps: int) -> float:
+        """The share (0 to 1) of the start model that is left in the average after `steps` steps."""
+
+
+def describe(schedule: Schedule, total_steps: int) -> str:
+    """What the average will cover, for people: `last ~2,000 of 6,000 steps; start model 0 %`."""
+    if total_steps < 1:
+        return "no step to average"
+    covered = min(total_steps, max(1, _round_to_two_digits(schedule.horizon(total_steps))))
+    percent = 100 * schedule.start_share(total_steps)
+    share = "0" if percent == 0 else "<1" if percent < 0.5 else f"{percent:.0f}"
+    last = f"last ~{covered:,} of" if covered < total_steps else "all"
+    return f"{last} {total_steps:,} steps; start model {share} %"
+
+
+@dataclass(frozen=True)
+class Debiased:
+    """Constant decay with the start model's share divided out, like Adam's bias correction.
+
+    After n steps the average is exactly sum(decay**(n-i) * p_i) / sum(decay**(n-i)).
+    """
+
+    decay: float
+    name = "debiased"
+    starts_fresh = True
+
+    def __post_init__(self) -> None:
+        _check_decay(self.decay)
+
+    def weight(self, update: int, every: int = 1) -> float:
+        _check_update(update, every)
+        if self.decay == 0:
+            return 1.0
+        rate = every * math.log(self.decay)
+        return math.expm1(rate) / math.expm1(update * rate)
+
+    def horizon(self, steps: int) -> float:
+        return 1 / (1 - self.decay)
+
+    def start_share(self, steps: int) -> float:
+        return 0.0 if steps > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same decay at every step; the start model fades as decay**n."""
+
+    decay: float
+    name = "constant"
+    starts_fresh = False
+
+    def __post_init__(self) -> None:
+        _check_decay(self.decay)
+
+    def weight(self, update: int, every: int = 1) -> float:
+        _check_update(update, every)
+        return 1.0 if self.decay == 0 else -math.expm1(every * math.log(self.decay))
+
+    def horizon(self, steps: int) -> float:
+        return 1 / (1 - self.decay)
+
+    def start_share(self, steps: int) -> float:
+        return self.decay**steps
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The ramp min(decay, (1 + t) / (10 + t)) known from many trainers."""
+
+    decay: float
+    name = "warmup"
+    starts_fresh = False
+
+    def __post_init__(self) -> None:
+        _check_decay(self.decay)
+
+    def weight(self, update: int, every: int = 1) -> float:
+        return _compounded(self._decay_at, update, every)
+
+    def horizon(self, steps: int) -> float:
+        return 1 / (1 - self._decay_at(steps))
+
+    def start_share(self, steps: int) -> float:
+        return math.prod(self._decay_at(step) for step in range(1, steps + 1))
+
+    def _decay_at(self, step: int) -> float:
+        return min(self.decay, (1 + step) / (10 + step))
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """decay * (1 - exp(-beta * t / max_steps)): what old command lines ask for with `--ema_exp_beta`.
+
+    max_steps: the planned number of real steps. beta: how early the decay is reached; must be positive.
+    """
+
+    decay: float
+    beta: float
+    max_steps: int
+    name = "exp"
+    starts_fresh = False
+
+    def __post_init__(self) -> None:
+        _check_decay(self.decay)
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise ValueError(f"beta must be a positive number, got {self.beta!r}; 0 means the schedule `warmup`")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps!r}")
+
+    def weight(self, update: int, every: int = 1) -> float:
+        return _compounded(self._decay_at, update, every)
+
+    def horizon(self, steps: int) -> float:
+        return 1 / (1 - self._decay_at(steps))
+
+    def start_share(self, steps: int) -> float:
+        return math.prod(self._decay_at(step) for step in range(1, steps + 1))
+
+    def _decay_at(self, step: int) -> float:
+        return -self.decay * math.expm1(-self.beta * step / self.max_steps)
+
+
+@dataclass(frozen=True)
+class Power:
+    """The power-function average of Karras et al. 2023: its width is a fixed share of the run, however long it gets.
+
+    sigma_rel: standard deviation of the average's profile relative to the steps so far, 0 < sigma_rel < 0.288.
+    """
+
+    sigma_rel: float
+    name = "power"
+    starts_fresh = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_rel < WIDEST_SIGMA_REL:
+            raise ValueError(f"sigma_rel must lie between 0 and {WIDEST_SIGMA_REL:.3f}, got {self.sigma_rel!r}")
+
+    @property
+    def exponent(self) -> float:
+        """gamma: a step t weighs in proportion to t**gamma. Solved from sigma_rel by bisection."""
+        low, high = 0.0, 1.0
+        while _sigma_rel(high) > self.sigma_rel:
+            high *= 2
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _sigma_rel(middle) > self.sigma_rel else (low, middle)
+        return (low + high) / 2
+
+    def weight(self, update: int, every: int = 1) -> float:
+        # ((t - k) / t)**(gamma + 1) for t = update * k: the interval cancels out
+        _check_update(update, every)
+        return 1.0 if update == 1 else -math.expm1((self.exponent + 1) * math.log1p(-1 / update))
+
+    def horizon(self, steps: int) -> float:
+        return 1 / self.weight(steps)
+
+    def start_share(self, steps: int) -> float:
+        return 0.0 if steps > 0 else 1.0
+
+
+def debiased(decay: float) -> Debiased:
+    """See `Debiased`; raises ValueError unless 0 <= decay < 1."""
+    return Debiased(decay)
+
+
+def constant(decay: float) -> Constant:
+    """See `Constant`; raises ValueError unless 0 <= decay < 1."""
+    return Constant(decay)
+
+
+def warmup(decay: float) -> Warmup:
+    """See `Warmup`; raises ValueError unless 0 <= decay < 1."""
+    return Warmup(decay)
+
+
+def exp(decay: float, beta: float, max_steps: int) -> Exponential:
+    """See `Exponential`; raises ValueError for a decay, beta or max_steps out of range."""
+    return Exponential(decay, beta, max_steps)
+
+
+def power(sigma_rel: float) -> Power:
+    """See `Power`; raises ValueError for a sigma_rel out of range."""
+    return Power(sigma_rel)
+
+
+def _sigma_rel(gamma: float) -> float:
+    return (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)
+
+
+def _compounded(decay_at: Callable[[int], float], update: int, every: int) -> float:
+    _check_update(update, every)
+    last = update * every
+    return 1 - math.prod(decay_at(step) for step in range(last - every + 1, last + 1))
+
+
+def _check_decay(decay: float) -> None:
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
+
+
+def _check_update(update: int, every: int) -> None:
+    if update < 1 or every < 1:
+        raise ValueError(f"updates and intervals count from 1, got update {update} and interval {every}")
+
+
+def _round_to_two_digits(value: float) -> int:
+    digits = max(0, math.floor(math.log10(value)) - 1)
+    return int(round(value / 10**digits) * 10**digits)

@@ -1,0 +1,336 @@
+"""The exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kohya_ext.ema.blend import Blender, Update, copy_finite
+from kohya_ext.ema.placement import Placement, place
+from kohya_ext.ema.schedules import Schedule
+from kohya_ext.ema.swap import Swap
+
+FORMAT = 1
+
+# How often bringing the raw weights back is begun again after an interruption before it counts as a failure.
+_PATIENCE = 10
+
+
+class Shadow:
+    """A running average of parameters, updated after each real optimizer step.
+
+    params: tensors, or (name, tensor) pairs; names key the saved state. A tensor that occurs twice counts once.
+    schedule: see `kohya_ext.ema.schedules`. update_every: real steps an update; the decay is compensated.
+    start_step: real steps before averaging begins. dtype: float32 or float64, or bfloat16 with `stochastic=True`.
+    device: None (beside each parameter), `auto` (there, if memory allows, else in host memory) or a device.
+    seed: of the stochastic rounding.
+
+    Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
+    moved its weights. Parameters that need no gradient at that moment are left out, for good.
+
+    Raises ValueError for settings out of range and for dtypes in which an average would stand still.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        schedule: Schedule,
+        *,
+        update_every: int = 1,
+        start_step: int = 0,
+        dtype: torch.dtype = torch.float32,
+        stochastic: bool = False,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if update_every < 1:
+            raise ValueError(f"update_every must be at least 1, got {update_every}")
+        if start_step < 0:
+            raise ValueError(f"start_step must be at least 0, got {start_step}")
+        _check_dtype(dtype, stochastic)
+        self.schedule = schedule
+        self.update_every = update_every
+        self.start_step = start_step
+        self.dtype = dtype
+        self.seed = seed
+        self.step = 0  # real steps seen
+        self.updates = 0  # blends done
+        self.placement: Placement | None = None
+        self._wanted = device
+        self._params = _named(params)
+        self._index = {id(parameter): number for number, parameter in enumerate(self._params.values())}
+        self._names = list(self._params)
+        self._shadows: dict[str, Tensor] = {}
+        self._started = False
+        self._placed = False
+        self._stepped: set[int] = set()  # parameters that update_param has done in the current step
+        self._blender = Blender()
+        self._swap: Swap | None = None
+
+    # ------------------------------------------------------------------ updating
+
+    def capture(self) -> None:
+        """Take the start model. Call it before the first real step; later calls do nothing."""
+        self._refuse_if_swapped("capture")
+        if not self._shadows:
+            chosen = {name: parameter for name, parameter in self._params.items() if parameter.requires_grad}
+            self.placement = place(list(chosen.values()), self.dtype, self._wanted)
+            with torch.no_grad():
+                for name, parameter in chosen.items():
+                    self._shadows[name] = self._like(parameter)
+                    copy_finite(parameter.detach(), self._shadows[name])
+            self._placed = True
+            self._started = True
+        elif not self._placed:
+            self._place_loaded()
+
+    def update(self) -> None:
+        """One real optimizer step is over: blend, if this step is one of every `update_every`.
+
+        Where `update_param` has done some parameters of this step already, this does the others.
+        """
+        self._refuse_if_swapped("update")
+        self._require_start()
+        due = self._due()
+        self._advance([name for number, name in enumerate(self._names) if number not in self._stepped], due)
+        if due is not None:
+            self.updates = due.number
+        self.step += 1
+        self._stepped.clear()
+
+    def update_param(self, parameter: Tensor) -> None:
+        """The same for one parameter, right after its step in a fused backward pass.
+
+        A parameter that comes round again ends the step; call `update()` at the end of each step to be exact also for
+        parameters that got no gradient in it. Tensors that are not averaged are ignored.
+        """
+        number = self._index.get(id(parameter))
+        if number is None:
+            return
+        if number in self._stepped:
+            self.update()
+        self._refuse_if_swapped("update_param")
+        self._require_start()
+        self._stepped.add(number)
+        self._advance([self._names[number]], self._due())
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def started(self) -> bool:
+        """True once there is something to save or to sample from."""
+        return self.updates > 0
+
+    @property
+    def swapped(self) -> bool:
+        """True while the average is in the place of the weights."""
+        return self._swap is not None
+
+    @property
+    def skipped(self) -> int:
+        """How many non-finite weights were kept out so far. Waits for the device."""
+        return self._blender.skipped()
+
+    @property
+    def decay(self) -> float:
+        """What the newest update left of the shadow before it (the decay over `update_every` steps)."""
+        return 1.0 - self.schedule.weight(max(1, self.updates), self.update_every)
+
+    def pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, weights, shadow) of all that is averaged. The shadow is not a copy: do not write to it."""
+        for name, shadow in self._shadows.items():
+            yield name, self._params[name].detach(), shadow
+
+    # ------------------------------------------------------------------ swapping
+
+    @contextmanager
+    def swap(self) -> Iterator[None]:
+        """The average is in the parameters meanwhile; the raw weights come back bit for bit, whatever happens."""
+        try:
+            self.swap_in()
+            yield
+        finally:
+            self.swap_out()
+
+    @contextmanager
+    def raw(self) -> Iterator[None]:
+        """The raw weights are in the parameters while this lasts, also inside `swap()`."""
+        was_swapped = self.swapped
+        self.swap_out()
+        try:
+            yield
+        finally:
+            if was_swapped:
+                self.swap_in()
+
+    def swap_in(self) -> None:
+        """Put the average into the parameters. On any exception the raw weights are back first."""
+        self._refuse_if_swapped("swap_in")
+        self._swap = Swap([(self._params[name], shadow) for name, shadow in self._shadows.items()])
+        try:
+            self._swap.put_in()
+        except BaseException:
+            self.swap_out()
+            raise
+
+    def swap_out(self) -> None:
+        """Bring the raw weights back; does nothing when they are there. An interruption is raised after it is done."""
+        if self._swap is None:
+            return
+        interruption: BaseException | None = None
+        for _ in range(_PATIENCE):
+            try:
+                self._swap.bring_back()
+            except BaseException as error:  # noqa: PERF203  (each attempt can be interrupted)
+                interruption = error
+            else:
+                self._swap = None
+                break
+        if interruption is not None:
+            raise interruption
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a bit-exact continuation needs. The tensors are not copies."""
+        self._refuse_if_swapped("state_dict")
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "updates": self.updates,
+            "update_every": self.update_every,
+            "start_step": self.start_step,
+            "schedule": {"name": self.schedule.name, **asdict(self.schedule)},  # type: ignore[call-overload]
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "seed": self.seed,
+            "shadow": dict(self._shadows),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Continue from `state`. Settings stay those of this object; returns one sentence for each that differs.
+
+        Raises ValueError when the state belongs to another model or is of another format; nothing is changed then.
+        """
+        self._refuse_if_swapped("load_state_dict")
+        if state.get("format") != FORMAT:
+            raise ValueError(f"EMA state of format {state.get('format')!r}; this version reads format {FORMAT}")
+        shadows: dict[str, Tensor] = state["shadow"]
+        self._check_names(shadows)
+        notes = self._differences(state)
+        self.step = int(state["step"])
+        averaged = int(state["updates"]) * int(state["update_every"])
+        self.updates = -(-averaged // self.update_every)
+        self._stepped.clear()
+        self._shadows = {name: shadows[name].detach().clone() for name in self._names if name in shadows}
+        self._placed = False
+        self._started = bool(self._shadows)
+        return notes
+
+    # ------------------------------------------------------------------ inside
+
+    def _due(self) -> Update | None:
+        averaged = self.step + 1 - self.start_step
+        if averaged < 1 or averaged % self.update_every:
+            return None
+        number = averaged // self.update_every
+        return Update(self.schedule.weight(number, self.update_every), number, self.seed)
+
+    def _advance(self, names: list[str], due: Update | None) -> None:
+        """Take the weights as they are after this step: into the average, or as the start model of a late start."""
+        triples = [
+            (self._index[id(self._params[name])], self._params[name].detach(), self._shadows[name])
+            for name in names
+            if name in self._shadows
+        ]
+        with torch.no_grad():
+            if due is not None:
+                self._blender.blend(triples, due)
+            elif self.step + 1 == self.start_step:
+                for _, weights, shadow in triples:
+                    copy_finite(weights, shadow)
+
+    def _require_start(self) -> None:
+        if not self._started and not self.schedule.starts_fresh:
+            raise RuntimeError(
+                f"the schedule {self.schedule.name} needs the start model: call capture() before the first step"
+            )
+        if not self._placed:
+            self.capture()
+
+    def _place_loaded(self) -> None:
+        weights = [self._params[name] for name in self._shadows]
+        self.placement = place(weights, self.dtype, self._wanted)
+        for name, loaded in self._shadows.items():
+            shadow = self._like(self._params[name])
+            self._shadows[name] = shadow.copy_(loaded)
+        self._placed = True
+
+    def _like(self, parameter: Tensor) -> Tensor:
+        device = self.placement.device if self.placement else None
+        return torch.empty_like(parameter, dtype=self.dtype, device=device or parameter.device, requires_grad=False)
+
+    def _refuse_if_swapped(self, what: str) -> None:
+        if self._swap is not None:
+            raise RuntimeError(f"{what} while the average is in the place of the weights; leave swap() first")
+
+    def _check_names(self, shadows: dict[str, Tensor]) -> None:
+        expected = list(self._shadows) or [name for name in self._names if self._params[name].requires_grad]
+        missing = [name for name in expected if name not in shadows]
+        unknown = [name for name in shadows if name not in self._params]
+        if missing or unknown:
+            first = missing[0] if missing else unknown[0]
+            raise ValueError(
+                f"EMA state of another model: {len(missing)} weights missing, {len(unknown)} unknown, "
+                f"the first is {first!r}"
+            )
+        for name, shadow in shadows.items():
+            if shadow.shape != self._params[name].shape:
+                raise ValueError(
+                    f"EMA state of another model: {name!r} has shape {tuple(shadow.shape)}, "
+                    f"the weights {tuple(self._params[name].shape)}"
+                )
+
+    def _differences(self, state: dict[str, Any]) -> list[str]:
+        own = self.state_dict()
+        return [
+            f"EMA {key} is now {own[key]}, was {state[key]} in the state"
+            for key in ("schedule", "update_every", "start_step", "dtype")
+            if key in state and own[key] != state[key]
+        ]
+
+
+def _named(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for number, item in enumerate(params):
+        name, parameter = item if isinstance(item, tuple) else (str(number), item)
+        if id(parameter) in seen:
+            continue
+        if name in named:
+            raise ValueError(f"two parameters are called {name!r}")
+        if not (parameter.is_floating_point() and parameter.layout == torch.strided):
+            raise TypeError(
+                f"parameter {name!r} is {parameter.dtype}, {parameter.layout}: only dense real weights are averaged"
+            )
+        seen.add(id(parameter))
+        named[name] = parameter
+    return named
+
+
+def _check_dtype(dtype: torch.dtype, stochastic: bool) -> None:
+    if dtype in (torch.float32, torch.float64):
+        if stochastic:
+            raise ValueError(f"stochastic rounding is for a bfloat16 shadow, not {dtype}")
+        return
+    if dtype == torch.bfloat16 and stochastic:
+        return
+    cure = "use float32, or bfloat16 with stochastic rounding" if dtype == torch.bfloat16 else "use float32"
+    raise ValueError(
+        f"a {dtype} shadow with nearest rounding stands still, for a decay of 0.9995 adds less than half of its last "
+        f"digit; {cure}"
+    )

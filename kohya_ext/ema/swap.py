@@ -1,0 +1,128 @@
+"""The average in the place of the raw weights for a while, and the raw weights back, bit for bit, whatever happens.
+
+Where weights and shadow have one dtype they are *exchanged*, slice by slice through the host, which needs no memory of
+the size of the model anywhere. Otherwise the raw weights wait in host memory. An interruption between any two
+operations (Ctrl-C, a signal handler that raises) leaves a state from which `bring_back` still gets everything right.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kohya_ext.elements import DEVICE_SLICE, flat_views, slices
+
+
+class _Slice(NamedTuple):
+    pair: int
+    start: int
+    length: int
+
+
+class _Crossing(NamedTuple):
+    """Both sides of the slice that is being exchanged, so that a half-done exchange can be undone."""
+
+    where: _Slice
+    in_weights: Tensor
+    in_shadow: Tensor
+
+
+@dataclass
+class _Progress:
+    """How far an exchange got. Both fields change in one assignment of the whole object."""
+
+    done: int
+    crossing: _Crossing | None = None
+
+
+class Swap:
+    """A list of (weights, shadow) pairs that can be swapped in and brought back."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self._exchanged = [pair for pair in pairs if _can_exchange(*pair)]
+        self._copied = [pair for pair in pairs if not _can_exchange(*pair)]
+        self._dtypes = [weights.dtype for weights, _ in self._exchanged]
+        self._order = [
+            _Slice(number, start, length)
+            for number, (_, shadow) in enumerate(self._exchanged)
+            for start, length in slices(shadow.numel(), DEVICE_SLICE)
+        ]
+        self._progress = _Progress(0)
+        self._raw: list[Tensor | None] = [None] * len(self._copied)
+
+    def put_in(self) -> None:
+        """The average goes into the weights."""
+        with torch.no_grad():
+            for where in self._order:
+                self._exchange(where, self._progress.done + 1)
+            for number, (weights, shadow) in enumerate(self._copied):
+                self._raw[number] = weights.detach().to("cpu", copy=True)
+                _copy_sliced(shadow, weights)
+
+    def bring_back(self) -> None:
+        """The raw weights return. May be called again after it was itself interrupted."""
+        with torch.no_grad():
+            self._undo_crossing()
+            for number, (weights, _) in enumerate(self._copied):
+                raw = self._raw[number]
+                if raw is not None:
+                    weights.data.copy_(raw)
+                    self._raw[number] = None
+            while self._progress.done:
+                self._exchange(self._order[self._progress.done - 1], self._progress.done - 1)
+        changed = [n for n, (weights, _) in enumerate(self._exchanged) if weights.dtype != self._dtypes[n]]
+        if changed:
+            warnings.warn(
+                f"{len(changed)} parameters were cast while the EMA was in their place; it has lost precision",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _exchange(self, where: _Slice, done_after: int) -> None:
+        weights, shadow = self._views(where)
+        crossing = _Crossing(where, weights.to("cpu", copy=True), shadow.to("cpu", copy=True))
+        self._progress = _Progress(self._progress.done, crossing)
+        weights.copy_(crossing.in_shadow)
+        shadow.copy_(crossing.in_weights)
+        self._progress = _Progress(done_after)
+
+    def _undo_crossing(self) -> None:
+        crossing = self._progress.crossing
+        if crossing is not None:
+            weights, shadow = self._views(crossing.where)
+            weights.copy_(crossing.in_weights)
+            shadow.copy_(crossing.in_shadow)
+            self._progress = _Progress(self._progress.done)
+
+    def _views(self, where: _Slice) -> tuple[Tensor, Tensor]:
+        weights, shadow = self._exchanged[where.pair]
+        views = flat_views(weights.data, shadow)
+        if views is None:  # the layout changed while the average was in: change it back, values stay
+            own = torch.empty_strided(shadow.shape, shadow.stride(), dtype=weights.dtype, device=weights.device)
+            weights.data = own.copy_(weights.data)
+            views = flat_views(weights.data, shadow) or [weights.data, shadow]
+        return views[0][where.start : where.start + where.length], views[1][where.start : where.start + where.length]
+
+
+def _can_exchange(weights: Tensor, shadow: Tensor) -> bool:
+    return weights.dtype == shadow.dtype and flat_views(weights.data, shadow) is not None
+
+
+def _copy_sliced(source: Tensor, target: Tensor) -> None:
+    """Copy with casts, without temporary memory of the size of the tensor."""
+    for part, goal in _slice_pairs(source, target.data):
+        goal.copy_(part)
+
+
+def _slice_pairs(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    views = flat_views(first, second)
+    if views is None:
+        yield first, second
+        return
+    for start, length in slices(first.numel(), DEVICE_SLICE):
+        yield views[0][start : start + length], views[1][start : start + length]

@@ -1,0 +1,70 @@
+"""Stochastic rounding to 16 bits with random bits that depend on nothing but where and when they are used.
+
+The bits are a hash of (seed, step, tensor index, element index). So they are the same on every rank and device, for
+every way of slicing a tensor, in eager and compiled code, and after a resume, and no generator state has to be saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST_NORMAL_HALF = 2.0**-14
+_HALF_STEPS_PER_UNIT = 2.0**24
+_WORD = 0xFFFFFFFF
+
+
+def stream_key(seed: int, step: int, index: int, use: int = 0) -> int:
+    """The key of one tensor at one step, a signed 32-bit number.
+
+    use: tells streams apart that one tensor needs at one step (state, weights).
+    """
+    key = _mix(seed & _WORD ^ _mix(seed >> 32 & _WORD))
+    for part in (step, index, use):
+        key = _mix(key ^ _mix(part + 0x9E3779B9 & _WORD))
+    return key - (1 << 32) if key >= 1 << 31 else key
+
+
+def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
+    """32 random bits for each element, as int32.
+
+    key: from `stream_key`, a number or a 0-dimensional int32 tensor. elements: int32 indices, wrapped beyond 2**31.
+    """
+    # Two rounds of a multiply-xorshift finaliser; int32 products wrap. `>>` keeps the sign, hence the masks.
+    word = elements * -1640531535 + key
+    word = (word ^ (word >> 16 & 0xFFFF)) * -2048144789
+    word = (word ^ (word >> 13 & 0x7FFFF)) * -1028477387
+    return word ^ (word >> 16 & 0xFFFF)
+
+
+def element_indices(start: int, length: int, device: torch.device) -> Tensor:
+    """The int32 indices of elements start ... start + length - 1 of a tensor, wrapped beyond 2**31."""
+    wrapped = (start + (1 << 31)) % (1 << 32) - (1 << 31)
+    if wrapped + length <= 1 << 31:
+        return torch.arange(wrapped, wrapped + length, dtype=torch.int32, device=device)
+    return torch.arange(start, start + length, dtype=torch.int64, device=device).to(torch.int32)
+
+
+def round_stochastically(values: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 values to bfloat16 or float16, up or down with the probability that makes the mean exact.
+
+    words: one int32 of random bits a value. Infinities and NaN are not for here: callers keep them out.
+    """
+    if dtype == torch.bfloat16:
+        return ((values.view(torch.int32) + (words & 0xFFFF)) & -0x10000).view(torch.float32).to(torch.bfloat16)
+    if dtype == torch.float16:
+        normal = ((values.view(torch.int32) + (words & 0x1FFF)) & -0x2000).view(torch.float32)
+        # below the smallest normal number the steps of float16 are equally wide
+        chance = (words & 0xFFFFFF).to(torch.float32) * 2.0**-24
+        subnormal = torch.floor(values * _HALF_STEPS_PER_UNIT + chance) / _HALF_STEPS_PER_UNIT
+        return torch.where(values.abs() < _SMALLEST_NORMAL_HALF, subnormal, normal).to(torch.float16)
+    raise TypeError(f"stochastic rounding is to bfloat16 or float16, not {dtype}")
+
+
+def _mix(word: int) -> int:
+    """A 32-bit finaliser with full avalanche."""
+    word ^= word >> 16
+    word = word * 0x85EBCA6B & _WORD
+    word ^= word >> 13
+    word = word * 0xC2B2AE35 & _WORD
+    return word ^ word >> 16

@@ -1,0 +1,116 @@
+"""State files: bit-exact, readable by others, whole or absent, and honest about what they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kohya_ext.ema import Shadow, checkpoint, constant, debiased
+
+
+def make(seed: int = 0, **options: Any) -> tuple[nn.Module, Shadow]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Conv2d(2, 3, 3))
+    shadow = Shadow(model.named_parameters(), options.pop("schedule", debiased(0.99)), **options)
+    return model, shadow
+
+
+def train(model: nn.Module, shadow: Shadow, steps: range) -> None:
+    """Real steps whose weights depend on the step alone, so that any part can be run again."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        shadow.capture()
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        shadow.update()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("schedule", [debiased(0.99), constant(0.99)], ids=lambda schedule: schedule.name)
+def test_a_resumed_run_has_the_same_bits(tmp_path: Path, every: int, dtype: torch.dtype, schedule: Any) -> None:
+    options = {"update_every": every, "dtype": dtype, "stochastic": dtype == torch.bfloat16, "schedule": schedule}
+    model, whole = make(**options)
+    train(model, whole, range(20))
+
+    model, first = make(**options)
+    train(model, first, range(7))
+    checkpoint.save(tmp_path / checkpoint.FILE_NAME, first.state_dict())
+    model, second = make(seed=9, **options)
+    assert second.load_state_dict(checkpoint.load(tmp_path / checkpoint.FILE_NAME)) == []
+    train(model, second, range(7, 20))
+
+    assert (second.step, second.updates) == (whole.step, whole.updates)
+    for (name, _, wanted), (_, _, got) in zip(whole.pairs(), second.pairs(), strict=True):
+        assert torch.equal(wanted, got), name
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    model, shadow = make()
+    train(model, shadow, range(2))
+    checkpoint.save(tmp_path / "ema.safetensors", shadow.state_dict())
+    loaded = load_file(tmp_path / "ema.safetensors")
+    assert set(loaded) == {name for name, _ in model.named_parameters()}
+    for name, _, average in shadow.pairs():
+        assert torch.equal(loaded[name], average)
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shadow = make()
+    train(model, shadow, range(2))
+    path = tmp_path / "ema.safetensors"
+    checkpoint.save(path, shadow.state_dict())
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    train(model, shadow, range(3))
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, shadow.state_dict())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_are_no_ema_state_are_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.ones(2)}, foreign)
+    with pytest.raises(ValueError, match="not an EMA state"):
+        checkpoint.load(foreign)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"\x10\0\0\0\0\0\0\0 not json at all")
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.load(damaged)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "absent.safetensors")
+
+
+def test_a_state_of_another_model_is_refused_and_changes_nothing() -> None:
+    model, shadow = make()
+    train(model, shadow, range(2))
+    before = {name: average.clone() for name, _, average in shadow.pairs()}
+    state = shadow.state_dict()
+    renamed = {**state, "shadow": {f"x.{name}": tensor for name, tensor in state["shadow"].items()}}
+    reshaped = {**state, "shadow": {name: tensor.unsqueeze(0) for name, tensor in state["shadow"].items()}}
+    for wrong, message in ((renamed, "missing"), (reshaped, "shape"), ({**state, "format": 99}, "format 99")):
+        with pytest.raises(ValueError, match=message):
+            shadow.load_state_dict(wrong)
+    assert shadow.step == 2
+    assert all(torch.equal(before[name], average) for name, _, average in shadow.pairs())
+
+
+def test_changed_settings_are_named() -> None:
+    model, shadow = make(schedule=debiased(0.9))
+    train(model, shadow, range(4))
+    _, other = make(schedule=constant(0.9), update_every=2)
+    notes = other.load_state_dict(shadow.state_dict())
+    assert len(notes) == 2
+    assert "schedule" in notes[0]
+    assert "update_every" in notes[1]
+    assert (other.step, other.updates) == (4, 2)
