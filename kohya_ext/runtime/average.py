@@ -9,17 +9,19 @@ backward pass the optimizer's `step` is never called; there each parameter is av
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kohya_ext import __version__
-from kohya_ext.ema import Schedule, Shadow, describe
+from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
 from kohya_ext.runtime.options import EmaOptions
-from kohya_ext.runtime.report import say, stop
+from kohya_ext.runtime.report import is_main_process, say, stop
 
 METADATA_PREFIX = "kohya_ext_ema_"
 
@@ -121,6 +123,29 @@ class Average:
             return Constant(decay)
         return Warmup(decay) if self.options.schedule == "warmup" else Debiased(decay)
 
+    def save_state(self, folder: Path) -> None:
+        """Write the average into the folder of a state that Kohya has just saved."""
+        if not is_main_process():
+            return
+        with self.raw():
+            for track, file in zip(self._tracks, _state_files(folder), strict=False):
+                track.catch_up()
+                if track.shadow is not None:
+                    checkpoint.save(file, track.shadow.state_dict())
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from the average in the folder of a state that Kohya has just loaded. Stops at another model's."""
+        for track, file in zip(self._tracks, _state_files(folder), strict=False):
+            if not file.is_file():
+                say(f"{folder} holds no EMA: this run begins a new one with the weights it has resumed")
+                return
+            try:
+                differences = track.made().load_state_dict(checkpoint.load(file))
+            except ValueError as error:
+                stop(f"cannot resume the EMA from {file}: {error}. Leave --enable_ema out, or move that file away")
+            for difference in differences:
+                say(difference)
+
     def announce(self, shadow: Shadow) -> None:
         """Say once, at the first step, what is averaged, over how long, and where it is kept."""
         if self._announced:
@@ -137,6 +162,13 @@ class Average:
 
     def _track_of(self, parameter: Any) -> _Track:
         return next(track for track in self._tracks if track.has(parameter))
+
+
+def _state_files(folder: Path) -> Iterator[Path]:
+    """The file of the first optimizer's average, of the second's, and so on."""
+    yield folder / checkpoint.FILE_NAME
+    for number in itertools.count(2):
+        yield folder / f"{Path(checkpoint.FILE_NAME).stem}_{number}.safetensors"
 
 
 class _Track:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.runtime.options import EmaOptions
@@ -57,10 +58,10 @@ def raw_weights() -> Iterator[None]:
 def save_state(folder: str | None) -> None:
     """Write the average beside a state that Kohya has just saved."""
     if _current is not None and folder is not None:
-        _current.save_state(folder)
+        _current.save_state(Path(folder))
 
 
 def load_state(folder: str | None) -> None:
     """Read the average from a state that Kohya has just loaded."""
     if _current is not None and folder is not None:
-        _current.load_state(folder)
+        _current.load_state(Path(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,7 +156,7 @@ def test_lora_files_of_the_average_are_rotated_with_their_raw_twins(begin: Begin
         run.step()
         network.save_weights(str(tmp_path / f"dog-{epoch:06d}.safetensors"), torch.float32, {})
         if epoch > 1:
-            os.remove(tmp_path / f"dog-{epoch - 1:06d}.safetensors")
+            (tmp_path / f"dog-{epoch - 1:06d}.safetensors").unlink()
     network.save_weights(str(tmp_path / "dog.safetensors"), torch.float32, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "dog-000003.safetensors", "dog-ema-000003.safetensors", "dog-ema.safetensors", "dog.safetensors",
