@@ -1,1 +1,22 @@
-"""The guide's presets, fitted to the GUI that is installed. Reads Kohya's files as text; never imports torch."""
+"""The guide's presets, fitted to the GUI that is installed. Reads Kohya's files as text; never imports torch.
+
+The modules are imported on first use: the installer imports this package on every command, and most need no preset.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kohya_ext.install.checkout import Checkout
+
+
+def collect(checkout: Checkout) -> dict[str, bytes]:
+    """The preset files that belong into a checkout: posix path relative to its root -> bytes.
+
+    They are complete and valid for the GUI that is installed there; empty where there is no GUI. Presets that need
+    something the release lacks are left out; `kohya_ext.presets.collection.collect_all` also says why.
+    """
+    from kohya_ext.presets.collection import collect_all
+
+    return collect_all(checkout).files

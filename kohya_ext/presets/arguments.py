@@ -1,0 +1,151 @@
+"""The command-line arguments of a training script, read as text.
+
+A script's `setup_parser` adds some arguments itself and calls `add_..._arguments(parser)` functions of several modules
+for the rest. Modules run to seven thousand lines, so single functions are cut out and only these are parsed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kohya_ext.presets.sources import Sources
+
+ENTRY = "setup_parser"
+MAX_FUNCTIONS = 100
+
+_IMPORT = re.compile(r"^(?:from\s+\S+\s+import\s+\((?:[^)]*)\)|(?:from|import)\s+[^\n(]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument: its long flag, the attribute it sets, and what argparse is told about it.
+
+    type: the name of the converter ("str" where none is given, "bool" for switches). choices: None where any value
+    goes. default: None where there is none or where it is no literal.
+    """
+
+    flag: str
+    name: str
+    type: str = "str"
+    choices: tuple[Any, ...] | None = None
+    default: Any = None
+    nargs: Any = None
+
+
+def arguments_of(sources: Sources, script: str) -> dict[str, Argument]:
+    """The arguments of a script at the top of the training code, by attribute name; empty without such a script."""
+    found: dict[str, Argument] = {}
+    pending = [(script, ENTRY)]
+    seen: set[tuple[str, str]] = set()
+    while pending and len(seen) < MAX_FUNCTIONS:
+        path, function = pending.pop(0)
+        if (path, function) in seen:
+            continue
+        seen.add((path, function))
+        text = sources.read(path)
+        if text is None:
+            continue
+        node = _function(text, function)
+        if node is None:  # a module that only passes on what another one defines
+            target = _imported(text, sources).get(function)
+            pending += [(target[0], target[1])] if target is not None and target[1] else []
+            continue
+        for argument in _added(node):
+            found.setdefault(argument.name, argument)
+        pending += list(_called(node, path, text, sources))
+    return found
+
+
+def flags_of(sources: Sources, script: str) -> frozenset[str]:
+    """The long flags that a script takes."""
+    return frozenset(argument.flag for argument in arguments_of(sources, script).values())
+
+
+def _function(text: str, name: str) -> ast.FunctionDef | None:
+    """The top-level function `name`, cut out of its module and parsed alone."""
+    start = re.search(rf"^def {re.escape(name)}\(", text, re.MULTILINE)
+    if start is None:
+        return None
+    end = re.compile(r"^[A-Za-z@_\"']", re.MULTILINE).search(text, start.end())
+    block = text[start.start() : end.start() if end else len(text)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            node = ast.parse(block).body[0]
+    except (SyntaxError, ValueError, RecursionError, IndexError):
+        return None
+    return node if isinstance(node, ast.FunctionDef) else None
+
+
+def _added(node: ast.FunctionDef) -> Iterator[Argument]:
+    for call in ast.walk(node):
+        if not (
+            isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"
+        ):
+            continue
+        flags = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        long_flags = [flag for flag in flags if flag.startswith("--")]
+        if not long_flags:
+            continue
+        options = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
+        action = _literal(options.get("action"))
+        converter = options.get("type")
+        type_name = converter.id if isinstance(converter, ast.Name) else "str"
+        choices = _literal(options.get("choices"))
+        name = _literal(options.get("dest"))
+        yield Argument(
+            long_flags[0],
+            name if isinstance(name, str) else long_flags[0][2:].replace("-", "_"),
+            "bool" if action in ("store_true", "store_false") else type_name,
+            tuple(choices) if isinstance(choices, (list, tuple)) else None,
+            _literal(options.get("default")),
+            _literal(options.get("nargs")),
+        )
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError):
+        return None
+
+
+def _called(node: ast.FunctionDef, path: str, text: str, sources: Sources) -> Iterator[tuple[str, str]]:
+    """The functions of other modules that this one hands its parser to."""
+    imports = _imported(text, sources)
+    for call in ast.walk(node):
+        if not isinstance(call, ast.Call):
+            continue
+        if isinstance(call.func, ast.Name) and (call.args or call.func.id == ENTRY):
+            target = imports.get(call.func.id)
+            yield target if target is not None and target[1] else (path, call.func.id)
+        elif isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+            target = imports.get(call.func.value.id)
+            if target is not None and not target[1]:
+                yield target[0], call.func.attr
+
+
+def _imported(text: str, sources: Sources) -> dict[str, tuple[str, str]]:
+    """Names that a module imports from its own tree -> file, and the name there ("" for a whole module)."""
+    names: dict[str, tuple[str, str]] = {}
+    for match in _IMPORT.finditer(text):
+        try:
+            node = ast.parse(match.group().strip()).body[0]
+        except (SyntaxError, ValueError):
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names[alias.asname or alias.name] = (alias.name.replace(".", "/") + ".py", "")
+        elif isinstance(node, ast.ImportFrom):
+            folder = (node.module or "").replace(".", "/")
+            folder = folder if node.level == 0 else "/".join(part for part in ("library", folder) if part)
+            for alias in node.names:
+                module = f"{folder}/{alias.name}.py"
+                whole = not folder.count("/") and sources.read(module) is not None
+                names[alias.asname or alias.name] = (module, "") if whole else (f"{folder}.py", alias.name)
+    return names

@@ -1,0 +1,237 @@
+"""Calls: gradio components, the checkout's own functions and classes, a few methods of plain values."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+from kohya_ext.presets.statements import run_block
+from kohya_ext.presets.values import (
+    BoundMethod,
+    ClassValue,
+    Component,
+    Config,
+    Event,
+    External,
+    Function,
+    Instance,
+    Returned,
+    Scope,
+    Setting,
+    Unknown,
+    Value,
+    known,
+    plain,
+)
+
+if TYPE_CHECKING:
+    from kohya_ext.presets.evaluator import Evaluator
+
+# The parameters that are ever given by position, in gradio 3.36 to 6.
+POSITIONAL = {
+    "Dropdown": ("choices",),
+    "Radio": ("choices",),
+    "CheckboxGroup": ("choices",),
+    "Slider": ("minimum", "maximum", "value", "step"),
+    "Number": ("value",),
+    "Textbox": ("value",),
+    "Checkbox": ("value",),
+    "Label": ("value",),
+    "Button": ("value",),
+}
+EVENTS = ("input", "click", "change", "blur", "select", "then", "submit", "release", "load")
+CONVERSIONS = {"builtins.int": int, "builtins.float": float, "builtins.str": str, "builtins.bool": bool}
+STRING_METHODS = ("strip", "lower", "upper", "replace", "split", "startswith", "endswith", "join")
+
+
+def call(evaluator: Evaluator, node: ast.Call, scope: Scope) -> Value:
+    function = plain(evaluator.value(node.func, scope))
+    if isinstance(function, External):
+        return _call_external(evaluator, function.name, node, scope)
+    if isinstance(function, BoundMethod):
+        return _call_method(evaluator, function, node, scope)
+    if isinstance(function, ClassValue):
+        return _instantiate(evaluator, function, node, scope)
+    if isinstance(function, Function):
+        return _invoke(evaluator, function, node, scope)
+    for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+        evaluator.value(argument, scope)
+    return Unknown("call")
+
+
+def _arguments(evaluator: Evaluator, node: ast.Call, scope: Scope) -> tuple[list[Value], dict[str, Value], bool]:
+    """Positional and named arguments, and whether all of them could be seen."""
+    positional: list[Value] = []
+    named: dict[str, Value] = {}
+    complete = True
+    for argument in node.args:
+        if isinstance(argument, ast.Starred):
+            items = plain(evaluator.value(argument.value, scope))
+            complete = complete and isinstance(items, list)
+            positional += items if isinstance(items, list) else []
+        else:
+            positional.append(evaluator.value(argument, scope))
+    for keyword in node.keywords:
+        value = evaluator.value(keyword.value, scope)
+        if keyword.arg is not None:
+            named[keyword.arg] = value
+        elif isinstance(plain(value), dict):
+            named.update(plain(value))
+        else:
+            complete = False
+    return positional, named, complete
+
+
+def _call_external(evaluator: Evaluator, name: str, node: ast.Call, scope: Scope) -> Value:
+    positional, named, complete = _arguments(evaluator, node, scope)
+    package, _, rest = name.partition(".")
+    if package == "gradio" and rest[:1].isupper() and "." not in rest:
+        for index, value in enumerate(positional):
+            names = POSITIONAL.get(rest, ())
+            named[names[index] if index < len(names) else f"argument {index}"] = value
+        return Component(
+            rest, named, f"{scope.module.path}:{node.lineno}", certain=complete and not evaluator.uncertain
+        )
+    if name in CONVERSIONS and len(positional) == 1 and not named:
+        return _converted(name, positional[0])
+    if name == "builtins.list" and len(positional) == 1:
+        items = plain(positional[0])
+        return list(items) if isinstance(items, (list, tuple)) else [Unknown("list")]
+    if name == "builtins.getattr" and len(positional) == 3 and isinstance(plain(positional[0]), Config):
+        return positional[2]
+    if name == "builtins.len" and len(positional) == 1 and known(positional[0]):
+        return len(plain(positional[0]))
+    return Unknown(f"{name}()")
+
+
+def _converted(name: str, value: Value) -> Value:
+    if not known(value):
+        return Unknown(f"{name}()")
+    try:
+        result = CONVERSIONS[name](plain(value))
+    except (TypeError, ValueError, OverflowError):
+        return Unknown(f"{name}()")
+    return Setting(value.key, result) if isinstance(value, Setting) else result
+
+
+def _call_method(evaluator: Evaluator, method: BoundMethod, node: ast.Call, scope: Scope) -> Value:
+    positional, named, _ = _arguments(evaluator, node, scope)
+    owner = method.owner
+    if isinstance(owner, Component):
+        if method.name in EVENTS:
+            outputs = plain(named.get("outputs", positional[2] if len(positional) > 2 else []))
+            evaluator.events.append(Event(owner, method.name, outputs if isinstance(outputs, list) else [outputs]))
+        return Unknown(f".{method.name}()")
+    if isinstance(owner, Config) or (owner == {} and method.name == "get"):
+        if method.name != "get" or not positional:
+            return Unknown(f"config.{method.name}()")
+        key, default = plain(positional[0]), plain(positional[1]) if len(positional) > 1 else named.get("default")
+        return Setting(key, default) if isinstance(key, str) else Unknown("config key")
+    if isinstance(owner, dict) and method.name == "get" and positional and known(positional[0]):
+        return owner.get(plain(positional[0]), positional[1] if len(positional) > 1 else None)
+    if isinstance(owner, list):
+        return _list_method(evaluator, owner, method.name, positional)
+    if isinstance(owner, str) and method.name in STRING_METHODS and known(positional) and not named:
+        try:
+            return getattr(owner, method.name)(*[plain(value) for value in positional])
+        except (TypeError, ValueError):
+            return Unknown(f".{method.name}()")
+    return Unknown(f".{method.name}()")
+
+
+def _list_method(evaluator: Evaluator, owner: list[Value], name: str, arguments: list[Value]) -> Value:
+    if name == "append" and len(arguments) == 1:
+        owner.append(Unknown("appended under a condition") if evaluator.uncertain else arguments[0])
+        return None
+    if name == "extend" and len(arguments) == 1:
+        items = plain(arguments[0])
+        owner += items if isinstance(items, list) and not evaluator.uncertain else [Unknown("extended")]
+        return None
+    return Unknown(f".{name}()")
+
+
+def method_of(evaluator: Evaluator, cls: ClassValue, name: str, owner: Instance | None) -> Value:
+    """A method or class attribute of `cls` or of its bases in the checkout."""
+    scope = Scope(cls.module)
+    for statement in cls.node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == name:
+            static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in statement.decorator_list)
+            return Function(statement, scope, None if static else owner)
+        if isinstance(statement, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in statement.targets
+        ):
+            return evaluator.value(statement.value, scope)
+    for base_node in cls.node.bases:
+        base = plain(evaluator.value(base_node, scope))
+        if isinstance(base, ClassValue) and base.node is not cls.node:
+            return method_of(evaluator, base, name, owner)
+    return Unknown(f"attribute {name}")
+
+
+def _instantiate(evaluator: Evaluator, cls: ClassValue, node: ast.Call, scope: Scope) -> Value:
+    instance = Instance(cls)
+    initialise = method_of(evaluator, cls, "__init__", instance)
+    if isinstance(initialise, Function):
+        _invoke(evaluator, initialise, node, scope)
+    return instance
+
+
+def _invoke(evaluator: Evaluator, function: Function, node: ast.Call, scope: Scope) -> Value:
+    """Follows a call into the checkout, if the callee can have to do with the form."""
+    from kohya_ext.presets.evaluator import MAX_DEPTH
+
+    positional, named, complete = _arguments(evaluator, node, scope)
+    if isinstance(function.node, ast.Lambda) or evaluator.depth >= MAX_DEPTH or not _builds_form(function):
+        return Unknown(f"{function.name}()")
+    inner = Scope(function.scope.module, outer=function.scope)
+    _bind_parameters(evaluator, function, positional, named, complete, inner)
+    evaluator.depth += 1
+    try:
+        run_block(evaluator, function.node.body, inner)
+    except Returned as returned:
+        return Unknown("conditional return") if inner.may_have_returned or evaluator.uncertain else returned.value
+    finally:
+        evaluator.depth -= 1
+    return Unknown("conditional return") if inner.may_have_returned else None
+
+
+def _builds_form(function: Function) -> bool:
+    """Methods, and functions that mention gradio; generators give nothing that can be followed."""
+    mentions = function.owner is not None
+    for node in ast.walk(function.node):
+        if isinstance(node, (ast.Yield, ast.YieldFrom)):
+            return False
+        mentions = mentions or (isinstance(node, ast.Name) and node.id in ("gr", "gradio", "self"))
+    return mentions
+
+
+def _bind_parameters(
+    evaluator: Evaluator,
+    function: Function,
+    positional: list[Value],
+    named: dict[str, Value],
+    complete: bool,
+    inner: Scope,
+) -> None:
+    parameters = function.node.args
+    names = [parameter.arg for parameter in (*parameters.posonlyargs, *parameters.args)]
+    defaults = dict(zip(reversed(names), reversed(parameters.defaults), strict=False))
+    defaults.update(
+        {p.arg: d for p, d in zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True) if d is not None}
+    )
+    if function.owner is not None and names:
+        inner.names[names.pop(0)] = function.owner
+    given = {**dict(zip(names, positional, strict=False)), **named}
+    for name in (*names, *(parameter.arg for parameter in parameters.kwonlyargs)):
+        if name in given:
+            inner.names[name] = given[name]
+        elif name in defaults and complete:
+            inner.names[name] = default_value(evaluator, name, defaults[name], function.scope)
+        else:
+            inner.names[name] = Unknown(f"parameter {name}")
+
+
+def default_value(evaluator: Evaluator, name: str, node: ast.expr, scope: Scope) -> Value:
+    """A parameter's default; the empty dict of a parameter called `config` stands for the GUI's configuration."""
+    value = evaluator.value(node, scope)
+    return Config() if name == "config" and value in ({}, None) else value

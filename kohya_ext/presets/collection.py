@@ -1,0 +1,61 @@
+"""The presets that `install` puts into a checkout, fitted to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kohya_ext.errors import UnsupportedError
+from kohya_ext.presets.arguments import flags_of
+from kohya_ext.presets.document import Preset, bundled, dump_values
+from kohya_ext.presets.fit import fit
+from kohya_ext.presets.schema import Schema, Tab, read_schema
+from kohya_ext.presets.sources import FolderSources
+
+if TYPE_CHECKING:
+    from kohya_ext.install.checkout import Checkout
+
+# Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
+USER_FOLDER = "presets/{tab}/user_presets/{name}.json"
+
+SCRIPTS: dict[Tab, str] = {
+    "finetune": "sdxl_train.py",
+    "lora": "sdxl_train_network.py",
+    "dreambooth": "sdxl_train.py",
+    "ti": "sdxl_train_textual_inversion.py",
+}
+
+
+@dataclass
+class Collection:
+    """files: path in the checkout -> bytes. refused: preset -> why this release cannot take it."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def collect_all(checkout: Checkout, presets: Iterable[Preset] | None = None) -> Collection:
+    """The fitted files of `presets` (all bundled ones by default), and the presets that the release cannot take."""
+    collection = Collection()
+    if checkout.gui_root is None:
+        return collection
+    sources = FolderSources(checkout.root)
+    schemas: dict[Tab, Schema | None] = {}
+    flags: dict[Tab, frozenset[str]] = {}
+    for preset in bundled() if presets is None else presets:
+        tab = preset.tab
+        if tab not in schemas:
+            schemas[tab] = read_schema(sources, tab, patched=True)
+            flags[tab] = flags_of(FolderSources(checkout.training_root), SCRIPTS[tab])
+        schema = schemas[tab]
+        if schema is None:
+            collection.refused[preset.name] = f"this GUI has no {tab} tab that loads presets"
+            continue
+        try:
+            fitted = fit(preset, schema, arguments=flags[tab])
+        except UnsupportedError as error:
+            collection.refused[preset.name] = str(error)
+            continue
+        collection.files[USER_FOLDER.format(tab=tab, name=preset.name)] = dump_values(fitted.values)
+    return collection

@@ -1,0 +1,120 @@
+"""A preset as a document: read with care, since anybody may have written it, and written for every release.
+
+Kohya's GUIs read presets with the locale's encoding up to v24.0.4 and choke on a byte order mark: we write plain ASCII.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.bundle import data_dir
+from kohya_ext.errors import UsageError
+from kohya_ext.presets.schema import TABS, Tab
+
+ABOUT = "_about"
+MAX_BYTES = 1024 * 1024  # the largest preset of any release has 12 kB
+MAX_DEPTH = 20
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one tab. about: where they come from and what they need; empty for presets of others."""
+
+    name: str
+    tab: Tab
+    values: Mapping[str, Any]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What a release must have for the preset to make sense."""
+        needed = self.about.get("requires", ())
+        return tuple(str(name) for name in needed) if isinstance(needed, list) else ()
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The settings in a preset file, its `_about` block included.
+
+    Raises UsageError when it cannot be read, is too large, is no JSON, or holds something else than settings.
+    """
+    try:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such preset file")
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_BYTES // 1024} kB, no preset is; it was not read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_values(data, str(path))
+
+
+def parse_values(data: bytes, origin: str) -> dict[str, Any]:
+    """The settings in the bytes of a preset file; `origin` names it in errors. Raises UsageError."""
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{origin}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{origin}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise UsageError(f"{origin}: nested too deeply to be a preset") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise UsageError(f"{origin}: not a preset: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{origin}: holds a {type(values).__name__}, a preset is an object of settings")
+    if _depth(values) > MAX_DEPTH:
+        raise UsageError(f"{origin}: nested too deeply to be a preset")
+    return values
+
+
+def _depth(value: Any) -> int:
+    """How deeply lists and objects are nested; without recursion, since the input is not ours."""
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
+
+
+def dump_values(values: Mapping[str, Any]) -> bytes:
+    """The bytes of a preset file: ASCII, one setting a line, sorted like upstream's own."""
+    return (json.dumps(dict(values), indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode(
+        "ascii"
+    )
+
+
+def as_preset(values: Mapping[str, Any], name: str, tab: Tab) -> Preset:
+    """Settings as a preset, the `_about` block apart."""
+    about = values.get(ABOUT, {})
+    settings = {key: value for key, value in values.items() if key != ABOUT}
+    return Preset(name, tab, settings, about if isinstance(about, dict) else {})
+
+
+def bundled() -> Iterator[Preset]:
+    """The presets that ship with kohya_ext, by tab and name."""
+    folder = data_dir("presets")
+    for tab in TABS:
+        for path in sorted((folder / tab).glob("*.json")):
+            yield as_preset(read_values(path), path.stem, tab)
+
+
+def find_bundled(name: str) -> Preset:
+    """The bundled preset called `name` (any case, with or without its tab in front, as in `lora/NAME`).
+
+    Raises UsageError, with the names there are.
+    """
+    wanted = name.casefold().removesuffix(".json")
+    presets = list(bundled())
+    for preset in presets:
+        if wanted in (preset.name.casefold(), f"{preset.tab}/{preset.name}".casefold()):
+            return preset
+    raise UsageError(f"no preset is called {name!r}; there are: {', '.join(preset.name for preset in presets)}")

@@ -1,0 +1,147 @@
+"""Evaluates the modules of a checkout as text: no line of them is imported or run.
+
+It follows what matters for a form: assignments, calls of the checkout's own functions and classes, conditions. Whatever
+needs a running program (files, the network, other packages) becomes `Unknown`, never a guess. Conditions that cannot be
+decided are followed both ways, and everything made there is marked as uncertain.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+
+from kohya_ext.presets.calls import call, method_of
+from kohya_ext.presets.expressions import EXPRESSIONS
+from kohya_ext.presets.sources import Sources
+from kohya_ext.presets.statements import run_block
+from kohya_ext.presets.values import (
+    BudgetExceeded,
+    ClassValue,
+    Component,
+    Event,
+    External,
+    Instance,
+    Module,
+    Scope,
+    Unknown,
+    Value,
+    plain,
+)
+
+FOLDERS = ("kohya_gui/", "library/", "")
+MAX_STEPS = 400_000  # expressions; the largest tab of any release needs a fifth of it
+MAX_DEPTH = 16  # calls within calls
+
+_MISSING = Unknown("name")
+
+
+class Evaluator:
+    """Evaluates modules of one checkout.
+
+    events: every wiring of a component to a handler, in the order of the source.
+    uncertain: how many undecidable conditions surround the statement at work.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self.events: list[Event] = []
+        self.uncertain = 0
+        self.depth = 0
+        self._modules: dict[str, Module | None] = {}
+        self._steps = 0
+
+    # modules
+
+    def find(self, name: str, landmark: str = "") -> str | None:
+        """The path of the module file `name` that holds the text `landmark`, in the folders of either era."""
+        for folder in FOLDERS:
+            text = self.sources.read(folder + name)
+            if text is not None and landmark in text:
+                return folder + name
+        return None
+
+    def module(self, path: str) -> Module | None:
+        """The module at `path` with its top-level names; None where it is missing or does not parse."""
+        if path not in self._modules:
+            tree = self._parse(path)
+            module = self._modules[path] = None if tree is None else Module(path)
+            if module is not None and tree is not None:
+                run_block(self, tree.body, Scope(module, names=module.names))
+        return self._modules[path]
+
+    def _parse(self, path: str) -> ast.Module | None:
+        text = self.sources.read(path)
+        if text is None:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # upstream has strings with invalid escapes
+                return ast.parse(text.lstrip("\ufeff"))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+    # names
+
+    def lookup(self, name: str, scope: Scope) -> Value:
+        place: Scope | None = scope
+        while place is not None:
+            if name in place.names:
+                return place.names[name]
+            place = place.outer
+        value = self._global(name, scope.module)
+        return External(f"builtins.{name}") if value is _MISSING else value
+
+    def _global(self, name: str, module: Module) -> Value:
+        if name in module.names:
+            return module.names[name]
+        for star in module.stars:
+            value = self._global(name, star)
+            if value is not _MISSING:
+                return value
+        return _MISSING
+
+    def exported(self, module: Module, name: str) -> Value:
+        """What `from module import name` gives."""
+        value = self._global(name, module)
+        return Unknown(f"import {name}") if value is _MISSING else value
+
+    def bind(self, target: ast.expr, value: Value, scope: Scope) -> None:
+        """Assigns; under an undecidable condition a plain value becomes unknown, unless it was the same before."""
+        if isinstance(target, ast.Name):
+            place = scope.module.names if target.id in scope.declared_global else scope.names
+            place[target.id] = self._doubted(place.get(target.id, _MISSING), value)
+            if isinstance(value, Component):
+                value.names.append(("", target.id))
+        elif isinstance(target, ast.Attribute):
+            owner = plain(self.value(target.value, scope))
+            if isinstance(owner, Instance):
+                before = owner.attributes.get(target.attr, _MISSING)
+                owner.attributes[target.attr] = self._doubted(before, value)
+                if isinstance(value, Component):
+                    value.names.append((owner.cls.node.name, target.attr))
+        elif isinstance(target, (ast.Tuple, ast.List)):
+            items = plain(value)
+            fits = isinstance(items, list) and len(items) == len(target.elts)
+            for index, element in enumerate(target.elts):
+                self.bind(element, items[index] if fits else Unknown("unpacking"), scope)
+
+    def _doubted(self, before: Value, value: Value) -> Value:
+        if not self.uncertain or isinstance(value, (Component, Instance)) or before == value:
+            return value
+        return Unknown("assigned under a condition")
+
+    # evaluation
+
+    def value(self, node: ast.expr, scope: Scope) -> Value:
+        """The value of an expression. Raises BudgetExceeded on sources beyond any release's size."""
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise BudgetExceeded
+        if isinstance(node, ast.Call):
+            return call(self, node, scope)
+        evaluate = EXPRESSIONS.get(type(node))
+        return Unknown(type(node).__name__) if evaluate is None else evaluate(self, node, scope)
+
+    def method(self, cls: ClassValue, name: str, owner: Instance | None) -> Value:
+        """The method or class attribute `name`, bound to `owner`."""
+        return method_of(self, cls, name, owner)

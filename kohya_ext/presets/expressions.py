@@ -1,0 +1,238 @@
+"""The expressions of Python that tab builders are made of, evaluated without running anything."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.presets.values import (
+    BoundMethod,
+    ClassValue,
+    Component,
+    Config,
+    External,
+    Function,
+    Instance,
+    Scope,
+    Unknown,
+    Value,
+    known,
+    plain,
+    truth,
+)
+
+if TYPE_CHECKING:
+    from kohya_ext.presets.evaluator import Evaluator
+
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda item, container: item in container,
+    ast.NotIn: lambda item, container: item not in container,
+}
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+MAX_LENGTH = 100_000  # of a string or list that arithmetic makes
+
+
+def constant(_: Evaluator, node: ast.Constant, __: Scope) -> Value:
+    return node.value
+
+
+def sequence(evaluator: Evaluator, node: ast.List | ast.Tuple | ast.Set, scope: Scope) -> Value:
+    """Sets are read as lists: the sets of components that newer releases wire are written in the order that counts."""
+    items: list[Value] = []
+    for element in node.elts:
+        if isinstance(element, ast.Starred):
+            inner = plain(evaluator.value(element.value, scope))
+            items += inner if isinstance(inner, (list, tuple)) else [Unknown("starred")]
+        else:
+            items.append(evaluator.value(element, scope))
+    return items
+
+
+def mapping(evaluator: Evaluator, node: ast.Dict, scope: Scope) -> Value:
+    result: dict[Any, Value] = {}
+    for key_node, value_node in zip(node.keys, node.values, strict=True):
+        value = evaluator.value(value_node, scope)
+        if key_node is None:
+            if not isinstance(plain(value), dict):
+                return Unknown("dict")
+            result.update(plain(value))
+            continue
+        key = plain(evaluator.value(key_node, scope))
+        if not isinstance(key, (str, int, float, bool)):
+            return Unknown("dict")
+        result[key] = value
+    return result
+
+
+def name(evaluator: Evaluator, node: ast.Name, scope: Scope) -> Value:
+    return evaluator.lookup(node.id, scope)
+
+
+def attribute(evaluator: Evaluator, node: ast.Attribute, scope: Scope) -> Value:
+    owner = plain(evaluator.value(node.value, scope))
+    if isinstance(owner, External):
+        return External(f"{owner.name}.{node.attr}")
+    if isinstance(owner, Instance):
+        if node.attr in owner.attributes:
+            return owner.attributes[node.attr]
+        return evaluator.method(owner.cls, node.attr, owner)
+    if isinstance(owner, ClassValue):
+        return evaluator.method(owner, node.attr, None)
+    if isinstance(owner, (Component, Config, str, list, dict)):
+        return BoundMethod(owner, node.attr)
+    return Unknown(f"attribute {node.attr}")
+
+
+def unary(evaluator: Evaluator, node: ast.UnaryOp, scope: Scope) -> Value:
+    value = plain(evaluator.value(node.operand, scope))
+    if isinstance(node.op, ast.Not):
+        decided = truth(value)
+        return Unknown("not") if decided is None else not decided
+    if isinstance(node.op, ast.USub) and isinstance(value, (int, float)):
+        return -value
+    return Unknown("unary")
+
+
+def boolean(evaluator: Evaluator, node: ast.BoolOp, scope: Scope) -> Value:
+    value: Value = None
+    for operand in node.values:
+        value = evaluator.value(operand, scope)
+        decided = truth(value)
+        if decided is None:
+            return Unknown("and/or")
+        if decided is not isinstance(node.op, ast.And):
+            return value
+    return value
+
+
+def comparison(evaluator: Evaluator, node: ast.Compare, scope: Scope) -> Value:
+    left = plain(evaluator.value(node.left, scope))
+    for op, right_node in zip(node.ops, node.comparators, strict=True):
+        right = plain(evaluator.value(right_node, scope))
+        if not (known(left) and known(right)):
+            return Unknown("comparison")
+        try:
+            if not COMPARISONS[type(op)](left, right):
+                return False
+        except TypeError:
+            return Unknown("comparison")
+        left = right
+    return True
+
+
+def arithmetic(evaluator: Evaluator, node: ast.BinOp, scope: Scope) -> Value:
+    left, right = plain(evaluator.value(node.left, scope)), plain(evaluator.value(node.right, scope))
+    return combine(node.op, left, right)
+
+
+def combine(op: ast.operator, left: Value, right: Value) -> Value:
+    """Arithmetic; a list plus something unknown stays a list with an unknown item in it."""
+    if isinstance(op, ast.Add) and (isinstance(left, list) or isinstance(right, list)):
+        return [
+            *(left if isinstance(left, list) else [Unknown("list")]),
+            *(right if isinstance(right, list) else [Unknown("list")]),
+        ]
+    function = ARITHMETIC.get(type(op))
+    if function is None or not (known(left) and known(right)):
+        return Unknown("arithmetic")
+    if isinstance(op, ast.Mult) and not all(isinstance(x, (int, float)) for x in (left, right)):
+        return Unknown("repetition")
+    try:
+        result = function(left, right)
+    except (TypeError, ValueError, ArithmeticError):
+        return Unknown("arithmetic")
+    return Unknown("too long") if isinstance(result, str) and len(result) > MAX_LENGTH else result
+
+
+def conditional(evaluator: Evaluator, node: ast.IfExp, scope: Scope) -> Value:
+    decided = truth(evaluator.value(node.test, scope))
+    if decided is None:
+        return Unknown("condition")
+    return evaluator.value(node.body if decided else node.orelse, scope)
+
+
+def formatted(evaluator: Evaluator, node: ast.JoinedStr, scope: Scope) -> Value:
+    text = ""
+    for part in node.values:
+        inner = part.value if isinstance(part, ast.FormattedValue) else part
+        value = plain(evaluator.value(inner, scope))
+        if not known(value) or (isinstance(part, ast.FormattedValue) and part.format_spec is not None):
+            return Unknown("f-string")
+        text += str(value)
+    return text
+
+
+def assigned(evaluator: Evaluator, node: ast.NamedExpr, scope: Scope) -> Value:
+    value = evaluator.value(node.value, scope)
+    evaluator.bind(node.target, value, scope)
+    return value
+
+
+def comprehension(evaluator: Evaluator, node: ast.ListComp | ast.GeneratorExp, scope: Scope) -> Value:
+    generator = node.generators[0]
+    items = plain(evaluator.value(generator.iter, scope))
+    if len(node.generators) != 1 or not isinstance(items, list):
+        return Unknown("comprehension")
+    result = []
+    for item in items:
+        inner = Scope(scope.module, outer=scope)
+        evaluator.bind(generator.target, item, inner)
+        decided = [truth(evaluator.value(test, inner)) for test in generator.ifs]
+        if None in decided:
+            result.append(Unknown("comprehension"))
+        elif all(decided):
+            result.append(evaluator.value(node.elt, inner))
+    return result
+
+
+def subscript(evaluator: Evaluator, node: ast.Subscript, scope: Scope) -> Value:
+    container, index = plain(evaluator.value(node.value, scope)), plain(evaluator.value(node.slice, scope))
+    if isinstance(container, (list, dict, str)) and known(index):
+        try:
+            return container[index]
+        except (KeyError, IndexError, TypeError):
+            return Unknown("subscript")
+    return Unknown("subscript")
+
+
+def anonymous(_: Evaluator, node: ast.Lambda, scope: Scope) -> Value:
+    return Function(node, scope)
+
+
+EXPRESSIONS: dict[type[ast.expr], Callable[..., Value]] = {
+    ast.Constant: constant,
+    ast.List: sequence,
+    ast.Tuple: sequence,
+    ast.Set: sequence,
+    ast.Dict: mapping,
+    ast.Name: name,
+    ast.Attribute: attribute,
+    ast.UnaryOp: unary,
+    ast.BoolOp: boolean,
+    ast.Compare: comparison,
+    ast.BinOp: arithmetic,
+    ast.IfExp: conditional,
+    ast.JoinedStr: formatted,
+    ast.NamedExpr: assigned,
+    ast.ListComp: comprehension,
+    ast.GeneratorExp: comprehension,
+    ast.Subscript: subscript,
+    ast.Lambda: anonymous,
+}

@@ -1,0 +1,157 @@
+"""A preset made complete and valid for the GUI that is installed.
+
+Complete, because a GUI that loads a preset leaves every absent field as it was before (or, up to v23.1.3, sets some to
+0): two presets chosen one after the other would mix. Never a path, a secret or anything that belongs to one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kohya_ext.errors import UnsupportedError
+from kohya_ext.presets.convert import convert, shown_at_start
+from kohya_ext.presets.document import Preset
+from kohya_ext.presets.keys import FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED
+from kohya_ext.presets.schema import Schema
+
+Action = Literal["dropped", "renamed", "converted", "changed", "filled", "moved"]
+EXTRA = "additional_parameters"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that fitting did to a preset."""
+
+    action: Action
+    key: str
+    before: Any
+    after: Any
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "action": self.action,
+            "key": self.key,
+            "before": self.before,
+            "after": self.after,
+            "reason": self.reason,
+        }
+
+
+@dataclass
+class Fitted:
+    """The fitted settings, and everything that was done to get them."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    def note(self, action: Action, key: str, before: Any, after: Any, reason: str) -> None:
+        self.steps.append(Step(action, key, before, after, reason))
+
+
+def fit(preset: Preset, schema: Schema, *, arguments: Collection[str] | None = None) -> Fitted:
+    """The preset for the tab that `schema` describes.
+
+    arguments: the flags that the installed training script takes, None when they are not known; a setting the GUI has
+    no field for yet can go through "additional parameters" if the script knows its flag.
+    Raises UnsupportedError when the preset requires something that this release lacks.
+    """
+    fitted = Fitted()
+    given = _renamed(preset.values, schema, fitted)
+    _pass_flags(preset, given, schema, arguments, fitted)
+    _drop(given, schema, fitted)
+    for key, one in schema.fields.items():
+        if key in PRIVATE or one.wired_to is not None:
+            continue
+        if one.component is None:  # wiring unknown: nothing to convert by
+            if key in given:
+                fitted.values[key] = given[key]
+            continue
+        value = given.get(key)
+        if value is not None:
+            converted = convert(value, one)
+            if converted.usable:
+                fitted.values[key] = converted.value
+                if converted.problem:
+                    fitted.note("changed", key, value, converted.value, converted.problem)
+                elif converted.value != value or type(converted.value) is not type(value):
+                    fitted.note("converted", key, value, converted.value, f"the field is a {one.component}")
+                continue
+        start = shown_at_start(one)
+        if start.usable:
+            fitted.values[key] = start.value
+            reason = convert(value, one).problem if value is not None else "absent; the GUI's own default"
+            fitted.note("filled" if value is None else "changed", key, value, start.value, reason)
+        elif value is not None:
+            fitted.note("dropped", key, value, None, convert(value, one).problem)
+    return fitted
+
+
+def _renamed(values: Mapping[str, Any], schema: Schema, fitted: Fitted) -> dict[str, Any]:
+    """The given settings under the names of the installed release."""
+    given = dict(values)
+    for old, new in RENAMED.items():
+        for source, target in ((old, new), (new, old)):
+            if source in given and source not in schema.fields and target in schema.fields and target not in given:
+                before = given.pop(source)
+                given[target] = _translated(target, before)
+                fitted.note("renamed", source, before, given[target], f"this release calls it {target}")
+    if not given.get("optimizer") and "optimizer" in schema.fields:
+        given["optimizer"] = "AdamW8bit" if given.get("use_8bit_adam") is True else OPTIMIZER_WHEN_ABSENT
+        fitted.note("filled", "optimizer", None, given["optimizer"], "what every release takes when it is absent")
+    if given.get("LoRA_type") == "LoCon":
+        given["LoRA_type"] = "LyCORIS/LoCon"
+        fitted.note("renamed", "LoRA_type", "LoCon", "LyCORIS/LoCon", "its name since 2023")
+    return given
+
+
+def _translated(target: str, value: Any) -> Any:
+    if target == "log_with":
+        return "wandb" if value in (True, "True", "true") else ""
+    if target == "use_wandb":
+        return value == "wandb"
+    return value
+
+
+def _pass_flags(
+    preset: Preset, given: dict[str, Any], schema: Schema, arguments: Collection[str] | None, fitted: Fitted
+) -> None:
+    """Settings without a field go through "additional parameters", or stop the preset if it cannot do without."""
+    for key, flag in FLAGS.items():
+        if key in schema.fields or key not in given:
+            continue
+        wanted = given.pop(key)
+        if wanted is not True:
+            continue
+        if EXTRA in schema.fields and arguments is not None and flag in arguments:
+            before = str(given.get(EXTRA) or "")
+            if flag not in before.split():
+                given[EXTRA] = f"{before} {flag}".strip()
+            fitted.note(
+                "moved", key, wanted, given[EXTRA], f"no field of this release; {flag} in {EXTRA} does the same"
+            )
+        elif key in preset.requires:
+            raise UnsupportedError(
+                f"preset {preset.name} needs {flag}, which the training code of this release does not have "
+                "(sd-scripts has it from v0.9.0, kohya_ss from v24.1.5)"
+            )
+        else:
+            fitted.note("dropped", key, wanted, None, f"this release has neither a field for it nor {flag}")
+
+
+def _drop(given: dict[str, Any], schema: Schema, fitted: Fitted) -> None:
+    for key in sorted(given):
+        one = schema.fields.get(key)
+        if one is None:
+            reason = "this release has no such setting"
+        elif key in PRIVATE:
+            reason = "belongs to one machine or person"
+        elif one.wired_to is not None:
+            reason = f"this release writes it into the field of {one.wired_to}"
+        else:
+            continue
+        if given[key] not in ("", None) or one is None:
+            fitted.note("dropped", key, given[key], None, reason)
+        del given[key]

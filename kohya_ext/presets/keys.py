@@ -1,0 +1,113 @@
+"""What we know about single keys of Kohya's presets, whatever the release."""
+
+from __future__ import annotations
+
+# Secrets: never in a preset, whoever wrote it.
+SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
+
+# Files and folders of one machine or one project.
+PATHS = frozenset(
+    {
+        "ae",
+        "anima_llm_adapter_path",
+        "anima_qwen3",
+        "anima_t5_tokenizer_path",
+        "anima_vae",
+        "base_weights",
+        "clip_g",
+        "clip_l",
+        "dataset_config",
+        "dim_from_weights_path",
+        "flux1_clip_l",
+        "flux1_t5xxl",
+        "hunyuan_image_byt5",
+        "hunyuan_image_text_encoder",
+        "hunyuan_image_vae",
+        "image_folder",
+        "log_tracker_config",
+        "logging_dir",
+        "lora_network_weights",
+        "lumina_ae",
+        "lumina_gemma2",
+        "network_weights",
+        "output_dir",
+        "pretrained_model_name_or_path",
+        "reg_data_dir",
+        "resume",
+        "t5xxl",
+        "train_data_dir",
+        "train_dir",
+        "vae",
+        "weights",
+    }
+)
+
+# What belongs to one machine, account or run, without being a path.
+PERSONAL = frozenset(
+    {
+        "caption_metadata_filename",
+        "extra_accelerate_launch_args",
+        "gpu_ids",
+        "huggingface_path_in_repo",
+        "huggingface_repo_id",
+        "init_word",
+        "latent_metadata_filename",
+        "log_tracker_name",
+        "main_process_port",
+        "metadata_author",
+        "metadata_description",
+        "metadata_license",
+        "metadata_tags",
+        "metadata_title",
+        "model_list",
+        "multi_gpu",
+        "num_cpu_threads_per_process",
+        "num_machines",
+        "num_processes",
+        "output_name",
+        "resume_from_huggingface",
+        "sample_prompts",
+        "token_string",
+        "training_comment",
+        "training_preset",
+        "wandb_run_name",
+    }
+)
+
+PRIVATE = SECRETS | PATHS | PERSONAL
+
+# Old name -> today's; training writes some of the old ones beside the model even now.
+RENAMED = {
+    "generate_caption_database": "create_caption",
+    "generate_image_buckets": "create_buckets",
+    "stop_text_encoder_training_pct": "stop_text_encoder_training",
+    "use_wandb": "log_with",
+}
+
+# Keys without a successor: every release ignores them. Kept apart from keys that another release knows.
+DEAD = frozenset(
+    {"no_token_padding", "save_as_bool", "use_8bit_adam", "conv_dims", "conv_alphas", "headless", "print_only"}
+)
+
+# In text boxes of old releases empty means "not set" where newer number fields say 0.
+ZERO_IS_UNSET = frozenset({"seed", "max_train_epochs", "max_train_steps"})
+
+# Up to v23.1.3 loading a preset without these keys sets them to 0: nothing would be trained.
+ZEROED_WHEN_ABSENT = (
+    "epoch",
+    "save_every_n_epochs",
+    "lr_warmup",
+    "noise_offset",
+    "learning_rate",
+    "text_encoder_lr",
+    "unet_lr",
+)
+
+# Loading a preset without an optimizer sets this one, in every release.
+OPTIMIZER_WHEN_ABSENT = "AdamW"
+
+# Settings that sd-scripts knew before the GUI had a field: they can go through "additional parameters".
+FLAGS = {"fused_backward_pass": "--fused_backward_pass"}
+
+# Rate 1 is right for these only.
+RATE_ONE = frozenset({"adacoor", "prodigy", "dadaptation", "dadaptadam", "prodigyplus.prodigyplusschedulefree"})

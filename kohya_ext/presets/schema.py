@@ -1,0 +1,268 @@
+"""The fields of the installed GUI's tabs, read from its source as text.
+
+A tab's `open_configuration` takes one parameter a preset key, in the order of the components that it fills; which these
+are stands in the wiring of the tab's Presets list (or of its "load config" button). Evaluating the tab's builder as
+text gives the components, zipping both gives the schema.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from kohya_ext.presets.evaluator import Evaluator
+from kohya_ext.presets.sources import Sources
+from kohya_ext.presets.statements import run_block
+from kohya_ext.presets.values import (
+    BudgetExceeded,
+    Component,
+    Config,
+    Event,
+    Function,
+    Returned,
+    Scope,
+    Setting,
+    Value,
+    known,
+    plain,
+)
+from kohya_ext.upstream import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+
+Tab = Literal["finetune", "lora", "dreambooth", "ti"]
+
+LOADER = "open_configuration"
+PRESETS_LIST = "training_preset"
+LOAD_BUTTONS = ("button_load_config", "button_open_config")
+NOT_KEYS = ("ask_for_file", "apply_preset", "file_path")
+REGISTRY = "FIELD_REGISTRY"
+
+# Tab -> file of its module, function that builds it.
+BUILDERS: dict[Tab, tuple[str, str]] = {
+    "finetune": ("finetune_gui.py", "finetune_tab"),
+    "lora": ("lora_gui.py", "lora_tab"),
+    "dreambooth": ("dreambooth_gui.py", "dreambooth_tab"),
+    "ti": ("textual_inversion_gui.py", "ti_tab"),
+}
+TABS: tuple[Tab, ...] = tuple(BUILDERS)
+
+# Our names for a component's attributes, and gradio's.
+ATTRIBUTES = {
+    "choices": "choices",
+    "minimum": "minimum",
+    "maximum": "maximum",
+    "step": "step",
+    "precision": "precision",
+    "custom": "allow_custom_value",
+    "default": "value",
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a tab's presets and the component that it fills.
+
+    component: gradio's class, None where it could not be found out. choices: what a Dropdown or Radio offers.
+    custom: whether other values may be typed. default: what the GUI shows at first.
+    inexact: attributes whose value only the running GUI knows. settings: attribute -> key of `config.toml` that may
+    override it. wired_to: the key whose component this one wrongly fills in this release. source: who adds the field.
+    """
+
+    key: str
+    component: str | None
+    choices: tuple[Any, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    precision: int | None = None
+    custom: bool = False
+    default: Any = None
+    inexact: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    wired_to: str | None = None
+    place: str = ""
+    source: str = "kohya_ss"
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything about the field is known."""
+        return self.component is not None and not self.inexact
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "component": self.component,
+            "choices": None if self.choices is None else list(self.choices),
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "step": self.step,
+            "precision": self.precision,
+            "custom": self.custom,
+            "default": self.default,
+            "exact": self.exact,
+            "inexact": list(self.inexact),
+            "config_toml": dict(self.settings),
+            "wired_to": self.wired_to,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The fields of one tab, in the GUI's order. presets_list: whether the tab has a Presets list."""
+
+    tab: Tab
+    file: str
+    fields: Mapping[str, Field]
+    presets_list: bool
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: one.as_json() for key, one in self.fields.items()}
+
+
+def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema | None:
+    """The schema of a tab; None where the checkout has no such tab.
+
+    patched: whether kohya_ext is installed in the checkout, so that its additions (the optimizer's name) count.
+    A tab whose wiring cannot be followed gives its keys without components, and a note that says so.
+    """
+    evaluator = Evaluator(sources)
+    file, builder_name = BUILDERS[tab]
+    path = evaluator.find(file, f"def {LOADER}")
+    module = evaluator.module(path) if path is not None else None
+    loader = module.names.get(LOADER) if module is not None else None
+    if path is None or module is None or not isinstance(loader, Function) or isinstance(loader.node, ast.Lambda):
+        return None
+    keys = [parameter.arg for parameter in loader.node.args.args if parameter.arg not in NOT_KEYS]
+    notes: list[str] = []
+    components: list[Value] = []
+    registry: list[str] = []
+    builder = module.names.get(builder_name)
+    try:
+        if isinstance(builder, Function):
+            scope = _build(evaluator, builder)
+            components = _outputs(evaluator.events)
+            registry = _registry_names(scope)
+    except (BudgetExceeded, RecursionError):
+        notes.append(f"{path} is unlike any release's; only its keys could be read")
+        components = []
+    if not components:
+        notes.append(f"the wiring of {LOADER} in {path} could not be followed: keys only")
+    fields = {}
+    for index, key in enumerate(keys):
+        component = components[index] if index < len(components) else None
+        one = _field(key, component)
+        fields[key] = replace(one, wired_to=_wrong_wire(key, component, keys, registry, index))
+    if patched:
+        fields = {key: _with_hooks(one, components, index) for index, (key, one) in enumerate(fields.items())}
+    return Schema(tab, path, fields, PRESETS_LIST in keys, tuple(notes))
+
+
+def _build(evaluator: Evaluator, builder: Function) -> Scope:
+    """Evaluates the tab's builder as a GUI with a screen would call it; gives the builder's names."""
+    assert isinstance(builder.node, ast.FunctionDef)
+    scope = Scope(builder.scope.module)
+    for parameter in builder.node.args.args:
+        scope.names[parameter.arg] = Config() if parameter.arg == "config" else False
+    with suppress(Returned):
+        run_block(evaluator, builder.node.body, scope)
+    return scope
+
+
+def _outputs(events: list[Event]) -> list[Value]:
+    """The components that loading a preset fills, in the order of the keys; the first output is the file's name."""
+
+    def names(event: Event) -> set[str]:
+        return {name for _, name in event.trigger.names}
+
+    chosen = [
+        event for event in events if PRESETS_LIST in names(event) and event.method in ("input", "change", "select")
+    ]
+    chosen += [event for event in events if names(event) & set(LOAD_BUTTONS) and event.method == "click"]
+    wired = [event.outputs[1:] for event in chosen if len(event.outputs) > 20]
+    return wired[0] if wired else []
+
+
+def _registry_names(scope: Scope) -> list[str]:
+    """The key of each component as newer releases name it in their registry."""
+    registry = plain(scope.names.get(REGISTRY))
+    if not isinstance(registry, list):
+        return []
+    aliases: dict[Any, Any] = {}
+    for name, value in scope.names.items():
+        if "ALIASES" in name and isinstance(value, dict):
+            aliases.update(value)
+    names = [pair[0] for pair in registry if isinstance(pair, list) and len(pair) == 2]
+    return [aliases.get(name, name) for name in names]
+
+
+def _field(key: str, component: Value) -> Field:
+    if not isinstance(component, Component):
+        return Field(key, None)
+    values: dict[str, Any] = {}
+    settings: dict[str, str] = {}
+    inexact: list[str] = []
+    for ours, theirs in ATTRIBUTES.items():
+        if theirs not in component.arguments:
+            if not component.certain:
+                inexact.append(ours)
+            continue
+        value = component.arguments[theirs]
+        if isinstance(value, Setting):
+            settings[ours] = value.key
+        if not known(value) or not component.certain:
+            inexact.append(ours)
+        values[ours] = _choices(value) if ours == "choices" else plain(value) if known(value) else None
+    return Field(
+        key,
+        component.kind,
+        choices=values.get("choices"),
+        minimum=_number(values.get("minimum")),
+        maximum=_number(values.get("maximum")),
+        step=_number(values.get("step")),
+        precision=values.get("precision"),
+        custom=bool(values.get("custom")),
+        default=values.get("default"),
+        inexact=tuple(inexact),
+        settings=settings,
+        place=component.place,
+    )
+
+
+def _choices(value: Value) -> tuple[Any, ...]:
+    """What is offered, as far as it is known; of a (label, value) pair the value."""
+    items = plain(value)
+    offered = [plain(item) for item in items if known(item)] if isinstance(items, list) else []
+    return tuple(item[1] if isinstance(item, list) and len(item) == 2 else item for item in offered)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _wrong_wire(key: str, component: Value, keys: list[str], registry: list[str], index: int) -> str | None:
+    """The key whose component `key` fills by mistake, None where the wiring is right.
+
+    Attributes of the components of one model family are named without its prefix: `flux1_clip_l` is `clip_l` of
+    `flux1Training`.
+    """
+    if registry and index < len(registry):
+        return None if registry[index] == key else registry[index]
+    if not isinstance(component, Component):
+        return None
+    for owner, name in component.names:
+        if name == key or (key.endswith(f"_{name}") and owner.lower().startswith(key[: -len(name) - 1].lower())):
+            return None
+    return next((name for _, name in component.names if name in keys), None)
+
+
+def _with_hooks(one: Field, components: list[Value], index: int) -> Field:
+    """The field as it is once our hooks are in the GUI: the optimizer's list offers AdaCoor."""
+    component = components[index] if index < len(components) else None
+    if not isinstance(component, Component) or plain(component.arguments.get("label")) != OPTIMIZER_LABEL:
+        return one
+    if one.choices is None or OPTIMIZER_LANDMARK not in one.choices or ADACOOR in one.choices:
+        return one
+    return replace(one, choices=(*one.choices, ADACOOR), source="kohya_ss, kohya_ext")

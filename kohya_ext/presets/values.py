@@ -1,0 +1,154 @@
+"""What a piece of source can evaluate to without being run.
+
+Plain Python values (strings, numbers, lists, dicts, None) stand for themselves; the classes here stand for the rest.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Value: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Depends on something that only a running program knows."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value that the GUI's `config.toml` may override under `key`; `default` holds where it does not."""
+
+    key: str
+    default: Value
+
+
+@dataclass(frozen=True)
+class External:
+    """Something of a package outside the checkout, by its dotted name."""
+
+    name: str
+
+
+class Config:
+    """The GUI's configuration object (or the empty dict that stands in for it)."""
+
+
+@dataclass
+class Module:
+    """A module of the checkout: its file and, once loaded, its names."""
+
+    path: str
+    names: dict[str, Value] = field(default_factory=dict)
+    stars: list[Module] = field(default_factory=list)
+
+
+@dataclass
+class Scope:
+    """Names visible at one place: a function's own, those of the function around it, the module's."""
+
+    module: Module
+    names: dict[str, Value] = field(default_factory=dict)
+    outer: Scope | None = None
+    declared_global: set[str] = field(default_factory=set)
+    may_have_returned: bool = False
+
+
+@dataclass(frozen=True)
+class ClassValue:
+    node: ast.ClassDef
+    module: Module
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the checkout; `owner` is the instance that a method is bound to."""
+
+    node: ast.FunctionDef | ast.Lambda
+    scope: Scope
+    owner: Instance | None = None
+
+    @property
+    def name(self) -> str:
+        return self.node.name if isinstance(self.node, ast.FunctionDef) else "<lambda>"
+
+
+@dataclass(eq=False)
+class Instance:
+    """An object of a class of the checkout."""
+
+    cls: ClassValue
+    attributes: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Component:
+    """A gradio component: its class, its arguments, where it is made, and the names it is bound to.
+
+    certain: False when it is made under a condition that cannot be decided, or with arguments that cannot be seen.
+    names: pairs of the owning class ("" for a variable) and the name.
+    """
+
+    kind: str
+    arguments: dict[str, Value]
+    place: str
+    certain: bool = True
+    names: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BoundMethod:
+    """A method of a plain value or of a component, not called yet."""
+
+    owner: Value
+    name: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """`trigger.method(...)` wires a component to a handler; outputs are the components that it fills."""
+
+    trigger: Component
+    method: str
+    outputs: list[Value]
+
+
+class Returned(Exception):  # noqa: N818 - control flow, not an error
+    """A `return` statement was reached."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__()
+        self.value = value
+
+
+class BudgetExceeded(Exception):  # noqa: N818 - control flow, not an error
+    """The source is larger or deeper than any release's: evaluation is given up."""
+
+
+def plain(value: Value) -> Value:
+    """The value itself; for a setting its default."""
+    return value.default if isinstance(value, Setting) else value
+
+
+def known(value: Value) -> bool:
+    """Whether the value is plain Python all the way down."""
+    value = plain(value)
+    if isinstance(value, (list, tuple)):
+        return all(known(item) for item in value)
+    if isinstance(value, dict):
+        return all(known(item) for item in value.values())
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def truth(value: Value) -> bool | None:
+    """Its truth, None where that cannot be told."""
+    value = plain(value)
+    if isinstance(value, (Unknown, External)):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str, list, tuple, dict)):
+        return bool(value)
+    return True
