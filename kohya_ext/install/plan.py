@@ -1,0 +1,96 @@
+"""What an install or uninstall would do, worked out completely before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.errors import ConflictError
+from kohya_ext.files.paths import checked
+from kohya_ext.files.transaction import STATE_FOLDER
+from kohya_ext.install import legacy, manifest, patchset, scan
+from kohya_ext.install.checkout import Checkout
+from kohya_ext.install.manifest import PATCHED, PRESET
+from kohya_ext.install.planning import Builder, Plan
+from kohya_ext.install.sources import Sources
+
+__all__ = ["Plan", "plan_install", "plan_uninstall", "unrecorded"]
+
+
+def plan_install(
+    checkout: Checkout,
+    patch_set: str = patchset.DEFAULT,
+    presets: Mapping[str, bytes] | None = None,
+    package: Mapping[str, Any] | None = None,
+) -> Plan:
+    """What brings `checkout` to the patch set and the presets, from whatever state it is in. Reads only.
+
+    presets: path relative to the checkout -> bytes. package: to remember in the manifest; None keeps what is there.
+    Raises UnsupportedError when a hook is missing, ConflictError when something stands in the way.
+    """
+    sources = Sources()
+    recorded = manifest.read(checkout.root)
+    legacy.refuse(checkout, sources)
+    hooks = scan.scan(checkout, sources)
+    scan.require(hooks, checkout)
+    builder = Builder(checkout.root, recorded)
+    chosen = patchset.load(patch_set)
+    targets = {relative(checkout.root, target.path): target for target in chosen.targets(checkout, hooks)}
+    for path, target in targets.items():
+        builder.patch(path, target, chosen)
+    for entry in builder.entries(PATCHED):
+        if entry.path not in targets:
+            builder.take_off(entry)
+    for path, data in sorted((presets or {}).items()):
+        builder.add_preset(relative(checkout.root, checkout.root / checked(path)), data)
+    placed = {relative(checkout.root, checkout.root / path) for path in presets or {}}
+    for entry in builder.entries(PRESET):
+        if entry.path not in placed:
+            builder.remove_preset(entry, keep_record=True)
+    if package is None and recorded is not None:
+        package = recorded.package
+    return replace(builder.install(checkout.release, patch_set, package), hooks=tuple(hooks))
+
+
+def plan_uninstall(checkout: Checkout) -> Plan:
+    """What takes everything of ours out of `checkout`. Reads only.
+
+    Raises ConflictError when a file of ours was edited since, or its backup is damaged.
+    """
+    recorded = manifest.read(checkout.root)
+    if recorded is None:
+        strays = unrecorded(checkout)
+        if strays:
+            raise ConflictError(
+                f"{', '.join(strays)} in {checkout.root} has our lines, but {STATE_FOLDER}/ has no record of them. "
+                "Nothing was changed. Run `kohya-ext install` first: it recognizes them; then uninstall"
+            )
+        return Plan("uninstall", (), notes=("kohya_ext is not installed in this checkout",))
+    builder = Builder(checkout.root, recorded)
+    for entry in builder.entries(PATCHED):
+        builder.take_off(entry)
+    for entry in builder.entries(PRESET):
+        builder.remove_preset(entry, keep_record=False)
+    return builder.uninstall()
+
+
+def unrecorded(checkout: Checkout) -> list[str]:
+    """Files with a block of ours in a checkout without a manifest (deleted, or lost when the tree was copied)."""
+    folders = [checkout.library, *([checkout.root / checkout.gui_package] if checkout.gui_package else [])]
+    found = Sources()
+    marker = (patchset.MARKER.decode(),)
+    paths = dict.fromkeys(path for folder in folders for path in found.holding(folder, "*.py", marker))
+    return [path.relative_to(checkout.root).as_posix() for path in paths]
+
+
+def relative(root: Path, path: Path) -> str:
+    """`path` relative to the checkout, links resolved. Raises ConflictError when a link leads out of the checkout."""
+    real = path.resolve()
+    if not real.is_relative_to(root.resolve()):
+        raise ConflictError(
+            f"{path} is really {real}, outside of the checkout {root}: a link leads there. Nothing was changed; "
+            "install into the checkout that the link leads to, or replace the link by a copy"
+        )
+    return checked(real.relative_to(root.resolve()).as_posix())

@@ -1,0 +1,307 @@
+"""Putting a plan together file by file: steps, the next manifest, and everything that stands in the way."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.errors import ConflictError
+from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
+from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
+from kohya_ext.files.transaction import STATE_FOLDER
+from kohya_ext.install import git, manifest, patchset, scan, states
+from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Entry, Exclusion, Manifest
+from kohya_ext.install.states import Inspected, State
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order, and what to tell the user.
+
+    prune: folders to remove afterwards if empty. kept: files of somebody else, or edited, that stay as they are.
+    notes: further lines for the user. hooks: what `scan` found (install only).
+    """
+
+    verb: str
+    steps: tuple[Step, ...]
+    prune: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    hooks: tuple[scan.Found, ...] = ()
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The files that change, our own records aside."""
+        files = (step for step in self.steps if isinstance(step, Change))
+        return tuple(change for change in files if not change.path.startswith(f"{STATE_FOLDER}/"))
+
+    @property
+    def changed(self) -> bool:
+        """False when there is nothing to do."""
+        return bool(self.steps)
+
+    def diff(self) -> str:
+        """The changes as a unified diff, which `git apply` and `patch -p1` understand."""
+        return "".join(_diff(change) for change in self.changes)
+
+
+@dataclass
+class Builder:
+    """Collects steps, the entries of the next manifest, and everything that stands in the way."""
+
+    root: Path
+    recorded: Manifest | None
+    files: list[Change] = field(default_factory=list)
+    backups: dict[str, bytes] = field(default_factory=dict)
+    next_entries: list[Entry] = field(default_factory=list)
+    flagged: list[str] = field(default_factory=list)
+    lifted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    obstacles: list[str] = field(default_factory=list)
+
+    def entries(self, kind: str) -> list[Entry]:
+        """The files of `kind` that the manifest records."""
+        return [entry for entry in self.recorded.files if entry.kind == kind] if self.recorded else []
+
+    def recorded_entry(self, path: str) -> Entry | None:
+        """What the manifest records of `path`."""
+        return self.recorded.entry(path) if self.recorded else None
+
+    # ---- files of upstream
+
+    def patch(self, path: str, target: patchset.Target, chosen: patchset.PatchSet) -> None:
+        """Put the block of `chosen` into `path`."""
+        entry = self.recorded_entry(path)
+        seen = states.inspect(self.root, path, entry, target)
+        before = self._original_to_patch(seen, entry, target)
+        if before is None or seen.file is None:
+            return
+        after = replace(seen.file, data=chosen.patched(before))
+        self._change(path, seen.file, after)
+        backup = f"{BACKUP}/{path}"
+        self.backups[backup] = before
+        self.next_entries.append(Entry(path, PATCHED, sha256(before), sha256(after.data), seen.file.mode, backup))
+        self.flagged.append(path)
+
+    def _original_to_patch(self, seen: Inspected, entry: Entry | None, target: patchset.Target) -> bytes | None:
+        if seen.state is State.OURS and entry is not None:
+            return states.original(self.root, seen, entry)
+        if seen.state is State.UNRECORDED:
+            return patchset.unpatched(seen.data, head=seen.head)
+        if seen.state is State.PRISTINE and target.fits(seen.data):
+            return seen.data
+        if seen.state is State.PRISTINE:
+            self.obstacles.append(
+                f"{seen.path} of this release is not empty (a fork?), so the patch set hook does not fit: "
+                "use --patch-set inline"
+            )
+        else:
+            self.obstacles.append(self._foreign(seen))
+        return None
+
+    def take_off(self, entry: Entry) -> None:
+        """Give `entry` its original back."""
+        seen = states.inspect(self.root, entry.path, entry)
+        if seen.state is State.OURS and seen.file is not None:
+            before = states.original(self.root, seen, entry)
+            self._change(entry.path, seen.file, replace(seen.file, data=before))
+        elif seen.state is State.MISSING:
+            self.notes.append(f"{entry.path} is gone; nothing to take off there")
+        elif seen.state is not State.PRISTINE:
+            self.obstacles.append(self._foreign(seen))
+        self.lifted.append(entry.path)
+
+    def _foreign(self, seen: Inspected) -> str:
+        if seen.state is State.MISSING:
+            return f"{seen.path} is missing. Bring it back: {states.git_restore(self.root, seen.path)}"
+        what = (
+            "was edited since kohya_ext patched it" if seen.state is State.EDITED else "is neither upstream's nor ours"
+        )
+        return (
+            f"{seen.path} {what}. Keep your version elsewhere (cp {seen.path} {seen.path}.mine), bring back upstream's "
+            f"({states.git_restore(self.root, seen.path)}), run again, and merge your version by hand"
+        )
+
+    # ---- files we add
+
+    def add_preset(self, path: str, data: bytes) -> None:
+        """Put a file of ours at `path`, unless somebody else's is there."""
+        entry = self.recorded_entry(path)
+        found = read_state(self.root / path)
+        if found is not None and (entry is None or sha256(found.data) != entry.sha256_after):
+            self.kept.append(path)
+            if entry is not None:
+                self.next_entries.append(entry)
+            return
+        after = FileState(data, found.mode if found else NEW_FILE_MODE, owner_for(self._nearest(path)))
+        self._change(path, found, after)
+        self.next_entries.append(Entry(path, PRESET, None, sha256(data), after.mode))
+
+    def remove_preset(self, entry: Entry, *, keep_record: bool) -> None:
+        """Take a file of ours away, unless it was edited."""
+        found = read_state(self.root / entry.path)
+        if found is None:
+            return
+        if sha256(found.data) == entry.sha256_after:
+            self._change(entry.path, found, None)
+            return
+        self.kept.append(entry.path)
+        if keep_record:
+            self.next_entries.append(entry)
+
+    # ---- everything together
+
+    def install(self, release: str, patch_set: str, package: Mapping[str, Any] | None) -> Plan:
+        """The plan of an install."""
+        self._stop_at_obstacles()
+        skip, flags, lifts = self._skip_worktree()
+        exclusion, exclude = self._exclude(
+            [f"{STATE_FOLDER}/", *(entry.path for entry in self.next_entries if entry.kind == PRESET)]
+        )
+        document = Manifest(
+            patch_set=patch_set,
+            release=release,
+            files=tuple(self.next_entries),
+            skip_worktree=skip,
+            exclusion=exclusion,
+            created_dirs=self._created_dirs(),
+            package=package,
+        )
+        record = self._record(manifest.NAME, document.to_json())
+        prune = [folder for folder in self._old_dirs() if folder not in document.created_dirs]
+        steps: tuple[Step, ...] = (*exclude, *flags, *self._backup_changes(), *self.files, *record, *lifts)
+        return Plan("install", steps, (*prune, *self._backup_dirs()), tuple(self.kept), tuple(self.notes))
+
+    def uninstall(self) -> Plan:
+        """The plan of an uninstall."""
+        self._stop_at_obstacles()
+        _, flags, lifts = self._skip_worktree()
+        _, exclude = self._exclude([])
+        records = [*self._backup_changes(), *self._record(manifest.NAME, None)]
+        steps: tuple[Step, ...] = (*flags, *self.files, *records, *lifts, *exclude)
+        prune = (*self._old_dirs(), *self._backup_dirs())
+        return Plan("uninstall", steps, prune, tuple(self.kept), tuple(self.notes))
+
+    def _stop_at_obstacles(self) -> None:
+        if self.obstacles:
+            raise ConflictError(f"{self.root}: nothing was changed, because\n" + "\n".join(self.obstacles))
+
+    def _change(self, path: str, before: FileState | None, after: FileState | None) -> None:
+        if before == after:
+            return
+        target = self.root / path
+        folder = self._nearest(path)
+        if before is not None and not before.mode & 0o200:
+            self.obstacles.append(f"{path} is read-only. Make it writable (chmod u+w '{target}') and run again")
+        elif not os.access(folder, os.W_OK):
+            self.obstacles.append(f"{folder} may not be written by this user. Run as the user that owns it, or as root")
+        self.files.append(Change(path, before, after))
+
+    def _nearest(self, path: str) -> Path:
+        """The innermost folder on the way to `path` that exists."""
+        return next(folder for folder in (self.root / path).parents if folder.is_dir())
+
+    def _record(self, path: str, data: bytes | None) -> list[Change]:
+        before = read_state(self.root / path)
+        after = None if data is None else FileState(data, NEW_FILE_MODE, owner_for(self.root))
+        unchanged = (before and before.data) == (after and after.data)
+        return [] if unchanged else [Change(path, before, after)]
+
+    def _backup_changes(self) -> list[Change]:
+        changes = [change for path, data in self.backups.items() for change in self._record(path, data)]
+        old = [entry.backup for entry in self.entries(PATCHED) if entry.backup and entry.backup not in self.backups]
+        return changes + [change for path in old for change in self._record(path, None)]
+
+    def _backup_dirs(self) -> list[str]:
+        """Folders of backups that may have become empty, outermost first."""
+        old = [entry.backup for entry in self.entries(PATCHED) if entry.backup and entry.backup not in self.backups]
+        folders = {parent.as_posix() for path in old for parent in Path(path).parents}
+        return sorted(folder for folder in folders if folder.startswith(BACKUP))
+
+    def _old_dirs(self) -> list[str]:
+        return list(self.recorded.created_dirs) if self.recorded else []
+
+    def _created_dirs(self) -> tuple[str, ...]:
+        """Folders that we made or are about to make for files that stay."""
+        new = [
+            parent.as_posix()
+            for change in self.files
+            for parent in Path(change.path).parents
+            if change.after is not None and parent != Path() and not (self.root / parent).is_dir()
+        ]
+        used = {parent.as_posix() for entry in self.next_entries for parent in Path(entry.path).parents}
+        return tuple(sorted({*new, *(folder for folder in self._old_dirs() if folder in used)}))
+
+    def _skip_worktree(self) -> tuple[dict[str, tuple[str, ...]], list[Effect], list[Effect]]:
+        """Which flags are ours from now on, and the effects that set and that lift."""
+        ours = {
+            Path(folder, path).as_posix()
+            for folder, paths in (self.recorded.skip_worktree if self.recorded else {}).items()
+            for path in paths
+        }
+        keep: dict[str, list[str]] = {}
+        setting: dict[str, list[str]] = {}
+        lifting: dict[str, list[str]] = {}
+        for path in [*self.flagged, *sorted(ours - set(self.flagged))]:
+            known = git.tracked(self.root / path)
+            if known is None:
+                continue
+            folder, name = self._in_repository(path)
+            if path not in self.flagged:
+                if known.skipped:
+                    lifting.setdefault(folder, []).append(name)
+            elif path in ours or not known.skipped:
+                keep.setdefault(folder, []).append(name)
+                if not known.skipped:
+                    setting.setdefault(folder, []).append(name)
+        effects = [_flag_effects(setting, on=True), _flag_effects(lifting, on=False)]
+        return {folder: tuple(names) for folder, names in keep.items()}, effects[0], effects[1]
+
+    def _in_repository(self, path: str) -> tuple[str, str]:
+        """The folder of the repository of `path`, relative to the checkout, and `path` relative to that folder."""
+        top = git.work_tree((self.root / path).parent)
+        if top is None or not top.is_relative_to(self.root):
+            return os.curdir, path
+        return top.relative_to(self.root).as_posix(), (self.root / path).relative_to(top).as_posix()
+
+    def _exclude(self, paths: Sequence[str]) -> tuple[Exclusion | None, list[Effect]]:
+        """Our lines in the exclude file for `paths`, and the effect that brings it there."""
+        found = git.exclude_file(self.root)
+        if found is None:
+            return None, []
+        file, prefix = found
+        current = file.read_bytes() if file.exists() else None
+        old = self.recorded.exclusion if self.recorded else None
+        if old is not None and current is not None and sha256(current) == old.sha256_after:
+            before = old.before
+        else:
+            before = git.without_lines(current, [line.encode() for line in old.lines] if old else [])
+        lines = [git.exclude_line(prefix, path) for path in paths]
+        after = git.with_lines(before, lines)
+        arguments = {"before": git.encoded(current), "after": git.encoded(after)}
+        effects = [] if current == after else [Effect(git.EXCLUDE, arguments)]
+        text = tuple(line.decode("utf-8", "surrogateescape") for line in lines)
+        return Exclusion(text, before, sha256(after or b"")) if lines else None, effects
+
+
+def _flag_effects(flags: Mapping[str, list[str]], *, on: bool) -> list[Effect]:
+    return [Effect(git.SKIP_WORKTREE, {"folder": f, "paths": paths, "on": on}) for f, paths in sorted(flags.items())]
+
+
+def _diff(change: Change) -> str:
+    old = "/dev/null" if change.before is None else f"a/{change.path}"
+    new = "/dev/null" if change.after is None else f"b/{change.path}"
+    lines = difflib.unified_diff(_lines(change.before), _lines(change.after), fromfile=old, tofile=new)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def _lines(state: FileState | None) -> list[str]:
+    if state is None:
+        return []
+    *whole, rest = state.data.decode("utf-8", "surrogateescape").split("\n")  # only LF ends a line of a diff
+    return [line + "\n" for line in whole] + ([rest] if rest else [])
