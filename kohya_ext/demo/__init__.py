@@ -1,0 +1,1 @@
+"""A miniature of Kohya, and the demonstration that runs on it. Importing this package loads no torch."""
