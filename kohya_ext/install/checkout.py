@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kohya_ext.errors import UnsupportedError
+from kohya_ext.install import git
 from kohya_ext.install.places import CHECKOUTS, GUI_SCRIPT, ROOT, expand
 from kohya_ext.install.processes import PROC, running_guis
 
@@ -254,9 +254,5 @@ def _described_by_git(root: Path) -> str | None:
     """`git describe --tags`, None without git, without a repository of its own, or without tags."""
     if not (root / ".git").exists():
         return None
-    command = ["git", "-c", "safe.directory=*", "-C", str(root), "describe", "--tags"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return run.stdout.strip() or None if run.returncode == 0 else None
+    said = git.answer(root, "describe", "--tags")
+    return said.decode("utf-8", "replace").strip() if said else None

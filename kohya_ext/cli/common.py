@@ -1,0 +1,103 @@
+"""What the commands on a checkout share: arguments, the search for checkout and environment, the manifest's word."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.cli.output import Output
+
+if TYPE_CHECKING:
+    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.install.environment import Environment
+    from kohya_ext.install.manifest import Manifest
+
+CHECKOUT_HELP = (
+    "kohya_ss or sd-scripts folder; when left out: the running GUI's, the current one, the templates' places"
+)
+
+
+def add_checkout(parser: argparse.ArgumentParser) -> None:
+    """The argument CHECKOUT."""
+    parser.add_argument("checkout", nargs="?", metavar="CHECKOUT", help=CHECKOUT_HELP)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option --json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
+
+
+def add_changing(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that change a checkout."""
+    parser.add_argument("--dry-run", action="store_true", help="print the unified diff, write nothing")
+    parser.add_argument("--yes", action="store_true", help="do not ask (without a terminal nothing is asked anyway)")
+    parser.add_argument(
+        "--no-package", action="store_true", help="leave Python environments alone: only the checkout is changed"
+    )
+
+
+def find_checkout(argument: str | None, out: Output) -> Checkout:
+    """Search, and say what was found. Raises UnsupportedError."""
+    from kohya_ext.install.checkout import search
+
+    found = search(argument, os.environ)
+    for reason in found.rejected:
+        out.item("passed over", reason)
+    checkout = found.checkout
+    how = "" if found.how == "given" else f", found in {found.how}"
+    out.item("checkout", f"{checkout.root} ({checkout.kind} {checkout.release}, {checkout.layout}{how})")
+    return checkout
+
+
+def find_environment(checkout: Checkout, argument: str | None, out: Output) -> Environment:
+    """Search, and say what was found. Raises UsageError."""
+    from kohya_ext.install.environment import search
+
+    found = search(checkout, argument, os.environ, fallback=Path(sys.executable))
+    environment = found.environment
+    how = "" if found.how == "given" else f", found in {found.how}"
+    out.item("environment", f"{environment.python} (Python {environment.version}, {environment.kind}{how})")
+    for warning in found.warnings:
+        out.warn(warning)
+    return environment
+
+
+def recorded_environments(recorded: Manifest | None) -> list[Environment]:
+    """The environments that the package was put into for this checkout and that still exist."""
+    from kohya_ext.errors import UsageError
+    from kohya_ext.install.environment import inspect
+
+    present = []
+    for row in package_rows(recorded):
+        with contextlib.suppress(UsageError):
+            present.append(inspect(Path(row["python"]), home=row.get("home")))
+    return present
+
+
+def package_rows(recorded: Manifest | None) -> list[dict[str, Any]]:
+    """What the manifest remembers: [{"python": path of the interpreter, "home": HOME to run it with or None}]."""
+    package: Mapping[str, Any] = (recorded.package if recorded else None) or {}
+    rows = package.get("environments")
+    return [dict(row) for row in rows if isinstance(row, dict) and "python" in row] if isinstance(rows, list) else []
+
+
+def package_record(recorded: Manifest | None, environment: Environment) -> dict[str, Any]:
+    """What the manifest shall remember once the package is in `environment` as well."""
+    row = {"python": str(environment.python), "home": environment.home}
+    rows = package_rows(recorded)
+    return {"environments": rows if row in rows else [*rows, row]}
+
+
+def checkout_json(checkout: Checkout) -> dict[str, Any]:
+    """The fields of a checkout that `--json` shows."""
+    return {
+        "root": str(checkout.root),
+        "kind": checkout.kind,
+        "release": checkout.release,
+        "layout": checkout.layout,
+    }

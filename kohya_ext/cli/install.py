@@ -1,0 +1,248 @@
+"""`kohya-ext install` and `kohya-ext uninstall`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.about import NAME
+from kohya_ext.cli.common import (
+    add_changing,
+    add_checkout,
+    add_json,
+    checkout_json,
+    find_checkout,
+    find_environment,
+    package_record,
+    recorded_environments,
+)
+from kohya_ext.cli.output import Output, agreed
+from kohya_ext.errors import DONE
+
+if TYPE_CHECKING:
+    from kohya_ext.install.apply import Outcome
+    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.install.environment import Environment
+    from kohya_ext.install.manifest import Manifest
+    from kohya_ext.install.package import PackageResult
+
+PATCH_SETS = ("hook", "inline")
+PRESETS_ONLY = "presets"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add both commands."""
+    parser = subparsers.add_parser("install", help="put AdaCoor, EMA and the presets into a Kohya checkout")
+    add_checkout(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--patch-set", choices=PATCH_SETS, help="hook (usual), or inline for forks it does not fit")
+    what.add_argument("--presets-only", action="store_true", help="put the presets in and patch nothing")
+    parser.add_argument(
+        "--python", metavar="PATH", help="the Python that runs Kohya (interpreter or environment folder)"
+    )
+    add_changing(parser)
+    add_json(parser)
+    parser.set_defaults(run=install)
+    parser = subparsers.add_parser("uninstall", help="take everything of ours out again, byte for byte")
+    add_checkout(parser)
+    add_changing(parser)
+    add_json(parser)
+    parser.set_defaults(run=uninstall)
+
+
+def install(arguments: argparse.Namespace) -> int:
+    """Find checkout and environment, plan, put the package in, change the checkout, and say what is left to do."""
+    from kohya_ext import presets
+    from kohya_ext.install import apply
+
+    out = Output("install", arguments.json)
+    checkout = find_checkout(arguments.checkout, out)
+    recorded = apply.installed(checkout)
+    patch_set = _patch_set(arguments, recorded)
+    environment = None
+    if not arguments.no_package and not arguments.presets_only:
+        environment = find_environment(checkout, arguments.python, out)
+    package = package_record(recorded, environment) if environment else None
+    wanted = presets.collect(checkout)
+    if arguments.dry_run:
+        outcome = apply.install(checkout, patch_set=patch_set, presets=wanted, package=package, dry_run=True)
+        return _dry_run(out, checkout, outcome, environment)
+    if not agreed(f"Install into {checkout.root}?", yes=arguments.yes):
+        out.line("Nothing was changed.")
+        return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
+    result, outcome = _install(checkout, patch_set, wanted, package, environment)
+    if result is not None:
+        out.item("package", result.detail)
+    _report(out, outcome, patch_set)
+    checks = _checks(out, checkout, environment, patched=patch_set != PRESETS_ONLY)
+    restart = _what_next(out, checkout, environment, patch_set) if checkout.gui_root else None
+    return out.finish(
+        DONE,
+        checkout=checkout_json(checkout),
+        environment=environment.as_json() if environment else None,
+        package={"action": result.action, "detail": result.detail} if result else None,
+        patch_set=patch_set,
+        **outcome.as_json(),
+        checks=checks,
+        restart=restart,
+    )
+
+
+def _patch_set(arguments: argparse.Namespace, recorded: Manifest | None) -> str:
+    """A second install without options keeps what the first one chose."""
+    installed = recorded.patch_set if recorded and recorded.patch_set in PATCH_SETS else None
+    if arguments.presets_only:
+        return installed or PRESETS_ONLY
+    return str(arguments.patch_set or installed or PATCH_SETS[0])
+
+
+def _install(
+    checkout: Checkout,
+    patch_set: str,
+    presets: dict[str, bytes],
+    package: dict[str, Any] | None,
+    environment: Environment | None,
+) -> tuple[PackageResult | None, Outcome]:
+    """The package first: then no moment exists in which the hook looks for it in vain. When the checkout cannot be
+    changed, a package that was not there before goes again."""
+    from kohya_ext.install import apply
+    from kohya_ext.install import package as packages
+
+    if environment is None:
+        return None, apply.install(checkout, patch_set=patch_set, presets=presets, package=package)
+    if not apply.interrupted(checkout):
+        # refuses before anything is changed where the checkout cannot be patched
+        apply.install(checkout, patch_set=patch_set, presets=presets, package=package, dry_run=True)
+    result = packages.install(environment, checkout.root)
+    try:
+        return result, apply.install(checkout, patch_set=patch_set, presets=presets, package=package)
+    except BaseException:
+        if result.action == "installed":
+            packages.remove(environment, checkout.root)
+        raise
+
+
+def _dry_run(out: Output, checkout: Checkout, outcome: Outcome, environment: Environment | None) -> int:
+    from kohya_ext.install import package
+
+    if environment is not None:
+        there = package.state(environment)
+        said = {"absent": "would be installed into", "other": "would replace the copy in"}.get(there, "is in")
+        out.item("package", f"{NAME} {said} {environment.prefix}")
+    diff = outcome.plan.diff()
+    out.line(diff.rstrip("\n") if diff else "Nothing to do: everything is in place.")
+    _kept_and_notes(out, outcome)
+    return out.finish(DONE, dry_run=True, checkout=checkout_json(checkout), **outcome.as_json(), diff=diff)
+
+
+def _report(out: Output, outcome: Outcome, patch_set: str) -> None:
+    if outcome.recovery is not None:
+        out.item("recovered", str(outcome.recovery))
+    for change in outcome.plan.changes:
+        verb = "removed" if change.after is None else "added" if change.before is None else "changed"
+        out.item(verb, change.path)
+    if not outcome.changed:
+        out.item("unchanged", "everything is in place already")
+    elif patch_set in PATCH_SETS and outcome.plan.verb == "install":
+        out.item("backup", "the originals are in .kohya_ext/backup; kohya-ext uninstall puts them back")
+    if outcome.plan.hooks:
+        found = [row for row in outcome.plan.hooks if row.status in ("found", "older")]
+        out.item("hooks", f"{len(found)} functions of this release found")
+    _kept_and_notes(out, outcome)
+
+
+def _kept_and_notes(out: Output, outcome: Outcome) -> None:
+    for path in outcome.plan.kept:
+        out.item("kept", f"{path} (not ours, or edited since)")
+    for note in outcome.plan.notes:
+        out.item("note", note)
+
+
+def _checks(
+    out: Output, checkout: Checkout, environment: Environment | None, *, patched: bool
+) -> list[dict[str, Any]] | None:
+    """What a run needs besides: shown with its cure, but no reason to fail, for our part is done."""
+    from kohya_ext.install import requirements
+
+    if environment is None:
+        return None
+    checks = requirements.check(checkout, environment, patched=patched)
+    for check in checks:
+        if check.level != "ok":
+            out.item("missing" if check.level == "problem" else "note", f"{check.name}: {check.detail}")
+            if check.cure:
+                out.item("", f"cure: {check.cure}")
+    return [check.as_json() for check in checks]
+
+
+def _what_next(out: Output, checkout: Checkout, environment: Environment | None, patch_set: str) -> str:
+    from kohya_ext.install.places import restart_hint
+
+    restart = restart_hint(checkout.root, os.environ)
+    out.line()
+    out.item("what next", restart)
+    if patch_set in PATCH_SETS:
+        out.item(
+            "", 'Finetune tab: choose one of our presets, or optimizer "AdaCoor", learning rate 1, arguments eps=1e-8.'
+        )
+        out.item("", "EMA: --enable_ema --ema_decay=0.9995 in Additional parameters.")
+    if environment is not None:
+        script = environment.scripts / NAME
+        command = str(script) if script.exists() else f"{environment.python} -m kohya_ext"
+        out.item("", f"Check: {command} doctor {checkout.root}")
+    return restart
+
+
+def uninstall(arguments: argparse.Namespace) -> int:
+    """Put the originals back; then, when no other checkout needs it, take the package out of the environment."""
+    from kohya_ext.install import apply
+
+    out = Output("uninstall", arguments.json)
+    checkout = find_checkout(arguments.checkout, out)
+    recorded = apply.installed(checkout)
+    if arguments.dry_run:
+        return _dry_run(out, checkout, apply.uninstall(checkout, dry_run=True), None)
+    if recorded and not agreed(f"Take kohya_ext out of {checkout.root}?", yes=arguments.yes):
+        out.line("Nothing was changed.")
+        return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
+    environments = [] if arguments.no_package else _environments_to_leave(checkout, recorded)
+    outcome = apply.uninstall(checkout)
+    if outcome.changed or outcome.recovery:
+        _report(out, outcome, recorded.patch_set if recorded else "")
+    else:
+        _kept_and_notes(out, outcome)
+    results = [_take_package(out, environment, checkout.root) for environment in environments]
+    return out.finish(DONE, checkout=checkout_json(checkout), **outcome.as_json(), packages=results)
+
+
+def _environments_to_leave(checkout: Checkout, recorded: Manifest | None) -> list[Environment]:
+    """Those of the manifest; without one, an environment whose register still names the checkout: that happens when an
+    uninstall was killed between the checkout and the package."""
+    from kohya_ext.errors import UsageError
+    from kohya_ext.install.environment import find
+    from kohya_ext.install.package import read_register
+
+    if recorded is not None:
+        return recorded_environments(recorded)
+    try:
+        environment = find(checkout, None, os.environ, fallback=Path(sys.executable))
+    except UsageError:
+        return []
+    return [environment] if str(checkout.root) in read_register(environment).checkouts else []
+
+
+def _take_package(out: Output, environment: Environment, root: Path) -> dict[str, str]:
+    """The checkout is restored by now; a package that cannot be removed is worth a warning, not a failure."""
+    from kohya_ext.errors import ConflictError
+    from kohya_ext.install import package
+
+    try:
+        result = package.remove(environment, root)
+    except ConflictError as error:
+        out.warn(f"the package stays in {environment.prefix}: {error}")
+        return {"python": str(environment.python), "action": "kept", "detail": str(error)}
+    out.item("package", result.detail)
+    return {"python": str(environment.python), "action": result.action, "detail": result.detail}

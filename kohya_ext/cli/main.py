@@ -1,0 +1,85 @@
+"""The `kohya-ext` command: its groups, and what an error looks like to the user.
+
+A group module offers `register(subparsers)`; each of its parsers sets `run`, a function that takes the parsed arguments
+and returns an exit code. Groups import what they need inside that function, so that `kohya-ext --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from kohya_ext.about import CONSOLE_SCRIPTS, SUMMARY, VERSION
+from kohya_ext.cli import health, install, update
+from kohya_ext.errors import FOUND_PROBLEMS, KohyaExtError
+
+PROGRAM = next(iter(CONSOLE_SCRIPTS))
+GROUPS = (install, health, update)
+INTERRUPTED = 130  # what shells report for Ctrl+C
+FRAMES_SHOWN = 4
+EPILOG = """exit codes: 0 done or nothing to do; 1 a check found problems; 2 wrong usage or bad input;
+3 not a Kohya checkout, or unsupported; 4 conflict, nothing was changed; 5 an interrupted transaction was recovered"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=SUMMARY, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for group in GROUPS:
+        group.register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Every error ends as a readable line on standard error."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KohyaExtError as error:
+        return _failed(error, arguments)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our output has gone; keep Python from complaining about it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FOUND_PROBLEMS
+    except Exception as error:
+        if os.environ.get("KOHYA_EXT_TRACEBACK"):
+            raise
+        return _unexpected(error, arguments, sys.argv[1:] if argv is None else argv)
+
+
+def _failed(error: KohyaExtError, arguments: argparse.Namespace) -> int:
+    print(f"{PROGRAM}: {error}", file=sys.stderr)
+    if getattr(arguments, "json", False):
+        import json
+
+        print(json.dumps({"version": VERSION, "exit_code": error.exit_code, "error": str(error)}, indent=2))
+    return error.exit_code
+
+
+def _unexpected(error: Exception, arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    import platform
+    import shlex
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES_SHOWN:]
+    where = " < ".join(f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}" for frame in reversed(frames))
+    lines = (
+        f"{PROGRAM}: this should not have happened. Please report these lines:",
+        f"  {type(error).__name__}: {error}",
+        f"  at {where}",
+        f"  {PROGRAM} {VERSION}, Python {platform.python_version()} ({sys.executable}), {platform.platform()}",
+        f"  checkout: {getattr(arguments, 'checkout', None) or 'not given'}; command: {shlex.join([PROGRAM, *argv])}",
+        "  KOHYA_EXT_TRACEBACK=1 in the environment shows the whole trace.",
+    )
+    print("\n".join(lines), file=sys.stderr)
+    return FOUND_PROBLEMS

@@ -1,0 +1,49 @@
+"""`kohya-ext update`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from kohya_ext.cli.common import add_checkout, add_json, checkout_json, find_checkout
+from kohya_ext.cli.output import Output, agreed
+from kohya_ext.errors import DONE, FOUND_PROBLEMS
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("update", help="take our files off, git pull with submodules, put them on again")
+    add_checkout(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask (without a terminal nothing is asked anyway)")
+    add_json(parser)
+    parser.set_defaults(run=update)
+
+
+def update(arguments: argparse.Namespace) -> int:
+    """Update; exit 1 with git's words when git refused, with our files on again."""
+    from kohya_ext.install import update as updating
+    from kohya_ext.install.places import restart_hint
+
+    out = Output("update", arguments.json)
+    checkout = find_checkout(arguments.checkout, out)
+    if not agreed(f"Update {checkout.root} with git pull?", yes=arguments.yes):
+        out.line("Nothing was changed.")
+        return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
+    done = updating.update(checkout, out.item)
+    if done.put_on is not None:
+        out.item("put on", ", ".join(change.path for change in done.put_on.plan.changes))
+        for path in done.put_on.plan.kept:
+            out.item("kept", f"{path} (not ours, or edited since)")
+    out.item("release", f"{done.before} -> {done.after}" if done.before != done.after else done.after)
+    if done.failure is not None:
+        out.warn(done.failure)
+    elif checkout.gui_root is not None:
+        out.item("what next", restart_hint(checkout.root, os.environ))
+    return out.finish(
+        DONE if done.failure is None else FOUND_PROBLEMS,
+        checkout=checkout_json(checkout),
+        before=done.before,
+        after=done.after,
+        failure=done.failure,
+        put_on=done.put_on.as_json() if done.put_on else None,
+    )

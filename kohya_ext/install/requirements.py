@@ -1,0 +1,209 @@
+"""What a run needs of its environment and its checkout, and the command that cures what is missing.
+
+Nothing is imported: modules are looked for, and versions read from metadata, by the environment's own Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kohya_ext import about
+from kohya_ext.install import package
+from kohya_ext.install.checkout import Checkout
+from kohya_ext.install.environment import Environment, inspect
+from kohya_ext.upstream import TRAINING_PACKAGE
+
+Level = Literal["ok", "warning", "problem"]
+
+OLDEST_TORCH = (2, 0)
+NEEDED = ("accelerate", "diffusers", "safetensors", "toml")
+NUMPY_THAT_BREAKS_PINS = (2,)
+SCRIPTS = ("sdxl_train.py", "fine_tune.py", "train_network.py")
+
+# The finetune tab of these releases starts its warm-up slider with a text, on which gradio 6 raises at every event.
+TEXT_SLIDER_RELEASES = ((25, 0, 1), (26, 0, 0))
+GRADIO_THAT_MINDS = 6
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing a run needs. level: "problem" keeps a run from working, "warning" concerns some runs only."""
+
+    name: str
+    level: Level
+    detail: str
+    cure: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that `--json` shows."""
+        return {"name": self.name, "level": self.level, "detail": self.detail, "cure": self.cure}
+
+
+def check(checkout: Checkout, environment: Environment, *, deep: bool = False, patched: bool = True) -> list[Check]:
+    """Everything a run needs. deep: also look for each module that the training scripts import (about a second).
+    patched: the checkout carries our hook, so our package must be importable."""
+    checks = [
+        Check("python", "ok", f"{environment.version} ({environment.kind}, {environment.python})"),
+        _torch(environment),
+        *(_module(name, environment, checkout, "problem") for name in NEEDED),
+        _module("scipy", environment, checkout, "warning"),
+    ]
+    if patched:
+        checks.append(_own_package(environment, checkout))
+    if checkout.gui_root is not None:
+        checks.append(_gradio(checkout, environment))
+    if deep:
+        checks += _imports(checkout, environment, {one.name for one in checks})
+    if shutil.which("git") is None:
+        checks.append(Check("git", "warning", "not found: updates and some checks need it", "install git"))
+    return checks
+
+
+def pip_command(environment: Environment, *requirements: str) -> str:
+    """The exact command that installs `requirements`; the numpy that is there is named too, so that it stays."""
+    numpy = environment.packages.get("numpy")
+    wanted = [*requirements, *([f"numpy=={numpy}"] if numpy else [])]
+    if environment.uv is not None and (environment.kind == "uv" or not environment.has_pip):
+        return shlex.join([str(environment.uv), "pip", "install", "--python", str(environment.python), *wanted])
+    flags = ["--user"] if environment.kind == "user-site" else []
+    return shlex.join([str(environment.python), "-m", "pip", "install", *flags, *wanted])
+
+
+def _torch(environment: Environment) -> Check:
+    version = environment.packages.get("torch", "")
+    if not environment.modules.get("torch"):
+        return Check(
+            "torch", "problem", f"not in {environment.prefix}", "finish Kohya's own setup, or name its --python"
+        )
+    if version and numbers(version)[:2] < OLDEST_TORCH:
+        return Check(
+            "torch", "problem", f"{version}: kohya_ext needs 2.0 or newer", "update Kohya (its pins have torch 2)"
+        )
+    return Check("torch", "ok", version or "present")
+
+
+def _module(name: str, environment: Environment, checkout: Checkout, level: Level) -> Check:
+    if environment.modules.get(name):
+        return Check(name, "ok", environment.packages.get(name, "present"))
+    requirement = _pin(name, checkout)
+    if numbers(environment.packages.get("numpy", "")) >= NUMPY_THAT_BREAKS_PINS:
+        requirement = name  # the pins of Kohya's requirements are of numpy 1's time
+    return Check(name, level, f"not in {environment.prefix}", pip_command(environment, requirement))
+
+
+def _pin(name: str, checkout: Checkout) -> str:
+    """`name==version` as the checkout's own requirements have it, else the bare name."""
+    pattern = re.compile(rf"^{re.escape(name)}(\[\w+\])?\s*==\s*[\w.+]+", re.IGNORECASE)
+    for folder in (checkout.root, checkout.training_root):
+        try:
+            lines = (folder / "requirements.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if found := pattern.match(line.strip()):
+                return found.group()
+    return name
+
+
+def _own_package(environment: Environment, checkout: Checkout) -> Check:
+    there = package.state(environment)
+    cure = shlex.join(["kohya-ext", "install", str(checkout.root)])
+    if there == "absent" and not environment.modules.get(about.PACKAGE):
+        return Check(about.PACKAGE, "problem", f"not in {environment.prefix}: Kohya runs without our functions", cure)
+    if there == "other":
+        detail = f"the copy in {environment.prefix} differs from this one ({about.VERSION})"
+        return Check(about.PACKAGE, "warning", detail, cure)
+    version = environment.packages.get(about.NAME, about.VERSION)
+    return Check(about.PACKAGE, "ok", f"{version}{' (a link to a source tree)' if there == 'editable' else ''}")
+
+
+def _gradio(checkout: Checkout, environment: Environment) -> Check:
+    version = environment.packages.get("gradio")
+    if version is None:
+        return Check("gradio", "warning", f"not in {environment.prefix}: the GUI cannot start", _setup(checkout))
+    oldest, newest = TEXT_SLIDER_RELEASES
+    if numbers(version)[0] >= GRADIO_THAT_MINDS and oldest <= numbers(checkout.release) <= newest:
+        return Check(
+            "gradio",
+            "warning",
+            f"{version}: with {checkout.release} the finetune tab fails at every event (its warm-up slider holds a text)",
+            f"in {checkout.root / 'config.toml'}, section [basic]: lr_warmup = 0",
+        )
+    return Check("gradio", "ok", version)
+
+
+def _setup(checkout: Checkout) -> str:
+    starters = [name for name in ("setup.sh", "gui-uv.sh") if (checkout.root / name).is_file()]
+    return f"finish Kohya's own setup ({' or '.join(starters) or 'see its README'})"
+
+
+def _imports(checkout: Checkout, environment: Environment, known: set[str]) -> Iterator[Check]:
+    wanted = sorted(imported_modules(checkout) - known - {"kohya_ext"})
+    present = inspect(environment.python, home=environment.home, extra_modules=wanted).modules
+    missing = [name for name in wanted if not present.get(name)]
+    if missing:
+        detail = f"the training scripts import {', '.join(missing)}, not in {environment.prefix}"
+        yield Check("imports", "problem", detail, _setup(checkout))
+    else:
+        yield Check("imports", "ok", f"{len(wanted)} more modules that the training scripts import are there")
+
+
+def imported_modules(checkout: Checkout) -> set[str]:
+    """Third-party modules that the main training scripts need at import: read as text, following `library`."""
+    root = checkout.training_root
+    queue = [root / name for name in SCRIPTS if (root / name).is_file()]
+    seen: set[Path] = set()
+    wanted: set[str] = set()
+    while queue:
+        path = queue.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for module in _top_level_imports(path):
+            top = module.split(".")[0]
+            here = [
+                root.joinpath(*module.split(".")).with_suffix(".py"),
+                root / top / "__init__.py",
+                root / f"{top}.py",
+            ]
+            local = [candidate for candidate in here if candidate.is_file()]
+            if local:
+                queue.append(local[0])
+            elif top not in sys.stdlib_module_names and not (root / top).is_dir():
+                wanted.add(top)
+    return wanted
+
+
+def _top_level_imports(path: Path) -> Iterator[str]:
+    """Modules that a file imports unconditionally: what stands in try, if or a function may be missing."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            if node.module == TRAINING_PACKAGE:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "v25.2.1-3-gabc" is (25, 2, 1); (0,) when there is none."""
+    found = re.match(r"\D{0,2}(\d+(?:\.\d+)*)", version)
+    return tuple(int(part) for part in found.group(1).split(".")) if found else (0,)
+
+
+def worst(checks: Sequence[Check]) -> Level:
+    """The most serious level among `checks`."""
+    levels: tuple[Level, ...] = ("problem", "warning")
+    return next((level for level in levels if any(one.level == level for one in checks)), "ok")

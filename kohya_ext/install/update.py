@@ -1,0 +1,139 @@
+"""Updating a checkout: take our files off, let git pull, put them on again.
+
+Most releases do not need that, since the usual patch survives `git pull`. It exists for those that do: from v22 to v23
+the training code moves into a submodule, and git refuses while the old `library/__init__.py` is patched; and for the
+patch set inline, which edits files that upstream works on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kohya_ext import presets
+from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
+from kohya_ext.install import apply, patchset
+from kohya_ext.install.apply import Outcome
+from kohya_ext.install.checkout import Checkout, describe
+
+GIT_SECONDS = 1800
+PULL = ("pull", "--ff-only")
+SUBMODULES = ("submodule", "update", "--init", "--recursive")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did. before, after: the releases. failure: git's own words when it refused, None otherwise.
+
+    put_on: what was put on afterwards; None when the new release cannot be patched, `failure` says why.
+    """
+
+    before: str
+    after: str
+    failure: str | None
+    put_on: Outcome | None
+
+
+def update(
+    checkout: Checkout, report: Callable[[str, str], None], *, package: Mapping[str, Any] | None = None
+) -> Update:
+    """Update `checkout` with git; afterwards it is patched as before, whether git succeeded or not.
+
+    report: is told each step (label, text). package: for the manifest, None keeps what it remembers.
+    Raises UnsupportedError where git cannot update, ConflictError when our files cannot be taken off; nothing is
+    changed then.
+    """
+    _require_git(checkout)
+    recorded = apply.installed(checkout)
+    patch_set = recorded.patch_set if recorded else patchset.DEFAULT
+    package = package or (recorded.package if recorded else None)
+    taken = apply.uninstall(checkout)
+    report("taken off", ", ".join(change.path for change in taken.plan.changes) or "nothing of ours was there")
+    for path in taken.plan.kept:
+        report("kept", f"{path} (edited since; it stays)")
+    failure = None
+    updated = checkout
+    try:
+        failure = _pull(checkout.root, report)
+        updated = describe(checkout.root)
+        outcome = apply.install(updated, patch_set=patch_set, presets=presets.collect(updated), package=package)
+    except KohyaExtError as error:
+        reason = f"{failure}\n{error}" if failure else str(error)
+        return Update(checkout.release, updated.release, f"{reason}\nkohya_ext is off this checkout now", None)
+    except BaseException:  # Ctrl+C while git works: the old tree gets its hook back
+        apply.install(describe(checkout.root), patch_set=patch_set, package=package)
+        raise
+    return Update(checkout.release, updated.release, failure, outcome)
+
+
+def _require_git(checkout: Checkout) -> None:
+    if shutil.which("git") is None:
+        raise UnsupportedError("git is not there: install it, or update Kohya your own way and run kohya-ext install")
+    if not (checkout.root / ".git").exists():
+        raise UnsupportedError(
+            f"{checkout.root} is no git repository (an image's copy?), so it cannot be pulled: "
+            "update it the way you installed it, then run kohya-ext install"
+        )
+    if _git(checkout.root, "rev-parse", "--abbrev-ref", "@{upstream}").returncode != 0:
+        raise ConflictError(
+            f"{checkout.root} is on no branch that follows a remote one (a tag is checked out?), so there is nothing "
+            f"to pull; nothing was changed. Choose a release: git -C {shlex.quote(str(checkout.root))} checkout TAG, "
+            "then git submodule update --init --recursive, then kohya-ext install"
+        )
+
+
+def _pull(root: Path, report: Callable[[str, str], None]) -> str | None:
+    """git's words when it fails, else None."""
+    steps: list[tuple[str, ...]] = [PULL, SUBMODULES] if (root / ".gitmodules").exists() else [PULL]
+    done = 0
+    while done < len(steps):
+        step = steps[done]
+        command = f"git {' '.join(step)}"
+        run = _git(root, *step)
+        if run.returncode != 0:
+            return f"{command} failed:\n{(run.stderr or run.stdout).strip()}"
+        report("git", f"{command}: {(run.stdout.strip().splitlines() or ['done'])[-1].strip()}")
+        done += 1
+        if step is PULL and len(steps) == 1 and (root / ".gitmodules").exists():
+            steps.append(SUBMODULES)  # the release with the submodule came with this pull
+    return None
+
+
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git as the owner of the checkout when we are root, so that no file changes hands and no key is missing."""
+    environ = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    identity: dict[str, Any] = {}
+    owner = root.stat()
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and owner.st_uid != 0:
+        identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        environ["HOME"] = _home(owner.st_uid)
+    command = ["git", "-c", "safe.directory=*", "-C", str(root), *arguments]
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=GIT_SECONDS,
+            env=environ,
+            check=False,
+            **identity,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def _home(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:  # a container may run as a user that nobody has named
+        return os.sep
