@@ -58,8 +58,8 @@ def join(templates: list[str], era: str) -> str:
     imports: dict[str, None] = {}
     bodies: list[str] = []
     for template in templates:
-        head, body = _split_imports(render(template, era))
-        imports.update(dict.fromkeys(head))
+        lines, body = _split_imports(render(template, era))
+        imports.update(dict.fromkeys(lines))
         bodies.append(body.strip("\n"))
     plain = [line for line in imports if line.startswith("import")]
     named = [line for line in imports if line.startswith("from")]
