@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
 
 UPSTREAM = ("KOHYA_SS_GIT", "SD_SCRIPTS_GIT", "SD_SCRIPTS_FORK_GIT")
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+# Installer, presets and command line must work in a Python without torch, and are tested there too.
+collect_ignore = [] if HAS_TORCH else ["ema", "optim", "demo", "upstream/test_rig.py", "upstream/rig.py"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_report_header() -> str | None:
+    return None if HAS_TORCH else "no torch in this Python: the tests of ema, optim and demo are left out"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
