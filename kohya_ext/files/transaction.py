@@ -251,7 +251,7 @@ class Transaction:
         for folder in reversed(folders):
             with contextlib.suppress(OSError):
                 inside(self.root, folder).rmdir()
-                crossed(f"removed folder {folder}")
+            crossed(f"folder {folder} seen to")
 
     def _make_parents(self, target: Path) -> None:
         for folder in reversed(target.parents):

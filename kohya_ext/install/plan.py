@@ -32,11 +32,12 @@ def plan_install(
     """
     sources = Sources()
     recorded = manifest.read(checkout.root)
-    legacy.refuse(checkout, sources)
-    hooks = scan.scan(checkout, sources)
-    scan.require(hooks, checkout)
-    builder = Builder(checkout.root, recorded)
     chosen = patchset.load(patch_set)
+    hooks = scan.scan(checkout, sources)
+    if chosen.edits:
+        legacy.refuse(checkout, sources)
+        scan.require(hooks, checkout)
+    builder = Builder(checkout.root, recorded)
     targets = {relative(checkout.root, target.path): target for target in chosen.targets(checkout, hooks)}
     for path, target in targets.items():
         builder.patch(path, target, chosen)

@@ -1,0 +1,107 @@
+"""Faults at the boundaries between two writes: an exception, or a real SIGKILL of a real process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from kohya_ext.files import boundary
+
+Action = Callable[[], object]
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Let `listener` hear every boundary."""
+    before = boundary.listener
+    boundary.listener = listener
+    try:
+        yield
+    finally:
+        boundary.listener = before
+
+
+def boundaries(action: Action) -> list[str]:
+    """Run `action` to its end and say what it crossed."""
+    crossed: list[str] = []
+    with listening(crossed.append):
+        action()
+    return crossed
+
+
+def failing_at(number: int, error: BaseException, action: Action) -> None:
+    """Run `action`; at boundary `number`, counted from 0, raise `error` there, once."""
+    count = iter(range(1_000_000))
+
+    def listener(name: str) -> None:
+        if next(count) == number:
+            raise error
+
+    with listening(listener):
+        action()
+
+
+def killed_at(number: int, action: Action) -> bool:
+    """Run `action` in a process of its own that is killed at boundary `number`; False when it ended before that."""
+    child = os.fork()
+    if child == 0:
+        count = iter(range(1_000_000))
+
+        def listener(name: str) -> None:
+            if next(count) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        _run_and_leave(listener, action)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
+    return False
+
+
+def killed_after(seconds: float, action: Action, slow: float = 0.0) -> tuple[str, str] | None:
+    """Run `action` in a process of its own and kill it from outside after `seconds`, counted from its first boundary.
+
+    slow: seconds to wait at each boundary, so that kills land everywhere. Returns the last boundary that was crossed and
+    how many were, None when the process ended before the kill.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        pause = threading.Event()
+
+        def listener(name: str) -> None:
+            os.write(writing, name.encode() + b"\n")
+            if slow:
+                pause.wait(slow)
+
+        _run_and_leave(listener, action)
+    os.close(writing)
+    first = os.read(reading, 1)
+    if first:
+        threading.Event().wait(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    said = first
+    while piece := os.read(reading, 65536):
+        said += piece
+    os.close(reading)
+    names = said.decode().splitlines()
+    if not os.WIFSIGNALED(status):
+        assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
+        return None
+    return (names[-1] if names else "", str(len(names)))
+
+
+def _run_and_leave(listener: Callable[[str], None], action: Action) -> None:
+    code = 1
+    try:
+        boundary.listener = listener
+        action()
+        code = 0
+    finally:
+        os._exit(code)
