@@ -3,7 +3,8 @@
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts us this way may do it with any Python
-    sys.exit("kohya-ext needs Python 3.10 or newer; this is %s (%s)" % (sys.version.split()[0], sys.executable))  # noqa: UP031
+    sys.stderr.write("kohya-ext needs Python 3.10 or newer; this is %s\n" % sys.executable)  # noqa: UP031
+    sys.exit(2)
 
 from kohya_ext.cli.main import main
 

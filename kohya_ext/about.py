@@ -2,9 +2,9 @@
 
 The lower bounds admit the oldest pins of the Kohya releases we support (July 2023) and there are no caps: we are a
 guest in an environment full of pins and must never be the reason that one of them moves.
-"""
 
-from __future__ import annotations
+Nothing here is newer than Python 3.6: an old one that runs us reads this file before it can be told that it is too old.
+"""
 
 NAME = "kohya-ext"
 PACKAGE = "kohya_ext"
