@@ -50,7 +50,7 @@ def arguments_of(sources: Sources, script: str) -> dict[str, Argument]:
         text = sources.read(path)
         if text is None:
             continue
-        node = _function(text, function)
+        node = function_in(text, function)
         if node is None:  # a module that only passes on what another one defines
             target = _imported(text, sources).get(function)
             pending += [(target[0], target[1])] if target is not None and target[1] else []
@@ -66,8 +66,8 @@ def flags_of(sources: Sources, script: str) -> frozenset[str]:
     return frozenset(argument.flag for argument in arguments_of(sources, script).values())
 
 
-def _function(text: str, name: str) -> ast.FunctionDef | None:
-    """The top-level function `name`, cut out of its module and parsed alone."""
+def function_in(text: str, name: str) -> ast.FunctionDef | None:
+    """The top-level function `name`, cut out of its module and parsed alone; None where the module has none."""
     start = re.search(rf"^def {re.escape(name)}\(", text, re.MULTILINE)
     if start is None:
         return None
@@ -93,22 +93,23 @@ def _added(node: ast.FunctionDef) -> Iterator[Argument]:
         if not long_flags:
             continue
         options = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
-        action = _literal(options.get("action"))
+        action = literal(options.get("action"))
         converter = options.get("type")
         type_name = converter.id if isinstance(converter, ast.Name) else "str"
-        choices = _literal(options.get("choices"))
-        name = _literal(options.get("dest"))
+        choices = literal(options.get("choices"))
+        name = literal(options.get("dest"))
         yield Argument(
             long_flags[0],
             name if isinstance(name, str) else long_flags[0][2:].replace("-", "_"),
             "bool" if action in ("store_true", "store_false") else type_name,
             tuple(choices) if isinstance(choices, (list, tuple)) else None,
-            _literal(options.get("default")),
-            _literal(options.get("nargs")),
+            literal(options.get("default")),
+            literal(options.get("nargs")),
         )
 
 
-def _literal(node: ast.expr | None) -> Any:
+def literal(node: ast.expr | None) -> Any:
+    """The value of a literal, None for anything else."""
     try:
         return None if node is None else ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):

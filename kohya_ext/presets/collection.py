@@ -10,6 +10,7 @@ from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.arguments import flags_of
 from kohya_ext.presets.document import Preset, bundled, dump_values
 from kohya_ext.presets.fit import fit
+from kohya_ext.presets.release import SCRIPTS
 from kohya_ext.presets.schema import Schema, Tab, read_schema
 from kohya_ext.presets.sources import FolderSources
 
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 # Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
 USER_FOLDER = "presets/{tab}/user_presets/{name}.json"
-
-SCRIPTS: dict[Tab, str] = {
-    "finetune": "sdxl_train.py",
-    "lora": "sdxl_train_network.py",
-    "dreambooth": "sdxl_train.py",
-    "ti": "sdxl_train_textual_inversion.py",
-}
 
 
 @dataclass
@@ -47,7 +41,7 @@ def collect_all(checkout: Checkout, presets: Iterable[Preset] | None = None) -> 
         tab = preset.tab
         if tab not in schemas:
             schemas[tab] = read_schema(sources, tab, patched=True)
-            flags[tab] = flags_of(FolderSources(checkout.training_root), SCRIPTS[tab])
+            flags[tab] = flags_of(FolderSources(checkout.training_root), SCRIPTS[tab][0])
         schema = schemas[tab]
         if schema is None:
             collection.refused[preset.name] = f"this GUI has no {tab} tab that loads presets"

@@ -1,0 +1,154 @@
+"""Settings that do not go together, judged on what the form holds once a preset is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.findings import Finding
+from kohya_ext.presets.keys import RATE_ONE
+from kohya_ext.presets.release import Release
+from kohya_ext.upstream import ADACOOR
+
+Values = Mapping[str, Any]
+
+RATES = ("learning_rate", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "text_encoder_lr", "unet_lr")
+HIGH_RATE = 0.1
+OUR_FLAGS = ("--enable_ema", "--ema_", "--kohya_ext_")
+GUI_TRANSLATES = ("save_model_as", "max_token_length")  # the GUI leaves its own words for the default out
+FUSED_OPTIMIZERS = ("adafactor", "adacoor")
+
+
+def contradictions(values: Values, release: Release) -> Iterator[Finding]:
+    """What cannot work, or not as meant."""
+    for rule in RULES:
+        yield from rule(values, release)
+
+
+def _optimizer(values: Values) -> str:
+    return str(values.get("optimizer") or "").casefold().removeprefix("kohya_ext.optim.")
+
+
+def _number(values: Values, key: str) -> float:
+    return parse_number(values.get(key) or 0) or 0
+
+
+def _words(values: Values) -> list[str]:
+    return str(values.get("additional_parameters") or "").replace('"', "").split()
+
+
+def _rates(values: Values, _: Release) -> Iterator[Finding]:
+    optimizer = _optimizer(values)
+    for key in RATES:
+        if values.get(key) is None:
+            continue
+        rate = _number(values, key)
+        if optimizer == ADACOOR.casefold():
+            if rate != 1:
+                effect = "AdaCoor multiplies its steps by it; the guide's settings were found with 1"
+                yield Finding("error", "adacoor-rate", key, values[key], effect, "set it to 1")
+        elif rate >= HIGH_RATE and not _finds_its_rate(optimizer, values):
+            effect = f"a rate of {rate} with {values.get('optimizer')} destroys the model within a few steps"
+            yield Finding("error", "rate-too-high", key, values[key], effect, "1e-6 for AdamW, 1e-7 for Lion")
+
+
+def _finds_its_rate(optimizer: str, values: Values) -> bool:
+    """Whether the learning rate only scales a rate that the optimizer finds itself."""
+    relative = optimizer == "adafactor" and "relative_step=false" not in str(values.get("optimizer_args")).casefold()
+    return relative or optimizer in RATE_ONE or optimizer.startswith("dadapt")
+
+
+def _caching(values: Values, _: Release) -> Iterator[Finding]:
+    cached = values.get("cache_latents") or values.get("cache_latents_to_disk")
+    for key, what in (("random_crop", "crop"), ("color_aug", "colour")):
+        if cached and values.get(key) is True:
+            effect = f"the training script stops: cached latents cannot change their {what}"
+            yield Finding("error", "cached-latents", key, True, effect, "switch caching or this off")
+    if values.get("sdxl_cache_text_encoder_outputs") is True:
+        for key in ("shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs"):
+            if values.get(key) is True or (values.get(key) is not False and _number(values, key) > 0):
+                effect = "the training script stops: cached captions cannot change"
+                yield Finding("error", "cached-captions", key, values[key], effect, "switch caching or this off")
+
+
+def _precision(values: Values, _: Release) -> Iterator[Finding]:
+    for key, precision in (("full_fp16", "fp16"), ("full_bf16", "bf16")):
+        if values.get(key) is True and values.get("mixed_precision") not in (precision, None):
+            effect = f"the training script stops: {key} needs mixed precision {precision}"
+            yield Finding("error", "precision", key, True, effect, f"set mixed_precision to {precision}")
+    if values.get("full_fp16") is True and _optimizer(values) != "adamw8bit":
+        effect = "fp16 weights give NaN with most optimizers; the guide saw it work with AdamW8bit only"
+        yield Finding("warning", "full-fp16", "full_fp16", True, effect, "use AdamW8bit, or switch it off")
+
+
+def _fused(values: Values, release: Release) -> Iterator[Finding]:
+    flag = "--fused_backward_pass" in _words(values)
+    if not (values.get("fused_backward_pass") is True or flag):
+        return
+    key = "additional_parameters" if flag else "fused_backward_pass"
+    optimizer = _optimizer(values)
+    if optimizer not in FUSED_OPTIMIZERS:
+        effect = (
+            f"the training script stops: the fused backward pass works with Adafactor{', AdaCoor' * release.patched}"
+        )
+        yield Finding("error", "fused-optimizer", key, values[key], effect, "change the optimizer or switch it off")
+    if _number(values, "gradient_accumulation_steps") > 1:
+        effect = "the training script stops: gradients that are used at once cannot be accumulated"
+        yield Finding("error", "fused-accumulation", key, values[key], effect, "set gradient_accumulation_steps to 1")
+    if _number(values, "fused_optimizer_groups") > 0:
+        effect = "two ways of fusing exclude each other"
+        yield Finding("error", "fused-groups", key, values[key], effect, "set fused_optimizer_groups to 0")
+
+
+def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
+    if release.patched:
+        return
+    cure = "run `kohya-ext install` for this checkout"
+    if _optimizer(values) == ADACOOR.casefold() and values.get("optimizer") != "kohya_ext.optim.AdaCoor":
+        effect = "kohya_ext is not installed here: the training script does not know the optimizer and stops"
+        yield Finding("error", "not-installed", "optimizer", values.get("optimizer"), effect, cure)
+    for word in _words(values):
+        if word.startswith(OUR_FLAGS):
+            effect = f"kohya_ext is not installed here: the training script refuses {word.split('=')[0]}"
+            yield Finding("error", "not-installed", "additional_parameters", word, effect, cure)
+
+
+def _flags(values: Values, release: Release) -> Iterator[Finding]:
+    """Words of "additional parameters" that the training script does not take. Families other than SDXL pass unseen."""
+    if not release.arguments or not _is_sdxl(values):
+        return
+    for word in _words(values):
+        flag = word.split("=")[0]
+        if flag.startswith("--") and flag not in release.flags and not flag.startswith(OUR_FLAGS):
+            effect = f"the training script refuses {flag} and stops"
+            yield Finding("error", "unknown-flag", "additional_parameters", word, effect, "remove it")
+
+
+def _choices(values: Values, release: Release) -> Iterator[Finding]:
+    """Values that the GUI takes and the training script does not."""
+    if not _is_sdxl(values):
+        return
+    for key, value in values.items():
+        argument = release.arguments.get(key)
+        if argument is None or argument.choices is None or value in ("", None, False) or key in GUI_TRANSLATES:
+            continue
+        if value not in argument.choices and str(value) not in map(str, argument.choices):
+            offered = ", ".join(str(choice) for choice in argument.choices)
+            effect = f"the training script may stop: {argument.flag} takes {offered}"
+            yield Finding("warning", "unknown-value", key, value, effect, "use one of these")
+
+
+def _is_sdxl(values: Values) -> bool:
+    return values.get("sdxl_checkbox") is True or values.get("sdxl") is True
+
+
+RULES: tuple[Callable[[Values, Release], Iterator[Finding]], ...] = (
+    _rates,
+    _caching,
+    _precision,
+    _fused,
+    _unpatched,
+    _flags,
+    _choices,
+)

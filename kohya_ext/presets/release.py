@@ -1,0 +1,81 @@
+"""Everything about an installed release that presets are judged by, read from its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kohya_ext.errors import UnsupportedError
+from kohya_ext.presets.arguments import Argument, arguments_of
+from kohya_ext.presets.migration import Migration, read_migration
+from kohya_ext.presets.schema import Schema, Tab, read_schema
+from kohya_ext.presets.sources import FolderSources, Sources
+
+if TYPE_CHECKING:
+    from kohya_ext.install.checkout import Checkout
+
+MANIFEST = ".kohya_ext/manifest.json"
+REQUIREMENTS = ("requirements.txt", "setup/requirements.txt")
+
+# The script that a tab runs for SDXL and for SD 1.5/2; presets of other families run scripts of their own.
+SCRIPTS: dict[Tab, tuple[str, str]] = {
+    "finetune": ("sdxl_train.py", "fine_tune.py"),
+    "lora": ("sdxl_train_network.py", "train_network.py"),
+    "dreambooth": ("sdxl_train.py", "train_db.py"),
+    "ti": ("sdxl_train_textual_inversion.py", "train_textual_inversion.py"),
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    """One tab of an installed GUI.
+
+    arguments: those of the training script for SDXL. gradio: its major version as far as requirements.txt pins it, else
+    None. patched: whether kohya_ext is installed in the checkout.
+    """
+
+    name: str
+    schema: Schema
+    migration: Migration = field(default_factory=Migration)
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    gradio: int | None = None
+    patched: bool = False
+
+    @property
+    def flags(self) -> frozenset[str]:
+        return frozenset(argument.flag for argument in self.arguments.values())
+
+
+def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, gradio: int | None = None) -> Release:
+    """What `checkout` is for presets of `tab`.
+
+    patched: None = look whether kohya_ext is installed there. gradio: its major version, None = what is pinned.
+    Raises UnsupportedError where the checkout has no such tab.
+    """
+    if patched is None:
+        patched = (checkout.root / MANIFEST).is_file()
+    if checkout.gui_root is None:
+        raise UnsupportedError(f"{checkout.root} is sd-scripts without a GUI: presets are for kohya_ss")
+    sources = FolderSources(checkout.root)
+    schema = read_schema(sources, tab, patched=patched)
+    if schema is None:
+        raise UnsupportedError(f"{checkout.root} has no {tab} tab that loads presets")
+    return Release(
+        checkout.release,
+        schema,
+        read_migration(sources),
+        arguments_of(FolderSources(checkout.training_root), SCRIPTS[tab][0]),
+        pinned_gradio(sources) if gradio is None else gradio,
+        patched,
+    )
+
+
+def pinned_gradio(sources: Sources) -> int | None:
+    """The major version of gradio that the release requires; for an open pin (`>=`) the one it was written for."""
+    for path in REQUIREMENTS:
+        match = re.search(r"^gradio(?:\[[^\]]*\])?\s*(?:==|>=|~=)\s*(\d+)", sources.read(path) or "", re.MULTILINE)
+        if match is not None:
+            return int(match.group(1))
+    return None
