@@ -14,7 +14,7 @@ from torch import Tensor
 # Elements a slice. On a CPU a few slices of float32 fit the second-level cache of all cores together with the scratch;
 # a GPU wants launches large enough to fill it, and at this size all scratch buffers stay below 64 MB.
 CPU_SLICE = 1 << 18
-DEVICE_SLICE = 1 << 21
+DEVICE_SLICE = 1 << 20
 
 
 def slice_size(device: torch.device) -> int:

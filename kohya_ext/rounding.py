@@ -48,14 +48,14 @@ def element_indices(start: int, length: int, device: torch.device) -> Tensor:
 def round_stochastically(values: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 values to bfloat16 or float16, up or down with the probability that makes the mean exact.
 
-    words: one int32 of random bits a value. Infinities and NaN are not for here: callers keep them out.
+    words: one int32 a value, of which the lower 16 bits decide. Infinities and NaN are not for here: callers mask them.
     """
     if dtype == torch.bfloat16:
         return ((values.view(torch.int32) + (words & 0xFFFF)) & -0x10000).view(torch.float32).to(torch.bfloat16)
     if dtype == torch.float16:
         normal = ((values.view(torch.int32) + (words & 0x1FFF)) & -0x2000).view(torch.float32)
         # below the smallest normal number the steps of float16 are equally wide
-        chance = (words & 0xFFFFFF).to(torch.float32) * 2.0**-24
+        chance = (words & 0xFFFF).to(torch.float32) * 2.0**-16 + 2.0**-17
         subnormal = torch.floor(values * _HALF_STEPS_PER_UNIT + chance) / _HALF_STEPS_PER_UNIT
         return torch.where(values.abs() < _SMALLEST_NORMAL_HALF, subnormal, normal).to(torch.float16)
     raise TypeError(f"stochastic rounding is to bfloat16 or float16, not {dtype}")

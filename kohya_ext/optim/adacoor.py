@@ -1,0 +1,253 @@
+"""AdaCoor: the optimizer, as torch sees it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kohya_ext.elements import flat_views
+from kohya_ext.optim import settings, torch_adagrad, widths
+from kohya_ext.optim.batched import Job, step_many
+from kohya_ext.optim.compiled import SMALLEST, CompiledStep
+from kohya_ext.optim.counting import SkipCount
+from kohya_ext.optim.rule import Rule
+from kohya_ext.optim.sliced import SlicedStep
+
+
+class AdaCoor(torch.optim.Optimizer):
+    """Adagrad with learning rate lr * sqrt(eps), epsilon sqrt(eps) and an accumulator of 2 bytes a weight.
+
+    With float32 weights, lr 1 and the defaults its trajectory is that of the published AdaCoor, bit for bit.
+
+    params: parameters or groups; every argument below can differ from group to group.
+    lr: multiplies the update (the published one ignores it). eps: see above; must be positive.
+    weight_decay: decoupled; each step multiplies weights by 1 - lr * sqrt(eps) * weight_decay.
+    vt_rate: multiplies what each gradient adds to the accumulator.
+    state_bits: 32, 16 or 8 for each element of the accumulator; float64 weights always get 64. 8 bits are always
+    rounded stochastically. stochastic_state: round 16 bits stochastically, which keeps the accumulator unbiased.
+    stochastic_weights: round float16 and bfloat16 weights stochastically, without which they stop moving.
+    seed: of all rounding, which depends on (seed, step, parameter index, element) and nothing else.
+    maximize: ascend. foreach: gather small tensors. fused: torch's fused Adagrad (32 bits, CPU; used unless False) or
+    compiled kernels (needs a C++ compiler or Triton).
+
+    A gradient element that is not finite, or whose square is not, leaves its weight and its state as they were;
+    `skipped` counts them. Raises TypeError and ValueError that name the argument or the parameter.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        vt_rate: float = 1.0,
+        state_bits: int = 16,
+        stochastic_state: bool = False,
+        stochastic_weights: bool = True,
+        seed: int = 0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "vt_rate": vt_rate,
+            "state_bits": state_bits,
+            "stochastic_state": stochastic_state,
+            "stochastic_weights": stochastic_weights,
+            "seed": seed,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+        }
+        settings.check(defaults)
+        self._set_up()
+        super().__init__(params, defaults)
+
+    def _set_up(self) -> None:
+        self._skips = SkipCount()
+        self._sliced = SlicedStep(self._skips)
+        self._compiled = CompiledStep()
+        self._places: dict[int, tuple[int, int]] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set_up()
+        super().__setstate__(state)
+
+    @property
+    def skipped(self) -> int:
+        """How many gradient elements were not usable so far. Waits for the device."""
+        return self._skips.total()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its settings are checked like the constructor's. Nothing is added when they are refused."""
+        before = sum(len(group["params"]) for group in self.param_groups)
+        super().add_param_group(param_group)
+        try:
+            settings.check(self.param_groups[-1])
+            settings.check_parameters(self.param_groups[-1], before)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    # ------------------------------------------------------------------ stepping
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient. Returns what `closure` returns, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        index = 0
+        for group in self.param_groups:
+            rule = settings.rule_of(group)
+            gathered: list[Job] = []
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_one(parameter, index, group, rule, gathered if group["foreach"] else None)
+                index += 1
+            step_many(self._sliced, rule, gathered)
+        return loss
+
+    @torch.no_grad()
+    def step_param(self, parameter: Tensor, group: dict[str, Any] | None = None) -> None:
+        """Step one parameter, as soon as its gradient is there (fused backward). Nothing without a gradient.
+
+        group: accepted for the sake of callers who hold one; the settings are those of the parameter's own group
+        today, which `load_state_dict` may have replaced since.
+        """
+        if parameter.grad is None:
+            return
+        group_number, index = self._place_of(parameter)
+        own = self.param_groups[group_number]
+        self._step_one(parameter, index, own, settings.rule_of(own), None)
+
+    def _step_one(
+        self, parameter: Tensor, index: int, group: dict[str, Any], rule: Rule, gathered: list[Job] | None
+    ) -> None:
+        gradient = parameter.grad
+        if gradient is None or not parameter.numel():
+            return
+        if gradient.layout != torch.strided:
+            raise RuntimeError(f"AdaCoor cannot use the sparse gradient of parameter {index}; set sparse=False there")
+        state = self.state[parameter]
+        if "vt" not in state:
+            state["step"] = 0
+            state.update(widths.fresh(parameter, rule.state_bits))
+        state["step"] += 1
+        with _flattened(parameter, gradient, state["vt"]) as flat:
+            weights, grad, vt = flat.views
+            job = Job(weights, grad, {**state, "vt": vt}, state["step"], index)
+            self._dispatch(group, rule, job, gathered if flat.in_place else None)
+
+    def _dispatch(self, group: dict[str, Any], rule: Rule, job: Job, gathered: list[Job] | None) -> None:
+        vt = job.state["vt"]
+        fused = group["fused"]
+        if (fused or (fused is None and not group["foreach"])) and torch_adagrad.available(
+            rule, job.weights, job.gradient, vt
+        ):
+            torch_adagrad.step_(self._sliced, rule, job.weights, job.gradient, vt)
+        elif fused and job.weights.numel() >= SMALLEST:
+            skipped = self._compiled.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
+            self._skips.add_count(skipped)
+        elif gathered is not None:
+            gathered.append(job)
+        else:
+            self._sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
+
+    def _place_of(self, parameter: Tensor) -> tuple[int, int]:
+        place = self._places.get(id(parameter))
+        if place is None:
+            index = 0
+            for number, group in enumerate(self.param_groups):
+                for member in group["params"]:
+                    self._places[id(member)] = (number, index)
+                    index += 1
+            place = self._places.get(id(parameter))
+        if place is None:
+            raise ValueError(f"a parameter of shape {tuple(parameter.shape)} is not one of this optimizer's")
+        return place
+
+    # ------------------------------------------------------------------ state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a `state_dict()`, of this class or of the published AdaCoor, bit for bit.
+
+        Unlike torch's, this does not cast the accumulator to the type of the weights. An accumulator of another width
+        is converted, and that is said in a warning. `state_bits`, `foreach` and `fused` stay those of this object; from
+        a state of the published optimizer only the accumulators are taken.
+        Raises ValueError when groups, parameters or shapes do not fit.
+        """
+        saved_groups: list[dict[str, Any]] = state_dict["param_groups"]
+        current_groups = self.param_groups
+        merged = [_merge(saved, own) for saved, own in zip(saved_groups, current_groups, strict=False)] + saved_groups[
+            len(current_groups) :
+        ]
+        super().load_state_dict({"param_groups": merged, "state": {}})
+        self._places.clear()
+        keys = [key for saved in saved_groups for key in saved["params"]]
+        parameters = [
+            (parameter, number) for number, own in enumerate(self.param_groups) for parameter in own["params"]
+        ]
+        converted = 0
+        for key, (parameter, number) in zip(keys, parameters, strict=True):
+            saved_state = state_dict["state"].get(key)
+            if saved_state:
+                converted += self._adopt(saved_state, saved_groups[number], parameter, self.param_groups[number])
+        if converted:
+            warnings.warn(
+                f"AdaCoor: the accumulators of {converted} parameters were converted to "
+                f"{self.param_groups[0]['state_bits']} bits; the run goes on, but not bit for bit",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _adopt(
+        self, saved: dict[str, Any], saved_group: dict[str, Any], parameter: Tensor, own: dict[str, Any]
+    ) -> bool:
+        accumulator, converted = widths.adopt(
+            saved,
+            saved_group.get("state_bits"),
+            float(saved_group.get("eps", own["eps"])),
+            parameter,
+            own["state_bits"],
+            own["eps"],
+        )
+        self.state[parameter] = {"step": int(saved.get("step", 0)), **accumulator}
+        return converted
+
+
+class _flattened:  # noqa: N801  (used as a context, like a function)
+    """Flat views of weights, gradient and accumulator; where layouts differ, flat copies that are written back."""
+
+    def __init__(self, weights: Tensor, gradient: Tensor, vt: Tensor) -> None:
+        self._weights, self._vt = weights.data, vt
+        if vt.dtype == torch.uint8:  # codes are flat, in the logical order of the elements
+            views = flat_views(weights.data, gradient) if weights.is_contiguous() else None
+            self.in_place = views is not None
+            self.views = [*(views or (weights.reshape(-1), gradient.reshape(-1))), vt]
+            return
+        views = flat_views(weights.data, gradient, vt)
+        self.in_place = views is not None
+        self.views = views or [weights.data.reshape(-1), gradient.reshape(-1), vt.reshape(-1)]
+
+    def __enter__(self) -> _flattened:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.in_place:
+            self._weights.copy_(self.views[0].view(self._weights.shape))
+            self._vt.copy_(self.views[2].view(self._vt.shape))
+
+
+def _merge(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The settings to go on with: the saved ones, except what belongs to this object or means something else there."""
+    kept = ("state_bits", "foreach", "fused") if "state_bits" in saved else tuple(key for key in own if key != "params")
+    return {**own, **saved, **{key: own[key] for key in kept}, "params": saved["params"]}

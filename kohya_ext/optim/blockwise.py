@@ -1,0 +1,102 @@
+"""The 8-bit accumulator: one code an element from bitsandbytes' dynamic code book, one scale a block of 256.
+
+The code book (unsigned, 256 values from 0 to 1, finest just below each power of ten) is computed here, so bitsandbytes
+need not be installed. Two things differ from its optimizers. The scale of a block is a power of two that only doubles,
+when the block outgrows it: so a value that does not change stays exactly where it is, step after step, instead of being
+rounded again each time its neighbour grows. And a value is rounded to one of its two neighbouring codes at random, so
+that its expected value is exact; only a positive sum never becomes code 0, for a sum of 0 means a step as large as the
+gradient itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+from torch import Tensor
+
+from kohya_ext.optim.rule import Constants, Rule, round_weights
+
+BLOCK = 256
+_DECADES = 7
+
+
+def code_values() -> list[float]:
+    """The 256 values of the code book in ascending order."""
+    values = [0.0, 1.0]
+    for decade in range(_DECADES):
+        cells = 2 ** (decade + 1)
+        edges = [0.1 + 0.9 * cell / cells for cell in range(cells + 1)]
+        size = 10.0 ** (decade - _DECADES + 1)
+        values += [size * (low + high) / 2 for low, high in itertools.pairwise(edges)]
+    return sorted(values)
+
+
+@functools.lru_cache(maxsize=8)
+def code_book(device: torch.device) -> Tensor:
+    """The code book as float32 on a device."""
+    return torch.tensor(code_values(), dtype=torch.float32, device=device)
+
+
+def blocks_of(numel: int) -> int:
+    """How many blocks, and so scales, a tensor has."""
+    return -(-numel // BLOCK)
+
+
+def decode(codes: Tensor, scales: Tensor) -> Tensor:
+    """The sums that flat codes stand for, as float32."""
+    return code_book(codes.device)[codes.to(torch.int32)] * _spread(scales, codes.numel())
+
+
+def encode(sums: Tensor, scales: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes, scales) of flat float32 sums >= 0. The upper 16 bits of `words` decide between neighbouring codes."""
+    grown = _outgrown(sums, scales)
+    book = code_book(sums.device)
+    share = sums / _spread(grown, sums.numel())
+    upper = torch.bucketize(share, book).clamp_(1, len(book) - 1)
+    below, above = book[upper - 1], book[upper]
+    chance = (words >> 16 & 0xFFFF).to(torch.float32) * 2.0**-16 + 2.0**-17
+    codes = upper - 1 + ((share - below) > chance * (above - below)).to(upper.dtype)
+    return torch.where(sums > 0, codes.clamp_(min=1), 0).to(torch.uint8), grown
+
+
+def step_(
+    weights: Tensor,
+    gradient: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    numbers: Constants,
+    rule: Rule,
+    words: Tensor | None,
+) -> Tensor:
+    """One step in place for flat tensors that begin at the start of a block. Returns which gradients were usable."""
+    assert words is not None
+    up = gradient.to(torch.float32)
+    square = up * up
+    usable = torch.isfinite(square)
+    sums = decode(codes, scales)
+    grown = torch.where(usable, sums + square * numbers.growth, sums)
+    moved = weights.to(torch.float32) * numbers.decay
+    towards = -up if rule.maximize else up
+    moved = moved + numbers.negative_lr * towards / (torch.sqrt(grown) + numbers.added)
+    weights.copy_(torch.where(usable, round_weights(moved, rule, weights.dtype, words), weights))
+    # an unchanged sum lies on a code and keeps it, so unusable gradients leave the state alone
+    new_codes, new_scales = encode(grown, scales, words)
+    codes.copy_(new_codes)
+    scales.copy_(new_scales)
+    return usable
+
+
+def _spread(scales: Tensor, numel: int) -> Tensor:
+    return scales.repeat_interleave(BLOCK)[:numel]
+
+
+def _outgrown(sums: Tensor, scales: Tensor) -> Tensor:
+    """Scales doubled until no sum of the block is above its scale."""
+    padded = sums.new_zeros(scales.numel() * BLOCK)
+    padded[: sums.numel()] = sums
+    largest = padded.view(-1, BLOCK).amax(dim=1)
+    _, exponent = torch.frexp(largest)
+    needed = torch.ldexp(torch.ones_like(largest), exponent)
+    return torch.where(largest > scales, needed, scales)
