@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.errors import UNSUPPORTED, UnsupportedError
+from kohya_ext.install.checkout import Checkout, HalfCheckoutError, describe, find, search
+from tests.install import trees
+from tests.install.pythons import process
+
+Make = Callable[..., Checkout]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """The top folder of a pretended machine, with an empty /proc."""
+    (tmp_path / "machine" / "proc").mkdir(parents=True)
+    return tmp_path / "machine"
+
+
+def look(machine: Path, cwd: Path | None = None, **environ: str):  # type: ignore[no-untyped-def]
+    return search(None, environ, proc_root=machine / "proc", cwd=cwd or machine, prefix=machine)
+
+
+@pytest.mark.parametrize(
+    ("era", "kind", "release", "layout", "package"),
+    [
+        ("embedded", "kohya_ss", "v22.3.1", "embedded", "library"),
+        ("submodule", "kohya_ss", "v25.2.1", "submodule", "kohya_gui"),
+        ("split", "kohya_ss", "v26.0.0", "submodule", "kohya_gui"),
+        ("bare", "sd-scripts", "v0.6.6", "bare", None),
+    ],
+)
+def test_describes_every_era(make: Make, era: str, kind: str, release: str, layout: str, package: str | None) -> None:
+    checkout = make(era)
+    assert (checkout.kind, checkout.release, checkout.layout, checkout.gui_package) == (kind, release, layout, package)
+    assert checkout.training_root == (checkout.root / "sd-scripts" if layout == "submodule" else checkout.root)
+    assert (checkout.library / "__init__.py").is_file()
+    assert checkout.presets_dir == (None if layout == "bare" else checkout.root / "presets")
+    if checkout.gui_root:
+        assert list(checkout.gui_root.glob("finetune_gui.py"))
+
+
+def test_the_submodule_leads_to_its_kohya_ss(make: Make) -> None:
+    checkout = make("submodule")
+    assert describe(checkout.root / "sd-scripts") == checkout
+
+
+def test_a_link_to_a_checkout_is_resolved(make: Make, tmp_path: Path) -> None:
+    checkout = make("embedded")
+    (tmp_path / "link").symlink_to(checkout.root)
+    assert describe(tmp_path / "link").root == checkout.root
+
+
+def test_an_empty_submodule_is_half_a_checkout_and_says_the_cure(make: Make) -> None:
+    root = make("submodule").root
+    shutil.rmtree(root / "sd-scripts")
+    (root / "sd-scripts").mkdir()
+    with pytest.raises(HalfCheckoutError, match="submodule update --init") as error:
+        describe(root)
+    assert error.value.exit_code == UNSUPPORTED
+
+
+@pytest.mark.parametrize("gone", ["train_network.py", "fine_tune.py", "networks", "library/__init__.py", "presets"])
+def test_missing_parts_are_named(make: Make, gone: str) -> None:
+    root = make("embedded").root
+    if (root / gone).is_dir():
+        shutil.rmtree(root / gone)
+    else:
+        (root / gone).unlink()
+    with pytest.raises(HalfCheckoutError, match=gone):
+        describe(root)
+
+
+def test_other_folders_are_no_checkouts(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="not a Kohya checkout"):
+        describe(tmp_path)
+    with pytest.raises(UnsupportedError, match="no such folder"):
+        describe(tmp_path / "nothing")
+    (tmp_path / "kohya_gui.py").write_text("")
+    with pytest.raises(UnsupportedError, match="open_configuration"):
+        describe(tmp_path)
+
+
+def test_release_without_its_file_is_what_git_says(make: Make) -> None:
+    root = make("submodule").root
+    (root / ".release").unlink()
+    trees.git(root, "commit", "-q", "--allow-empty", "-m", "later")
+    assert describe(root).release.startswith("v25.2.1-1-g")
+    shutil.rmtree(root / ".git")
+    assert describe(root).release == "unknown"
+
+
+def test_bare_sd_scripts_without_tags_is_known_by_its_files(make: Make, tmp_path: Path) -> None:
+    root = make("bare").root
+    trees.git(root, "tag", "-d", "v0.6.6")
+    assert describe(root).release == "v0.6.x (by its files)"
+    split = tmp_path / "split"
+    trees.write(split, trees.training_files("split"))
+    assert describe(split).release == "v0.11.x (by its files)"
+
+
+def test_the_argument_comes_before_everything(make: Make, machine: Path) -> None:
+    here, there = make("embedded", "here"), make("bare", "there")
+    assert find(str(there.root), {}, proc_root=machine / "proc", cwd=here.root, prefix=machine) == there
+    with pytest.raises(UnsupportedError):
+        find(str(machine), {}, proc_root=machine / "proc", cwd=here.root, prefix=machine)
+
+
+def test_a_running_gui_comes_before_the_current_folder(make: Make, machine: Path) -> None:
+    running, here = make("submodule", "running"), make("embedded", "here")
+    process(machine / "proc", 7, ["/bin/bash", "./gui.sh"], here.root)
+    process(machine / "proc", 41, ["python", "./kohya_gui.py", "--headless"], running.root)
+    found = look(machine, here.root)
+    assert found.checkout == running
+    assert "41" in found.how
+
+
+def test_a_running_gui_started_from_elsewhere(make: Make, machine: Path) -> None:
+    running = make("embedded")
+    process(machine / "proc", 41, ["python3.10", str(running.root / "kohya_gui.py")], machine)
+    assert look(machine).checkout == running
+
+
+def test_processes_that_cannot_be_read_are_passed_over(make: Make, machine: Path) -> None:
+    (machine / "proc" / "12").mkdir()
+    (machine / "proc" / "self").mkdir()
+    here = make("embedded")
+    assert look(machine, here.root).checkout == here
+
+
+@pytest.mark.parametrize("below", [".", "library", "networks"])
+def test_the_current_folder_and_those_around_it(make: Make, machine: Path, below: str) -> None:
+    here = make("embedded")
+    assert look(machine, here.root / below).checkout == here
+
+
+def test_inside_the_submodule_the_whole_is_meant(make: Make, machine: Path) -> None:
+    here = make("submodule")
+    assert look(machine, here.root / "sd-scripts" / "library").checkout == here
+
+
+def test_half_a_checkout_in_the_current_folder_is_not_passed_over(make: Make, machine: Path, templates) -> None:  # type: ignore[no-untyped-def]
+    here = make("submodule")
+    shutil.rmtree(here.root / "sd-scripts" / "library")
+    trees.copy(templates["embedded"], machine / "workspace" / "kohya_ss")
+    with pytest.raises(HalfCheckoutError):
+        look(machine, here.root)
+
+
+PLACES = [
+    "workspace/kohya_ss",
+    "opt/kohya_ss",
+    "app",
+    "opt/workspace-internal/kohya_ss",
+    "kohya_ss",
+    "content/kohya_ss",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_places_of_the_templates(templates: dict[str, Path], machine: Path, place: str) -> None:
+    trees.copy(templates["submodule"], machine / place)
+    assert look(machine).checkout.root == machine / place
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"),
+    [
+        ("WORKSPACE", "kohya_ss"),
+        ("HOME", "kohya_ss"),
+        ("HOME", "StabilityMatrix/Data/Packages/kohya_ss"),
+        ("APPDATA", "StabilityMatrix/Packages/kohya_ss"),
+    ],
+)
+def test_places_that_a_variable_names(
+    templates: dict[str, Path], machine: Path, tmp_path: Path, variable: str, below: str
+) -> None:
+    trees.copy(templates["embedded"], tmp_path / "named" / below)
+    found = look(machine, **{variable: str(tmp_path / "named")})
+    assert found.checkout.root == tmp_path / "named" / below
+
+
+def test_the_order_of_the_places(templates: dict[str, Path], machine: Path) -> None:
+    for place in reversed(PLACES[:4]):
+        trees.copy(templates["embedded"], machine / place)
+        assert look(machine).checkout.root == machine / place
+
+
+def test_a_decoy_is_passed_over_with_its_reason(templates: dict[str, Path], machine: Path) -> None:
+    """One template keeps data folders at /workspace/kohya_ss and the checkout in /opt."""
+    decoy = machine / "workspace" / "kohya_ss"
+    for name in ("models", "outputs", "dataset"):
+        (decoy / name).mkdir(parents=True)
+    trees.copy(templates["submodule"], machine / "opt" / "kohya_ss")
+    found = look(machine)
+    assert found.checkout.root == machine / "opt" / "kohya_ss"
+    assert [str(decoy) in reason and "not a Kohya checkout" in reason for reason in found.rejected] == [True]
+
+
+def test_a_linked_place_is_found_once(templates: dict[str, Path], machine: Path) -> None:
+    """A mounted workspace: /opt/kohya_ss links to where the checkout was moved."""
+    real = trees.copy(templates["embedded"], machine / "mnt" / "kohya_ss")
+    (machine / "opt").mkdir()
+    (machine / "opt" / "kohya_ss").symlink_to(real)
+    assert look(machine).checkout.root == real
+
+
+def test_half_a_checkout_in_a_usual_place_is_passed_over(templates: dict[str, Path], machine: Path) -> None:
+    half = trees.copy(templates["submodule"], machine / "workspace" / "kohya_ss")
+    shutil.rmtree(half / "sd-scripts")
+    trees.copy(templates["submodule"], machine / "opt" / "kohya_ss")
+    found = look(machine)
+    assert found.checkout.root == machine / "opt" / "kohya_ss"
+    assert "half a checkout" in found.rejected[0]
+
+
+def test_nothing_found_says_where_it_looked(machine: Path) -> None:
+    (machine / "app").mkdir()
+    with pytest.raises(UnsupportedError, match="no Kohya checkout found") as error:
+        look(machine)
+    assert f"passed over: {machine / 'app'}" in str(error.value)
+    assert error.value.exit_code == UNSUPPORTED
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_a_folder_that_may_not_be_read(make: Make) -> None:
+    root = make("embedded").root
+    root.chmod(0)
+    try:
+        with pytest.raises(UnsupportedError, match="may not look"):
+            describe(root)
+    finally:
+        root.chmod(0o755)
