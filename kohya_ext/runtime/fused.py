@@ -16,23 +16,14 @@ def patch_fused_backward(original: Callable[..., Any], optimizer: Any) -> Any:
     inner = getattr(optimizer, "optimizer", optimizer)
     result = None
     if hasattr(inner, "step_param"):
-        optimizer.step_param = _looking_up_the_group(inner)
+        # AdaCoor's own looks the group up again: the one in the caller's hand is stale once a state has been loaded
+        optimizer.step_param = inner.step_param
     else:
         result = original(optimizer)
     average = averaging.current()
     if average is not None:
         optimizer.step_param = _then_average(optimizer.step_param, average)
     return result
-
-
-def _looking_up_the_group(inner: Any) -> Callable[[Any, dict[str, Any]], None]:
-    """`step_param` with today's group: the one in the caller's hand is stale once a state has been loaded."""
-    index_of = {id(p): index for index, group in enumerate(inner.param_groups) for p in group["params"]}
-
-    def step_param(parameter: Any, group: dict[str, Any]) -> None:
-        inner.step_param(parameter, inner.param_groups[index_of[id(parameter)]])
-
-    return step_param
 
 
 def _then_average(step_param: Callable[..., None], average: Average) -> Callable[..., None]:
