@@ -144,7 +144,9 @@ def _missing(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
         yield Finding("warning", "missing-key", key, None, effect, "fit the preset: it is completed")
     if release.migration.zeroed and not values.get("learning_rate") and "learning_rate" in release.schema.fields:
         effect = "set to 0 when absent or no number: nothing would be trained"
-        yield Finding("error", "zeroed", "learning_rate", values.get("learning_rate"), effect, "give it a learning rate")
+        yield Finding(
+            "error", "zeroed", "learning_rate", values.get("learning_rate"), effect, "give it a learning rate"
+        )
 
 
 def _release_defects(release: Release) -> Iterator[Finding]:

@@ -118,3 +118,18 @@ def find_bundled(name: str) -> Preset:
         if wanted in (preset.name.casefold(), f"{preset.tab}/{preset.name}".casefold()):
             return preset
     raise UsageError(f"no preset is called {name!r}; there are: {', '.join(preset.name for preset in presets)}")
+
+
+def tab_of(values: Mapping[str, Any], path: Path, given: str | None) -> Tab:
+    """The tab a preset file belongs to: as given, by its folder, else by settings that one tab alone has."""
+    for tab in TABS:
+        if given == tab:
+            return tab
+    for tab in TABS:
+        if tab in path.parts:
+            return tab
+    if "LoRA_type" in values or "network_dim" in values:
+        return "lora"
+    if "num_vectors_per_token" in values:
+        return "ti"
+    return "dreambooth" if "train_data_dir" in values or "reg_data_dir" in values else "finetune"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ class Finding:
             "level": self.level,
             "rule": self.rule,
             "key": self.key,
-            "value": self.value,
+            "value": str(self.value) if isinstance(self.value, float) and not math.isfinite(self.value) else self.value,
             "effect": self.effect,
             "cure": self.cure,
         }

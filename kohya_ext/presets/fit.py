@@ -56,7 +56,7 @@ def fit(preset: Preset, schema: Schema, *, arguments: Collection[str] | None = N
 
     arguments: the flags that the installed training script takes, None when they are not known; a setting the GUI has
     no field for yet can go through "additional parameters" if the script knows its flag.
-    Raises UnsupportedError when the preset requires something that this release lacks.
+    Raises UnsupportedError when the preset requires something that this release lacks, its optimizer included.
     """
     fitted = Fitted()
     given = _renamed(preset.values, schema, fitted)
@@ -79,6 +79,8 @@ def fit(preset: Preset, schema: Schema, *, arguments: Collection[str] | None = N
                 elif converted.value != value or type(converted.value) is not type(value):
                     fitted.note("converted", key, value, converted.value, f"the field is a {one.component}")
                 continue
+        if key == "optimizer" and value is not None:  # another one would need another learning rate
+            raise UnsupportedError(f"preset {preset.name}: {convert(value, one).problem}")
         start = shown_at_start(one)
         if start.usable:
             fitted.values[key] = start.value

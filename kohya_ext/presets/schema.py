@@ -67,7 +67,8 @@ class Field:
     component: gradio's class, None where it could not be found out. choices: what a Dropdown or Radio offers.
     custom: whether other values may be typed. default: what the GUI shows at first.
     inexact: attributes whose value only the running GUI knows. settings: attribute -> key of `config.toml` that may
-    override it. wired_to: the key whose component this one wrongly fills in this release. source: who adds the field.
+    override it. wired_to: the key whose component this one wrongly fills in this release. label: what the GUI calls it.
+    place: file and line. source: who adds the field.
     """
 
     key: str
@@ -82,6 +83,7 @@ class Field:
     inexact: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     wired_to: str | None = None
+    label: str = ""
     place: str = ""
     source: str = "kohya_ss"
 
@@ -155,9 +157,8 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
         component = components[index] if index < len(components) else None
         one = _field(key, component)
         fields[key] = replace(one, wired_to=_wrong_wire(key, component, keys, registry, index))
-    if patched:
-        fields = {key: _with_hooks(one, components, index) for index, (key, one) in enumerate(fields.items())}
-    return Schema(tab, path, fields, PRESETS_LIST in keys, tuple(notes))
+    schema = Schema(tab, path, fields, PRESETS_LIST in keys, tuple(notes))
+    return offering_adacoor(schema) if patched else schema
 
 
 def _build(evaluator: Evaluator, builder: Function) -> Scope:
@@ -227,6 +228,7 @@ def _field(key: str, component: Value) -> Field:
         default=values.get("default"),
         inexact=tuple(inexact),
         settings=settings,
+        label=str(plain(component.arguments.get("label", ""))),
         place=component.place,
     )
 
@@ -258,11 +260,14 @@ def _wrong_wire(key: str, component: Value, keys: list[str], registry: list[str]
     return next((name for _, name in component.names if name in keys), None)
 
 
-def _with_hooks(one: Field, components: list[Value], index: int) -> Field:
-    """The field as it is once our hooks are in the GUI: the optimizer's list offers AdaCoor."""
-    component = components[index] if index < len(components) else None
-    if not isinstance(component, Component) or plain(component.arguments.get("label")) != OPTIMIZER_LABEL:
+def offering_adacoor(schema: Schema) -> Schema:
+    """The schema as it is once our hooks are in the GUI: the optimizer's list offers AdaCoor."""
+    return replace(schema, fields={key: _with_hooks(one) for key, one in schema.fields.items()})
+
+
+def _with_hooks(one: Field) -> Field:
+    if one.label != OPTIMIZER_LABEL or one.choices is None:
         return one
-    if one.choices is None or OPTIMIZER_LANDMARK not in one.choices or ADACOOR in one.choices:
+    if OPTIMIZER_LANDMARK not in one.choices or ADACOOR in one.choices:
         return one
     return replace(one, choices=(*one.choices, ADACOOR), source="kohya_ss, kohya_ext")

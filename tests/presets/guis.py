@@ -77,7 +77,7 @@ from .class_basic_training import BasicTraining
 
 def open_configuration(
     ask_for_file, apply_preset, file_path, learning_rate, epoch, create_caption, swapped_one, swapped_two,
-    fused_backward_pass, family_clip, clip, additional_parameters,
+    fused_backward_pass, family_clip, clip, optimizer, additional_parameters,
 {PADDING_PARAMETERS}    training_preset,
 ):
     return None
@@ -106,6 +106,7 @@ def finetune_tab(headless=False, config=None, use_shell_flag: bool = False):
         ('fused_backward_pass', fused_backward_pass),
         ('family_clip', family.clip),
         ('clip', clip),
+        ('optimizer', basic.optimizer),
         ('additional_parameters', additional_parameters),
 {"".join(f"        ('{key}', {key}),{chr(10)}" for key in _PADDING_KEYS)}    ]
     settings_list = [component for _, component in FIELD_REGISTRY]

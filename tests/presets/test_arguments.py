@@ -27,7 +27,9 @@ def test_functions_are_followed_through_modules_that_only_pass_them_on() -> None
 
 
 def test_a_script_that_extends_another_has_its_arguments() -> None:
-    child = "import train_network\n\ndef setup_parser():\n    parser = train_network.setup_parser()\n    return parser\n"
+    child = (
+        "import train_network\n\ndef setup_parser():\n    parser = train_network.setup_parser()\n    return parser\n"
+    )
     texts = {**TRAINING, "train_network.py": guis.TRAINING_SCRIPT, "child.py": child}
     assert flags_of(TextSources(texts), "child.py") == flags_of(TextSources(texts), "sdxl_train.py")
 

@@ -66,7 +66,9 @@ def test_what_cannot_be_meant_is_refused(value: Any, field: Field) -> None:
 
 
 def test_typed_values_are_kept_where_they_may_be_typed() -> None:
-    assert convert("my.own.Optimizer", Field("a", "Dropdown", choices=("Lion",), custom=True)).value == "my.own.Optimizer"
+    assert (
+        convert("my.own.Optimizer", Field("a", "Dropdown", choices=("Lion",), custom=True)).value == "my.own.Optimizer"
+    )
 
 
 def test_a_default_of_the_wrong_type_is_converted_too() -> None:
@@ -78,7 +80,9 @@ FIELDS = (CHECKBOX, NUMBER, WHOLE, SLIDER, TEXTS, NUMBERS, XFORMERS, TEXT, SEED)
 
 
 @given(
-    value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers())),
+    value=st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers())
+    ),
     field=st.sampled_from(FIELDS),
 )
 def test_converting_is_total_and_stable(value: Any, field: Field) -> None:

@@ -94,7 +94,10 @@ def test_no_tab_no_schema() -> None:
 
 
 def test_endless_sources_end() -> None:
-    text = guis.EMBEDDED_TAB.replace("def list_presets(path):", "def again(self):\n            again(self)\n        again(1)\n        def list_presets(path):")
+    text = guis.EMBEDDED_TAB.replace(
+        "def list_presets(path):",
+        "def again(self):\n            again(self)\n        again(1)\n        def list_presets(path):",
+    )
     assert schema_of({**guis.EMBEDDED, "finetune_gui.py": text}).fields["seed"].component == "Textbox"
 
 

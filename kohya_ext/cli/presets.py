@@ -1,0 +1,286 @@
+"""`kohya-ext presets`: what ships with us, and any preset against the GUI that is installed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.cli.common import add_checkout, add_json, find_checkout
+from kohya_ext.cli.output import Output
+from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.presets.document import Preset
+    from kohya_ext.presets.findings import Finding
+    from kohya_ext.presets.release import Release
+
+TABS = ("finetune", "lora", "dreambooth", "ti")
+NAME_HELP = "a preset of ours, or a preset file"
+MISSING_SHOWN = 3
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the group."""
+    group = subparsers.add_parser("presets", help="list, show, check, fit and compare presets; run one without the GUI")
+    verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    verb = verbs.add_parser("list", help="the presets that ship with kohya_ext")
+    add_json(verb)
+    verb.set_defaults(run=list_presets)
+
+    verb = verbs.add_parser("show", help="one preset: where it comes from, and every setting with what it does")
+    verb.add_argument("name", metavar="NAME", help=NAME_HELP)
+    add_json(verb)
+    verb.set_defaults(run=show)
+
+    verb = verbs.add_parser("diff", help="the settings in which two presets differ")
+    verb.add_argument("first", metavar="A", help=NAME_HELP)
+    verb.add_argument("second", metavar="B", help=NAME_HELP)
+    add_json(verb)
+    verb.set_defaults(run=diff)
+
+    verb = verbs.add_parser("schema", help="the fields of the installed GUI, read from its source")
+    add_checkout(verb)
+    verb.add_argument("--tab", choices=TABS, default="finetune")
+    add_json(verb)
+    verb.set_defaults(run=schema)
+
+    _register_check_and_fit(verbs)
+
+
+def _register_check_and_fit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser("check", help="presets against the installed GUI and training code; exit code 1 on errors")
+    verb.add_argument("files", nargs="*", metavar="FILE", help=f"{NAME_HELP}; a folder is taken as the checkout")
+    verb.add_argument("--all", action="store_true", help="every preset of the checkout: shipped, yours, ours")
+    verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
+    verb.add_argument("--guide", action="store_true", help="also say where a preset departs from the guide's advice")
+    verb.add_argument("--gradio", type=int, metavar="MAJOR", help="gradio's major version, if not the one pinned")
+    add_json(verb)
+    verb.set_defaults(run=check)
+
+    verb = verbs.add_parser("fit", help="a preset made complete and valid for the installed GUI")
+    verb.add_argument("name", metavar="FILE", help=NAME_HELP)
+    verb.add_argument("--out", metavar="FILE", required=True, help="where to write it")
+    verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
+    add_checkout(verb)
+    add_json(verb)
+    verb.set_defaults(run=fit)
+
+
+def list_presets(arguments: argparse.Namespace) -> int:
+    """Name, memory and title of each preset."""
+    from kohya_ext.presets.document import bundled
+
+    out = Output("presets list", arguments.json)
+    rows: list[dict[str, Any]] = []
+    for preset in bundled():
+        memory = preset.about.get("vram", {})
+        title = str(preset.about.get("title", ""))
+        tier = memory.get("tier_gb") if isinstance(memory, dict) else None
+        rows.append({"name": preset.name, "tab": preset.tab, "vram_gb": tier, "title": title})
+        out.line(f"{preset.name:<18} {preset.tab:<10} {f'{tier} GB':>6}  {title}")
+    return out.finish(DONE, presets=rows)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """One preset, grouped like the GUI."""
+    from kohya_ext.presets.settings import described, grouped
+
+    out = Output("presets show", arguments.json)
+    preset = _preset(arguments.name, None)
+    _show_about(preset, out)
+    groups = grouped(list(preset.values))
+    for section, keys in groups.items():
+        out.line()
+        out.line(section)
+        for key in keys:
+            out.line(f"  {key:<34} {_written(preset.values[key]):<16} {described(key)}".rstrip())
+    return out.finish(
+        DONE, name=preset.name, tab=preset.tab, about=dict(preset.about), values=dict(preset.values), sections=groups
+    )
+
+
+def _show_about(preset: Preset, out: Output) -> None:
+    about = preset.about
+    out.line(f"{preset.name} ({preset.tab} tab)")
+    for label in ("title", "origin", "date", "extract"):
+        if about.get(label):
+            out.item(label, str(about[label]))
+    memory = about.get("vram")
+    if isinstance(memory, dict):
+        out.item("memory", f"{memory.get('tier_gb')} GB\n{memory.get('reckoning', '')}")
+    for label, key in (("requires", "requires"), ("fill in", "fill_in")):
+        if isinstance(about.get(key), list) and about[key]:
+            out.item(label, ", ".join(map(str, about[key])))
+    if isinstance(about.get("derived"), dict):
+        for keys, reason in about["derived"].items():
+            out.item("derived", f"{keys}: {reason}")
+    for note in about.get("notes", []) if isinstance(about.get("notes"), list) else []:
+        out.item("note", str(note))
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """The settings that differ; exit code 0 either way, like a look at both."""
+    from kohya_ext.presets.settings import described, grouped
+
+    out = Output("presets diff", arguments.json)
+    first, second = _preset(arguments.first, None), _preset(arguments.second, None)
+    keys = sorted(set(first.values) | set(second.values))
+    differing = [key for key in keys if not _same(first.values.get(key), second.values.get(key))]
+    for section, members in grouped(differing).items():
+        out.line(section)
+        for key in members:
+            before, after = (_written(preset.values.get(key, ...)) for preset in (first, second))
+            out.line(f"  {key:<34} {before:<16} -> {after:<16} {described(key)}".rstrip())
+    if not differing:
+        out.line("no difference")
+    rows = {key: [first.values.get(key), second.values.get(key)] for key in differing}
+    return out.finish(DONE, first=first.name, second=second.name, differences=rows)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Equal, and both switches or neither: 1 is not true here."""
+    return first == second and isinstance(first, bool) is isinstance(second, bool)
+
+
+def _written(value: Any) -> str:
+    return "(absent)" if value is ... else json.dumps(value, ensure_ascii=False)
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """The fields of one tab. As JSON nothing but the fields, by key."""
+    out = Output("presets schema", arguments.json)
+    release = _release(find_checkout(arguments.checkout, out), arguments.tab)
+    if arguments.json:
+        print(json.dumps(release.schema.as_json(), indent=2))
+        return DONE
+    for note in release.schema.notes:
+        out.warn(note)
+    for key, one in release.schema.fields.items():
+        limits = "" if one.minimum is None and one.maximum is None else f" {one.minimum}..{one.maximum}"
+        choices = "" if one.choices is None else f" {', '.join(map(str, one.choices[:8]))}"
+        exact = "" if one.exact else f"  (only the running GUI knows: {', '.join(one.inexact) or 'everything'})"
+        out.line(f"{key:<38} {one.component or '?':<9} {_written(one.default):<10}{limits}{choices}{exact}")
+    return out.finish(DONE)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Check presets; exit code 1 when there are errors."""
+    from kohya_ext.presets.guide import departures
+
+    out = Output("presets check", arguments.json)
+    folders = [name for name in arguments.files if Path(name).is_dir()]
+    names = [name for name in arguments.files if name not in folders]
+    if len(folders) > 1 or not (names or arguments.all):
+        raise UsageError("name the presets to check, or --all; and at most one checkout")
+    checkout = find_checkout(folders[0] if folders else None, out)
+    releases: dict[str, Release] = {}
+    reports: list[dict[str, Any]] = []
+    for preset in _presets_of(checkout) if arguments.all else [_preset(name, arguments.tab) for name in names]:
+        if preset.tab not in releases:
+            releases[preset.tab] = _release(checkout, preset.tab, arguments.gradio)
+        release = releases[preset.tab]
+        findings = _checked(preset, release)
+        findings += list(departures(preset.values)) if arguments.guide else []
+        _say(preset, findings, out)
+        reports.append(
+            {"preset": preset.name, "tab": preset.tab, "findings": [finding.as_json() for finding in findings]}
+        )
+    failed = any(finding["level"] == "error" for report in reports for finding in report["findings"])
+    return out.finish(FOUND_PROBLEMS if failed else DONE, release=checkout.release, presets=reports)
+
+
+def _checked(preset: Preset, release: Release) -> list[Finding]:
+    """The findings; one of ours is judged as `install` would put it there, any other preset as it is."""
+    from kohya_ext.errors import UnsupportedError
+    from kohya_ext.presets.check import check as check_preset
+    from kohya_ext.presets.document import as_preset
+    from kohya_ext.presets.findings import Finding
+    from kohya_ext.presets.fit import fit as fit_preset
+    from kohya_ext.presets.schema import offering_adacoor
+
+    if preset.about:
+        try:
+            fitted = fit_preset(preset, offering_adacoor(release.schema), arguments=release.flags)
+        except UnsupportedError as error:
+            return [Finding("error", "refused", preset.name, None, str(error), "use another preset or a newer release")]
+        preset = as_preset(fitted.values, preset.name, preset.tab)
+    return check_preset(preset, release)
+
+
+def _say(preset: Preset, findings: list[Finding], out: Output) -> None:
+    out.line(f"{preset.name} ({preset.tab}): {_summary(findings)}")
+    missing = [finding for finding in findings if finding.rule == "missing-key"]
+    for finding in findings:
+        if finding not in missing[MISSING_SHOWN:]:
+            value = "" if finding.value is None else f" = {_written(finding.value)}"
+            out.line(f"  {finding.level:<8} {finding.key}{value}")
+            out.line(f"           {finding.effect}. {finding.cure}.")
+    if len(missing) > MISSING_SHOWN:
+        out.line(f"           ... and {len(missing) - MISSING_SHOWN} more keys that are missing (--json lists them)")
+
+
+def _summary(findings: list[Finding]) -> str:
+    levels = [finding.level for finding in findings]
+    counts = [f"{levels.count(level)} {level}s" for level in ("error", "warning", "note") if level in levels]
+    return ", ".join(counts) if counts else "fits"
+
+
+def fit(arguments: argparse.Namespace) -> int:
+    """Fit one preset and write it. Raises UnsupportedError when the release lacks what it requires."""
+    from kohya_ext.files.atomic import write_atomic
+    from kohya_ext.presets.document import dump_values
+    from kohya_ext.presets.fit import fit as fit_preset
+    from kohya_ext.presets.schema import offering_adacoor
+
+    out = Output("presets fit", arguments.json)
+    preset = _preset(arguments.name, arguments.tab)
+    release = _release(find_checkout(arguments.checkout, out), preset.tab)
+    fitted = fit_preset(preset, offering_adacoor(release.schema), arguments=release.flags)
+    target = Path(arguments.out)
+    try:
+        write_atomic(target, dump_values(fitted.values))
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+    filled = [step for step in fitted.steps if step.action == "filled"]
+    for step in fitted.steps:
+        if step not in filled:
+            after = "" if step.action == "dropped" else f" -> {_written(step.after)}"
+            out.item(step.action, f"{step.key}: {_written(step.before)}{after} ({step.reason})")
+    if filled:
+        out.item("filled", f"{len(filled)} absent keys with the GUI's own defaults")
+    out.item("written", f"{target} ({len(fitted.values)} settings)")
+    return out.finish(DONE, file=str(target), values=fitted.values, steps=[step.as_json() for step in fitted.steps])
+
+
+def _release(checkout: Checkout, tab: Any, gradio: int | None = None) -> Release:
+    from kohya_ext.presets.release import read_release
+
+    return read_release(checkout, tab, gradio=gradio)
+
+
+def _preset(name: str, tab: str | None) -> Preset:
+    """One of ours by name, or a file. Raises UsageError."""
+    from kohya_ext.presets.document import as_preset, find_bundled, read_values, tab_of
+
+    path = Path(name)
+    if path.is_file() or (path.suffix.lower() == ".json" and path.parent != Path()):
+        values = read_values(path)
+        return as_preset(values, path.stem, tab_of(values, path, tab))
+    return find_bundled(name)
+
+
+def _presets_of(checkout: Checkout) -> list[Preset]:
+    """Every preset file under the checkout's presets folder."""
+    from kohya_ext.presets.document import as_preset, read_values, tab_of
+
+    folder = checkout.presets_dir
+    paths = sorted(folder.rglob("*.json")) if folder is not None else []
+    found = []
+    for path in paths:
+        values = read_values(path)
+        found.append(as_preset(values, path.stem, tab_of(values, path, None)))
+    return found

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kohya_ext.cli import presets
+from kohya_ext.errors import UsageError
+from tests.presets import guis
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A small GUI that passes for a checkout."""
+    root = tmp_path / "kohya_ss"
+    guis.write(guis.REGISTRY, root)
+    for name in (
+        "kohya_gui.py",
+        "sd-scripts/train_network.py",
+        "sd-scripts/fine_tune.py",
+        "sd-scripts/library/__init__.py",
+    ):
+        (root / name).write_text("")
+    (root / "sd-scripts" / "networks").mkdir()
+    (root / ".release").write_text("v0.0.0")
+    return root
+
+
+def run(*words: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    presets.register(parser.add_subparsers())
+    arguments = parser.parse_args(["presets", *map(str, words)])
+    code: int = arguments.run(arguments)
+    return code
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = run(*words, "--json")
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list") == 0
+    assert "AdaCoor-48GB" in capsys.readouterr().out
+    code, document = as_json(capsys, "list")
+    assert code == 0
+    assert {row["vram_gb"] for row in document["presets"]} == {24, 48, 80}
+
+
+def test_show_groups_and_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", "AdaCoor-48GB") == 0
+    shown = capsys.readouterr().out
+    assert "Optimizer and rate" in shown
+    assert "memory       48 GB" in shown
+    code, document = as_json(capsys, "show", "AdaCoor-48GB")
+    assert (code, document["values"]["optimizer"]) == (0, "AdaCoor")
+
+
+def test_show_of_an_unknown_name_lists_the_names() -> None:
+    with pytest.raises(UsageError, match="Lion-48GB"):
+        run("show", "nothing")
+
+
+def test_diff_shows_only_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = as_json(capsys, "diff", "AdaCoor-48GB", "Lion-48GB")
+    assert code == 0
+    assert set(document["differences"]) == {
+        "optimizer",
+        "optimizer_args",
+        "learning_rate",
+        "learning_rate_te",
+        "learning_rate_te1",
+        "learning_rate_te2",
+    }
+    assert run("diff", "Lion-48GB", "Lion-48GB") == 0
+    assert "no difference" in capsys.readouterr().out
+
+
+def test_schema_as_json_is_the_fields_alone(capsys: pytest.CaptureFixture[str], checkout: Path) -> None:
+    code, document = as_json(capsys, "schema", checkout, "--tab", "finetune")
+    assert code == 0
+    assert document["epoch"]["component"] == "Number"
+    assert run("schema", checkout) == 0
+
+
+def test_check_exits_1_on_errors_and_0_otherwise(
+    capsys: pytest.CaptureFixture[str], checkout: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"epoch": "three", "optimizer": "Lion"}')
+    code, document = as_json(capsys, "check", bad, checkout)
+    assert code == 1
+    assert {"level": "error", "rule": "text-for-number"}.items() <= document["presets"][0]["findings"][0].items()
+    assert run("check", bad, checkout) == 1
+    assert run("check", "Lion-48GB", checkout) == 0
+
+
+def test_check_of_everything_and_of_nothing(capsys: pytest.CaptureFixture[str], checkout: Path) -> None:
+    (checkout / "presets" / "finetune" / "one.json").write_text('{"optimizer": "Lion"}')
+    code, document = as_json(capsys, "check", "--all", checkout)
+    assert (code, [report["preset"] for report in document["presets"]]) == (0, ["one"])
+    with pytest.raises(UsageError, match="--all"):
+        run("check", checkout)
+
+
+def test_a_preset_of_ours_on_a_checkout_without_us_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], checkout: Path
+) -> None:
+    assert run("check", "AdaCoor-48GB", checkout) == 1
+    assert "kohya-ext install" in capsys.readouterr().out
+
+
+def test_fit_writes_a_preset_that_checks_clean(
+    capsys: pytest.CaptureFixture[str], checkout: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "fitted.json"
+    code, document = as_json(capsys, "fit", "Lion-48GB", checkout, "--out", target)
+    assert code == 0
+    assert json.loads(target.read_text()) == document["values"]
+    assert run("fit", "Lion-48GB", checkout, "--out", target) == 0
+    code, document = as_json(capsys, "check", target, checkout, "--tab", "finetune")
+    assert (code, document["presets"][0]["findings"]) == (0, [])
+
+
+def test_fit_into_nowhere_is_a_usage_error(checkout: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        run("fit", "Lion-48GB", checkout, "--out", tmp_path / "no" / "such" / "folder.json")

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kohya_ext.errors import UnsupportedError
+from kohya_ext.presets.check import check
+from kohya_ext.presets.document import Preset
+from kohya_ext.presets.findings import Finding
+from kohya_ext.presets.fit import fit
+from kohya_ext.presets.migration import Migration
+from kohya_ext.presets.release import Release, pinned_gradio, read_release
+from kohya_ext.presets.schema import Field, Schema
+from kohya_ext.presets.sources import TextSources
+from tests.presets import guis
+
+FIELDS = [
+    Field("optimizer", "Dropdown", choices=("AdamW", "AdamW8bit", "Adafactor", "AdaCoor"), default="AdamW"),
+    Field("optimizer_args", "Textbox", default=""),
+    Field("learning_rate", "Number", minimum=0, maximum=1, default=1e-6),
+    Field("learning_rate_te1", "Number", minimum=0, maximum=1, default=1e-6),
+    Field("epoch", "Number", precision=0, default=1),
+    Field("clip_skip", "Slider", minimum=1, maximum=12, step=1, default=1),
+    Field("cache_latents", "Checkbox", default=False),
+    Field("random_crop", "Checkbox", default=False),
+    Field("full_fp16", "Checkbox", default=False),
+    Field("full_bf16", "Checkbox", default=False),
+    Field("sdxl_checkbox", "Checkbox", default=True),
+    Field("sdxl_cache_text_encoder_outputs", "Checkbox", default=False),
+    Field("shuffle_caption", "Checkbox", default=False),
+    Field("fused_backward_pass", "Checkbox", default=False),
+    Field("gradient_accumulation_steps", "Number", default=1),
+    Field("mixed_precision", "Dropdown", choices=("no", "fp16", "bf16"), default="fp16"),
+    Field("caption_extension", "Dropdown", choices=(".txt", ".caption"), default=".txt"),
+    Field("additional_parameters", "Textbox", default=""),
+    Field("crossed", "Checkbox", default=False, wired_to="epoch"),
+    Field("output_dir", "Textbox", default=""),
+    Field("huggingface_token", "Textbox", default=""),
+]
+SCHEMA = Schema("finetune", "finetune_gui.py", {field.key: field for field in FIELDS}, presets_list=True)
+RELEASE = Release("v0", SCHEMA, gradio=5, patched=True)
+COMPLETE: dict[str, Any] = {
+    field.key: field.default for field in FIELDS if field.key not in ("crossed", "output_dir", "huggingface_token")
+}
+
+
+def findings(changes: dict[str, Any], release: Release = RELEASE) -> list[Finding]:
+    values = {key: value for key, value in {**COMPLETE, **changes}.items() if value is not ...}
+    return check(Preset("mine", "finetune", values), release)
+
+
+def rules(changes: dict[str, Any], release: Release = RELEASE) -> set[tuple[str, str, str]]:
+    return {(finding.level, finding.rule, finding.key) for finding in findings(changes, release)}
+
+
+def test_a_complete_valid_preset_has_no_findings() -> None:
+    assert findings({}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"nonsense": 1}, ("warning", "unknown-key", "nonsense")),
+        ({"no_token_padding": True}, ("note", "dead-key", "no_token_padding")),
+        ({"random_crop": "false"}, ("error", "text-for-switch", "random_crop")),
+        ({"epoch": "3"}, ("error", "text-for-number", "epoch")),
+        ({"clip_skip": "1"}, ("error", "text-for-number", "clip_skip")),
+        ({"learning_rate_te1": "1e-6"}, ("error", "text-for-number", "learning_rate_te1")),
+        ({"learning_rate": -1}, ("error", "out-of-range", "learning_rate")),
+        ({"clip_skip": 20}, ("warning", "out-of-range", "clip_skip")),
+        ({"epoch": float("inf")}, ("error", "not-finite", "epoch")),
+        ({"caption_extension": ".txt2"}, ("error", "not-offered", "caption_extension")),
+        ({"epoch": None}, ("warning", "null", "epoch")),
+        ({"epoch": [1]}, ("error", "wrong-type", "epoch")),
+        ({"epoch": ...}, ("warning", "missing-key", "epoch")),
+        ({"crossed": True}, ("error", "crossed-wire", "crossed")),
+        ({"huggingface_token": "hf_x"}, ("error", "secret", "huggingface_token")),
+        ({"output_dir": "/home/me"}, ("warning", "path", "output_dir")),
+        ({"learning_rate": 1}, ("error", "rate-too-high", "learning_rate")),
+        ({"optimizer": "AdaCoor", "learning_rate": 1}, ("error", "adacoor-rate", "learning_rate_te1")),
+        ({"cache_latents": True, "random_crop": True}, ("error", "cached-latents", "random_crop")),
+        (
+            {"sdxl_cache_text_encoder_outputs": True, "shuffle_caption": True},
+            ("error", "cached-captions", "shuffle_caption"),
+        ),
+        ({"full_fp16": True}, ("warning", "full-fp16", "full_fp16")),
+        ({"full_bf16": True}, ("error", "precision", "full_bf16")),
+        ({"fused_backward_pass": True}, ("error", "fused-optimizer", "fused_backward_pass")),
+        (
+            {"fused_backward_pass": True, "optimizer": "Adafactor", "gradient_accumulation_steps": 2},
+            ("error", "fused-accumulation", "fused_backward_pass"),
+        ),
+    ],
+)
+def test_each_fault_is_found(changes: dict[str, Any], expected: tuple[str, str, str]) -> None:
+    assert expected in rules(changes)
+
+
+def test_every_finding_says_what_happens_and_the_cure_and_hides_secrets() -> None:
+    found = findings({"huggingface_token": "hf_secret", "nonsense": 1, "epoch": "x"})
+    assert all(finding.effect and finding.cure for finding in found)
+    assert "hf_secret" not in str([finding.as_json() for finding in found])
+
+
+def test_older_gradio_only_warns_of_values_not_offered() -> None:
+    old = replace(RELEASE, gradio=3)
+    assert ("warning", "not-offered", "caption_extension") in rules({"caption_extension": ".txt2"}, old)
+    assert ("error", "out-of-range", "clip_skip") in rules({"clip_skip": 20}, replace(RELEASE, gradio=6))
+
+
+def test_a_migration_of_the_release_comes_first() -> None:
+    migrating = replace(RELEASE, migration=Migration(whole={"epoch": 0}))
+    assert findings({"epoch": "3"}, migrating) == []
+    assert rules({"epoch": [1]}, migrating) == {("error", "load-fails", "epoch")}
+
+
+def test_a_release_that_zeroes_the_rate_is_an_error() -> None:
+    zeroing = replace(RELEASE, migration=Migration(zeroed=frozenset({"learning_rate"})))
+    assert ("error", "zeroed", "learning_rate") in rules({"learning_rate": ...}, zeroing)
+
+
+def test_our_flags_and_optimizer_need_our_hooks() -> None:
+    bare = replace(RELEASE, patched=False)
+    found = rules({"additional_parameters": "--enable_ema", "optimizer": "AdaCoor", "learning_rate": 1}, bare)
+    assert {("error", "not-installed", "additional_parameters"), ("error", "not-installed", "optimizer")} <= found
+
+
+def test_flags_that_the_script_does_not_take_are_named(tmp_path: Path) -> None:
+    checkout = guis.write(guis.REGISTRY, tmp_path)
+    release = replace(read_release(checkout, "finetune"), schema=SCHEMA, patched=True)
+    taken = rules({"additional_parameters": "--fused_backward_pass --enable_ema", "optimizer": "Adafactor"}, release)
+    assert taken == set()
+    refused = rules({"additional_parameters": "--no_such_flag=1"}, release)
+    assert refused == {("error", "unknown-flag", "additional_parameters")}
+
+
+def test_the_warm_up_slider_that_gradio_6_refuses() -> None:
+    slider = Field("lr_warmup", "Slider", minimum=0, maximum=100, step=1, default="0")
+    schema = replace(SCHEMA, fields={**SCHEMA.fields, "lr_warmup": slider})
+    for gradio, expected in ((5, False), (6, True)):
+        found = rules({"lr_warmup": 0}, replace(RELEASE, schema=schema, gradio=gradio))
+        assert (("error", "release-defect", "lr_warmup") in found) is expected
+
+
+def test_gradio_is_read_from_the_requirements() -> None:
+    assert pinned_gradio(TextSources({"requirements.txt": "x==1\ngradio==3.36.1\n"})) == 3
+    assert pinned_gradio(TextSources({"requirements.txt": "gradio[oauth]>=5.34.1\n"})) == 5
+    assert pinned_gradio(TextSources({})) is None
+
+
+def test_a_checkout_without_a_gui_is_unsupported(tmp_path: Path) -> None:
+    checkout = guis.write(guis.EMBEDDED, tmp_path)
+    checkout.gui_root = None
+    with pytest.raises(UnsupportedError, match="without a GUI"):
+        read_release(checkout, "finetune")
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.lists(st.integers()))
+ANY = st.dictionaries(st.sampled_from([*SCHEMA.fields, "use_wandb", "xformers", "?"]), VALUES)
+
+
+@given(ANY, st.sampled_from([None, 3, 4, 5, 6]), st.booleans())
+def test_checking_is_total(values: dict[str, Any], gradio: int | None, patched: bool) -> None:
+    migration = Migration(whole={"epoch": 0}, zeroed=frozenset({"learning_rate"}), switches_xformers=True)
+    release = replace(RELEASE, gradio=gradio, patched=patched, migration=migration)
+    for finding in check(Preset("any", "finetune", values), release):
+        assert finding.level in ("error", "warning", "note")
+
+
+@given(ANY)
+def test_fitting_leaves_only_contradictions(values: dict[str, Any]) -> None:
+    preset = Preset("any", "finetune", values)
+    try:
+        fitted = fit(preset, SCHEMA, arguments=RELEASE.flags)
+    except UnsupportedError:
+        return
+    left = {finding.rule for finding in check(Preset("any", "finetune", fitted.values), RELEASE)}
+    form = {"unknown-key", "renamed-key", "dead-key", "text-for-switch", "text-for-number", "out-of-range"}
+    assert not left & (form | {"not-offered", "null", "wrong-type", "missing-key", "crossed-wire", "secret", "path"})

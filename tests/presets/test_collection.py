@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from kohya_ext.presets import collect
+from kohya_ext.presets.collection import collect_all
+from kohya_ext.presets.document import bundled, find_bundled
+from kohya_ext.presets.guide import ADVICE, departures
+from kohya_ext.presets.settings import OTHER, described, grouped
+from tests.presets import guis
+
+
+def test_the_presets_of_a_checkout_are_fitted_to_its_gui(tmp_path: Path) -> None:
+    files = collect(guis.write(guis.EMBEDDED, tmp_path))
+    path = "presets/finetune/user_presets/AdaCoor-48GB.json"
+    values = json.loads(files[path])
+    assert values["optimizer"] == "AdaCoor"
+    assert values["learning_rate"] == 1
+    assert values["max_token_length"] == "75"
+    assert "_about" not in values
+    assert "min_snr_gamma" not in values
+    assert files[path].isascii()
+
+
+def test_what_the_release_cannot_take_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    collection = collect_all(guis.write(guis.EMBEDDED, tmp_path / "old"))
+    assert not any("24GB" in path for path in collection.files)
+    assert "fused_backward_pass" in collection.refused["AdaCoor-24GB"]
+    newer = collect_all(guis.write(guis.REGISTRY, tmp_path / "new"))
+    assert any("24GB" in path for path in newer.files)
+
+
+def test_collecting_writes_nothing_and_is_the_same_every_time(tmp_path: Path) -> None:
+    checkout = guis.write(guis.REGISTRY, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert collect(checkout) == collect(checkout)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkout_without_a_gui_gets_none(tmp_path: Path) -> None:
+    checkout = guis.write(guis.EMBEDDED, tmp_path)
+    checkout.gui_root = None
+    assert collect(checkout) == {}
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, kohya_ext.presets; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_every_setting_of_ours_has_a_section_and_a_text() -> None:
+    for preset in bundled():
+        assert OTHER not in grouped(list(preset.values)), grouped(list(preset.values))[OTHER]
+        assert all(described(key) for key in preset.values)
+
+
+def test_the_guides_current_preset_departs_from_its_advice_in_nothing() -> None:
+    assert list(departures(find_bundled("AdaCoor-48GB").values)) == []
+    assert {finding.key for finding in departures(find_bundled("AdaCoor-24GB").values)} == {
+        "full_bf16",
+        "mixed_precision",
+        "save_precision",
+        "gradient_checkpointing",
+    }
+    assert all(described(key) for key in ADVICE)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kohya_ext.errors import UsageError
+from kohya_ext.presets.document import (
+    MAX_BYTES,
+    as_preset,
+    bundled,
+    dump_values,
+    find_bundled,
+    parse_values,
+    read_values,
+    tab_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"{", "not JSON: line 1"),
+        (b"[1]", "holds a list"),
+        (b"\xff\xfe{\x00}\x00", "not UTF-8"),
+        (b"\x00", "not JSON"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"[" * 50 + b"]" * 50 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "not a preset"),
+    ],
+)
+def test_broken_presets_are_refused_with_a_reason(data: bytes, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_values(data, "x.json")
+
+
+def test_a_giant_is_not_even_read(tmp_path: Path) -> None:
+    giant = tmp_path / "giant.json"
+    with giant.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(UsageError, match="larger than"):
+        read_values(giant)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(UsageError, match="no such preset file"):
+            read_values(path)
+
+
+def test_a_byte_order_mark_is_read_and_never_written() -> None:
+    assert parse_values(b'\xef\xbb\xbf{"a": "\xc3\xa9"}', "x") == {"a": "é"}
+    assert dump_values({"b": "é", "a": 1}) == b'{\n  "a": 1,\n  "b": "\\u00e9"\n}\n'
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(UsageError):
+        parse_values(data, "x")
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10))
+
+
+@given(st.dictionaries(st.text(max_size=10), st.recursive(SCALARS, lambda x: st.lists(x, max_size=3), max_leaves=5)))
+def test_any_json_object_is_read(values: dict[str, Any]) -> None:
+    assert isinstance(parse_values(json.dumps(values).encode(), "x"), dict)
+
+
+def test_our_presets_say_where_they_come_from() -> None:
+    presets = list(bundled())
+    assert {preset.name for preset in presets} >= {
+        "AdaCoor-48GB",
+        "AdaCoor-48GB-EMA",
+        "AdaCoor-24GB",
+        "Lion-48GB",
+        "Skynet-80GB",
+        "A100-80GB-EMA",
+        "A6000-48GB",
+    }
+    for preset in presets:
+        assert {"title", "origin", "date", "vram", "requires", "fill_in", "derived", "extract"} <= set(preset.about)
+        assert preset.values["optimizer"]
+
+
+def test_our_presets_are_found_by_any_spelling_of_their_name() -> None:
+    assert find_bundled("adacoor-48gb.json") == find_bundled("finetune/AdaCoor-48GB")
+    with pytest.raises(UsageError, match="AdaCoor-48GB"):
+        find_bundled("nothing")
+
+
+def test_the_about_block_is_no_setting() -> None:
+    preset = as_preset({"_about": {"requires": ["EMA"]}, "epoch": 1}, "x", "finetune")
+    assert dict(preset.values) == {"epoch": 1}
+    assert preset.requires == ("EMA",)
+    assert as_preset({"_about": "odd"}, "x", "finetune").requires == ()
+
+
+def test_the_tab_of_a_file() -> None:
+    assert tab_of({}, Path("presets/lora/a.json"), None) == "lora"
+    assert tab_of({}, Path("presets/lora/a.json"), "ti") == "ti"
+    assert tab_of({"LoRA_type": "Standard"}, Path("a.json"), None) == "lora"
+    assert tab_of({"train_data_dir": ""}, Path("a.json"), None) == "dreambooth"
+    assert tab_of({}, Path("a.json"), None) == "finetune"

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kohya_ext.errors import UnsupportedError
+from kohya_ext.presets.document import Preset
+from kohya_ext.presets.fit import Fitted, fit
+from kohya_ext.presets.keys import PRIVATE
+from kohya_ext.presets.schema import Schema, read_schema
+from kohya_ext.presets.sources import TextSources
+from tests.presets import guis
+
+
+def schema_of(texts: dict[str, str]) -> Schema:
+    schema = read_schema(TextSources(texts), "finetune", patched=True)
+    assert schema is not None
+    return schema
+
+
+EMBEDDED, REGISTRY = schema_of(guis.EMBEDDED), schema_of(guis.REGISTRY)
+
+
+def fitted(values: dict[str, Any], schema: Schema, **options: Any) -> Fitted:
+    about = options.pop("about", {})
+    return fit(Preset("mine", "finetune", values, about), schema, **options)
+
+
+def test_a_fitted_preset_is_complete() -> None:
+    result = fitted({"optimizer": "AdaCoor"}, EMBEDDED).values
+    assert set(result) == set(EMBEDDED.fields) - PRIVATE
+    assert result["optimizer"] == "AdaCoor"
+    assert result["learning_rate"] == 1e-5
+
+
+def test_paths_secrets_and_machines_never_go_in() -> None:
+    result = fitted({"train_dir": "/home/somebody", "wandb_api_key": "x"}, EMBEDDED)
+    assert not PRIVATE & set(result.values)
+    assert {(step.action, step.key) for step in result.steps} >= {
+        ("dropped", "train_dir"),
+        ("dropped", "wandb_api_key"),
+    }
+
+
+def test_values_are_converted_and_it_is_said() -> None:
+    result = fitted({"epoch": "3", "max_token_length": 150, "optimizer": "Lion", "learning_rate": 5}, EMBEDDED)
+    assert (result.values["epoch"], result.values["max_token_length"], result.values["learning_rate"]) == (3, "150", 1)
+    actions = {step.key: step.action for step in result.steps}
+    assert (actions["epoch"], actions["max_token_length"]) == ("converted", "converted")
+    assert actions["learning_rate"] == "changed"
+
+
+def test_unknown_keys_go_and_old_names_are_translated() -> None:
+    result = fitted({"generate_caption_database": False, "nonsense": 1, "optimizer": "Lion"}, REGISTRY)
+    assert result.values["create_caption"] is False
+    assert "nonsense" not in result.values
+
+
+def test_crossed_keys_are_left_alone() -> None:
+    assert "swapped_one" not in fitted({"swapped_one": True}, REGISTRY).values
+
+
+def test_without_an_optimizer_it_is_the_one_every_release_takes() -> None:
+    assert fitted({}, EMBEDDED).values["optimizer"] == "AdamW"
+    assert fitted({"use_8bit_adam": True}, EMBEDDED).values["optimizer"] == "AdamW8bit"
+
+
+def test_an_optimizer_that_is_not_offered_is_refused_since_its_rate_fits_no_other() -> None:
+    with pytest.raises(UnsupportedError, match="Sophia"):
+        fitted({"optimizer": "Sophia", "learning_rate": 1}, EMBEDDED)
+
+
+def test_a_setting_without_a_field_goes_through_additional_parameters() -> None:
+    values = {"fused_backward_pass": True, "additional_parameters": "--max_grad_norm=1"}
+    flags = frozenset({"--fused_backward_pass"})
+    result = fitted(values, EMBEDDED, arguments=flags)
+    assert result.values["additional_parameters"] == "--max_grad_norm=1 --fused_backward_pass"
+    assert fitted(values, REGISTRY, arguments=flags).values["fused_backward_pass"] is True
+
+
+def test_what_a_preset_requires_and_the_release_lacks_stops_it() -> None:
+    values = {"fused_backward_pass": True}
+    with pytest.raises(UnsupportedError, match="fused_backward_pass"):
+        fitted(values, EMBEDDED, arguments=frozenset(), about={"requires": ["fused_backward_pass"]})
+    assert "fused_backward_pass" not in fitted(values, EMBEDDED, arguments=frozenset()).values
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.lists(st.integers()))
+KEYS = st.sampled_from(sorted({*EMBEDDED.fields, *REGISTRY.fields, "use_wandb", "generate_caption_database", "?"}))
+
+
+@given(st.dictionaries(KEYS, SCALARS), st.sampled_from([EMBEDDED, REGISTRY]))
+def test_fitting_twice_changes_nothing(values: dict[str, Any], schema: Schema) -> None:
+    try:
+        once = fitted(values, schema).values
+    except UnsupportedError:
+        return
+    again = fitted(once, schema)
+    assert again.values == once
+    assert {step.action for step in again.steps} <= {"filled"}
