@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from kohya_ext import about
+from kohya_ext.errors import CONFLICT, ConflictError
+from kohya_ext.install import package, wheel
+from kohya_ext.install.environment import Environment, clean_environ, inspect
+from kohya_ext.install.wheel import package_files
+from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
+
+PINS = {**KOHYA, "numpy": "1.26.4", "gradio": "4.43.0"}
+
+
+SMALL = ("kohya_ext/__init__.py", "kohya_ext/about.py", "kohya_ext/errors.py", "kohya_ext/cli/__init__.py")
+
+
+def consist_of(patch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
+    patch.setattr(package, "package_files", lambda: files)
+    patch.setattr(wheel, "package_files", lambda: files)
+
+
+@pytest.fixture(scope="session")
+def few_files() -> dict[str, bytes]:
+    return {name: data for name, data in package_files().items() if name in SMALL}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, few_files: dict[str, bytes]) -> None:
+    """A package of few files: an installer compiles each of them."""
+    consist_of(monkeypatch, few_files)
+
+
+def quickly(environment: Environment) -> Environment:
+    """With the pip of these tests, where there is one: the one inside ensurepip compiles itself at each run."""
+    return dataclasses.replace(environment, uv=None, has_ensurepip=find_spec("pip") is None)
+
+
+@pytest.fixture(scope="session")
+def pinned_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with Kohya's pins, without pip: what uv makes, and the quickest to make."""
+    return make_venv(tmp_path_factory.mktemp("pythons") / "pinned", PINS).parent.parent
+
+
+@pytest.fixture
+def pinned(pinned_venv: Path, tmp_path: Path) -> Environment:
+    return quickly(inspect(copy_venv(pinned_venv, tmp_path / "pinned")))
+
+
+@pytest.fixture(scope="session")
+def installed_venv(pinned_venv: Path, tmp_path_factory: pytest.TempPathFactory, few_files: dict[str, bytes]) -> Path:
+    """The same with our package, for the checkout /first."""
+    folder = tmp_path_factory.mktemp("pythons") / "installed"
+    environment = quickly(inspect(copy_venv(pinned_venv, folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        consist_of(patch, few_files)
+        assert package.install(environment, Path("/first")).action == "installed"
+    return folder
+
+
+@pytest.fixture
+def installed(installed_venv: Path, tmp_path: Path) -> Environment:
+    return quickly(inspect(copy_venv(installed_venv, tmp_path / "installed")))
+
+
+def files(environment: Environment) -> set[str]:
+    everything = environment.prefix.rglob("*")
+    return {str(path.relative_to(environment.prefix)) for path in everything if "__pycache__" not in path.parts}
+
+
+def run(environment: Environment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(environment.python), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=clean_environ(), cwd="/", check=False)
+
+
+def test_it_is_importable_and_no_pin_moves(pinned_venv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole package, by the pip that Python brings along."""
+    consist_of(monkeypatch, package_files())
+    environment = inspect(copy_venv(pinned_venv, tmp_path / "venv"))
+    if not environment.has_ensurepip:
+        pytest.skip("this Python has no ensurepip")
+    package.install(dataclasses.replace(environment, uv=None), Path("/first"))
+    installed = inspect(environment.python)
+    assert package.state(installed) == "same"
+    assert {name: version for name, version in installed.packages.items() if name != "kohya-ext"} == PINS
+    assert run(installed, "-c", "import kohya_ext.runtime, kohya_ext.install.apply").returncode == 0
+    assert "usage: kohya-ext" in run(installed, "-m", "kohya_ext", "--help").stdout
+    assert (installed.scripts / "kohya-ext").is_file()
+    assert not installed.has_pip
+
+
+def test_a_second_time_nothing_happens(installed: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "_run", lambda *_: pytest.fail("no installer may run"))
+    before = files(installed)
+    assert package.install(installed, Path("/first")).action == "unchanged"
+    assert package.install(installed, Path("/second")).action == "unchanged"
+    assert files(installed) == before
+
+
+def test_the_last_checkout_takes_the_package_along(pinned: Environment, installed: Environment, tmp_path: Path) -> None:
+    first, second = tmp_path / "one", tmp_path / "two"
+    first.mkdir(), second.mkdir()
+    for user in (first, second):
+        package.install(installed, user)
+    assert package.remove(installed, first).action == "kept"
+    assert package.state(installed) == "same"
+    assert package.remove(installed, second).action == "removed"
+    assert files(installed) == files(pinned)
+
+
+def test_a_checkout_that_was_deleted_keeps_nothing(installed: Environment, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    package.install(installed, tmp_path / "one")
+    assert package.read_register(installed).checkouts == ("/first", str(tmp_path / "one"))  # /first is no folder
+    assert package.remove(installed, tmp_path / "one").action == "removed"
+
+
+@pytest.mark.parametrize("spoil", ["edit", "add", "delete", "version"])
+def test_a_copy_that_differs_is_replaced(installed: Environment, spoil: str) -> None:
+    folder = installed.purelib / "kohya_ext"
+    if spoil == "edit":
+        (folder / "errors.py").write_text("")
+    elif spoil == "add":
+        (folder / "old.py").write_text("")
+    elif spoil == "delete":
+        (folder / "errors.py").unlink()
+    else:
+        info = next(installed.purelib.glob("kohya_ext-*.dist-info"))
+        for name in ("RECORD", "METADATA"):
+            (info / name).write_text((info / name).read_text().replace(about.VERSION, "0.0.1"))
+        info.rename(info.with_name("kohya_ext-0.0.1.dist-info"))
+    assert package.state(installed) == "other"
+    assert package.install(installed, Path("/first")).action == "replaced"
+    if spoil == "add":
+        (folder / "old.py").unlink()  # pip removes only what it installed
+    assert package.state(installed) == "same"
+    assert package.read_register(installed).ours
+
+
+def test_what_was_there_before_us_stays(installed: Environment, tmp_path: Path) -> None:
+    (installed.purelib / package.REGISTER).unlink()
+    assert package.install(installed, tmp_path).action == "unchanged"
+    assert package.remove(installed, tmp_path).action == "kept"
+    assert package.state(installed) == "same"
+    assert not (installed.purelib / package.REGISTER).exists()
+
+
+def test_a_developers_link_is_left_alone(pinned: Environment, tmp_path: Path) -> None:
+    pretend(pinned.purelib, {"kohya_ext": "0.1.0"})
+    info = pinned.purelib / "kohya_ext-0.1.0.dist-info"
+    (info / "direct_url.json").write_text(json.dumps({"url": "file:///x", "dir_info": {"editable": True}}))
+    assert package.state(pinned) == "editable"
+    before = files(pinned)
+    assert package.install(pinned, tmp_path).action == "unchanged"
+    assert package.remove(pinned, tmp_path).action == "kept"
+    assert files(pinned) == before
+
+
+def test_without_any_installer_the_cure_is_named(pinned: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package.importlib.util, "find_spec", lambda _: None)
+    nothing = dataclasses.replace(pinned, uv=None, has_ensurepip=False)
+    before = files(pinned)
+    with pytest.raises(ConflictError, match="Put uv on PATH, or install pip") as error:
+        package.install(nothing, Path("/first"))
+    assert error.value.exit_code == CONFLICT
+    assert files(pinned) == before
+
+
+def test_an_installer_that_fails_is_quoted(pinned: Environment, tmp_path: Path) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\necho 'no space left' >&2\nexit 2\n")
+    uv.chmod(0o755)
+    with pytest.raises(ConflictError, match="no space left"):
+        package.install(dataclasses.replace(pinned, uv=uv), Path("/first"))
+    assert package.state(pinned) == "absent"
+
+
+def test_uv_is_told_which_python_and_nothing_else(pinned: Environment, tmp_path: Path) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/words\nenv > {tmp_path}/environ\nexit 1\n')
+    uv.chmod(0o755)
+    with pytest.raises(ConflictError):
+        package.install(dataclasses.replace(pinned, uv=uv, kind="uv"), Path("/first"))
+    words = (tmp_path / "words").read_text().split("\n")
+    assert words[:4] == ["pip", "install", "--python", str(pinned.python)]
+    assert {"--no-deps", "--no-index"} <= set(words)
+    assert "UV_OFFLINE=1" in (tmp_path / "environ").read_text()
+
+
+def test_a_moved_pin_is_noticed(pinned: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = package.inspect
+
+    def after(*arguments: object, **options: object) -> Environment:
+        found = real(*arguments, **options)  # type: ignore[arg-type]
+        return dataclasses.replace(found, packages={**found.packages, "numpy": "2.0.0"})
+
+    monkeypatch.setattr(package, "inspect", after)
+    with pytest.raises(ConflictError, match="numpy"):
+        package.install(pinned, Path("/first"))
+
+
+def test_the_installers_configuration_cannot_redirect_it(
+    pinned: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("PIP_REQUIRE_VIRTUALENV", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(package.__file__).parents[2]))
+    assert package.install(pinned, Path("/first")).action == "installed"
+    assert package.state(pinned) == "same"
+
+
+def test_a_users_own_packages(tmp_path: Path) -> None:
+    """The system's Python with Kohya's packages in a user's ~/.local."""
+    site = tmp_path / "home" / ".local" / SITE
+    pretend(site, PINS)
+    environment = inspect(BASE_PYTHON, home=str(tmp_path / "home"))
+    if not environment.has_pip and not environment.has_ensurepip:
+        pytest.skip("this Python has neither pip nor ensurepip")
+    assert environment.kind == "user-site"
+    before = set(site.iterdir())
+    assert package.install(environment, tmp_path).action == "installed"
+    assert (site / "kohya_ext" / "__init__.py").is_file()
+    assert package.remove(environment, tmp_path).action == "removed"
+    assert set(site.iterdir()) == before
+
+
+def test_only_a_system_that_kohya_uses_is_broken_into(pinned: Environment) -> None:
+    assert "PIP_BREAK_SYSTEM_PACKAGES" not in package._installer_environ(pinned)
+    system = dataclasses.replace(pinned, kind="system", externally_managed=True)
+    assert package._installer_environ(system)["PIP_BREAK_SYSTEM_PACKAGES"] == "1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_as_root_the_files_belong_to_the_environments_owner(pinned: Environment) -> None:
+    for path in (pinned.prefix, *pinned.prefix.rglob("*")):
+        os.chown(path, 4321, 4321, follow_symlinks=False)
+    package.install(pinned, Path("/first"))
+    ours = [path for path in pinned.purelib.rglob("*") if "kohya_ext" in str(path.relative_to(pinned.purelib))]
+    assert len(ours) > len(SMALL)
+    assert {path.stat().st_uid for path in (*ours, pinned.scripts / "kohya-ext")} == {4321}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_environment_of_somebody_else(pinned: Environment) -> None:
+    pinned.purelib.chmod(0o555)
+    try:
+        with pytest.raises(ConflictError, match="no permission"):
+            package.install(inspect(pinned.python), Path("/first"))
+    finally:
+        pinned.purelib.chmod(0o755)
+
+
+def test_not_writable_is_refused_before_anything(pinned: Environment) -> None:
+    with pytest.raises(ConflictError, match=r"no permission to write .* with sudo"):
+        package.install(dataclasses.replace(pinned, writable=False), Path("/first"))
+
+
+def test_a_damaged_register_counts_as_none(installed: Environment) -> None:
+    (installed.purelib / package.REGISTER).write_text("{")
+    assert package.read_register(installed) == package.Register(False, ())
+
+
+def test_each_installer_in_its_turn(pinned: Environment, tmp_path: Path) -> None:
+    choose: Callable[..., tuple[str, list[str]]] = package._installer
+    uv = tmp_path / "uv"
+    plain = dataclasses.replace(pinned, has_ensurepip=True)
+    assert choose(dataclasses.replace(plain, has_pip=True))[1][1:] == ["-m", "pip"]
+    assert choose(dataclasses.replace(plain, uv=uv, has_pip=True))[0] == "pip"
+    assert choose(dataclasses.replace(plain, uv=uv, has_pip=True, kind="uv"))[0] == "uv"
+    assert choose(dataclasses.replace(plain, uv=uv))[0] == "uv"
+    assert choose(plain)[1][1] == "-c"
