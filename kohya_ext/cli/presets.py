@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli.common import add_checkout, add_json, find_checkout
+from kohya_ext.cli.common import add_checkout, add_json, find_checkout, find_environment
 from kohya_ext.cli.output import Output
 from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
 
@@ -22,10 +22,28 @@ NAME_HELP = "a preset of ours, or a preset file"
 MISSING_SHOWN = 3
 
 
+class _AnyOrder(argparse.ArgumentParser):
+    """Takes `NAME --data DIR CHECKOUT` as well: plain argparse gives up on arguments after options.
+
+    It would take the optional CHECKOUT as left out when it meets NAME.
+    """
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._inside:  # the intermixed parser works by calling this method
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the group."""
     group = subparsers.add_parser("presets", help="list, show, check, fit and compare presets; run one without the GUI")
-    verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_AnyOrder)
 
     verb = verbs.add_parser("list", help="the presets that ship with kohya_ext")
     add_json(verb)
@@ -49,9 +67,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb.set_defaults(run=schema)
 
     _register_check_and_fit(verbs)
+    _register_command(verbs)
 
 
-def _register_check_and_fit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_check_and_fit(verbs: argparse._SubParsersAction[_AnyOrder]) -> None:
     verb = verbs.add_parser("check", help="presets against the installed GUI and training code; exit code 1 on errors")
     verb.add_argument("files", nargs="*", metavar="FILE", help=f"{NAME_HELP}; a folder is taken as the checkout")
     verb.add_argument("--all", action="store_true", help="every preset of the checkout: shipped, yours, ours")
@@ -68,6 +87,24 @@ def _register_check_and_fit(verbs: argparse._SubParsersAction[argparse.ArgumentP
     add_checkout(verb)
     add_json(verb)
     verb.set_defaults(run=fit)
+
+
+def _register_command(verbs: argparse._SubParsersAction[_AnyOrder]) -> None:
+    verb = verbs.add_parser("command", help="what the installed GUI would run for a preset, preparation included")
+    verb.add_argument("name", metavar="NAME", help=NAME_HELP)
+    verb.add_argument("--data", metavar="DIR", required=True, type=Path, help="the pictures with their captions")
+    verb.add_argument("--model", metavar="FILE", required=True, help="the base model: file, folder or name on a hub")
+    verb.add_argument("--output", metavar="DIR", required=True, type=Path, help="where model and metadata are written")
+    verb.add_argument("--name", dest="output_name", metavar="NAME", default="last", help="name of the model (last)")
+    verb.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
+    verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
+    verb.add_argument(
+        "--toml", action="store_true", help="print the TOML file that training reads (kohya_ss v24 and later)"
+    )
+    verb.add_argument("--run", dest="run_it", action="store_true", help="run the commands; exit with training's code")
+    add_checkout(verb)
+    add_json(verb)
+    verb.set_defaults(run=command)
 
 
 def list_presets(arguments: argparse.Namespace) -> int:
@@ -254,6 +291,37 @@ def fit(arguments: argparse.Namespace) -> int:
         out.item("filled", f"{len(filled)} absent keys with the GUI's own defaults")
     out.item("written", f"{target} ({len(fitted.values)} settings)")
     return out.finish(DONE, file=str(target), values=fitted.values, steps=[step.as_json() for step in fitted.steps])
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print the commands, or run them and pass the exit code on."""
+    import time
+
+    from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line, surroundings
+
+    out = Output("presets command", arguments.json)
+    quiet = Output("presets command", as_json=True)  # the commands alone go to standard output
+    checkout = find_checkout(arguments.checkout, quiet)
+    python = find_environment(checkout, arguments.python, quiet).python
+    preset = _preset(arguments.name, arguments.tab)
+    release = _release(checkout, preset.tab)
+    if not release.patched and preset.requires:
+        out.warn(f"{preset.name} needs {', '.join(preset.requires)}, and kohya_ext is not installed in {checkout.root}")
+    project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name)
+    where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
+    result = commands(preset, release, checkout, project, where)
+    if arguments.run_it:
+        return run(result, checkout, python)
+    if arguments.toml and not result.toml:
+        raise UsageError(f"kohya_ss {checkout.release} gives its settings on the command line, there is no TOML file")
+    for settings in result.toml.values() if arguments.toml else ():
+        out.line(as_toml(settings).rstrip())
+    lines = [*result.preparation, result.training or ""]
+    for line in () if arguments.toml else lines:
+        out.line(shell_line(line))
+    return out.finish(
+        DONE, folder=str(checkout.root), preparation=result.preparation, training=result.training, toml=result.toml
+    )
 
 
 def _release(checkout: Checkout, tab: Any, gradio: int | None = None) -> Release:

@@ -84,6 +84,10 @@ def _arguments(evaluator: Evaluator, node: ast.Call, scope: Scope) -> tuple[list
 
 def _call_external(evaluator: Evaluator, name: str, node: ast.Call, scope: Scope) -> Value:
     positional, named, complete = _arguments(evaluator, node, scope)
+    if name in evaluator.world.calls:
+        return _stand_in(evaluator, name, positional, named)
+    if name == "builtins.locals":
+        return dict(scope.names)
     package, _, rest = name.partition(".")
     if package == "gradio" and rest[:1].isupper() and "." not in rest:
         for index, value in enumerate(positional):
@@ -102,6 +106,15 @@ def _call_external(evaluator: Evaluator, name: str, node: ast.Call, scope: Scope
     if name == "builtins.len" and len(positional) == 1 and known(positional[0]):
         return len(plain(positional[0]))
     return Unknown(f"{name}()")
+
+
+def _stand_in(evaluator: Evaluator, name: str, positional: list[Value], named: dict[str, Value]) -> Value:
+    try:
+        return evaluator.world.calls[name](
+            [plain(value) for value in positional], {key: plain(value) for key, value in named.items()}
+        )
+    except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError, IndexError):
+        return Unknown(f"{name}()")
 
 
 def _converted(name: str, value: Value) -> Value:
@@ -129,11 +142,16 @@ def _call_method(evaluator: Evaluator, method: BoundMethod, node: ast.Call, scop
         return Setting(key, default) if isinstance(key, str) else Unknown("config key")
     if isinstance(owner, dict) and method.name == "get" and positional and known(positional[0]):
         return owner.get(plain(positional[0]), positional[1] if len(positional) > 1 else None)
+    if isinstance(owner, dict) and method.name == "items":
+        return [[key, value] for key, value in owner.items()]
     if isinstance(owner, list):
         return _list_method(evaluator, owner, method.name, positional)
     if isinstance(owner, str) and method.name in STRING_METHODS and known(positional) and not named:
+        given = [plain(value) for value in positional]
+        if method.name in ("startswith", "endswith"):
+            given = [tuple(value) if isinstance(value, list) else value for value in given]
         try:
-            return getattr(owner, method.name)(*[plain(value) for value in positional])
+            return getattr(owner, method.name)(*given)
         except (TypeError, ValueError):
             return Unknown(f".{method.name}()")
     return Unknown(f".{method.name}()")
@@ -181,7 +199,10 @@ def _invoke(evaluator: Evaluator, function: Function, node: ast.Call, scope: Sco
     from kohya_ext.presets.evaluator import MAX_DEPTH
 
     positional, named, complete = _arguments(evaluator, node, scope)
-    if isinstance(function.node, ast.Lambda) or evaluator.depth >= MAX_DEPTH or not _builds_form(function):
+    if function.name in evaluator.world.calls:
+        return _stand_in(evaluator, function.name, positional, named)
+    followed = evaluator.world.complete or _builds_form(function)
+    if isinstance(function.node, ast.Lambda) or evaluator.depth >= MAX_DEPTH or not followed:
         return Unknown(f"{function.name}()")
     inner = Scope(function.scope.module, outer=function.scope)
     _bind_parameters(evaluator, function, positional, named, complete, inner)
@@ -222,6 +243,11 @@ def _bind_parameters(
     if function.owner is not None and names:
         inner.names[names.pop(0)] = function.owner
     given = {**dict(zip(names, positional, strict=False)), **named}
+    if parameters.kwarg is not None:
+        taken = {*names, *(parameter.arg for parameter in parameters.kwonlyargs)}
+        inner.names[parameters.kwarg.arg] = {key: value for key, value in named.items() if key not in taken}
+    if parameters.vararg is not None:
+        inner.names[parameters.vararg.arg] = positional[len(names) :]
     for name in (*names, *(parameter.arg for parameter in parameters.kwonlyargs)):
         if name in given:
             inner.names[name] = given[name]

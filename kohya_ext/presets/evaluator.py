@@ -25,6 +25,7 @@ from kohya_ext.presets.values import (
     Scope,
     Unknown,
     Value,
+    World,
     plain,
 )
 
@@ -42,8 +43,10 @@ class Evaluator:
     uncertain: how many undecidable conditions surround the statement at work.
     """
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, world: World | None = None) -> None:
+        """world: what stands in for things outside the checkout; None knows nothing and follows forms only."""
         self.sources = sources
+        self.world = world or World()
         self.events: list[Event] = []
         self.uncertain = 0
         self.depth = 0
@@ -83,11 +86,15 @@ class Evaluator:
     # names
 
     def lookup(self, name: str, scope: Scope) -> Value:
+        if name in self.world.names:
+            return self.world.names[name]
         place: Scope | None = scope
         while place is not None:
             if name in place.names:
                 return place.names[name]
             place = place.outer
+        if name == "__name__":
+            return scope.module.path
         value = self._global(name, scope.module)
         return External(f"builtins.{name}") if value is _MISSING else value
 
@@ -119,6 +126,10 @@ class Evaluator:
                 owner.attributes[target.attr] = self._doubted(before, value)
                 if isinstance(value, Component):
                     value.names.append((owner.cls.node.name, target.attr))
+        elif isinstance(target, ast.Subscript):
+            container, key = plain(self.value(target.value, scope)), plain(self.value(target.slice, scope))
+            if isinstance(container, dict) and isinstance(key, (str, int)):
+                container[key] = Unknown("assigned under a condition") if self.uncertain else value
         elif isinstance(target, (ast.Tuple, ast.List)):
             items = plain(value)
             fits = isinstance(items, list) and len(items) == len(target.elts)

@@ -88,7 +88,8 @@ def name(evaluator: Evaluator, node: ast.Name, scope: Scope) -> Value:
 def attribute(evaluator: Evaluator, node: ast.Attribute, scope: Scope) -> Value:
     owner = plain(evaluator.value(node.value, scope))
     if isinstance(owner, External):
-        return External(f"{owner.name}.{node.attr}")
+        dotted = f"{owner.name}.{node.attr}"
+        return evaluator.world.constants.get(dotted, External(dotted))
     if isinstance(owner, Instance):
         if node.attr in owner.attributes:
             return owner.attributes[node.attr]
@@ -202,6 +203,14 @@ def comprehension(evaluator: Evaluator, node: ast.ListComp | ast.GeneratorExp, s
     return result
 
 
+def dict_comprehension(evaluator: Evaluator, node: ast.DictComp, scope: Scope) -> Value:
+    pair = ast.Tuple(elts=[node.key, node.value], ctx=ast.Load())
+    pairs = comprehension(evaluator, ast.ListComp(elt=pair, generators=node.generators), scope)
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and known(p[0]) for p in pairs):
+        return Unknown("dict")
+    return {plain(key): value for key, value in pairs}
+
+
 def subscript(evaluator: Evaluator, node: ast.Subscript, scope: Scope) -> Value:
     container, index = plain(evaluator.value(node.value, scope)), plain(evaluator.value(node.slice, scope))
     if isinstance(container, (list, dict, str)) and known(index):
@@ -233,6 +242,7 @@ EXPRESSIONS: dict[type[ast.expr], Callable[..., Value]] = {
     ast.NamedExpr: assigned,
     ast.ListComp: comprehension,
     ast.GeneratorExp: comprehension,
+    ast.DictComp: dict_comprehension,
     ast.Subscript: subscript,
     ast.Lambda: anonymous,
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kohya_ext.presets.expressions import combine
-from kohya_ext.presets.values import ClassValue, External, Function, Returned, Scope, Unknown, plain, truth
+from kohya_ext.presets.values import ClassValue, External, Function, Returned, Scope, Undecidable, Unknown, plain, truth
 
 if TYPE_CHECKING:
     from kohya_ext.presets.evaluator import Evaluator
@@ -53,6 +53,8 @@ def condition(evaluator: Evaluator, node: ast.If, scope: Scope) -> None:
     if decided is not None:
         run_block(evaluator, node.body if decided else node.orelse, scope)
         return
+    if evaluator.world.complete and scope.names is not scope.module.names:  # not while a module loads
+        raise Undecidable(f"{scope.module.path}:{node.lineno}")
     for branch in (node.orelse, node.body):
         _run_doubtful(evaluator, branch, scope)
 

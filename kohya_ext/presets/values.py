@@ -6,10 +6,12 @@ Plain Python values (strings, numbers, lists, dicts, None) stand for themselves;
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 Value: TypeAlias = Any
+StandIn: TypeAlias = Callable[[list[Any], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,31 @@ class Event:
     outputs: list[Value]
 
 
+@dataclass(frozen=True)
+class World:
+    """What stands in for things that only a running program has.
+
+    names: variables, whatever module they are used in. constants: attributes of other packages by dotted name.
+    calls: functions by name (of the checkout) or dotted name (of other packages); they get the positional and the
+    named arguments. complete: every condition must be decidable and every function of the checkout is followed.
+    """
+
+    names: Mapping[str, Value] = field(default_factory=dict)
+    constants: Mapping[str, Value] = field(default_factory=dict)
+    calls: Mapping[str, StandIn] = field(default_factory=dict)
+    complete: bool = False
+
+
 class Returned(Exception):  # noqa: N818 - control flow, not an error
     """A `return` statement was reached."""
 
     def __init__(self, value: Value) -> None:
         super().__init__()
         self.value = value
+
+
+class Undecidable(Exception):  # noqa: N818 - control flow, not an error
+    """A condition depends on something unknown, where everything has to be known."""
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - control flow, not an error

@@ -1,0 +1,134 @@
+"""A preset as the commands that the installed GUI would run, for training without the GUI."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.presets.convert import shown_at_start
+from kohya_ext.presets.document import Preset
+from kohya_ext.presets.fit import fit
+from kohya_ext.presets.keys import SECRETS
+from kohya_ext.presets.rehearsal import Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.release import Release
+from kohya_ext.presets.schema import Tab, offering_adacoor
+from kohya_ext.presets.sources import FolderSources
+
+if TYPE_CHECKING:
+    from kohya_ext.install.checkout import Checkout
+
+# Where a tab takes the pictures from; the other tabs want folders in folders, which a preset cannot know.
+DATA_KEYS: dict[Tab, str] = {"finetune": "image_folder"}
+
+
+@dataclass(frozen=True)
+class Project:
+    """What a preset leaves open: folders and files, as the user gives them."""
+
+    data: Path
+    model: str
+    output: Path
+    name: str
+
+    def settings(self, tab: Tab) -> dict[str, str]:
+        """The fields of the GUI that hold them. Raises UnsupportedError for tabs that need more."""
+        if tab not in DATA_KEYS:
+            raise UnsupportedError(f"commands are worked out for the finetune tab only so far, not for {tab}")
+        output = str(self.output.resolve())
+        model = Path(self.model)
+        return {
+            DATA_KEYS[tab]: str(self.data.resolve()),
+            "pretrained_model_name_or_path": str(model.resolve()) if model.exists() else self.model,
+            "output_dir": output,
+            "train_dir": output,
+            "output_name": self.name,
+        }
+
+
+def commands(preset: Preset, release: Release, checkout: Checkout, project: Project, where: Surroundings) -> Rehearsed:
+    """What the GUI of the checkout would run for a preset and a project.
+
+    Raises UsageError when the data folder is missing or empty, UnsupportedError when the release cannot take the preset
+    or its code cannot be followed.
+    """
+    try:
+        names = sorted(os.listdir(project.data))  # noqa: PTH208 - names, as the GUI counts them
+    except OSError as error:
+        raise UsageError(f"{project.data}: cannot be listed: {error.strerror or error}") from error
+    if not any(name.lower().endswith((".jpg", ".jpeg", ".png", ".webp")) for name in names):
+        raise UsageError(f"{project.data}: holds no picture (.jpg, .jpeg, .png, .webp)")
+    schema = offering_adacoor(release.schema)
+    given = project.settings(schema.tab)
+    form: dict[str, Any] = {}
+    for key, one in schema.fields.items():
+        start = shown_at_start(one)
+        form[key] = "" if key in SECRETS or not start.usable else start.value
+    form.update(fit(preset, schema, arguments=release.flags).values)
+    form.update(given)
+    pictures = {given[DATA_KEYS[schema.tab]]: names}
+    return rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
+
+
+def shell_line(command: str | Sequence[str]) -> str:
+    """A command as it can be pasted into a shell."""
+    return command if isinstance(command, str) else shlex.join(command)
+
+
+def as_toml(settings: Mapping[str, Any]) -> str:
+    """Settings as TOML; strings, numbers, switches and lists of these are all a training script takes."""
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in settings.items())
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def run(rehearsed: Rehearsed, checkout: Checkout, python: Path) -> int:
+    """Runs the commands in the checkout with its environment; the exit code of the first that fails, else 0.
+
+    Like the GUI, with one difference: a preparation step that fails ends it.
+    """
+    for name, settings in rehearsed.toml.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(as_toml(settings), encoding="utf-8")
+        prompts = settings.get("sample_prompts")
+        if isinstance(prompts, str) and prompts:
+            Path(prompts).parent.mkdir(parents=True, exist_ok=True)
+            Path(prompts).touch()
+    environ = _environ(checkout, python)
+    steps = [*rehearsed.preparation, *([] if rehearsed.training is None else [rehearsed.training])]
+    for step in steps:
+        code = subprocess.run(step, shell=isinstance(step, str), cwd=checkout.root, env=environ).returncode
+        if code:
+            return code
+    return 0
+
+
+def _environ(checkout: Checkout, python: Path) -> dict[str, str]:
+    """The environment that the GUI gives its training: both trees importable, its own programs first."""
+    environ = dict(os.environ)
+    trees = dict.fromkeys(str(folder) for folder in (checkout.root, checkout.training_root))
+    environ["PYTHONPATH"] = os.pathsep.join([*trees, *filter(None, [environ.get("PYTHONPATH")])])
+    environ["PATH"] = os.pathsep.join([str(python.parent), environ.get("PATH", os.defpath)])
+    return environ
+
+
+def surroundings(checkout: Checkout, python: Path, stamp: str) -> Surroundings:
+    """The GUI's surroundings in a checkout with that Python."""
+    accelerate = python.parent / "accelerate"
+    return Surroundings(
+        str(checkout.root), str(python), str(accelerate) if accelerate.exists() else "accelerate", stamp
+    )

@@ -1,0 +1,200 @@
+"""What the installed GUI would run for given settings: its `train_model` followed step by step, nothing executed.
+
+Every release builds its command in its own way: a shell string up to v23.1, a list plus a TOML file from v24. Following
+the release's own code as text gives its command, where a table of ours would give what we think it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import posixpath
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kohya_ext.errors import UnsupportedError
+from kohya_ext.presets.evaluator import Evaluator
+from kohya_ext.presets.keys import RENAMED
+from kohya_ext.presets.schema import BUILDERS, LOADER, Tab
+from kohya_ext.presets.sources import Sources
+from kohya_ext.presets.statements import run_block
+from kohya_ext.presets.values import (
+    BudgetExceeded,
+    External,
+    Function,
+    Returned,
+    Scope,
+    StandIn,
+    Undecidable,
+    Unknown,
+    Value,
+    World,
+    known,
+)
+
+TRAIN = "train_model"
+SWITCHES = ("headless", "print_only")  # the GUI's own parameters of the function, before the settings
+
+# Functions of the GUI that look at the machine or write files; what they answer when all is well.
+CHECKS_PASS = (
+    "validate_args_setting",
+    "validate_file_path",
+    "validate_folder_path",
+    "validate_model_path",
+    "validate_paths",
+)
+SILENT = ("SaveConfigFile", "save_inference_file", "output_message", "print_command_and_toml", "setup_environment")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where the GUI would run: its folder, its Python, its accelerate, and the moment that goes into file names."""
+
+    root: str
+    python: str
+    accelerate: str
+    stamp: str
+
+
+@dataclass
+class Rehearsed:
+    """preparation: commands that run first. training: the last one. Each is a shell line or a list of words.
+
+    toml: name of the TOML file that the training command reads -> its settings.
+    """
+
+    preparation: list[str | list[str]] = field(default_factory=list)
+    training: str | list[str] | None = None
+    toml: dict[str, dict[str, Any]] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+
+class _TrainingReached(Exception):  # noqa: N818 - control flow, not an error
+    """The training command has been handed over; what follows does not matter."""
+
+
+def rehearse(
+    sources: Sources, tab: Tab, settings: Mapping[str, Any], pictures: Mapping[str, list[str]], where: Surroundings
+) -> Rehearsed:
+    """What the GUI would run if its form held `settings` and "Start training" were clicked.
+
+    pictures: folder -> names of the files in it. Raises UnsupportedError when the release's code cannot be followed or
+    would refuse the settings.
+    """
+    result = Rehearsed()
+    evaluator = Evaluator(sources, _world(result, pictures, where))
+    path = evaluator.find(BUILDERS[tab][0], f"def {LOADER}")
+    try:
+        module = evaluator.module(path) if path is not None else None
+        function = module.names.get(TRAIN) if module is not None else None
+        if not isinstance(function, Function) or not isinstance(function.node, ast.FunctionDef):
+            raise UnsupportedError(f"this GUI has no {TRAIN} in its {tab} tab that could be followed")
+        scope = Scope(function.scope.module)
+        scope.names.update(_parameters(function.node, settings))
+        run_block(evaluator, function.node.body, scope)
+    except _TrainingReached:
+        return result
+    except Returned:
+        pass
+    except Undecidable as place:
+        raise UnsupportedError(f"{place}: depends on something that only the running GUI knows") from place
+    except (BudgetExceeded, RecursionError) as error:
+        raise UnsupportedError(f"{path} is unlike any release's; its command cannot be worked out") from error
+    raise UnsupportedError(
+        f"the GUI would not start this training: {'; '.join(result.complaints) or 'no reason given'}"
+    )
+
+
+def _parameters(node: ast.FunctionDef, settings: Mapping[str, Any]) -> dict[str, Value]:
+    """The arguments of the call. Up to v22 the GUI's switches come as what a label holds."""
+    as_labels = "print_only.get" in ast.unparse(node)
+    values: dict[str, Value] = {}
+    for parameter in node.args.args:
+        name = parameter.arg
+        if name in SWITCHES:
+            on = name == "headless"
+            values[name] = {"label": str(on)} if as_labels else on
+        else:
+            values[name] = settings.get(name, settings.get(RENAMED.get(name, name)))
+    return values
+
+
+def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surroundings) -> World:
+    def run(positional: list[Value], named: dict[str, Value]) -> Value:
+        result.preparation.append(_command(positional[0] if positional else named.get("args")))
+        return None
+
+    def train(positional: list[Value], named: dict[str, Value]) -> Value:
+        result.training = _command(positional[0] if positional else named.get("run_cmd"))
+        raise _TrainingReached
+
+    def dump(positional: list[Value], _: dict[str, Value]) -> Value:
+        content, name = positional
+        if not isinstance(content, dict) or not known(content):
+            raise Undecidable("the TOML file")
+        result.toml[str(name)] = dict(content)
+        return None
+
+    def complain(positional: list[Value], _: dict[str, Value]) -> Value:
+        result.complaints += [str(value) for value in positional if known(value)]
+        return None
+
+    def runs_both(positional: list[Value], named: dict[str, Value]) -> Value:
+        """Up to v21.8.3 the training command goes the same way as the preparation."""
+        command = positional[0] if positional else ""
+        return train(positional, named) if "accelerate launch" in str(command) else run(positional, named)
+
+    calls: dict[str, StandIn] = {
+        "os.system": runs_both,
+        "subprocess.run": runs_both,
+        "executor.execute_command": train,
+        "setup_logging": lambda *_: External("log"),
+        "executor.is_running": lambda *_: False,
+        "toml.dump": dump,
+        "log.error": complain,
+        "os.listdir": lambda given, _: list(pictures[given[0]]),
+        "check_if_model_exist": lambda *_: False,
+        "get_executable_path": lambda *_: where.accelerate,
+        "create_prompt_file": lambda given, _: posixpath.join(given[1], "sample/prompt.txt"),
+        "builtins.open": lambda given, _: given[0],
+        "datetime.datetime.now": lambda *_: External("now"),
+        "now.strftime": lambda *_: where.stamp,
+        "os.environ.copy": lambda *_: {},
+        **dict.fromkeys(CHECKS_PASS, lambda *_: True),
+        **dict.fromkeys((*SILENT, *(f"log.{level}" for level in ("info", "debug", "warning"))), lambda *_: None),
+        **_PURE,
+    }
+    names = {
+        "log": External("log"),
+        "executor": External("executor"),
+        "scriptdir": where.root,
+    }
+    return World(names, {"os.name": "posix", "os.pathsep": ":", "sys.executable": where.python}, calls, complete=True)
+
+
+_PURE: dict[str, StandIn] = {
+    "os.path.join": lambda given, _: posixpath.join(*given),
+    "os.path.exists": lambda *_: True,
+    "os.path.isfile": lambda *_: True,
+    "os.path.isdir": lambda *_: True,
+    "os.access": lambda *_: True,
+    "os.path.abspath": lambda given, _: posixpath.normpath(given[0]),
+    "os.path.normpath": lambda given, _: posixpath.normpath(given[0]),
+    "os.path.dirname": lambda given, _: posixpath.dirname(given[0]),
+    "math.ceil": lambda given, _: math.ceil(given[0]),
+    "shlex.quote": lambda given, _: shlex.quote(given[0]),
+    "builtins.round": lambda given, _: round(*given),
+    "builtins.sorted": lambda given, _: sorted(given[0]),
+    "builtins.dict": lambda given, _: dict(given[0]) if given else {},
+}
+
+
+def _command(value: Value) -> str | list[str]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and known(value):
+        return [str(word) for word in value]
+    reason = value.reason if isinstance(value, Unknown) else "a part of it"
+    raise Undecidable(f"the command ({reason})")
