@@ -16,8 +16,11 @@ from torch import Tensor
 from kohya_ext.optim.rule import Constants, Rule, constants, needs_words, step_full, step_half
 from kohya_ext.rounding import random_words, stream_key
 
-# Tensors below this are stepped eagerly: dynamic shapes are specialised for sizes 0 and 1.
-SMALLEST = 2
+# Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
+SMALLEST = 1 << 12
+
+# torch generates code for the size it sees first, even with dynamic shapes: a small one would get serial loops.
+_FIRST_SIZE = (1 << 20) + 3
 
 _OPTIONS = {"emulate_precision_casts": True}
 _Kernel = Callable[..., Tensor]
@@ -32,16 +35,18 @@ class CompiledStep:
         """One step of a flat tensor; returns how many elements were skipped, a 0-dimensional tensor."""
         vt = state["vt"]
         random = needs_words(rule, weights.dtype, vt.dtype)
-        kernel = _kernel(_shape_of(rule), vt.dtype == torch.bfloat16, random)
-        numbers = constants(rule, vt.dtype, weights.device)
-        dtype = torch.float64 if vt.dtype == torch.float64 else torch.float32
-        scalars = [
-            _scalar(float(value), dtype, weights.device)
-            for value in (numbers.growth, numbers.scale, numbers.added, numbers.negative_lr, numbers.decay)
-        ]
+        kernel = _kernel(_shape_of(rule), random, weights.dtype, gradient.dtype, vt.dtype, weights.device)
         key = stream_key(rule.seed, step, index) if random else 0
-        word = torch.full((), key, dtype=torch.int32, device=weights.device)
-        return kernel(weights, gradient, vt, *scalars, word)
+        return kernel(weights, gradient, vt, *_scalars(rule, vt.dtype, weights.device, key))
+
+
+def _scalars(rule: Rule, state_dtype: torch.dtype, device: torch.device, key: int) -> list[Tensor]:
+    """The numbers of the rule and the key, as tensors: as Python numbers they would be compiled in."""
+    numbers = constants(rule, state_dtype, device)
+    dtype = torch.float64 if state_dtype == torch.float64 else torch.float32
+    values = (numbers.growth, numbers.scale, numbers.added, numbers.negative_lr, numbers.decay)
+    word = torch.full((), key, dtype=torch.int32, device=device)
+    return [*(_scalar(float(value), dtype, device) for value in values), word]
 
 
 def _shape_of(rule: Rule) -> Rule:
@@ -65,9 +70,16 @@ def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _kernel(rule: Rule, half: bool, random: bool) -> _Kernel:
-    """A compiled kernel for one combination of settings; torch compiles it anew for each combination of dtypes."""
-    formula = step_half if half else step_full
+def _kernel(
+    rule: Rule,
+    random: bool,
+    weights_dtype: torch.dtype,
+    gradient_dtype: torch.dtype,
+    state_dtype: torch.dtype,
+    device: torch.device,
+) -> _Kernel:
+    """A compiled kernel for one combination of settings and types."""
+    formula = step_half if state_dtype == torch.bfloat16 else step_full
 
     def step(
         weights: Tensor,
@@ -89,13 +101,19 @@ def _kernel(rule: Rule, half: bool, random: bool) -> _Kernel:
         vt.copy_(new.state)
         return (~new.usable).sum()
 
-    # torch caches compilations by code object and stops after a few: give each combination its own
-    code = step.__code__.replace(co_name=f"step_{rule.maximize:d}{half:d}{random:d}")
+    # torch caches compilations by code object and gives up after a few: each combination gets its own
+    code = step.__code__.replace(co_name=f"adacoor_step_{_kernel.cache_info().misses}")
     own = types.FunctionType(code, step.__globals__, code.co_name, step.__defaults__, step.__closure__)
     try:
-        return torch.compile(own, dynamic=True, fullgraph=True, options=_OPTIONS)
-    except RuntimeError as error:
+        kernel = torch.compile(own, dynamic=True, fullgraph=True, options=_OPTIONS)
+        dummies = [
+            torch.zeros(_FIRST_SIZE, dtype=dtype, device=device)
+            for dtype in (weights_dtype, gradient_dtype, state_dtype)
+        ]
+        kernel(*dummies, *_scalars(rule, state_dtype, device, 0))
+    except Exception as error:  # the compilers raise whatever they like
         raise RuntimeError(
-            f"fused=True: this torch ({torch.__version__}) cannot compile without changing the rounding; "
-            "leave `fused` out"
+            f"fused=True: torch {torch.__version__} cannot compile the step on {device} "
+            f"({type(error).__name__}); it needs a C++ compiler or Triton. Leave `fused` out to go on without"
         ) from error
+    return kernel
