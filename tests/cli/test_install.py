@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, ConflictError
+from kohya_ext.install import apply, package
+from kohya_ext.install.checkout import Checkout, describe
+from kohya_ext.install.environment import inspect
+from tests.cli.conftest import PRESET, Ran
+from tests.install import trees
+from tests.install.pythons import SITE
+
+Make = Callable[..., Checkout]
+Run = Callable[..., Ran]
+WithVenv = Callable[[Checkout], Checkout]
+
+
+@pytest.mark.parametrize("era", ["embedded", "submodule", "split", "bare"])
+def test_install_and_uninstall_leave_nothing(make: Make, with_venv: WithVenv, run: Run, era: str) -> None:
+    checkout = with_venv(make(era))
+    before = trees.whole(checkout.root)
+    done = run("install", checkout.root)
+    assert done.code == DONE, done.errors
+    assert f"checkout     {checkout.root} ({checkout.kind} {checkout.release}, {checkout.layout})" in done.text
+    assert "kohya-ext 0.1.0 installed into" in done.text
+    assert apply.installed(checkout) is not None
+    assert (checkout.root / "venv" / SITE / "kohya_ext" / "__init__.py").is_file()
+    done = run("uninstall", checkout.root)
+    assert done.code == DONE, done.errors
+    assert trees.whole(checkout.root) == before
+
+
+def test_twice_is_once(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("submodule"))
+    run("install", checkout.root)
+    before = trees.whole(checkout.root)
+    done = run("install", checkout.root)
+    assert done.code == DONE
+    assert "everything is in place already" in done.text
+    assert trees.whole(checkout.root) == before
+
+
+def test_dry_run_writes_nothing_and_prints_the_diff(
+    make: Make, with_venv: WithVenv, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = with_venv(make("submodule"))
+    monkeypatch.setattr(package, "_run", lambda *_: pytest.fail("no installer may run"))
+    before = trees.whole(checkout.root)
+    done = run("install", checkout.root, "--dry-run")
+    assert done.code == DONE
+    assert "+++ b/sd-scripts/library/__init__.py" in done.text
+    assert f"+++ b/{PRESET}" in done.text
+    assert "would be installed into" in done.text
+    assert trees.whole(checkout.root) == before
+    document = run("install", checkout.root, "--dry-run", "--json").document
+    assert document["dry_run"] is True
+    assert "+++ b/kohya_gui/__init__.py" in document["diff"]
+    assert trees.whole(checkout.root) == before
+
+
+def test_the_diff_is_what_install_does(make: Make, with_venv: WithVenv, run: Run, tmp_path: Path) -> None:
+    checkout, twin = with_venv(make("embedded", "one")), make("embedded", "two")
+    diff = run("install", checkout.root, "--dry-run", "--json").document["diff"]
+    (tmp_path / "patch").write_text(diff)
+    trees.git(twin.root, "apply", str(tmp_path / "patch"))
+    run("install", checkout.root)
+    for path in ("library/__init__.py", PRESET):
+        assert (twin.root / path).read_bytes() == (checkout.root / path).read_bytes()
+
+
+def test_json_of_install(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("submodule"))
+    done = run("install", checkout.root, "--json")
+    document = done.document
+    assert (document["command"], document["exit_code"], document["version"]) == ("install", 0, "0.1.0")
+    assert document["checkout"] == {
+        "root": str(checkout.root),
+        "kind": "kohya_ss",
+        "release": "v25.2.1",
+        "layout": "submodule",
+    }
+    assert document["environment"]["python"] == str(checkout.root / "venv" / "bin" / "python")
+    assert document["package"]["action"] == "installed"
+    assert document["patch_set"] == "hook"
+    assert document["changed"] is True
+    assert set(document["files"]) == {"sd-scripts/library/__init__.py", "kohya_gui/__init__.py", PRESET}
+    assert {check["name"]: check["level"] for check in document["checks"]}["torch"] == "ok"
+    assert document["warnings"] == []
+    assert "restart the GUI" in document["restart"]
+
+
+def test_json_of_an_error_names_it(run: Run, tmp_path: Path) -> None:
+    done = run("install", tmp_path, "--json")
+    assert done.code == UNSUPPORTED
+    assert done.document["exit_code"] == UNSUPPORTED
+    assert "not a Kohya checkout" in done.document["error"]
+    assert "not a Kohya checkout" in done.errors
+
+
+def test_no_package_leaves_pythons_alone(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("embedded"))
+    done = run("install", checkout.root, "--no-package")
+    assert done.code == DONE
+    assert "environment" not in done.text
+    assert not (checkout.root / "venv" / SITE / "kohya_ext").exists()
+    assert apply.installed(checkout) is not None
+
+
+def test_presets_only_patches_nothing(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("submodule"))
+    before = trees.whole(checkout.root)
+    done = run("install", checkout.root, "--presets-only")
+    assert done.code == DONE, done.errors
+    assert (checkout.root / PRESET).is_file()
+    assert (checkout.library / "__init__.py").read_bytes() == b""
+    assert not (checkout.root / "venv" / SITE / "kohya_ext").exists()
+    assert run("status", checkout.root).code == DONE
+    assert run("install", checkout.root, "--presets-only").code == DONE
+    assert run("uninstall", checkout.root).code == DONE
+    assert trees.whole(checkout.root) == before
+
+
+def test_presets_only_keeps_a_patch_and_install_adds_one(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("submodule"))
+    run("install", checkout.root, "--presets-only")
+    run("install", checkout.root)
+    patched = (checkout.library / "__init__.py").read_bytes()
+    assert b"kohya_ext" in patched
+    run("install", checkout.root, "--presets-only")
+    assert (checkout.library / "__init__.py").read_bytes() == patched
+
+
+def test_a_second_install_keeps_the_patch_set(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("embedded"))
+    assert run("install", checkout.root, "--patch-set", "inline").code == DONE
+    assert run("install", checkout.root).code == DONE
+    found = apply.installed(checkout)
+    assert found is not None and found.patch_set == "inline"
+    run("install", checkout.root, "--patch-set", "hook")
+    found = apply.installed(checkout)
+    assert found is not None and found.patch_set == "hook"
+
+
+def test_two_environments_are_both_remembered_and_both_left(
+    make: Make, with_venv: WithVenv, run: Run, kohya_venv: Path, tmp_path: Path
+) -> None:
+    from tests.install.pythons import copy_venv
+
+    checkout = with_venv(make("submodule"))
+    other = copy_venv(kohya_venv, tmp_path / "other")
+    run("install", checkout.root)
+    run("install", checkout.root, "--python", other)
+    for folder in (checkout.root / "venv", tmp_path / "other"):
+        assert (folder / SITE / "kohya_ext").exists()
+    run("uninstall", checkout.root)
+    for folder in (checkout.root / "venv", tmp_path / "other"):
+        assert not (folder / SITE / "kohya_ext" / "__init__.py").exists()
+
+
+def test_the_package_stays_while_another_checkout_uses_it(
+    make: Make, run: Run, kohya_venv: Path, tmp_path: Path
+) -> None:
+    from tests.install.pythons import copy_venv
+
+    python = copy_venv(kohya_venv, tmp_path / "shared")
+    one, two = make("embedded", "one"), make("bare", "two")
+    for checkout in (one, two):
+        assert run("install", checkout.root, "--python", python).code == DONE
+    assert "stays" in run("uninstall", one.root).text
+    assert package.state(inspect(python)) == "same"
+    assert "taken out" in run("uninstall", two.root).text
+    assert not (tmp_path / "shared" / SITE / package.REGISTER).exists()
+
+
+def test_a_killed_uninstall_is_finished_by_the_next(make: Make, with_venv: WithVenv, run: Run) -> None:
+    """Killed between the checkout and the package: the manifest is gone, the register still names the checkout."""
+    checkout = with_venv(make("embedded"))
+    run("install", checkout.root)
+    apply.uninstall(checkout)
+    assert "taken out" in run("uninstall", checkout.root).text
+
+
+def test_when_the_checkout_cannot_be_changed_the_package_goes_again(
+    make: Make, with_venv: WithVenv, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = with_venv(make("embedded"))
+    real = apply.install
+
+    def full(checkout: Checkout, *, dry_run: bool = False, **options: object) -> apply.Outcome:
+        if dry_run:
+            return real(checkout, dry_run=True, **options)  # type: ignore[arg-type]
+        raise ConflictError("no space left")
+
+    monkeypatch.setattr(apply, "install", full)
+    before = trees.whole(checkout.root)
+    done = run("install", checkout.root)
+    assert (done.code, "no space left" in done.errors) == (CONFLICT, True)
+    monkeypatch.undo()
+    assert trees.snapshot(checkout.root) == before[0]
+
+
+def test_a_foreign_edit_is_refused_before_the_package(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("embedded"))
+    (checkout.library / "__init__.py").write_text("mine = 1\n")
+    before = trees.snapshot(checkout.root)
+    done = run("install", checkout.root)
+    assert done.code == CONFLICT
+    assert "library/__init__.py" in done.errors
+    assert trees.snapshot(checkout.root) == before
+
+
+def test_a_missing_hook_is_unsupported(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("embedded"))
+    (checkout.library / "train_util.py").write_text("")
+    done = run("install", checkout.root)
+    assert done.code == UNSUPPORTED
+    assert "get_optimizer" in done.errors
+
+
+def test_half_a_checkout_says_the_cure(make: Make, run: Run) -> None:
+    import shutil
+
+    root = make("submodule").root
+    shutil.rmtree(root / "sd-scripts")
+    done = run("install", root)
+    assert done.code == UNSUPPORTED
+    assert "submodule update --init" in done.errors
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall", "status", "doctor", "update"])
+def test_no_checkout_is_unsupported_everywhere(run: Run, tmp_path: Path, command: str) -> None:
+    done = run(command, tmp_path)
+    assert done.code == UNSUPPORTED
+    assert len(done.errors.splitlines()) == 1
+
+
+def test_a_wrong_python_is_wrong_usage(make: Make, run: Run, tmp_path: Path) -> None:
+    checkout = make("embedded")
+    before = trees.whole(checkout.root)
+    done = run("install", checkout.root, "--python", tmp_path / "nothing")
+    assert done.code == WRONG_USAGE
+    assert "no such file" in done.errors
+    assert trees.whole(checkout.root) == before
+
+
+def test_the_current_folder_is_found(
+    make: Make, with_venv: WithVenv, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = with_venv(make("submodule"))
+    monkeypatch.chdir(checkout.root / "sd-scripts")
+    done = run("install")
+    assert done.code == DONE
+    assert f"{checkout.root} (" in done.text and "current folder" in done.text
+
+
+def test_missing_scipy_is_said_with_the_command(make: Make, with_venv: WithVenv, run: Run) -> None:
+    import shutil
+
+    checkout = with_venv(make("submodule"))
+    for path in (checkout.root / "venv" / SITE).glob("scipy*"):
+        shutil.rmtree(path)
+    done = run("install", checkout.root)
+    assert done.code == DONE
+    assert "-m pip install scipy" in done.text
+
+
+def test_uninstall_of_nothing_is_nothing(make: Make, run: Run) -> None:
+    checkout = make("embedded")
+    before = trees.whole(checkout.root)
+    done = run("uninstall", checkout.root)
+    assert (done.code, "not installed" in done.text) == (DONE, True)
+    assert trees.whole(checkout.root) == before
+
+
+def test_uninstall_dry_run_writes_nothing(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("embedded"))
+    run("install", checkout.root)
+    before = trees.whole(checkout.root)
+    done = run("uninstall", checkout.root, "--dry-run")
+    assert "--- a/library/__init__.py" in done.text
+    assert trees.whole(checkout.root) == before
+
+
+def test_an_edited_preset_stays_and_is_named(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("embedded"))
+    run("install", checkout.root)
+    (checkout.root / PRESET).write_text("mine\n")
+    assert PRESET in run("install", checkout.root).text
+    done = run("uninstall", checkout.root)
+    assert f"kept         {PRESET}" in done.text
+    assert (checkout.root / PRESET).read_text() == "mine\n"
+
+
+class Terminal:
+    """Standard input of a person who answers."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        return f"{self.answer}\n"
+
+
+@pytest.mark.parametrize(("answer", "installed"), [("n", False), ("y", True), ("", True)])
+def test_a_person_is_asked(
+    make: Make, with_venv: WithVenv, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, installed: bool
+) -> None:
+    checkout = with_venv(make("embedded"))
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert run("install", checkout.root).code == DONE
+    assert (apply.installed(checkout) is not None) == installed
+
+
+def test_yes_is_not_asked(make: Make, with_venv: WithVenv, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = with_venv(make("embedded"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    assert run("install", checkout.root, "--yes").code == DONE
+    assert run("uninstall", checkout.root, "--yes").code == DONE
+    assert describe(checkout.root) == checkout

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.errors import ConflictError, UnsupportedError
+from kohya_ext.install import apply, update
+from kohya_ext.install.checkout import Checkout, describe
+from kohya_ext.install.status import status
+from tests.install import trees
+
+Make = Callable[..., Checkout]
+
+
+@pytest.fixture(autouse=True)
+def local_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    """git fetches submodules from folders only when told that it may."""
+    for key, value in {"COUNT": "1", "KEY_0": "protocol.file.allow", "VALUE_0": "always"}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{key}", value)
+
+
+@pytest.fixture(autouse=True)
+def one_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the installer would put into a GUI: its text names the release it was fitted to."""
+
+    def collect(checkout: Checkout) -> dict[str, bytes]:
+        folder = "presets/finetune/user_presets"
+        return {f"{folder}/ours.json": f'{{"for": "{checkout.release}"}}\n'.encode()} if checkout.gui_root else {}
+
+    monkeypatch.setattr(update.presets, "collect", collect)
+
+
+def said() -> tuple[list[str], Callable[[str, str], None]]:
+    lines: list[str] = []
+    return lines, lambda label, text: lines.append(f"{label}: {text}")
+
+
+def cloned(origin: Path, folder: Path) -> Checkout:
+    """A clone that follows its origin, as a user's is."""
+    trees.git(origin.parent, "clone", "-q", "--recurse-submodules", str(origin), str(folder))
+    return describe(folder)
+
+
+def put_on(checkout: Checkout, patch_set: str = "hook") -> None:
+    apply.install(checkout, patch_set=patch_set, presets=update.presets.collect(checkout))
+
+
+PRESET = Path("presets/finetune/user_presets/ours.json")
+
+
+@pytest.mark.parametrize("patch_set", ["hook", "inline"])
+def test_a_new_release_is_pulled_and_patched_again(make: Make, tmp_path: Path, patch_set: str) -> None:
+    origin = make("embedded", "origin").root
+    checkout = cloned(origin, tmp_path / "mine")
+    put_on(checkout, patch_set)
+    trees.write(origin, {".release": "v22.4.0", "library/train_util.py": trees.define(*trees.COMMON) + "NEW = 1\n"})
+    trees.commit(origin, "v22.4.0")
+    lines, report = said()
+    done = update.update(checkout, report)
+    assert (done.before, done.after, done.failure) == ("v22.3.1", "v22.4.0", None)
+    assert b"NEW = 1" in (checkout.root / "library/train_util.py").read_bytes()
+    found = status(describe(checkout.root))
+    assert found.clean and found.patch_set == patch_set, found.problems
+    assert "v22.4.0" in (checkout.root / PRESET).read_text()
+    assert [line.split(":")[0] for line in lines] == ["taken off", "git"]
+
+
+def test_from_embedded_to_submodule(make: Make, tmp_path: Path) -> None:
+    """What update is for: v22 to v23 deletes the very file that carries our hook."""
+    origin = make("embedded", "origin").root
+    checkout = cloned(origin, tmp_path / "mine")
+    put_on(checkout)
+    scripts = trees.bare(tmp_path / "scripts", "classic")
+    trees.git(origin, "rm", "-rq", ".")
+    trees.write(origin, trees.gui_files("kohya_gui", "v23.0.0"))
+    trees.git(origin, "submodule", "add", "-q", str(scripts), "sd-scripts")
+    trees.commit(origin, "v23.0.0")
+    done = update.update(checkout, lambda *_: None)
+    assert done.failure is None
+    now = describe(checkout.root)
+    assert (now.layout, now.release) == ("submodule", "v23.0.0")
+    found = status(now)
+    assert found.clean, found.problems
+    patched = {file.path for file in found.files if file.kind == "patched"}
+    assert patched == {"sd-scripts/library/__init__.py", "kohya_gui/__init__.py"}
+    assert not (checkout.root / "library").exists()
+    assert [status for status, _ in trees.git_view(checkout.root).values()] == ["", ""]  # type: ignore[misc]
+    apply.uninstall(now)
+    assert list(trees.git_view(checkout.root).values()) == [("", []), ("", [])]
+
+
+def test_a_moved_submodule_is_updated_too(make: Make, tmp_path: Path) -> None:
+    origin = make("submodule", "origin").root
+    checkout = cloned(origin, tmp_path / "mine")
+    put_on(checkout)
+    scripts = origin / "sd-scripts"
+    trees.write(scripts, {"library/new.py": "x = 1\n"})
+    trees.commit(scripts, "pin2")
+    source = Path(trees.git(origin, "config", "-f", ".gitmodules", "submodule.sd-scripts.url").strip())
+    trees.git(scripts, "push", "-q", str(source), "HEAD:refs/heads/pin2")
+    trees.commit(origin)
+    assert update.update(checkout, lambda *_: None).failure is None
+    assert (checkout.root / "sd-scripts/library/new.py").is_file()
+    assert status(describe(checkout.root)).clean
+
+
+def test_when_git_refuses_the_hook_goes_on_again(make: Make, tmp_path: Path) -> None:
+    origin = make("embedded", "origin").root
+    checkout = cloned(origin, tmp_path / "mine")
+    put_on(checkout)
+    before = trees.snapshot(checkout.root)
+    trees.write(origin, {"train_network.py": "theirs = 1\n"})
+    trees.commit(origin)
+    (checkout.root / "train_network.py").write_text("mine = 1\n")
+    done = update.update(checkout, lambda *_: None)
+    assert done.failure is not None and "train_network.py" in done.failure and "git pull --ff-only" in done.failure
+    assert status(describe(checkout.root)).clean
+    assert (checkout.root / "train_network.py").read_text() == "mine = 1\n"
+    after = trees.snapshot(checkout.root)
+    assert {name for name in before if before[name] != after.get(name)} == {"train_network.py"}
+
+
+def test_nothing_to_pull_changes_nothing(make: Make, tmp_path: Path) -> None:
+    checkout = cloned(make("submodule", "origin").root, tmp_path / "mine")
+    put_on(checkout)
+    before = trees.snapshot(checkout.root)
+    assert update.update(checkout, lambda *_: None).failure is None
+    assert trees.snapshot(checkout.root) == before
+
+
+def test_an_edited_preset_stays(make: Make, tmp_path: Path) -> None:
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout)
+    (checkout.root / PRESET).write_text("mine\n")
+    done = update.update(checkout, lambda *_: None)
+    assert (checkout.root / PRESET).read_text() == "mine\n"
+    assert done.put_on is not None and done.put_on.plan.kept == (PRESET.as_posix(),)
+
+
+def test_a_release_that_cannot_be_patched_is_reported(make: Make, tmp_path: Path) -> None:
+    origin = make("embedded", "origin").root
+    checkout = cloned(origin, tmp_path / "mine")
+    put_on(checkout)
+    trees.write(origin, {"library/train_util.py": "nothing = 1\n"})
+    trees.commit(origin)
+    done = update.update(checkout, lambda *_: None)
+    assert done.put_on is None
+    assert done.failure is not None and "get_optimizer" in done.failure and "off this checkout" in done.failure
+    assert trees.git(checkout.root, "status", "--porcelain") == ""
+
+
+def test_an_interruption_puts_the_hook_on_again(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(update, "_pull", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        update.update(checkout, lambda *_: None)
+    assert status(checkout).clean and status(checkout).installed
+
+
+def test_a_copy_without_git_says_how(make: Make) -> None:
+    checkout = make("embedded")
+    shutil.rmtree(checkout.root / ".git")
+    put_on(checkout)
+    before = trees.snapshot(checkout.root)
+    with pytest.raises(UnsupportedError, match="no git repository"):
+        update.update(checkout, lambda *_: None)
+    assert trees.snapshot(checkout.root) == before
+
+
+def test_a_checked_out_tag_says_how(make: Make, tmp_path: Path) -> None:
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout)
+    trees.git(checkout.root, "checkout", "-q", "v22.3.1")
+    with pytest.raises(ConflictError, match="checkout TAG"):
+        update.update(checkout, lambda *_: None)
+    assert status(checkout).clean
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_as_root_git_works_as_the_owner(make: Make, tmp_path: Path) -> None:
+    origin = make("embedded", "origin").root
+    checkout = cloned(origin, tmp_path / "mine")
+    put_on(checkout)
+    trees.write(origin, {".release": "v22.4.0"})
+    trees.commit(origin, "v22.4.0")
+    for folder in (origin, checkout.root):
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 4321, 4321, follow_symlinks=False)
+    opened = [folder for folder in tmp_path.parents if folder.stat().st_mode & 0o077 == 0]
+    for folder in (tmp_path, *opened):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    done = update.update(checkout, lambda *_: None)
+    assert done.failure is None
+    owners = {path.stat().st_uid for path in checkout.root.rglob("*")}
+    assert owners == {4321}
