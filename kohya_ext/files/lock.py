@@ -19,6 +19,11 @@ POLL_SECONDS = 0.05
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 
 
+# To be handed on to child processes that change something: the lock then lasts until they have ended too, so that
+# nobody takes back what a killed installer did while its child is still at it.
+held: set[int] = set()
+
+
 @contextlib.contextmanager
 def locked(root: Path, wait_seconds: float = 30.0) -> Iterator[None]:
     """Hold the lock of the folder `root`; it goes with the process, also when that is killed.
@@ -34,8 +39,10 @@ def locked(root: Path, wait_seconds: float = 30.0) -> Iterator[None]:
         raise ConflictError(f"{root} cannot be opened: {error.strerror}; run as the user that owns it") from error
     try:
         _acquire(descriptor, root, wait_seconds)
+        held.add(descriptor)
         yield
     finally:
+        held.discard(descriptor)
         os.close(descriptor)
 
 

@@ -117,7 +117,7 @@ class Transaction:
         if not self.state.is_dir():
             return False
         names = {entry.name for entry in self.state.iterdir()}
-        return STAGED in names or names == {SELF_IGNORE} or any(name.endswith(TEMPORARY_SUFFIX) for name in names)
+        return STAGED in names or any(name.endswith(TEMPORARY_SUFFIX) for name in names)
 
     def _stage(self, journal: Journal, steps: Sequence[Step]) -> None:
         if self.state.is_symlink() or (self.state.exists() and not self.state.is_dir()):
@@ -238,11 +238,11 @@ class Transaction:
         crossed("staged files cleared")
         for left in self.state.glob(f".*{TEMPORARY_SUFFIX}"):
             left.unlink()
-        if {entry.name for entry in self.state.iterdir()} <= {SELF_IGNORE, DONE}:
-            (self.state / SELF_IGNORE).unlink(missing_ok=True)
-            crossed("ignore file cleared")
         (self.state / DONE).unlink(missing_ok=True)
         crossed("journal cleared")
+        if {entry.name for entry in self.state.iterdir()} <= {SELF_IGNORE}:
+            (self.state / SELF_IGNORE).unlink(missing_ok=True)
+            crossed("ignore file cleared")
         with contextlib.suppress(OSError):
             self.state.rmdir()
         sync_folder(self.root)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.atomic import owner_for, take_owner, write_atomic
+from kohya_ext.files import lock
+from kohya_ext.files.atomic import owner_for, take_owner, temporary_name, write_atomic
 from kohya_ext.files.journal import Operation
 from kohya_ext.files.textform import appended
 
@@ -48,7 +49,14 @@ def _run(folder: Path, arguments: Sequence[str], extra: Mapping[str, str]) -> su
     command = ["git", "-c", "safe.directory=*", *arguments]
     try:
         return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT_SECONDS, check=False
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            pass_fds=tuple(lock.held),
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -178,7 +186,11 @@ class Exclude:
         if found is None:
             return
         path = found[0]
+        temporary_name(path).unlink(missing_ok=True)  # of a killed process
         current = path.read_bytes() if path.exists() else None
+        if current is None and new is None:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
         if current == new:
             return
         if current != old:

@@ -59,6 +59,7 @@ class Builder:
     backups: dict[str, bytes] = field(default_factory=dict)
     next_entries: list[Entry] = field(default_factory=list)
     flagged: list[str] = field(default_factory=list)
+    adopted: set[str] = field(default_factory=set)
     lifted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -92,6 +93,7 @@ class Builder:
         if seen.state is State.OURS and entry is not None:
             return states.original(self.root, seen, entry)
         if seen.state is State.UNRECORDED:
+            self.adopted.add(seen.path)
             return patchset.unpatched(seen.data, head=seen.head)
         if seen.state is State.PRISTINE and target.fits(seen.data):
             return seen.data
@@ -243,7 +245,7 @@ class Builder:
             Path(folder, path).as_posix()
             for folder, paths in (self.recorded.skip_worktree if self.recorded else {}).items()
             for path in paths
-        }
+        } | self.adopted
         keep: dict[str, list[str]] = {}
         setting: dict[str, list[str]] = {}
         lifting: dict[str, list[str]] = {}
@@ -277,11 +279,15 @@ class Builder:
         file, prefix = found
         current = file.read_bytes() if file.exists() else None
         old = self.recorded.exclusion if self.recorded else None
+        lines = [git.exclude_line(prefix, path) for path in paths]
         if old is not None and current is not None and sha256(current) == old.sha256_after:
             before = old.before
+        elif old is not None:  # edited since
+            before = git.without_lines(current, [line.encode("utf-8", "surrogateescape") for line in old.lines])
+        elif current is not None and git.EXCLUDE_HEADING in current:  # ours, but the record is lost
+            before = git.without_lines(current, lines)
         else:
-            before = git.without_lines(current, [line.encode() for line in old.lines] if old else [])
-        lines = [git.exclude_line(prefix, path) for path in paths]
+            before = current
         after = git.with_lines(before, lines)
         arguments = {"before": git.encoded(current), "after": git.encoded(after)}
         effects = [] if current == after else [Effect(git.EXCLUDE, arguments)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from kohya_ext.install.checkout import Checkout, describe
 from tests.install import trees
 
 PRESETS = {"presets/finetune/ours with space.json": b'{"optimizer": "AdaCoor"}\n'}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that it has written; only a power failure would, and that is not tested here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def snapshot(root: Path) -> dict[str, tuple[object, ...]]:
             mode = stat.S_IMODE(path.lstat().st_mode)
             key = os.fsdecode(os.path.relpath(path, root))
             if path.is_symlink():
-                seen[key] = ("link", os.readlink(path))
+                seen[key] = ("link", str(path.readlink()))
             elif path.is_dir():
                 seen[key] = ("folder", mode)
             else:
