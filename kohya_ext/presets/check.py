@@ -28,7 +28,7 @@ def check(preset: Preset, release: Release) -> list[Finding]:
         *_private(values),
         *_typed(values, release),
         *_missing(values, release),
-        *_release_defects(release),
+        *_release_defects(values, release),
         *contradictions(_effective(values, release), release),
     ]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
@@ -149,7 +149,14 @@ def _missing(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
         )
 
 
-def _release_defects(release: Release) -> Iterator[Finding]:
+def _release_defects(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+    cached = values.get("cache_latents") is True or bool(values.get("dataset_config"))
+    if release.wants_cached_latents and release.schema.tab == "finetune" and not cached:
+        effect = (
+            "the training script stops with AttributeError: this sd-scripts needs cached latents with metadata files"
+        )
+        cure = "switch cache_latents on and random_crop off, or use another sd-scripts"
+        yield Finding("error", "release-defect", "cache_latents", values.get("cache_latents"), effect, cure)
     warmup = release.schema.fields.get("lr_warmup")
     if warmup is None or warmup.component != "Slider" or not isinstance(warmup.default, str):
         return

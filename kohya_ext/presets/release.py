@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MANIFEST = ".kohya_ext/manifest.json"
 REQUIREMENTS = ("requirements.txt", "setup/requirements.txt")
 
+DATASETS = ("library/finetuning_dataset.py", "library/train_util.py")
+
 # The script that a tab runs for SDXL and for SD 1.5/2; presets of other families run scripts of their own.
 SCRIPTS: dict[Tab, tuple[str, str]] = {
     "finetune": ("sdxl_train.py", "fine_tune.py"),
@@ -33,7 +35,8 @@ class Release:
     """One tab of an installed GUI.
 
     arguments: those of the training script for SDXL. gradio: its major version as far as requirements.txt pins it, else
-    None. patched: whether kohya_ext is installed in the checkout.
+    None. patched: whether kohya_ext is installed in the checkout. wants_cached_latents: a fault of sd-scripts 0.10:
+    data sets from metadata files work with cached latents only.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Release:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     gradio: int | None = None
     patched: bool = False
+    wants_cached_latents: bool = False
 
     @property
     def flags(self) -> frozenset[str]:
@@ -69,6 +73,7 @@ def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, g
         arguments_of(FolderSources(checkout.training_root), SCRIPTS[tab][0]),
         pinned_gradio(sources) if gradio is None else gradio,
         patched,
+        wants_cached_latents(FolderSources(checkout.training_root)),
     )
 
 
@@ -79,3 +84,14 @@ def pinned_gradio(sources: Sources) -> int | None:
         if match is not None:
             return int(match.group(1))
     return None
+
+
+def wants_cached_latents(training: Sources) -> bool:
+    """Whether the data set class asks the caching strategy for a file suffix without asking if there is a strategy."""
+    for path in DATASETS:
+        text = training.read(path) or ""
+        _, found, rest = text.partition("class FineTuningDataset(")
+        if found:
+            body = rest.split("\nclass ")[0]
+            return "strategy.cache_suffix" in body and "strategy is not None" not in body
+    return False

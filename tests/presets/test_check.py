@@ -14,7 +14,7 @@ from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import Migration
-from kohya_ext.presets.release import Release, pinned_gradio, read_release
+from kohya_ext.presets.release import Release, pinned_gradio, read_release, wants_cached_latents
 from kohya_ext.presets.schema import Field, Schema
 from kohya_ext.presets.sources import TextSources
 from tests.presets import guis
@@ -182,3 +182,25 @@ def test_fitting_leaves_only_contradictions(values: dict[str, Any]) -> None:
     left = {finding.rule for finding in check(Preset("any", "finetune", fitted.values), RELEASE)}
     form = {"unknown-key", "renamed-key", "dead-key", "text-for-switch", "text-for-number", "out-of-range"}
     assert not left & (form | {"not-offered", "null", "wrong-type", "missing-key", "crossed-wire", "secret", "path"})
+
+
+DATASET = """
+class FineTuningDataset(BaseDataset):
+    def __init__(self):
+        strategy = get_strategy()
+        for folder in folders:
+            paths.extend(glob("*" + strategy.cache_suffix))
+
+class Other:
+    strategy is not None
+"""
+
+
+def test_the_sd_scripts_that_needs_cached_latents_with_metadata() -> None:
+    assert wants_cached_latents(TextSources({"library/train_util.py": DATASET}))
+    cured = DATASET.replace("        for folder", "        if strategy is not None:\n          for folder")
+    assert not wants_cached_latents(TextSources({"library/finetuning_dataset.py": cured}))
+    assert not wants_cached_latents(TextSources({}))
+    broken = replace(RELEASE, wants_cached_latents=True)
+    assert ("error", "release-defect", "cache_latents") in rules({}, broken)
+    assert rules({"cache_latents": True}, broken) == set()
