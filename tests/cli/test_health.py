@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
+from kohya_ext.install import apply, package
+from kohya_ext.install.checkout import Checkout
+from tests.cli.conftest import Ran
+from tests.files.faults import boundaries, killed_at
+from tests.install import trees
+from tests.install.pythons import SITE
+
+Make = Callable[..., Checkout]
+Run = Callable[..., Ran]
+WithVenv = Callable[[Checkout], Checkout]
+
+
+@pytest.fixture
+def installed(make: Make, with_venv: WithVenv, run: Run) -> Checkout:
+    checkout = with_venv(make("submodule"))
+    assert run("install", checkout.root).code == DONE
+    return checkout
+
+
+def test_status_of_an_untouched_checkout(make: Make, run: Run) -> None:
+    done = run("status", make("embedded").root)
+    assert done.code == DONE
+    assert "installed    no" in done.text
+
+
+def test_status_of_an_installation(installed: Checkout, run: Run) -> None:
+    before = trees.whole(installed.root)
+    done = run("status", installed.root)
+    assert done.code == DONE
+    assert "kohya_ext 0.1.0, patch set hook, onto v25.2.1" in done.text
+    assert "sd-scripts/library/__init__.py: ours" in done.text
+    assert trees.whole(installed.root) == before
+
+
+def test_status_lists_the_hooks_when_asked(installed: Checkout, run: Run) -> None:
+    assert "get_optimizer" in run("status", installed.root, "--hooks").text
+
+
+def test_status_reports_drift_and_changes_nothing(installed: Checkout, run: Run) -> None:
+    (installed.library / "__init__.py").write_bytes(b"")
+    before = trees.whole(installed.root)
+    done = run("status", installed.root)
+    assert done.code == FOUND_PROBLEMS
+    assert "PROBLEM" in done.text and "kohya-ext install" in done.text
+    assert trees.whole(installed.root) == before
+    assert run("install", installed.root).code == DONE
+    assert run("status", installed.root).code == DONE
+
+
+def test_json_of_status(installed: Checkout, run: Run) -> None:
+    document = run("status", installed.root, "--json").document
+    assert (document["command"], document["exit_code"], document["clean"]) == ("status", 0, True)
+    assert document["checkout"]["release"] == "v25.2.1"
+    assert {file["state"] for file in document["files"]} == {"ours"}
+
+
+def test_a_healthy_installation(installed: Checkout, run: Run) -> None:
+    done = run("doctor", installed.root)
+    assert done.code == DONE, done.text
+    assert "the one installed into" in done.text
+    assert "No problems found." in done.text
+
+
+def test_doctor_misses_the_package_after_a_uv_sync(installed: Checkout, run: Run) -> None:
+    """An exact `uv sync` removes what its lock does not name."""
+    site = installed.root / "venv" / SITE
+    shutil.rmtree(site / "kohya_ext")
+    shutil.rmtree(site / "kohya_ext-0.1.0.dist-info")
+    done = run("doctor", installed.root)
+    assert done.code == FOUND_PROBLEMS
+    assert f"cure: kohya-ext install {installed.root}" in done.text
+    assert run("install", installed.root).code == DONE
+    assert run("doctor", installed.root).code == DONE
+
+
+def test_doctor_misses_what_a_run_needs(installed: Checkout, run: Run) -> None:
+    shutil.rmtree(installed.root / "venv" / SITE / "accelerate")
+    done = run("doctor", installed.root, "--json")
+    assert done.code == FOUND_PROBLEMS
+    levels = {check["name"]: check["level"] for check in done.document["checks"]}
+    assert levels["accelerate"] == "problem" and levels["torch"] == "ok"
+
+
+def test_doctor_with_a_wrong_python(installed: Checkout, run: Run) -> None:
+    assert run("doctor", installed.root, "--python", "/nowhere/python").code == WRONG_USAGE
+
+
+def test_doctor_without_any_environment(make: Make, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kohya_ext.cli import health
+    from kohya_ext.errors import UsageError
+
+    def nothing(*_: object) -> None:
+        raise UsageError("no Python with torch and accelerate found")
+
+    monkeypatch.setattr(health, "find_environment", nothing)
+    done = run("doctor", make("embedded").root)
+    assert done.code == FOUND_PROBLEMS
+    assert "no Python with torch" in done.text
+
+
+@pytest.mark.parametrize("where", [0.3, 0.9])
+def test_doctor_recovers_an_interrupted_install(make: Make, with_venv: WithVenv, run: Run, where: float) -> None:
+    checkout = with_venv(make("submodule"))
+    twin = make("submodule", "twin")
+    count = len(boundaries(lambda: apply.install(twin)))
+    before = trees.whole(checkout.root)
+    assert killed_at(int(count * where), lambda: apply.install(checkout))
+    assert run("status", checkout.root).code == FOUND_PROBLEMS
+    assert run("install", checkout.root, "--dry-run").code != DONE
+    done = run("doctor", checkout.root)
+    assert done.code == RECOVERED
+    assert "recovered    found " in done.text and " interrupted " in done.text
+    assert trees.whole(checkout.root) == before or apply.installed(checkout) is not None
+    assert run("doctor", checkout.root).code == DONE
+
+
+def test_install_after_a_kill_recovers_and_goes_on(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("embedded"))
+    assert killed_at(12, lambda: apply.install(checkout))
+    done = run("install", checkout.root)
+    assert done.code == DONE
+    assert "recovered" in done.text
+    assert run("status", checkout.root).code == DONE
+    assert package.state(package.inspect(checkout.root / "venv")) == "same"

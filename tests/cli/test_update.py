@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS
+from kohya_ext.install import apply, update
+from kohya_ext.install.checkout import Checkout, describe
+from kohya_ext.install.status import status
+from tests.cli.conftest import PRESET, Ran
+from tests.files.faults import boundaries, killed_at
+from tests.install import trees
+
+Make = Callable[..., Checkout]
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def cloned(make: Make, tmp_path: Path) -> tuple[Path, Checkout]:
+    """An origin with a newer release, and a patched clone of the older one."""
+    origin = make("embedded", "origin").root
+    trees.git(tmp_path, "clone", "-q", str(origin), "mine")
+    checkout = describe(tmp_path / "mine")
+    apply.install(checkout, presets={PRESET: b"{}\n"})
+    trees.write(origin, {".release": "v22.4.0", "library/train_util.py": trees.define(*trees.COMMON) + "NEW = 1\n"})
+    trees.commit(origin, "v22.4.0")
+    return origin, checkout
+
+
+def test_it_says_what_it_did(cloned: tuple[Path, Checkout], run: Run) -> None:
+    done = run("update", cloned[1].root)
+    assert done.code == DONE, done.errors
+    assert "taken off    library/__init__.py" in done.text
+    assert "release      v22.3.1 -> v22.4.0" in done.text
+    assert "put on       library/__init__.py" in done.text
+    assert "restart the GUI" in done.text
+
+
+def test_gits_words_when_it_refuses(cloned: tuple[Path, Checkout], run: Run) -> None:
+    checkout = cloned[1]
+    (checkout.library / "train_util.py").write_text(trees.define(*trees.COMMON) + "MINE = 1\n")
+    done = run("update", checkout.root)
+    assert done.code == FOUND_PROBLEMS
+    assert "train_util.py" in done.errors and "git pull" in done.errors
+    assert status(checkout).clean
+
+
+def test_json(cloned: tuple[Path, Checkout], run: Run) -> None:
+    document = run("update", cloned[1].root, "--json").document
+    assert (document["before"], document["after"], document["failure"]) == ("v22.3.1", "v22.4.0", None)
+    assert document["put_on"]["changed"] is True
+
+
+def test_where_there_is_nothing_to_pull_from(make: Make, run: Run) -> None:
+    assert run("update", make("embedded").root).code == CONFLICT
+
+
+EVERY = 7
+
+
+@pytest.mark.parametrize("offset", [0, *[pytest.param(n, marks=pytest.mark.slow) for n in range(1, EVERY)]])
+def test_killed_anywhere_it_ends_whole(make: Make, tmp_path: Path, offset: int) -> None:
+    """At each boundary: the next command finds the tree wholly patched or wholly unpatched, and can go on."""
+    origin = make("embedded", "origin").root
+    trees.git(tmp_path, "clone", "-q", str(origin), "pristine")
+    trees.write(origin, {".release": "v22.4.0", "new.py": "x = 1\n"})
+    trees.commit(origin, "v22.4.0")
+
+    def patched(name: str) -> Checkout:
+        checkout = describe(trees.copy(tmp_path / "pristine", tmp_path / name))
+        apply.install(checkout)
+        return checkout
+
+    whole = patched("whole")
+    count = len(boundaries(lambda: update.update(whole, lambda *_: None)))
+    assert count > 2 * EVERY
+    for number in range(offset, count, EVERY):
+        checkout = patched(f"killed{number}")
+        assert killed_at(number, lambda checkout=checkout: update.update(checkout, lambda *_: None))  # type: ignore[misc]
+        apply.recover(checkout)
+        found = status(describe(checkout.root))
+        assert found.clean, (number, found.problems)
+        assert trees.git(checkout.root, "status", "--porcelain") == ""
+        if not found.installed:
+            assert (checkout.library / "__init__.py").read_bytes() == b""
+        assert apply.install(describe(checkout.root)).plan.verb == "install"
+        assert status(describe(checkout.root)).installed
