@@ -1,0 +1,84 @@
+"""The schema of every real release, and its truth on eight: the tab's own builder run on a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kohya_ext.presets.schema import ATTRIBUTES, TABS, Tab, read_schema
+from kohya_ext.presets.sources import FolderSources
+from tests.upstream.presets_trees import GitSources, export_python
+from tests.upstream.trees import kohya_revisions
+
+pytestmark = pytest.mark.upstream
+
+PROVED = ("v21.8.0", "v22.3.1", "v22.6.2", "v23.0.15", "v24.1.7", "v25.2.1", "v26.0.0", "master")
+LEAST_EXACT = {"finetune": 0.89, "lora": 0.91, "dreambooth": 0.88, "ti": 0.88}
+RECORDER = Path(__file__).with_name("recorded_gui.py")
+
+
+@pytest.mark.parametrize("revision", kohya_revisions())
+def test_every_component_of_every_release_is_known(revision: str) -> None:
+    sources = GitSources(revision)
+    for tab in TABS:
+        schema = read_schema(sources, tab)
+        assert schema is not None
+        assert schema.notes == ()
+        fields = schema.fields.values()
+        assert [one.key for one in fields if one.component is None] == []
+        assert sum(one.exact for one in fields) / len(fields) >= LEAST_EXACT[tab]
+
+
+@pytest.mark.parametrize("tab", TABS)
+@pytest.mark.parametrize("revision", PROVED)
+def test_what_is_claimed_is_what_the_real_builder_makes(revision: str, tab: Tab, tmp_path: Path) -> None:
+    tree = export_python(revision, tmp_path)
+    schema = read_schema(FolderSources(tree), tab)
+    assert schema is not None
+    truth = recorded(tree, tab)
+    compared = 0
+    for key, one in schema.fields.items():
+        if key not in truth and key == "training_preset":
+            continue
+        assert one.component == truth[key]["component"], key
+        for ours, theirs in ATTRIBUTES.items():
+            if ours in one.inexact or theirs not in truth[key]:
+                continue
+            claimed = getattr(one, ours)
+            assert (list(claimed) if ours == "choices" else claimed) == plain_choices(truth[key][theirs]), (key, ours)
+            compared += 1
+    assert compared > 100
+
+
+def plain_choices(value: Any) -> Any:
+    """Of (label, value) pairs the values."""
+    if isinstance(value, list):
+        return [item[1] if isinstance(item, list) and len(item) == 2 else item for item in value]
+    return value
+
+
+def recorded(tree: Path, tab: str) -> dict[str, Any]:
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(RECORDER), str(tree), tab]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    truth: dict[str, Any] = json.loads(done.stdout)
+    return truth
+
+
+def test_the_crossed_wires_that_are_known_are_found() -> None:
+    def crossed(revision: str, tab: Tab) -> int:
+        schema = read_schema(GitSources(revision), tab)
+        assert schema is not None
+        return sum(one.wired_to is not None for one in schema.fields.values())
+
+    assert crossed("v25.2.1", "finetune") == 12
+    assert crossed("v26.0.0", "finetune") == 0
+    assert crossed("v22.2.0", "lora") == 3
+    assert crossed("v22.3.1", "lora") == 0
