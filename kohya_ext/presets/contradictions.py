@@ -16,7 +16,8 @@ Values = Mapping[str, Any]
 RATES = ("learning_rate", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "text_encoder_lr", "unet_lr")
 HIGH_RATE = 0.1
 OUR_FLAGS = ("--enable_ema", "--ema_", "--kohya_ext_")
-GUI_TRANSLATES = ("save_model_as", "max_token_length")  # the GUI leaves its own words for the default out
+# the GUI has words of its own for the default, or means accelerate, which takes others
+GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
 FUSED_OPTIMIZERS = ("adafactor", "adacoor")
 
 
