@@ -65,7 +65,7 @@ def killed_at(number: int, action: Action) -> bool:
 def killed_after(seconds: float, action: Action, slow: float = 0.0) -> tuple[str, str] | None:
     """Run `action` in a process of its own and kill it from outside `seconds` after its first boundary.
 
-    slow: seconds to wait at each boundary, so that kills land everywhere. Returns the last boundary that was crossed and
+    slow: seconds to wait at each boundary, so that kills land everywhere. Returns the last boundary crossed and
     how many were, None when the process ended before the kill.
     """
     reading, writing = os.pipe()

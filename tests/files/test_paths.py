@@ -13,8 +13,10 @@ def test_plain_paths_pass(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/a", "../a", "a/../../b", "a/..", "C:/x", "C:x", "\\\\host\\x", "a\\..\\b"]
-    + ["x\0y", ".git/hooks/x", "a/.git/x", None, 3, []],
+    [
+        *("", "/a", "../a", "a/../../b", "a/..", "C:/x", "C:x", "\\\\host\\x", "a\\..\\b"),
+        *("x\0y", ".git/hooks/x", "a/.git/x", None, 3, []),
+    ],
 )
 def test_others_are_refused(path: object) -> None:
     with pytest.raises(ConflictError, match="the manifest"):

@@ -319,7 +319,7 @@ def test_damaged_backup(make: Make) -> None:
     backup = checkout.root / ".kohya_ext/backup/library/train_util.py"
     backup.write_text("rubbish")
     before = trees.whole(checkout.root)
-    with pytest.raises(ConflictError, match="damaged.*checkout --ignore-skip-worktree-bits -- library/train_util.py"):
+    with pytest.raises(ConflictError, match=r"damaged.*checkout --ignore-skip-worktree-bits -- library/train_util\.py"):
         apply.uninstall(checkout)
     assert trees.whole(checkout.root) == before
     assert not apply.status(checkout).clean

@@ -99,7 +99,16 @@ def gui_files(package: str, release: str) -> dict[str, str]:
 def git(folder: Path, *arguments: str) -> str:
     """Run git as a developer would; stdout."""
     identity = ["-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "protocol.file.allow=always"]
-    settings = ["-c", "core.autocrlf=false", "-c", "advice.detachedHead=false", "-c", "init.defaultBranch=master"]
+    settings = [
+        "-c",
+        "safe.directory=*",
+        "-c",
+        "core.autocrlf=false",
+        "-c",
+        "advice.detachedHead=false",
+        "-c",
+        "init.defaultBranch=master",
+    ]
     done = subprocess.run(
         ["git", *identity, *settings, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
     )

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kohya_ext.errors import UnsupportedError
+from kohya_ext.install.checkout import Checkout
+from kohya_ext.install.scan import require, scan
+from tests.install import trees
+
+Make = Callable[..., Checkout]
+
+
+def table(checkout: Checkout) -> dict[str, list[tuple[str, str, str | None]]]:
+    rows: dict[str, list[tuple[str, str, str | None]]] = {}
+    for row in scan(checkout):
+        rows.setdefault(row.key, []).append((row.status, row.name, row.file))
+    return rows
+
+
+def test_old_names(make: Make) -> None:
+    rows = table(make("bare"))
+    file = "library/train_util.py"
+    assert rows["arguments"] == [("found", "add_optimizer_arguments", file)]
+    assert rows["save_during"] == [("older", "save_sd_model_on_epoch_end", file)]
+    assert rows["save_at_end"] == [("older", "save_sd_model_on_train_end", file)]
+    assert rows["sample"] == [("older", "sample_images", file)]
+    assert rows["fused_backward"] == [("n/a", "patch_adafactor_fused", None)]
+    assert "own_sampler" not in rows
+    assert "optimizer_list" not in rows
+
+
+def test_split(make: Make) -> None:
+    rows = table(make("split"))
+    assert rows["optimizer"] == [("found", "get_optimizer", "sd-scripts/library/optimizer.py")]
+    assert rows["fused_backward"] == [("found", "patch_adafactor_fused", "sd-scripts/library/adafactor_fused.py")]
+    assert [row[2] for row in rows["own_sampler"]] == [
+        "sd-scripts/library/flux_train_utils.py",
+        "sd-scripts/hunyuan_image_train_network.py",
+    ]
+    assert rows["optimizer_list"] == [("found", "Optimizer", "kohya_gui/class_basic_training.py")]
+
+
+def test_lines_and_text(make: Make) -> None:
+    row = scan(make("embedded"))[1]
+    assert (row.key, row.line) == ("optimizer", 4)
+    assert "library/train_util.py:4" in row.text
+
+
+def test_definitions_in_strings_methods_and_nests_do_not_count(make: Make) -> None:
+    checkout = make("embedded")
+    path = checkout.library / "decoys.py"
+    path.write_text(
+        '"""\ndef get_optimizer(args):\n"""\nclass X:\n    def get_optimizer(self): ...\n'
+        "def outer():\n    def get_optimizer(): ...\nget_optimizer = None\n"
+    )
+    require(scan(checkout), checkout)
+    path.write_text("if True:\n    async def get_optimizer(args): ...\n")
+    with pytest.raises(UnsupportedError, match=r"get_optimizer is defined more than once.*decoys\.py:2"):
+        require(scan(checkout), checkout)
+
+
+def test_fused_flag_without_its_function(make: Make) -> None:
+    checkout = make("embedded")
+    path = checkout.library / "train_util.py"
+    path.write_text(path.read_text() + trees.FUSED_FLAG)
+    with pytest.raises(UnsupportedError, match="patch_adafactor_fused is not defined"):
+        require(scan(checkout), checkout)
+
+
+def test_file_that_does_not_parse(make: Make) -> None:
+    checkout = make("embedded")
+    path = checkout.library / "train_util.py"
+    path.write_text(path.read_text() + "def broken(:\n")
+    with pytest.raises(UnsupportedError, match=r"train_util\.py does not parse"):
+        scan(checkout)
+
+
+def test_no_optimizer_list_is_no_obstacle(make: Make) -> None:
+    checkout = make("embedded")
+    (checkout.library / "class_basic_training.py").write_text("# AdamW8bit Dropdown\n")
+    rows = scan(checkout)
+    assert rows[-1].status == "missing"
+    require(rows, checkout)
