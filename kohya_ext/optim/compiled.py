@@ -37,16 +37,25 @@ class CompiledStep:
         random = needs_words(rule, weights.dtype, vt.dtype)
         kernel = _kernel(_shape_of(rule), random, weights.dtype, gradient.dtype, vt.dtype, weights.device)
         key = stream_key(rule.seed, step, index) if random else 0
-        return kernel(weights, gradient, vt, *_scalars(rule, vt.dtype, weights.device, key))
+        return kernel(weights, gradient, vt, _numbers(rule, vt.dtype, weights.device), _word(key, weights.device))
 
 
-def _scalars(rule: Rule, state_dtype: torch.dtype, device: torch.device, key: int) -> list[Tensor]:
-    """The numbers of the rule and the key, as tensors: as Python numbers they would be compiled in."""
-    numbers = constants(rule, state_dtype, device)
+def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The numbers of the rule as one tensor: as Python numbers they would be compiled in."""
+    own = constants(rule, state_dtype, device)
     dtype = torch.float64 if state_dtype == torch.float64 else torch.float32
-    values = (numbers.growth, numbers.scale, numbers.added, numbers.negative_lr, numbers.decay)
-    word = torch.full((), key, dtype=torch.int32, device=device)
-    return [*(_scalar(float(value), dtype, device) for value in values), word]
+    values = (own.growth, own.scale, own.added, own.negative_lr, own.decay)
+    return _vector(tuple(float(value) for value in values), dtype, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    vector = torch.tensor(values, dtype=dtype)
+    return vector if device.type == "cpu" else vector.pin_memory().to(device, non_blocking=True)
+
+
+def _word(key: int, device: torch.device) -> Tensor:
+    return torch.full((), key, dtype=torch.int32, device=device)
 
 
 def _shape_of(rule: Rule) -> Rule:
@@ -64,11 +73,6 @@ def _shape_of(rule: Rule) -> Rule:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((), value, dtype=dtype, device=device)
-
-
 @functools.lru_cache(maxsize=64)
 def _kernel(
     rule: Rule,
@@ -81,22 +85,12 @@ def _kernel(
     """A compiled kernel for one combination of settings and types."""
     formula = step_half if state_dtype == torch.bfloat16 else step_full
 
-    def step(
-        weights: Tensor,
-        gradient: Tensor,
-        vt: Tensor,
-        growth: Tensor,
-        scale: Tensor,
-        added: Tensor,
-        negative_lr: Tensor,
-        decay: Tensor,
-        key: Tensor,
-    ) -> Tensor:
+    def step(weights: Tensor, gradient: Tensor, vt: Tensor, numbers: Tensor, key: Tensor) -> Tensor:
         words = None
         if random:
             words = random_words(key, torch.arange(weights.numel(), dtype=torch.int32, device=weights.device))
-        numbers = Constants(growth, scale, added, negative_lr, decay)
-        new = formula(weights, gradient, vt, numbers, rule, words)
+        growth, scale, added, negative_lr, decay = numbers.unbind()
+        new = formula(weights, gradient, vt, Constants(growth, scale, added, negative_lr, decay), rule, words)
         weights.copy_(new.weights)
         vt.copy_(new.state)
         return (~new.usable).sum()
@@ -110,7 +104,7 @@ def _kernel(
             torch.zeros(_FIRST_SIZE, dtype=dtype, device=device)
             for dtype in (weights_dtype, gradient_dtype, state_dtype)
         ]
-        kernel(*dummies, *_scalars(rule, state_dtype, device, 0))
+        kernel(*dummies, _numbers(rule, state_dtype, device), _word(0, device))
     except Exception as error:  # the compilers raise whatever they like
         raise RuntimeError(
             f"fused=True: torch {torch.__version__} cannot compile the step on {device} "

@@ -80,8 +80,8 @@ class SlicedStep:
     ) -> Callable[[Rule, Constants, Tensor, Tensor, Tensor], bool] | None:
         if words is not None or weights.device.type != "cpu" or weights.dtype != gradient.dtype:
             return None
-        if vt.dtype == torch.bfloat16 and weights.dtype == torch.float32:
-            return self._quick_half
+        if vt.dtype == torch.bfloat16:
+            return self._quick_half if weights.dtype == torch.float32 else None
         return self._quick_full if vt.dtype == weights.dtype else None
 
     def _quick_half(self, rule: Rule, numbers: Constants, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool:

@@ -1,0 +1,156 @@
+"""State: every dtype and bit survives, other widths are converted aloud, published states are read."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kohya_ext.optim import AdaCoor, blockwise
+from tests.optim.reference import decades
+
+
+def make(dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[nn.Parameter, AdaCoor]:
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(40, 25, generator=generator).to(dtype))
+    return parameter, AdaCoor([parameter], **settings)
+
+
+def train(parameter: nn.Parameter, optimizer: AdaCoor, steps: int) -> None:
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        parameter.grad = decades(tuple(parameter.shape), generator, -5, -3).to(parameter.dtype)
+        optimizer.step()
+
+
+def sums(parameter: nn.Parameter, optimizer: AdaCoor) -> torch.Tensor:
+    """The sum of squared gradients that a state of any width stands for."""
+    state = optimizer.state[parameter]
+    if state["vt"].dtype == torch.uint8:
+        return blockwise.decode(state["vt"], state["scale"]).double().view(parameter.shape)
+    return state["vt"].double() / (optimizer.param_groups[0]["eps"] if state["vt"].dtype == torch.bfloat16 else 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_a_round_trip_keeps_every_dtype_and_bit(dtype: torch.dtype, bits: int) -> None:
+    parameter, optimizer = make(dtype, state_bits=bits)
+    train(parameter, optimizer, 3)
+    twin, loaded = make(dtype, state_bits=bits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    wanted = {8: torch.uint8, 16: torch.bfloat16, 32: torch.float32}[bits]
+    assert loaded.state[twin]["vt"].dtype == (torch.float64 if dtype == torch.float64 else wanted)
+    assert loaded.state[twin].keys() == optimizer.state[parameter].keys()
+    for name, value in optimizer.state[parameter].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(loaded.state[twin][name])), name
+
+
+def test_loading_does_not_share_memory() -> None:
+    parameter, optimizer = make()
+    train(parameter, optimizer, 1)
+    state = optimizer.state_dict()
+    twin, loaded = make()
+    loaded.load_state_dict(state)
+    train(twin, loaded, 2)
+    assert optimizer.state[parameter]["step"] == 1
+    assert not torch.equal(optimizer.state[parameter]["vt"], loaded.state[twin]["vt"])
+
+
+@pytest.mark.parametrize("before", [8, 16, 32])
+@pytest.mark.parametrize("after", [8, 16, 32])
+def test_another_width_is_converted_and_said(before: int, after: int) -> None:
+    parameter, optimizer = make(state_bits=before)
+    train(parameter, optimizer, 5)
+    twin, loaded = make(state_bits=after)
+    if before == after:
+        return
+    with pytest.warns(UserWarning, match=f"1 parameters were converted to {after} bits"):
+        loaded.load_state_dict(optimizer.state_dict())
+    assert loaded.param_groups[0]["state_bits"] == after
+    old, new = sums(parameter, optimizer), sums(twin, loaded)
+    ratio = (new[old > 0] / old[old > 0]).sqrt()
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(ratio.max()) < 2
+    train(twin, loaded, 1)
+
+
+def published_state(dtype: torch.dtype) -> tuple[dict[str, Any], torch.Tensor]:
+    vt = (torch.rand(40, 25, generator=torch.Generator().manual_seed(1)) * 1e-14).to(torch.bfloat16)
+    group = {"lr": 1e-4, "eps": 1e-8, "initial_lr": 1e-4, "params": [0]}
+    return {"state": {0: {"vt": vt.to(dtype)}}, "param_groups": [group]}, vt
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_published_state_is_read(dtype: torch.dtype) -> None:
+    """Also one that torch has cast to float32 in a resume. Its ignored `lr` must not begin to count."""
+    state, vt = published_state(dtype)
+    parameter, optimizer = make(lr=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if dtype == torch.bfloat16 else "ignore")
+        optimizer.load_state_dict(state)
+    assert torch.equal(optimizer.state[parameter]["vt"], vt)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    assert optimizer.param_groups[0]["initial_lr"] == 1e-4
+    train(parameter, optimizer, 1)
+
+
+def test_a_published_state_is_divided_by_eps_for_32_bits() -> None:
+    state, vt = published_state(torch.bfloat16)
+    parameter, optimizer = make(state_bits=32)
+    with pytest.warns(UserWarning, match="converted"):
+        optimizer.load_state_dict(state)
+    torch.testing.assert_close(optimizer.state[parameter]["vt"], vt.float() / 1e-8)
+
+
+def test_settings_of_a_state_are_taken_over_as_torch_does() -> None:
+    parameter, optimizer = make(lr=0.5, weight_decay=0.1, stochastic_state=True)
+    train(parameter, optimizer, 1)
+    _, loaded = make(foreach=True)
+    loaded.load_state_dict(optimizer.state_dict())
+    group = loaded.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["stochastic_state"], group["foreach"]) == (0.5, 0.1, True, True)
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    _, optimizer = make()
+    adam = {"state": {0: {"exp_avg": torch.ones(40, 25)}}, "param_groups": [{"lr": 1, "params": [0]}]}
+    with pytest.raises(ValueError, match=r"not an AdaCoor state.*exp_avg"):
+        optimizer.load_state_dict(adam)
+    state, _ = published_state(torch.bfloat16)
+    state["state"][0]["vt"] = torch.ones(3)
+    with pytest.raises(ValueError, match="shape"):
+        optimizer.load_state_dict(state)
+    with pytest.raises(ValueError, match="group"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+
+
+def test_an_empty_state_loads_before_the_first_step() -> None:
+    """accelerate does this when it prepares an optimizer."""
+    parameter, optimizer = make()
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(parameter, optimizer, 1)
+    assert optimizer.state[parameter]["step"] == 1
+
+
+def test_it_works_under_a_scaler_and_a_scheduler() -> None:
+    parameter, optimizer = make()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    start = parameter.detach().clone()
+    for fault in (False, True, False):
+        optimizer.zero_grad()
+        loss = (parameter**2).sum() * (float("inf") if fault else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+    assert optimizer.state[parameter]["step"] == 2
+    assert torch.isfinite(parameter).all()
+    assert not torch.equal(parameter, start)
+    assert optimizer.param_groups[0]["lr"] == 1.0
