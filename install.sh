@@ -101,8 +101,10 @@ demo_python() { # prints a Python that can run the demo, and makes one when ther
             index=(--index-url "$CPU_INDEX")
         fi
         local pip=("$own" -m pip install --quiet --disable-pip-version-check)
+        echo "Installing $torch (200 MB and more, some minutes on a slow line)" >&2
         { ((${#index[@]})) && "${pip[@]}" "${index[@]}" "$torch" >&2; } || "${pip[@]}" "$torch" >&2 ||
             fail 1 "pip could not install $torch; with a Python that has torch: ./install.sh --demo --python PATH"
+        echo "Installing the rest" >&2
         "${pip[@]}" --requirement "$here/requirements-demo.txt" >&2 || fail 1 "pip could not install requirements-demo.txt"
     fi
     printf '%s\n' "$own"

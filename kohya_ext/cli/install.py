@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PATCH_SETS = ("hook", "inline")
 PRESETS_ONLY = "presets"
+FIRST_PRESETS_LIST = (22,)  # the finetune tab has a list of presets from v22.0.0
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -131,7 +132,7 @@ def _dry_run(out: Output, checkout: Checkout, outcome: Outcome, environment: Env
     if environment is not None:
         there = package.state(environment)
         said = {"absent": "would be installed into", "other": "would replace the copy in"}.get(there, "is in")
-        out.item("package", f"{NAME} {said} {environment.prefix}")
+        out.item("package", f"{NAME} {said} {environment.place}")
     diff = outcome.plan.diff()
     out.line(diff.rstrip("\n") if diff else "Nothing to do: everything is in place.")
     _kept_and_notes(out, outcome)
@@ -170,25 +171,35 @@ def _checks(
     if environment is None:
         return None
     checks = requirements.check(checkout, environment, patched=patched)
-    for check in checks:
-        if check.level != "ok":
-            out.item("missing" if check.level == "problem" else "note", f"{check.name}: {check.detail}")
-            if check.cure:
-                out.item("", f"cure: {check.cure}")
+    unset = [check for check in checks if check.level == "problem"]
+    if any(check.name == requirements.TORCH for check in unset):  # no use in naming the rest one by one
+        names = ", ".join(check.name for check in unset)
+        out.item("missing", f"{names}: not in {environment.place}\ncure: {unset[0].cure}")
+    else:
+        for check in checks:
+            if check.level != "ok":
+                label = "missing" if check.level == "problem" else "note"
+                cure = f"\ncure: {check.cure}" if check.cure else ""
+                out.item(label, f"{check.name}: {check.detail}{cure}")
     return [check.as_json() for check in checks]
 
 
 def _what_next(out: Output, checkout: Checkout, environment: Environment | None, patch_set: str) -> str:
     from kohya_ext.install.places import restart_hint
+    from kohya_ext.install.requirements import numbers
 
     restart = restart_hint(checkout.root, os.environ)
     out.line()
     out.item("what next", restart)
+    listed = checkout.layout == "submodule" or (
+        checkout.presets_dir and numbers(checkout.release) >= FIRST_PRESETS_LIST
+    )
+    how = "choose one of our presets" if listed else "open one of presets/finetune/user_presets with Load"
     if patch_set in PATCH_SETS:
-        out.item(
-            "", 'Finetune tab: choose one of our presets, or optimizer "AdaCoor", learning rate 1, arguments eps=1e-8.'
-        )
+        out.item("", f'Finetune tab: {how}, or optimizer "AdaCoor", learning rate 1, arguments eps=1e-8.')
         out.item("", "EMA: --enable_ema --ema_decay=0.9995 in Additional parameters.")
+    else:
+        out.item("", f"Finetune tab: {how}.")
     if environment is not None:
         script = environment.scripts / NAME
         command = str(script) if script.exists() else f"{environment.python} -m kohya_ext"
@@ -242,7 +253,7 @@ def _take_package(out: Output, environment: Environment, root: Path) -> dict[str
     try:
         result = package.remove(environment, root)
     except ConflictError as error:
-        out.warn(f"the package stays in {environment.prefix}: {error}")
+        out.warn(f"the package stays in {environment.place}: {error}")
         return {"python": str(environment.python), "action": "kept", "detail": str(error)}
     out.item("package", result.detail)
     return {"python": str(environment.python), "action": result.action, "detail": result.detail}

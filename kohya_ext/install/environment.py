@@ -58,6 +58,11 @@ class Environment:
         """Whether torch and accelerate are there: what tells Kohya's environment from any other Python."""
         return all(self.modules.get(name, False) for name in LANDMARKS)
 
+    @property
+    def place(self) -> Path:
+        """What to call it to people: the environment's folder, or the user's own site-packages."""
+        return self.purelib if self.kind == "user-site" else self.prefix
+
     def as_json(self) -> dict[str, Any]:
         """The fields that `--json` shows."""
         return {

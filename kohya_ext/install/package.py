@@ -86,7 +86,7 @@ def install(environment: Environment, checkout: Path) -> PackageResult:
     Raises ConflictError when the environment cannot be written, has no installer, or the installer fails.
     """
     if state(environment) == "same" and str(checkout) in read_register(environment).checkouts:
-        return PackageResult("unchanged", f"{about.NAME} {about.VERSION} is in {environment.prefix} already")
+        return PackageResult("unchanged", f"{about.NAME} {about.VERSION} is in {environment.place} already")
     with locked(environment.purelib, LOCK_SECONDS):
         before = state(environment)
         register = read_register(environment, ours_by_default=before == "absent")
@@ -106,19 +106,19 @@ def remove(environment: Environment, checkout: Path) -> PackageResult:
         others = tuple(user for user in register.checkouts if user != str(checkout) and Path(user).is_dir())
         if others:
             _write_register(environment, Register(register.ours, others))
-            return PackageResult("kept", f"{about.NAME} stays in {environment.prefix}: {', '.join(others)} uses it")
+            return PackageResult("kept", f"{about.NAME} stays in {environment.place}: {', '.join(others)} uses it")
         present = state(environment)
         if not register.ours or present in ("absent", "editable"):
             _write_register(environment, None)
             why = "it was not in" if present == "absent" else "it was there before us: it stays in"
             return PackageResult(
-                "absent" if present == "absent" else "kept", f"{about.NAME}: {why} {environment.prefix}"
+                "absent" if present == "absent" else "kept", f"{about.NAME}: {why} {environment.place}"
             )
         _require_writable(environment)
         _run(environment, "uninstall")
         _write_register(environment, None)
         _clear_bytecode(environment.purelib / about.PACKAGE)
-    return PackageResult("removed", f"{about.NAME} taken out of {environment.prefix}")
+    return PackageResult("removed", f"{about.NAME} taken out of {environment.place}")
 
 
 def read_register(environment: Environment, *, ours_by_default: bool = False) -> Register:
@@ -142,10 +142,10 @@ def _write_register(environment: Environment, register: Register | None) -> None
 
 def _put(environment: Environment, before: State) -> PackageResult:
     if before == "same":
-        return PackageResult("unchanged", f"{about.NAME} {about.VERSION} is in {environment.prefix} already")
+        return PackageResult("unchanged", f"{about.NAME} {about.VERSION} is in {environment.place} already")
     if before == "editable":
         return PackageResult(
-            "unchanged", f"{about.NAME} is linked into {environment.prefix} from a source tree: left alone"
+            "unchanged", f"{about.NAME} is linked into {environment.place} from a source tree: left alone"
         )
     _require_writable(environment)
     owner = owner_for(environment.purelib)
@@ -154,8 +154,8 @@ def _put(environment: Environment, before: State) -> PackageResult:
     _give_to(environment, owner)
     _require_unmoved(environment)
     if before == "other":
-        return PackageResult("replaced", f"{about.NAME} {about.VERSION} replaced the copy in {environment.prefix}")
-    return PackageResult("installed", f"{about.NAME} {about.VERSION} installed into {environment.prefix}")
+        return PackageResult("replaced", f"{about.NAME} {about.VERSION} replaced the copy in {environment.place}")
+    return PackageResult("installed", f"{about.NAME} {about.VERSION} installed into {environment.place}")
 
 
 def _run(environment: Environment, verb: Literal["install", "uninstall"], wheel: Path | None = None) -> None:
@@ -176,7 +176,7 @@ def _run(environment: Environment, verb: Literal["install", "uninstall"], wheel:
         raise ConflictError(f"{tool} could not be run for {environment.python}: {error}") from error
     if run.returncode != 0:
         said = "\n  ".join((run.stderr or run.stdout).strip().splitlines()[-5:])
-        raise ConflictError(f"{tool} could not {verb} {about.NAME} in {environment.prefix}:\n  {said}")
+        raise ConflictError(f"{tool} could not {verb} {about.NAME} in {environment.place}:\n  {said}")
 
 
 def _installer(environment: Environment) -> tuple[Literal["pip", "uv"], list[str]]:
@@ -192,7 +192,7 @@ def _installer(environment: Environment) -> tuple[Literal["pip", "uv"], list[str
         return "pip", [sys.executable, "-m", "pip", "--python", python]
     raise ConflictError(
         f"{environment.python} has no pip, and neither uv nor ensurepip is there to install a package with. "
-        f"Put uv on PATH, or install pip into {environment.prefix}, and run the installer again"
+        f"Put uv on PATH, or install pip into {environment.place}, and run the installer again"
     )
 
 
@@ -242,7 +242,7 @@ def _require_unmoved(before: Environment) -> None:
     moved = [name for name in sorted(names) if before.packages.get(name) != after.packages.get(name)]
     if moved:
         raise ConflictError(
-            f"the installer moved other packages of {before.prefix}, which it must not: {', '.join(moved)}"
+            f"the installer moved other packages of {before.place}, which it must not: {', '.join(moved)}"
         )
     if not after.modules.get(about.PACKAGE):
         raise ConflictError(f"{about.NAME} was installed for {before.python}, which still cannot import it")

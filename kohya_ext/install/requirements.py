@@ -24,6 +24,7 @@ from kohya_ext.upstream import TRAINING_PACKAGE
 Level = Literal["ok", "warning", "problem"]
 
 OLDEST_TORCH = (2, 0)
+TORCH = "torch"
 NEEDED = ("accelerate", "diffusers", "safetensors", "toml")
 NUMPY_THAT_BREAKS_PINS = (2,)
 SCRIPTS = ("sdxl_train.py", "fine_tune.py", "train_network.py")
@@ -78,16 +79,16 @@ def pip_command(environment: Environment, *requirements: str) -> str:
 
 
 def _torch(environment: Environment) -> Check:
-    version = environment.packages.get("torch", "")
-    if not environment.modules.get("torch"):
+    version = environment.packages.get(TORCH, "")
+    if not environment.modules.get(TORCH):
         return Check(
-            "torch", "problem", f"not in {environment.prefix}", "finish Kohya's own setup, or name its --python"
+            "torch", "problem", f"not in {environment.place}", "finish Kohya's own setup, or name its --python"
         )
     if version and numbers(version)[:2] < OLDEST_TORCH:
         return Check(
             "torch", "problem", f"{version}: kohya_ext needs 2.0 or newer", "update Kohya (its pins have torch 2)"
         )
-    return Check("torch", "ok", version or "present")
+    return Check(TORCH, "ok", version or "present")
 
 
 def _module(name: str, environment: Environment, checkout: Checkout, level: Level) -> Check:
@@ -96,7 +97,7 @@ def _module(name: str, environment: Environment, checkout: Checkout, level: Leve
     requirement = _pin(name, checkout)
     if numbers(environment.packages.get("numpy", "")) >= NUMPY_THAT_BREAKS_PINS:
         requirement = name  # the pins of Kohya's requirements are of numpy 1's time
-    return Check(name, level, f"not in {environment.prefix}", pip_command(environment, requirement))
+    return Check(name, level, f"not in {environment.place}", pip_command(environment, requirement))
 
 
 def _pin(name: str, checkout: Checkout) -> str:
@@ -117,9 +118,9 @@ def _own_package(environment: Environment, checkout: Checkout) -> Check:
     there = package.state(environment)
     cure = shlex.join(["kohya-ext", "install", str(checkout.root)])
     if there == "absent" and not environment.modules.get(about.PACKAGE):
-        return Check(about.PACKAGE, "problem", f"not in {environment.prefix}: Kohya runs without our functions", cure)
+        return Check(about.PACKAGE, "problem", f"not in {environment.place}: Kohya runs without our functions", cure)
     if there == "other":
-        detail = f"the copy in {environment.prefix} differs from this one ({about.VERSION})"
+        detail = f"the copy in {environment.place} differs from this one ({about.VERSION})"
         return Check(about.PACKAGE, "warning", detail, cure)
     version = environment.packages.get(about.NAME, about.VERSION)
     return Check(about.PACKAGE, "ok", f"{version}{' (a link to a source tree)' if there == 'editable' else ''}")
@@ -128,13 +129,13 @@ def _own_package(environment: Environment, checkout: Checkout) -> Check:
 def _gradio(checkout: Checkout, environment: Environment) -> Check:
     version = environment.packages.get("gradio")
     if version is None:
-        return Check("gradio", "warning", f"not in {environment.prefix}: the GUI cannot start", _setup(checkout))
+        return Check("gradio", "warning", f"not in {environment.place}: the GUI cannot start", _setup(checkout))
     oldest, newest = TEXT_SLIDER_RELEASES
     if numbers(version)[0] >= GRADIO_THAT_MINDS and oldest <= numbers(checkout.release) <= newest:
         return Check(
             "gradio",
             "warning",
-            f"{version}: with {checkout.release} the finetune tab fails at every event (its warm-up slider holds a text)",
+            f"{version}: with {checkout.release} the finetune tab fails at every event (its warm-up slider is a text)",
             f"in {checkout.root / 'config.toml'}, section [basic]: lr_warmup = 0",
         )
     return Check("gradio", "ok", version)
@@ -150,7 +151,7 @@ def _imports(checkout: Checkout, environment: Environment, known: set[str]) -> I
     present = inspect(environment.python, home=environment.home, extra_modules=wanted).modules
     missing = [name for name in wanted if not present.get(name)]
     if missing:
-        detail = f"the training scripts import {', '.join(missing)}, not in {environment.prefix}"
+        detail = f"the training scripts import {', '.join(missing)}, not in {environment.place}"
         yield Check("imports", "problem", detail, _setup(checkout))
     else:
         yield Check("imports", "ok", f"{len(wanted)} more modules that the training scripts import are there")

@@ -98,7 +98,7 @@ def _pull(root: Path, report: Callable[[str, str], None]) -> str | None:
         run = _git(root, *step)
         if run.returncode != 0:
             return f"{command} failed:\n{(run.stderr or run.stdout).strip()}"
-        report("git", f"{command}: {(run.stdout.strip().splitlines() or ['done'])[-1].strip()}")
+        report("git", f"{command}: {(run.stdout.strip().splitlines() or ['done'])[0]}")
         done += 1
         if step is PULL and len(steps) == 1 and (root / ".gitmodules").exists():
             steps.append(SUBMODULES)  # the release with the submodule came with this pull
