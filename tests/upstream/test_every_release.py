@@ -20,7 +20,6 @@ from tests.upstream import trees
 pytestmark = pytest.mark.upstream
 
 BUNDLE = Path(__file__).resolve().parents[2]
-SECONDS_FOR_AN_INSTALL = 3.0
 
 
 def snapshot(root: Path) -> dict[str, tuple[str, int]]:
@@ -105,4 +104,3 @@ def test_install_and_uninstall(repository: str, revision: str, tmp_path: Path, r
             "files": len(compiled),
             "hooks": json.loads(done.stdout).get("hooks"),
         }
-        assert seconds < SECONDS_FOR_AN_INSTALL
