@@ -311,7 +311,7 @@ def command(arguments: argparse.Namespace) -> int:
     where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
     result = commands(preset, release, checkout, project, where)
     if arguments.run_it:
-        return run(result, checkout, python)
+        return run(result, checkout, python, arguments.output.resolve())
     if arguments.toml and not result.toml:
         raise UsageError(f"kohya_ss {checkout.release} gives its settings on the command line, there is no TOML file")
     for settings in result.toml.values() if arguments.toml else ():

@@ -96,18 +96,17 @@ def _toml_value(value: Any) -> str:
     return repr(value)
 
 
-def run(rehearsed: Rehearsed, checkout: Checkout, python: Path) -> int:
+def run(rehearsed: Rehearsed, checkout: Checkout, python: Path, output: Path) -> int:
     """Runs the commands in the checkout with its environment; the exit code of the first that fails, else 0.
 
-    Like the GUI, with one difference: a preparation step that fails ends it.
+    Like the GUI it makes the output folder; unlike the GUI it stops when a preparation step fails.
+    Raises UsageError when the folder cannot be made or written to.
     """
-    for name, settings in rehearsed.toml.items():
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(as_toml(settings), encoding="utf-8")
-        prompts = settings.get("sample_prompts")
-        if isinstance(prompts, str) and prompts:
-            Path(prompts).parent.mkdir(parents=True, exist_ok=True)
-            Path(prompts).touch()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write_files(rehearsed)
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written: {error.strerror or error}") from error
     environ = _environ(checkout, python)
     steps = [*rehearsed.preparation, *([] if rehearsed.training is None else [rehearsed.training])]
     for step in steps:
@@ -115,6 +114,17 @@ def run(rehearsed: Rehearsed, checkout: Checkout, python: Path) -> int:
         if code:
             return code
     return 0
+
+
+def _write_files(rehearsed: Rehearsed) -> None:
+    """The TOML file, and the file of sample prompts that it names."""
+    for name, settings in rehearsed.toml.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(as_toml(settings), encoding="utf-8")
+        prompts = settings.get("sample_prompts")
+        if isinstance(prompts, str) and prompts:
+            Path(prompts).parent.mkdir(parents=True, exist_ok=True)
+            Path(prompts).touch()
 
 
 def _environ(checkout: Checkout, python: Path) -> dict[str, str]:

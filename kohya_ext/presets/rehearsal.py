@@ -123,11 +123,12 @@ def _parameters(node: ast.FunctionDef, settings: Mapping[str, Any]) -> dict[str,
 
 def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surroundings) -> World:
     def run(positional: list[Value], named: dict[str, Value]) -> Value:
-        result.preparation.append(_command(positional[0] if positional else named.get("args")))
-        return None
-
-    def train(positional: list[Value], named: dict[str, Value]) -> Value:
-        result.training = _command(positional[0] if positional else named.get("run_cmd"))
+        """Both kinds of commands take any of the ways to run one, depending on the release."""
+        command = _command(positional[0] if positional else named.get("run_cmd", named.get("args")))
+        if "launch" not in (command.split() if isinstance(command, str) else command):
+            result.preparation.append(command)
+            return None
+        result.training = command
         raise _TrainingReached
 
     def dump(positional: list[Value], _: dict[str, Value]) -> Value:
@@ -141,15 +142,10 @@ def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surround
         result.complaints += [str(value) for value in positional if known(value)]
         return None
 
-    def runs_both(positional: list[Value], named: dict[str, Value]) -> Value:
-        """Up to v21.8.3 the training command goes the same way as the preparation."""
-        command = positional[0] if positional else ""
-        return train(positional, named) if "accelerate launch" in str(command) else run(positional, named)
-
     calls: dict[str, StandIn] = {
-        "os.system": runs_both,
-        "subprocess.run": runs_both,
-        "executor.execute_command": train,
+        "os.system": run,
+        "subprocess.run": run,
+        "executor.execute_command": run,
         "setup_logging": lambda *_: External("log"),
         "executor.is_running": lambda *_: False,
         "toml.dump": dump,

@@ -8,6 +8,7 @@ text gives the components, zipping both gives the schema.
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from kohya_ext.presets.values import (
     Scope,
     Setting,
     Value,
+    World,
     known,
     plain,
 )
@@ -128,9 +130,10 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
     """The schema of a tab; None where the checkout has no such tab.
 
     patched: whether kohya_ext is installed in the checkout, so that its additions (the optimizer's name) count.
+    Limits that are this machine's number of cores are taken from it: it is the machine that the GUI runs on.
     A tab whose wiring cannot be followed gives its keys without components, and a note that says so.
     """
-    evaluator = Evaluator(sources)
+    evaluator = Evaluator(sources, World(calls={"os.cpu_count": lambda *_: os.cpu_count()}))
     file, builder_name = BUILDERS[tab]
     path = evaluator.find(file, f"def {LOADER}")
     module = evaluator.module(path) if path is not None else None
