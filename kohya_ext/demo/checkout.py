@@ -72,6 +72,11 @@ def build(era: str, folder: Path) -> Path:
     return folder
 
 
+def training_root(root: Path) -> Path:
+    """The folder of the miniature at `root` that holds the training scripts."""
+    return root / SUBMODULE if (root / SUBMODULE).is_dir() else root
+
+
 def files(era: str) -> dict[str, str]:
     """Path in the checkout -> text of every file of the miniature of `era`."""
     kind = BY_NAME[era]

@@ -79,6 +79,7 @@ def serve() -> None:
     import PIL.Image  # noqa: F401
     import safetensors.torch  # noqa: F401
     import toml  # noqa: F401
+    import torch._dynamo  # noqa: F401  # the first optimizer would import it, for seconds
     import tqdm  # noqa: F401
 
     for line in sys.stdin:

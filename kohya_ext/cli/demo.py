@@ -1,0 +1,134 @@
+"""`kohya-ext demo`: everything at once on a toy model, on a CPU, in a minute."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.about import CONSOLE_SCRIPTS
+from kohya_ext.cli.common import add_json
+from kohya_ext.cli.output import Output
+from kohya_ext.errors import DONE, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.demo.run import Demo
+
+PROGRAM = next(iter(CONSOLE_SCRIPTS))
+BAR_WIDTH = 30
+TENTHS = 10
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("demo", help="train a toy model with AdaCoor and EMA, here and now, on the CPU")
+    parser.add_argument("--out", metavar="FOLDER", help="a new folder for all it makes (default: ./kohya-ext-demo)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default 600, about a minute)")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build, patch, train, draw, and say what to do next."""
+    from kohya_ext.demo import run as demonstration
+
+    _require_packages()
+    steps = demonstration.DEFAULT_STEPS if arguments.steps is None else arguments.steps
+    if steps < demonstration.FEWEST_STEPS:
+        raise UsageError(f"--steps {steps}: the demo needs at least {demonstration.FEWEST_STEPS}")
+    out = Output("demo", arguments.json)
+    demo = demonstration.Demo(demonstration.choose_folder(arguments.out), steps)
+    began = time.monotonic()
+    done = demonstration.prepare(demo)
+    out.item("pictures", f"{done['pictures']} coloured shapes with captions, {demo.folder / 'pictures'}")
+    out.item("checkout", f"a miniature of kohya_ss v26.0.0, {demo.checkout}")
+    out.item("patched", f"by the real installer: {done['changed']} files, {done['hooks']} hooks in the release")
+    out.item("training", f"its own sdxl_train.py, all output in {demo.log}")
+    bar = Bar(steps, shown=not arguments.json)
+    demonstration.train(demo, bar.show)
+    bar.close()
+    points = demonstration.evaluate(demo)
+    seconds = time.monotonic() - began
+    _report(out, demo, points, seconds)
+    return out.finish(DONE, **_document(demo, points, done, seconds))
+
+
+def _require_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "accelerate", "safetensors", "toml", "PIL", "tqdm") if not find_spec(name)]
+    if missing:
+        raise UsageError(
+            f"the demo needs {', '.join(missing)}, which this Python ({sys.executable}) lacks; "
+            "run it with the Python of your Kohya, or as ./install.sh --demo, which makes an environment"
+        )
+
+
+class Bar:
+    """A progress bar on standard error; without a terminal, a line for every tenth of the way."""
+
+    def __init__(self, steps: int, *, shown: bool) -> None:
+        self.steps = steps
+        self.shown = shown
+        self.terminal = sys.stderr.isatty()
+        self.tenths = 0
+        self.mean: float | None = None
+        self.began = time.monotonic()
+        self._print(0, "starting")
+
+    def show(self, step: int, loss: float) -> None:
+        """One more step is done."""
+        self.mean = loss if self.mean is None else 0.95 * self.mean + 0.05 * loss
+        self._print(step, f"loss {self.mean:.3f}  {time.monotonic() - self.began:3.0f} s")
+
+    def close(self) -> None:
+        if self.shown and self.terminal:
+            print(file=sys.stderr)
+
+    def _print(self, step: int, text: str) -> None:
+        if not self.shown:
+            return
+        if self.terminal:
+            filled = BAR_WIDTH * step // self.steps
+            line = f"{'':<12} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {step}/{self.steps}  {text}"
+            print(f"\r{line:<79}", end="", file=sys.stderr, flush=True)
+        elif TENTHS * step // self.steps > self.tenths:
+            self.tenths = TENTHS * step // self.steps
+            print(f"{'':<12} step {step} of {self.steps}  {text}", file=sys.stderr, flush=True)
+
+
+def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: float) -> None:
+    last = points[-1]
+    better = "below" if last["ema_loss"] < last["raw_loss"] else "not below"
+    out.item(
+        "files", f"{demo.output}: toy.safetensors (raw), toy-ema.safetensors (EMA), {len(points)} saves on the way"
+    )
+    out.item(
+        "result", f"loss on held-out pictures: raw {last['raw_loss']:.4f}, EMA {last['ema_loss']:.4f} ({better} raw)"
+    )
+    out.item("picture", f"{demo.picture}: the loss, and samples of the raw weights beside the EMA's")
+    out.item("time", f"{seconds:.0f} s")
+    out.line()
+    out.item("what next", "the same in your own Kohya:")
+    out.item("", f"{PROGRAM} install /path/to/kohya_ss")
+    out.item("", f"{PROGRAM} doctor /path/to/kohya_ss")
+    out.item("", 'then in the Finetune tab: optimizer "AdaCoor", learning rate 1, optimizer arguments eps=1e-8,')
+    out.item("", "additional parameters --enable_ema --ema_decay=0.9995 (or one of the presets)")
+    out.item("take it off", f"{PROGRAM} uninstall {shlex.quote(str(demo.checkout))}   (the miniature, byte for byte)")
+
+
+def _document(demo: Demo, points: list[dict[str, float]], done: dict[str, int], seconds: float) -> dict[str, Any]:
+    return {
+        "folder": str(demo.folder),
+        "checkout": str(demo.checkout),
+        "picture": str(demo.picture),
+        "models": sorted(str(path) for path in demo.output.glob("*.safetensors")),
+        "steps": demo.steps,
+        "ema_decay": demo.ema_decay,
+        "training_command": demo.command(),
+        "installed": done,
+        "save_points": points,
+        "seconds": round(seconds, 1),
+    }
