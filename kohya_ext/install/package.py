@@ -87,6 +87,8 @@ def install(environment: Environment, checkout: Path) -> PackageResult:
     """
     if state(environment) == "same" and str(checkout) in read_register(environment).checkouts:
         return PackageResult("unchanged", f"{about.NAME} {about.VERSION} is in {environment.place} already")
+    if environment.kind == "user-site":
+        environment.purelib.mkdir(parents=True, exist_ok=True)
     with locked(environment.purelib, LOCK_SECONDS):
         before = state(environment)
         register = read_register(environment, ours_by_default=before == "absent")
@@ -182,7 +184,8 @@ def _run(environment: Environment, verb: Literal["install", "uninstall"], wheel:
 def _installer(environment: Environment) -> tuple[Literal["pip", "uv"], list[str]]:
     """The gentlest installer there is: none of them adds anything but our package to the environment."""
     python = str(environment.python)
-    if environment.uv is not None and (environment.kind == "uv" or not environment.has_pip):
+    uv_fits = environment.kind == "uv" or not environment.has_pip
+    if environment.uv is not None and uv_fits and environment.kind != "user-site":  # uv knows no user site
         return "uv", [str(environment.uv), "pip"]
     if environment.has_pip:
         return "pip", [python, "-m", "pip"]

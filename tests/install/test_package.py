@@ -276,4 +276,5 @@ def test_each_installer_in_its_turn(pinned: Environment, tmp_path: Path) -> None
     assert choose(dataclasses.replace(plain, uv=uv, has_pip=True))[0] == "pip"
     assert choose(dataclasses.replace(plain, uv=uv, has_pip=True, kind="uv"))[0] == "uv"
     assert choose(dataclasses.replace(plain, uv=uv))[0] == "uv"
+    assert choose(dataclasses.replace(plain, uv=uv, kind="user-site"))[0] == "pip"
     assert choose(plain)[1][1] == "-c"
