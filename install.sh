@@ -82,7 +82,7 @@ first_python() { # CODE: prints the first candidate that exits with 0 when it ru
 
 RECENT='import sys; sys.exit(sys.version_info < (3, 10))'
 DEMO_READY='import sys; from importlib.util import find_spec
-needed = ("torch", "accelerate", "diffusers", "safetensors", "toml", "PIL")
+needed = ("torch", "accelerate", "diffusers", "safetensors", "toml", "PIL", "tqdm")
 sys.exit(sys.version_info < (3, 10) or not all(map(find_spec, needed)))'
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 REACHABLE='import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=3)'
