@@ -37,7 +37,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None, owner: Own
     temporary = temporary_name(path)
     crossed(f"before writing {path.name}")
     try:
-        write_synced(temporary, data, mode=_mode_for(path) if mode is None else mode, owner=owner or owner_for(path))
+        write_new(temporary, data, mode=_mode_for(path) if mode is None else mode, owner=owner or owner_for(path))
+        sync_file(temporary)
         crossed(f"before renaming to {path.name}")
         temporary.replace(path)
     except BaseException:
@@ -48,15 +49,22 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None, owner: Own
     crossed(f"after writing {path.name}")
 
 
-def write_synced(path: Path, data: bytes, *, mode: int, owner: Owner | None) -> None:
-    """Write `path` and wait until the disk has it. Not atomic: for files nobody looks for yet. Raises OSError."""
+def write_new(path: Path, data: bytes, *, mode: int, owner: Owner | None) -> None:
+    """Write `path`, not atomically: for files nobody looks for yet. `sync_file` waits for the disk. Raises OSError."""
     path.unlink(missing_ok=True)  # never through a link or into a file that something else shares
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    path.open("xb").close()
+    path.write_bytes(data)
     take_owner(path, owner)
     path.chmod(mode)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the disk has the bytes of `path`. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def owner_for(path: Path) -> Owner | None:

@@ -23,11 +23,12 @@ from kohya_ext.files import journal as journals
 from kohya_ext.files.atomic import (
     TEMPORARY_SUFFIX,
     owner_for,
+    sync_file,
     sync_folder,
     take_owner,
     temporary_name,
     write_atomic,
-    write_synced,
+    write_new,
 )
 from kohya_ext.files.boundary import crossed
 from kohya_ext.files.journal import Change, ChangeRecord, Effect, Journal, Operation, Side, Step, read_state
@@ -66,6 +67,7 @@ class Transaction:
         self.root = root
         self.state = root / STATE_FOLDER
         self.operations = operations or {}
+        self._touched: set[Path] = set()  # folders whose changes the disk may not have yet
 
     def run(self, verb: str, steps: Sequence[Step], prune: Sequence[str] = ()) -> None:
         """Do `steps` in order, or nothing.
@@ -134,8 +136,10 @@ class Transaction:
                 continue
             for state, side in ((step.before, record.before), (step.after, record.after)):
                 if state is not None and side is not None:
-                    write_synced(staged / side.blob, state.data, mode=state.mode, owner=state.owner)
+                    write_new(staged / side.blob, state.data, mode=state.mode, owner=state.owner)
                     crossed(f"staged {side.blob}")
+        for blob in staged.iterdir():
+            sync_file(blob)
         sync_folder(staged)
         sync_folder(self.state)
         write_atomic(self.state / JOURNAL, journal.to_json(), mode=0o644)
@@ -152,6 +156,7 @@ class Transaction:
         for step in steps:
             if isinstance(step, Change):
                 self._verify(step)
+        self._sync_touched()
         self._remove_empty(prune)
         crossed("before commit")
         (self.state / JOURNAL).replace(self.state / DONE)
@@ -174,7 +179,7 @@ class Transaction:
                     raise
                 # the target lies on another file system (a mounted volume), where renaming cannot reach
                 write_atomic(target, staged.read_bytes(), mode=side.mode, owner=side.owner)
-        sync_folder(target.parent)
+        self._touched.add(target.parent)
         crossed(f"after {path}")
 
     def _take_back(self, journal: Journal) -> None:
@@ -199,6 +204,7 @@ class Transaction:
                 crossed(f"after taking back {record.name}")
             elif not self._restore(record):
                 kept.append(record.path)
+        self._sync_touched()
         self._remove_empty(journal.created)
         crossed("before closing the journal")
         (self.state / JOURNAL).unlink()
@@ -252,6 +258,11 @@ class Transaction:
             with contextlib.suppress(OSError):
                 inside(self.root, folder).rmdir()
             crossed(f"folder {folder} seen to")
+
+    def _sync_touched(self) -> None:
+        for folder in self._touched:
+            sync_folder(folder)
+        self._touched.clear()
 
     def _make_parents(self, target: Path) -> None:
         for folder in reversed(target.parents):

@@ -12,7 +12,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,21 @@ EXCLUDE = "exclude"
 _FOREIGN_OWNER = (b"dubious ownership", b"unsafe repository")
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes] | None:
-    """Run git in `folder`; None when git is absent or hangs. Never asks, never takes optional locks."""
-    done = _run(folder, arguments, {})
+def run(folder: Path, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes] | None:
+    """Run git in `folder`, `given` as its input; None when git is absent or hangs. Never asks, no optional locks."""
+    done = _run(folder, arguments, given, {})
     if done is not None and done.returncode and any(words in done.stderr for words in _FOREIGN_OWNER):
         # git 2.35 to 2.37, and the 2.34 of Ubuntu 22.04, take safe.directory from a configuration file only
         with tempfile.TemporaryDirectory() as scratch:
             config = Path(scratch) / "gitconfig"
             config.write_text("[include]\n\tpath = ~/.gitconfig\n[safe]\n\tdirectory = *\n", encoding="utf-8")
-            done = _run(folder, arguments, {"GIT_CONFIG_GLOBAL": str(config)})
+            done = _run(folder, arguments, given, {"GIT_CONFIG_GLOBAL": str(config)})
     return done
 
 
-def _run(folder: Path, arguments: Sequence[str], extra: Mapping[str, str]) -> subprocess.CompletedProcess[bytes] | None:
+def _run(
+    folder: Path, arguments: Sequence[str], given: bytes, extra: Mapping[str, str]
+) -> subprocess.CompletedProcess[bytes] | None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or "CONFIG" in key}
     environment |= {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", **extra}
     command = ["git", "-c", "safe.directory=*", *arguments]
@@ -52,7 +54,7 @@ def _run(folder: Path, arguments: Sequence[str], extra: Mapping[str, str]) -> su
             command,
             cwd=folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             timeout=TIMEOUT_SECONDS,
             check=False,
@@ -62,11 +64,11 @@ def _run(folder: Path, arguments: Sequence[str], extra: Mapping[str, str]) -> su
         return None
 
 
-def answer(folder: Path, *arguments: str) -> bytes | None:
+def answer(folder: Path, *arguments: str, given: bytes = b"") -> bytes | None:
     """What git prints, None when it fails, is absent, or `folder` is in no repository."""
     if work_tree(folder) is None:
         return None
-    done = run(folder, *arguments)
+    done = run(folder, *arguments, given=given)
     return done.stdout if done is not None and done.returncode == 0 else None
 
 
@@ -87,17 +89,53 @@ class Tracked:
 
 def tracked(path: Path) -> Tracked | None:
     """What git knows of the file `path`, None when it does not track it."""
-    if not path.parent.is_dir():
-        return None
-    line = answer(path.parent, "ls-files", "-v", "-z", "--", path.name)
-    return Tracked(skipped=line[:1] in b"Ss") if line else None
+    return all_tracked([path]).get(path)
+
+
+def all_tracked(paths: Iterable[Path]) -> dict[Path, Tracked]:
+    """What git knows of each of `paths` that it tracks; one question per repository."""
+    known = {}
+    for top, names in _by_work_tree(paths).items():
+        said = answer(top, "--literal-pathspecs", "ls-files", "-v", "-z", "--", *names) or b""
+        for line in said.split(b"\0")[:-1]:
+            known[top / os.fsdecode(line[2:])] = Tracked(skipped=line[:1] in b"Ss")
+    return known
 
 
 def head_blob(path: Path) -> bytes | None:
     """The bytes of `path` in HEAD, None when it is not in there or git cannot say."""
-    if not path.parent.is_dir():
-        return None
-    return answer(path.parent, "cat-file", "blob", f"HEAD:./{path.name}")
+    return head_blobs([path]).get(path)
+
+
+def head_blobs(paths: Iterable[Path]) -> dict[Path, bytes]:
+    """The bytes in HEAD of each of `paths` that is in there; one question per repository."""
+    blobs = {}
+    for top, names in _by_work_tree(paths).items():
+        names = [name for name in names if "\n" not in name]
+        asked = b"".join(os.fsencode(f"HEAD:{name}\n") for name in names)
+        said = answer(top, "cat-file", "--batch", given=asked) or b""
+        for name in names:
+            header, _, rest = said.partition(b"\n")
+            fields = header.split()
+            if len(fields) == 3 and fields[1] == b"blob":
+                size = int(fields[2])
+                blobs[top / name], said = rest[:size], rest[size + 1 :]
+            else:
+                said = rest
+    return blobs
+
+
+def _by_work_tree(paths: Iterable[Path]) -> dict[Path, list[str]]:
+    """Paths relative to the top of their work tree, for each work tree."""
+    names: dict[Path, list[str]] = {}
+    tops: dict[Path, Path | None] = {}
+    for path in paths:
+        if path.parent not in tops:
+            tops[path.parent] = work_tree(path.parent)
+        top = tops[path.parent]
+        if top is not None:
+            names.setdefault(top, []).append(path.relative_to(top).as_posix())
+    return names
 
 
 def exclude_file(root: Path) -> tuple[Path, str] | None:
@@ -151,8 +189,8 @@ class SkipWorktree:
         folder = root / arguments["folder"]
         if not folder.is_dir():
             return
-        known = {path: tracked(folder / path) for path in arguments["paths"]}
-        paths = [path for path, entry in known.items() if entry is not None and entry.skipped != on]
+        known = all_tracked(folder / path for path in arguments["paths"])
+        paths = [path for path in arguments["paths"] if folder / path in known and known[folder / path].skipped != on]
         if not paths:
             return
         index = answer(folder, "rev-parse", "--git-path", "index")

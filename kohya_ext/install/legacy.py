@@ -6,7 +6,6 @@ optimizer under the name of the other.
 
 from __future__ import annotations
 
-import ast
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from kohya_ext.errors import ConflictError
 from kohya_ext.install import git
 from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.sources import Sources
+from kohya_ext.install.sources import Names, Sources
 from kohya_ext.upstream import TRAINING_PACKAGE
 
 FLAG = "--enable_ema"
@@ -31,7 +30,7 @@ def find(training_root: Path, sources: Sources | None = None) -> list[Mark]:
     found = []
     for folder in (training_root / TRAINING_PACKAGE, training_root):
         for path in sources.holding(folder, "*.py", words):
-            marks = dict.fromkeys(_marks(sources.tree(path)))
+            marks = list(_marks(sources.names(path)))
             if marks:
                 found.append((path, ", ".join(marks)))
     return found
@@ -73,11 +72,7 @@ def _command(verb: str, paths: Sequence[Path]) -> str:
     return f"git -C {shlex.quote(str(folder))} {verb} {files}"
 
 
-def _marks(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and node.name in CLASSES:
-            yield f"class {node.name}"
-        elif (isinstance(node, ast.Constant) and node.value == FLAG) or (
-            isinstance(node, ast.Attribute) and node.attr == ATTRIBUTE
-        ):
-            yield FLAG
+def _marks(names: Names) -> Iterator[str]:
+    yield from (f"class {name}" for name in CLASSES if name in names.classes)
+    if FLAG in names.strings or ATTRIBUTE in names.attributes:
+        yield FLAG

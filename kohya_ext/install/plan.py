@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.paths import checked
 from kohya_ext.files.transaction import STATE_FOLDER
-from kohya_ext.install import legacy, manifest, patchset, scan
+from kohya_ext.install import git, legacy, manifest, patchset, scan
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import PATCHED, PRESET
 from kohya_ext.install.planning import Builder, Plan
@@ -37,8 +37,8 @@ def plan_install(
     if chosen.edits:
         legacy.refuse(checkout, sources)
         scan.require(hooks, checkout)
-    builder = Builder(checkout.root, recorded)
     targets = {relative(checkout.root, target.path): target for target in chosen.targets(checkout, hooks)}
+    builder = _builder(checkout, recorded, targets)
     for path, target in targets.items():
         builder.patch(path, target, chosen)
     for entry in builder.entries(PATCHED):
@@ -69,12 +69,18 @@ def plan_uninstall(checkout: Checkout) -> Plan:
                 "Nothing was changed. Run `kohya-ext install` first: it recognizes them; then uninstall"
             )
         return Plan("uninstall", (), notes=("kohya_ext is not installed in this checkout",))
-    builder = Builder(checkout.root, recorded)
+    builder = _builder(checkout, recorded)
     for entry in builder.entries(PATCHED):
         builder.take_off(entry)
     for entry in builder.entries(PRESET):
         builder.remove_preset(entry, keep_record=False)
     return builder.uninstall()
+
+
+def _builder(checkout: Checkout, recorded: manifest.Manifest | None, targets: Iterable[str] = ()) -> Builder:
+    patched = [entry.path for entry in recorded.files if entry.kind == PATCHED] if recorded else []
+    paths = dict.fromkeys([*targets, *patched])
+    return Builder(checkout.root, recorded, git.head_blobs(checkout.root / path for path in paths))
 
 
 def unrecorded(checkout: Checkout) -> list[str]:

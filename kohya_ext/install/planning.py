@@ -55,6 +55,7 @@ class Builder:
 
     root: Path
     recorded: Manifest | None
+    heads: Mapping[Path, bytes]
     files: list[Change] = field(default_factory=list)
     backups: dict[str, bytes] = field(default_factory=dict)
     next_entries: list[Entry] = field(default_factory=list)
@@ -78,7 +79,7 @@ class Builder:
     def patch(self, path: str, target: patchset.Target, chosen: patchset.PatchSet) -> None:
         """Put the block of `chosen` into `path`."""
         entry = self.recorded_entry(path)
-        seen = states.inspect(self.root, path, entry, target)
+        seen = states.inspect(self.root, path, entry, target, self.heads)
         before = self._original_to_patch(seen, entry, target)
         if before is None or seen.file is None:
             return
@@ -108,7 +109,7 @@ class Builder:
 
     def take_off(self, entry: Entry) -> None:
         """Give `entry` its original back."""
-        seen = states.inspect(self.root, entry.path, entry)
+        seen = states.inspect(self.root, entry.path, entry, heads=self.heads)
         if seen.state is State.OURS and seen.file is not None:
             before = states.original(self.root, seen, entry)
             self._change(entry.path, seen.file, replace(seen.file, data=before))
@@ -249,8 +250,10 @@ class Builder:
         keep: dict[str, list[str]] = {}
         setting: dict[str, list[str]] = {}
         lifting: dict[str, list[str]] = {}
-        for path in [*self.flagged, *sorted(ours - set(self.flagged))]:
-            known = git.tracked(self.root / path)
+        paths = [*self.flagged, *sorted(ours - set(self.flagged))]
+        tracked = git.all_tracked(self.root / path for path in paths)
+        for path in paths:
+            known = tracked.get(self.root / path)
             if known is None:
                 continue
             folder, name = self._in_repository(path)

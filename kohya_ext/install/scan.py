@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def _definitions(checkout: Checkout, sources: Sources) -> dict[str, list[Definit
             if function.name in names:
                 found.setdefault(function.name, []).append((path, function))
     # one family keeps its sampler in the script itself; all other hooks count only in the library
-    for path in sources.holding(checkout.training_root, "*.py", (f"def {OWN_SAMPLER}(",)):
+    for path in sources.holding(checkout.training_root, "*.py", (f"\ndef {OWN_SAMPLER}(",)):
         samplers = [(path, function) for function in sources.functions(path) if function.name == OWN_SAMPLER]
         found.setdefault(OWN_SAMPLER, []).extend(samplers)
     return found
@@ -111,13 +110,12 @@ def _has_flag(flag: str, checkout: Checkout, sources: Sources) -> bool:
 
 def _is_sampler(function: Function) -> bool:
     """False for the thin `sample_images(*args, **kwargs)` that only calls the common one."""
-    arguments = function.args
-    return {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)} >= SAMPLER_PARAMETERS
+    return function.parameters >= SAMPLER_PARAMETERS
 
 
 def _place(checkout: Checkout, definition: Definition) -> tuple[str, int]:
     path, function = definition
-    return path.relative_to(checkout.root).as_posix(), function.lineno
+    return path.relative_to(checkout.root).as_posix(), function.line
 
 
 def _optimizer_lists(checkout: Checkout, sources: Sources) -> list[Found]:
@@ -127,26 +125,10 @@ def _optimizer_lists(checkout: Checkout, sources: Sources) -> list[Found]:
     for path in sources.holding(checkout.root / checkout.gui_package, "*.py", (OPTIMIZER_LANDMARK,)):
         if b"Dropdown" not in sources.data(path):
             continue
-        calls = (node for node in ast.walk(sources.tree(path)) if isinstance(node, ast.Call))
         file = path.relative_to(checkout.root).as_posix()
         rows += [
-            Found(OPTIMIZER_LIST_KEY, "found", OPTIMIZER_LABEL, file, node.lineno)
-            for node in calls
-            if _is_optimizer_list(node)
+            Found(OPTIMIZER_LIST_KEY, "found", OPTIMIZER_LABEL, file, dropdown.line)
+            for dropdown in sources.dropdowns(path)
+            if dropdown.label == OPTIMIZER_LABEL and OPTIMIZER_LANDMARK in dropdown.choices
         ]
     return rows or [Found(OPTIMIZER_LIST_KEY, "missing", OPTIMIZER_LABEL)]
-
-
-def _is_optimizer_list(node: ast.Call) -> bool:
-    if not isinstance(node.func, ast.Attribute | ast.Name):
-        return False
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-    keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-    label, choices = keywords.get("label"), keywords.get("choices")
-    return (
-        name == "Dropdown"
-        and isinstance(label, ast.Constant)
-        and label.value == OPTIMIZER_LABEL
-        and isinstance(choices, ast.List | ast.Tuple)
-        and any(isinstance(entry, ast.Constant) and entry.value == OPTIMIZER_LANDMARK for entry in choices.elts)
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -44,16 +45,22 @@ class Inspected:
         return self.file.data
 
 
-def inspect(root: Path, path: str, entry: Entry | None, target: Target | None = None) -> Inspected:
-    """Look at the file `path` (relative to `root`).
+def inspect(
+    root: Path,
+    path: str,
+    entry: Entry | None,
+    target: Target | None = None,
+    heads: Mapping[Path, bytes] | None = None,
+) -> Inspected:
+    """Look at the file `path` (relative to `root`). heads: what git has of it and others, when that was asked before.
 
     entry: what the manifest says of it. target: the rule that would patch it; where git cannot tell whether the file is
     upstream's, the anchor of the rule decides.
     """
     file = read_state(root / path)
+    head = (git.head_blobs([root / path]) if heads is None else heads).get(root / path)
     if file is None:
-        return Inspected(path, None, State.MISSING, git.head_blob(root / path))
-    head = git.head_blob(root / path)
+        return Inspected(path, None, State.MISSING, head)
     return Inspected(path, file, _state(file.data, head, entry, target), head)
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.install.kill_sweep [KILLS] [--era embedded|submodule|split|bare] [--checkout FOLDER] [--seed N]
 
-Every kill hits a fresh copy of a checkout, in the middle of an install, a switch of the patch set, or an uninstall, from
+Every kill hits a fresh copy of a checkout in the middle of an install, a switch of the patch set, or an uninstall, from
 outside and without warning. Then each file of Kohya must be a whole old or a whole new one, and after recovery the tree
 must be wholly as before or wholly as after. With --checkout a real checkout is copied instead of a small one.
 """
@@ -71,7 +71,9 @@ def sweep(source: Path, verb: str, kills: int, seed: int) -> Counter[str]:
             shutil.rmtree(folder / "copy", ignore_errors=True)
             checkout = describe(trees.copy(start.root, folder / "copy" / "checkout"))
             hit = faults.killed_after(
-                chance.uniform(0, seconds), lambda checkout=checkout: VERBS[verb][1](checkout), slow=PAUSE_SECONDS
+                chance.uniform(0, seconds * 1.15),
+                lambda checkout=checkout: VERBS[verb][1](checkout),
+                slow=PAUSE_SECONDS,
             )
             if hit is None:
                 landed["missed: had ended"] += 1

@@ -76,7 +76,7 @@ def training_files(era: str) -> dict[str, str]:
         "library/adafactor_fused.py": define("patch_adafactor_fused"),
         "library/flux_train_utils.py": define("sample_images"),
         "library/train_util.py": "from library.args import add_optimizer_arguments\n",
-        "hunyuan_image_train_network.py": define("sample_images"),
+        "hunyuan_image_train_network.py": "import library\n\n\n" + define("sample_images"),
     }
 
 
