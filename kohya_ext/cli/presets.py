@@ -7,18 +7,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli.common import add_checkout, add_json, find_checkout, find_environment
+from kohya_ext.cli import presets_apply
+from kohya_ext.cli.common import add_checkout, add_json, find_checkout
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, presets_of, release_of, written
 from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
     from kohya_ext.presets.document import Preset
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.release import Release
 
-TABS = ("finetune", "lora", "dreambooth", "ti")
-NAME_HELP = "a preset of ours, or a preset file"
 MISSING_SHOWN = 3
 
 
@@ -66,11 +65,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_json(verb)
     verb.set_defaults(run=schema)
 
-    _register_check_and_fit(verbs)
-    _register_command(verbs)
+    _register_check(verbs)
+    presets_apply.register(verbs)
 
 
-def _register_check_and_fit(verbs: argparse._SubParsersAction[_AnyOrder]) -> None:
+def _register_check(verbs: argparse._SubParsersAction[Any]) -> None:
     verb = verbs.add_parser("check", help="presets against the installed GUI and training code; exit code 1 on errors")
     verb.add_argument("files", nargs="*", metavar="FILE", help=f"{NAME_HELP}; a folder is taken as the checkout")
     verb.add_argument("--all", action="store_true", help="every preset of the checkout: shipped, yours, ours")
@@ -79,32 +78,6 @@ def _register_check_and_fit(verbs: argparse._SubParsersAction[_AnyOrder]) -> Non
     verb.add_argument("--gradio", type=int, metavar="MAJOR", help="gradio's major version, if not the one pinned")
     add_json(verb)
     verb.set_defaults(run=check)
-
-    verb = verbs.add_parser("fit", help="a preset made complete and valid for the installed GUI")
-    verb.add_argument("name", metavar="FILE", help=NAME_HELP)
-    verb.add_argument("--out", metavar="FILE", required=True, help="where to write it")
-    verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
-    add_checkout(verb)
-    add_json(verb)
-    verb.set_defaults(run=fit)
-
-
-def _register_command(verbs: argparse._SubParsersAction[_AnyOrder]) -> None:
-    verb = verbs.add_parser("command", help="what the installed GUI would run for a preset, preparation included")
-    verb.add_argument("name", metavar="NAME", help=NAME_HELP)
-    verb.add_argument("--data", metavar="DIR", required=True, type=Path, help="the pictures with their captions")
-    verb.add_argument("--model", metavar="FILE", required=True, help="the base model: file, folder or name on a hub")
-    verb.add_argument("--output", metavar="DIR", required=True, type=Path, help="where model and metadata are written")
-    verb.add_argument("--name", dest="output_name", metavar="NAME", default="last", help="name of the model (last)")
-    verb.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
-    verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
-    verb.add_argument(
-        "--toml", action="store_true", help="print the TOML file that training reads (kohya_ss v24 and later)"
-    )
-    verb.add_argument("--run", dest="run_it", action="store_true", help="run the commands; exit with training's code")
-    add_checkout(verb)
-    add_json(verb)
-    verb.set_defaults(run=command)
 
 
 def list_presets(arguments: argparse.Namespace) -> int:
@@ -127,14 +100,14 @@ def show(arguments: argparse.Namespace) -> int:
     from kohya_ext.presets.settings import described, grouped
 
     out = Output("presets show", arguments.json)
-    preset = _preset(arguments.name, None)
+    preset = preset_named(arguments.name, None)
     _show_about(preset, out)
     groups = grouped(list(preset.values))
     for section, keys in groups.items():
         out.line()
         out.line(section)
         for key in keys:
-            out.line(f"  {key:<34} {_written(preset.values[key]):<16} {described(key)}".rstrip())
+            out.line(f"  {key:<34} {written(preset.values[key]):<16} {described(key)}".rstrip())
     return out.finish(
         DONE, name=preset.name, tab=preset.tab, about=dict(preset.about), values=dict(preset.values), sections=groups
     )
@@ -164,13 +137,13 @@ def diff(arguments: argparse.Namespace) -> int:
     from kohya_ext.presets.settings import described, grouped
 
     out = Output("presets diff", arguments.json)
-    first, second = _preset(arguments.first, None), _preset(arguments.second, None)
+    first, second = preset_named(arguments.first, None), preset_named(arguments.second, None)
     keys = sorted(set(first.values) | set(second.values))
     differing = [key for key in keys if not _same(first.values.get(key), second.values.get(key))]
     for section, members in grouped(differing).items():
         out.line(section)
         for key in members:
-            before, after = (_written(preset.values.get(key, ...)) for preset in (first, second))
+            before, after = (written(preset.values.get(key, ...)) for preset in (first, second))
             out.line(f"  {key:<34} {before:<16} -> {after:<16} {described(key)}".rstrip())
     if not differing:
         out.line("no difference")
@@ -183,14 +156,10 @@ def _same(first: Any, second: Any) -> bool:
     return first == second and isinstance(first, bool) is isinstance(second, bool)
 
 
-def _written(value: Any) -> str:
-    return "(absent)" if value is ... else json.dumps(value, ensure_ascii=False)
-
-
 def schema(arguments: argparse.Namespace) -> int:
     """The fields of one tab. As JSON nothing but the fields, by key."""
     out = Output("presets schema", arguments.json)
-    release = _release(find_checkout(arguments.checkout, out), arguments.tab)
+    release = release_of(find_checkout(arguments.checkout, out), arguments.tab)
     if arguments.json:
         print(json.dumps(release.schema.as_json(), indent=2))
         return DONE
@@ -200,12 +169,13 @@ def schema(arguments: argparse.Namespace) -> int:
         limits = "" if one.minimum is None and one.maximum is None else f" {one.minimum}..{one.maximum}"
         choices = "" if one.choices is None else f" {', '.join(map(str, one.choices[:8]))}"
         exact = "" if one.exact else f"  (only the running GUI knows: {', '.join(one.inexact) or 'everything'})"
-        out.line(f"{key:<38} {one.component or '?':<9} {_written(one.default):<10}{limits}{choices}{exact}")
+        out.line(f"{key:<38} {one.component or '?':<9} {written(one.default):<10}{limits}{choices}{exact}")
     return out.finish(DONE)
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Check presets; exit code 1 when there are errors."""
+    from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.guide import departures
 
     out = Output("presets check", arguments.json)
@@ -216,16 +186,17 @@ def check(arguments: argparse.Namespace) -> int:
     checkout = find_checkout(folders[0] if folders else None, out)
     releases: dict[str, Release] = {}
     reports: list[dict[str, Any]] = []
-    for preset in _presets_of(checkout) if arguments.all else [_preset(name, arguments.tab) for name in names]:
-        if preset.tab not in releases:
-            releases[preset.tab] = _release(checkout, preset.tab, arguments.gradio)
-        release = releases[preset.tab]
-        findings = _checked(preset, release)
-        findings += list(departures(preset.values)) if arguments.guide else []
-        _say(preset, findings, out)
-        reports.append(
-            {"preset": preset.name, "tab": preset.tab, "findings": [finding.as_json() for finding in findings]}
-        )
+    for item in presets_of(checkout) if arguments.all else [preset_named(name, arguments.tab) for name in names]:
+        if isinstance(item, Finding):
+            name, tab, findings = item.key, None, [item]
+        else:
+            name, tab = item.name, item.tab
+            if item.tab not in releases:
+                releases[item.tab] = release_of(checkout, item.tab, arguments.gradio)
+            findings = _checked(item, releases[item.tab])
+            findings += list(departures(item.values)) if arguments.guide else []
+        _say(name, tab, findings, out)
+        reports.append({"preset": name, "tab": tab, "findings": [finding.as_json() for finding in findings]})
     failed = any(finding["level"] == "error" for report in reports for finding in report["findings"])
     return out.finish(FOUND_PROBLEMS if failed else DONE, release=checkout.release, presets=reports)
 
@@ -248,12 +219,12 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
     return check_preset(preset, release)
 
 
-def _say(preset: Preset, findings: list[Finding], out: Output) -> None:
-    out.line(f"{preset.name} ({preset.tab}): {_summary(findings)}")
+def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> None:
+    out.line(f"{name} ({tab or 'unreadable'}): {_summary(findings)}")
     missing = [finding for finding in findings if finding.rule == "missing-key"]
     for finding in findings:
         if finding not in missing[MISSING_SHOWN:]:
-            value = "" if finding.value is None else f" = {_written(finding.value)}"
+            value = "" if finding.value is None else f" = {written(finding.value)}"
             out.line(f"  {finding.level:<8} {finding.key}{value}")
             out.line(f"           {finding.effect}. {finding.cure}.")
     if len(missing) > MISSING_SHOWN:
@@ -264,91 +235,3 @@ def _summary(findings: list[Finding]) -> str:
     levels = [finding.level for finding in findings]
     counts = [f"{levels.count(level)} {level}s" for level in ("error", "warning", "note") if level in levels]
     return ", ".join(counts) if counts else "fits"
-
-
-def fit(arguments: argparse.Namespace) -> int:
-    """Fit one preset and write it. Raises UnsupportedError when the release lacks what it requires."""
-    from kohya_ext.files.atomic import write_atomic
-    from kohya_ext.presets.document import dump_values
-    from kohya_ext.presets.fit import fit as fit_preset
-    from kohya_ext.presets.schema import offering_adacoor
-
-    out = Output("presets fit", arguments.json)
-    preset = _preset(arguments.name, arguments.tab)
-    release = _release(find_checkout(arguments.checkout, out), preset.tab)
-    fitted = fit_preset(preset, offering_adacoor(release.schema), arguments=release.flags)
-    target = Path(arguments.out)
-    try:
-        write_atomic(target, dump_values(fitted.values))
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
-    filled = [step for step in fitted.steps if step.action == "filled"]
-    for step in fitted.steps:
-        if step not in filled:
-            after = "" if step.action == "dropped" else f" -> {_written(step.after)}"
-            out.item(step.action, f"{step.key}: {_written(step.before)}{after} ({step.reason})")
-    if filled:
-        out.item("filled", f"{len(filled)} absent keys with the GUI's own defaults")
-    out.item("written", f"{target} ({len(fitted.values)} settings)")
-    return out.finish(DONE, file=str(target), values=fitted.values, steps=[step.as_json() for step in fitted.steps])
-
-
-def command(arguments: argparse.Namespace) -> int:
-    """Print the commands, or run them and pass the exit code on."""
-    import time
-
-    from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line, surroundings
-
-    out = Output("presets command", arguments.json)
-    quiet = Output("presets command", as_json=True)  # the commands alone go to standard output
-    checkout = find_checkout(arguments.checkout, quiet)
-    python = find_environment(checkout, arguments.python, quiet).python
-    preset = _preset(arguments.name, arguments.tab)
-    release = _release(checkout, preset.tab)
-    if not release.patched and preset.requires:
-        out.warn(f"{preset.name} needs {', '.join(preset.requires)}, and kohya_ext is not installed in {checkout.root}")
-    project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name)
-    where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
-    result = commands(preset, release, checkout, project, where)
-    if arguments.run_it:
-        return run(result, checkout, python, arguments.output.resolve())
-    if arguments.toml and not result.toml:
-        raise UsageError(f"kohya_ss {checkout.release} gives its settings on the command line, there is no TOML file")
-    for settings in result.toml.values() if arguments.toml else ():
-        out.line(as_toml(settings).rstrip())
-    lines = [*result.preparation, result.training or ""]
-    for line in () if arguments.toml else lines:
-        out.line(shell_line(line))
-    return out.finish(
-        DONE, folder=str(checkout.root), preparation=result.preparation, training=result.training, toml=result.toml
-    )
-
-
-def _release(checkout: Checkout, tab: Any, gradio: int | None = None) -> Release:
-    from kohya_ext.presets.release import read_release
-
-    return read_release(checkout, tab, gradio=gradio)
-
-
-def _preset(name: str, tab: str | None) -> Preset:
-    """One of ours by name, or a file. Raises UsageError."""
-    from kohya_ext.presets.document import as_preset, find_bundled, read_values, tab_of
-
-    path = Path(name)
-    if path.is_file() or (path.suffix.lower() == ".json" and path.parent != Path()):
-        values = read_values(path)
-        return as_preset(values, path.stem, tab_of(values, path, tab))
-    return find_bundled(name)
-
-
-def _presets_of(checkout: Checkout) -> list[Preset]:
-    """Every preset file under the checkout's presets folder."""
-    from kohya_ext.presets.document import as_preset, read_values, tab_of
-
-    folder = checkout.presets_dir
-    paths = sorted(folder.rglob("*.json")) if folder is not None else []
-    found = []
-    for path in paths:
-        values = read_values(path)
-        found.append(as_preset(values, path.stem, tab_of(values, path, None)))
-    return found

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kohya_ext.cli import presets
-from kohya_ext.errors import UsageError
+from kohya_ext.errors import UnsupportedError, UsageError
 from tests.presets import guis
 
 
@@ -129,3 +130,70 @@ def test_fit_writes_a_preset_that_checks_clean(
 def test_fit_into_nowhere_is_a_usage_error(checkout: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         run("fit", "Lion-48GB", checkout, "--out", tmp_path / "no" / "such" / "folder.json")
+
+
+def test_an_unreadable_preset_among_all_is_a_finding(capsys: pytest.CaptureFixture[str], checkout: Path) -> None:
+    (checkout / "presets" / "finetune" / "cut.json").write_text("{")
+    code, document = as_json(capsys, "check", "--all", checkout)
+    assert code == 1
+    assert document["presets"][0]["findings"][0]["rule"] == "unreadable"
+
+
+def test_install_by_name_keeps_what_is_there_and_patches_nothing(
+    capsys: pytest.CaptureFixture[str], checkout: Path
+) -> None:
+    folder = checkout / "presets" / "finetune" / "user_presets"
+    assert run("install", "Lion-48GB", checkout, "--yes", "--dry-run") == 0
+    assert not folder.exists()
+    assert run("install", "Lion-48GB", checkout, "--yes") == 0
+    assert {path.name for path in folder.iterdir()} == {"Lion-48GB.json"}
+    assert run("install", "AdaCoor-48GB", checkout, "--yes") == 0
+    assert {path.name for path in folder.iterdir()} == {"Lion-48GB.json", "AdaCoor-48GB.json"}
+    code, document = as_json(capsys, "install", "AdaCoor-48GB", checkout)
+    assert (code, document["changed"]) == (0, False)
+    assert (checkout / "sd-scripts" / "library" / "__init__.py").read_text() == ""
+
+
+def test_install_of_what_the_release_cannot_take_is_refused(checkout: Path) -> None:
+    texts = guis.REGISTRY_TAB.replace("fused_backward_pass", "something_else")
+    (checkout / "kohya_gui" / "finetune_gui.py").write_text(texts)
+    (checkout / "sd-scripts" / "library" / "extra.py").write_text("def add_extra(parser):\n    pass\n")
+    with pytest.raises(UnsupportedError, match="fused_backward_pass"):
+        run("install", "AdaCoor-24GB", checkout)
+    with pytest.raises(UsageError, match="Lion-48GB"):
+        run("install", "nothing", checkout)
+
+
+def test_command_prints_what_the_gui_would_run(
+    capsys: pytest.CaptureFixture[str], checkout: Path, tmp_path: Path
+) -> None:
+    gui = checkout / "kohya_gui" / "finetune_gui.py"
+    gui.write_text(gui.read_text() + TRAIN)
+    data = tmp_path / "pictures"
+    data.mkdir()
+    (data / "a.png").touch()
+    words = (
+        "command",
+        "Lion-48GB",
+        "--data",
+        data,
+        "--model",
+        "m",
+        "--output",
+        tmp_path / "out",
+        "--python",
+        sys.executable,
+    )
+    assert run(*words, checkout) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "sh -c 'exit 7' launch Lion"
+    with pytest.raises(UsageError, match="no TOML file"):
+        run(*words, "--toml", checkout)
+    assert run(*words, "--run", checkout) == 7
+
+
+TRAIN = """
+executor = None
+
+def train_model(headless, print_only, optimizer):
+    executor.execute_command(run_cmd=["sh", "-c", "exit 7", "launch", optimizer])
+"""

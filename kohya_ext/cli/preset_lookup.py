@@ -1,0 +1,58 @@
+"""What the `presets` commands share: presets by name or file, and the release that they are judged by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.errors import UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.presets.document import Preset
+    from kohya_ext.presets.findings import Finding
+    from kohya_ext.presets.release import Release
+
+TABS = ("finetune", "lora", "dreambooth", "ti")
+NAME_HELP = "a preset of ours, or a preset file"
+
+
+def written(value: Any) -> str:
+    """A value as it stands in a preset file; `...` is an absent one."""
+    return "(absent)" if value is ... else json.dumps(value, ensure_ascii=False)
+
+
+def release_of(checkout: Checkout, tab: Any, gradio: int | None = None) -> Release:
+    from kohya_ext.presets.release import read_release
+
+    return read_release(checkout, tab, gradio=gradio)
+
+
+def preset_named(name: str, tab: str | None) -> Preset:
+    """One of ours by name, or a file. Raises UsageError."""
+    from kohya_ext.presets.document import as_preset, find_bundled, read_values, tab_of
+
+    path = Path(name)
+    if path.is_file() or (path.suffix.lower() == ".json" and path.parent != Path()):
+        values = read_values(path)
+        return as_preset(values, path.stem, tab_of(values, path, tab))
+    return find_bundled(name)
+
+
+def presets_of(checkout: Checkout) -> list[Preset | Finding]:
+    """Every preset file under the checkout's presets folder; a finding for each that cannot be read."""
+    folder = checkout.presets_dir
+    return [_read(path) for path in (sorted(folder.rglob("*.json")) if folder is not None else [])]
+
+
+def _read(path: Path) -> Preset | Finding:
+    from kohya_ext.presets.document import as_preset, read_values, tab_of
+    from kohya_ext.presets.findings import Finding
+
+    try:
+        values = read_values(path)
+    except UsageError as error:
+        cure = "repair or remove the file"
+        return Finding("error", "unreadable", path.name, None, f"choosing it fails: {error}", cure)
+    return as_preset(values, path.stem, tab_of(values, path, None))

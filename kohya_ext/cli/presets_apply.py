@@ -1,0 +1,150 @@
+"""The `presets` commands that make something: fit, install, command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.cli.common import add_changing, add_checkout, add_json, find_checkout, find_environment
+from kohya_ext.cli.output import Output
+from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, release_of, written
+from kohya_ext.errors import DONE, UsageError
+
+
+def register(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Add the three commands."""
+    verb = verbs.add_parser("fit", help="a preset made complete and valid for the installed GUI")
+    verb.add_argument("name", metavar="FILE", help=NAME_HELP)
+    verb.add_argument("--out", metavar="FILE", required=True, help="where to write it")
+    verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
+    add_checkout(verb)
+    add_json(verb)
+    verb.set_defaults(run=fit)
+    _register_command(verbs)
+    _register_install(verbs)
+
+
+def _register_command(verbs: argparse._SubParsersAction[Any]) -> None:
+    verb = verbs.add_parser("command", help="what the installed GUI would run for a preset, preparation included")
+    verb.add_argument("name", metavar="NAME", help=NAME_HELP)
+    verb.add_argument("--data", metavar="DIR", required=True, type=Path, help="the pictures with their captions")
+    verb.add_argument("--model", metavar="FILE", required=True, help="the base model: file, folder or name on a hub")
+    verb.add_argument("--output", metavar="DIR", required=True, type=Path, help="where model and metadata are written")
+    verb.add_argument("--name", dest="output_name", metavar="NAME", default="last", help="name of the model (last)")
+    verb.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
+    verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
+    verb.add_argument(
+        "--toml", action="store_true", help="print the TOML file that training reads (kohya_ss v24 and later)"
+    )
+    verb.add_argument("--run", dest="run_it", action="store_true", help="run the commands; exit with training's code")
+    add_checkout(verb)
+    add_json(verb)
+    verb.set_defaults(run=command)
+
+
+def _register_install(verbs: argparse._SubParsersAction[Any]) -> None:
+    verb = verbs.add_parser("install", help="put presets into a checkout, fitted to its GUI; patches nothing")
+    verb.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="presets of ours (all when left out); a folder is taken as the checkout",
+    )
+    add_changing(verb)
+    add_json(verb)
+    verb.set_defaults(run=install)
+
+
+def fit(arguments: argparse.Namespace) -> int:
+    """Fit one preset and write it. Raises UnsupportedError when the release lacks what it requires."""
+    from kohya_ext.files.atomic import write_atomic
+    from kohya_ext.presets.document import dump_values
+    from kohya_ext.presets.fit import fit as fit_preset
+    from kohya_ext.presets.schema import offering_adacoor
+
+    out = Output("presets fit", arguments.json)
+    preset = preset_named(arguments.name, arguments.tab)
+    release = release_of(find_checkout(arguments.checkout, out), preset.tab)
+    fitted = fit_preset(preset, offering_adacoor(release.schema), arguments=release.flags)
+    target = Path(arguments.out)
+    try:
+        write_atomic(target, dump_values(fitted.values))
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+    filled = [step for step in fitted.steps if step.action == "filled"]
+    for step in fitted.steps:
+        if step not in filled:
+            after = "" if step.action == "dropped" else f" -> {written(step.after)}"
+            out.item(step.action, f"{step.key}: {written(step.before)}{after} ({step.reason})")
+    if filled:
+        out.item("filled", f"{len(filled)} absent keys with the GUI's own defaults")
+    out.item("written", f"{target} ({len(fitted.values)} settings)")
+    return out.finish(DONE, file=str(target), values=fitted.values, steps=[step.as_json() for step in fitted.steps])
+
+
+def install(arguments: argparse.Namespace) -> int:
+    """Install presets by name beside those that are there. Raises UnsupportedError when the release cannot take one."""
+    from kohya_ext.errors import UnsupportedError
+    from kohya_ext.install import apply
+    from kohya_ext.presets.collection import collect_all
+    from kohya_ext.presets.document import bundled, find_bundled
+
+    out = Output("presets install", arguments.json)
+    folders = [name for name in arguments.names if Path(name).is_dir()]
+    if len(folders) > 1:
+        raise UsageError(f"one checkout at a time, not {' and '.join(folders)}")
+    chosen = {find_bundled(name).name for name in arguments.names if name not in folders}
+    checkout = find_checkout(folders[0] if folders else None, out)
+    recorded = apply.installed(checkout)
+    there = {Path(entry.path).stem for entry in recorded.files if entry.kind == "preset"} if recorded else set()
+    wanted = [preset for preset in bundled() if not chosen or preset.name in chosen | there]
+    collection = collect_all(checkout, wanted)
+    for name, reason in collection.refused.items():
+        if name in chosen:
+            raise UnsupportedError(reason)
+        out.item("left out", f"{name}: {reason}")
+    patch_set = recorded.patch_set if recorded else "presets"
+    outcome = apply.install(
+        checkout, patch_set=patch_set, presets=collection.files, package=None, dry_run=arguments.dry_run
+    )
+    for change in outcome.plan.changes:
+        out.item("would add" if arguments.dry_run else "written", change.path)
+    for path in outcome.plan.kept:
+        out.item("kept", f"{path} (not ours, or edited since)")
+    if not outcome.plan.changes:
+        out.item("unchanged", "everything is in place already")
+    elif not arguments.dry_run:
+        out.item("what next", "restart the GUI and reload the page: it reads its list of presets at start only")
+    return out.finish(DONE, refused=collection.refused, **outcome.as_json())
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print the commands, or run them and pass the exit code on."""
+    import time
+
+    from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line, surroundings
+
+    out = Output("presets command", arguments.json)
+    quiet = Output("presets command", as_json=True)  # the commands alone go to standard output
+    checkout = find_checkout(arguments.checkout, quiet)
+    python = find_environment(checkout, arguments.python, quiet).python
+    preset = preset_named(arguments.name, arguments.tab)
+    release = release_of(checkout, preset.tab)
+    if not release.patched and preset.requires:
+        out.warn(f"{preset.name} needs {', '.join(preset.requires)}, and kohya_ext is not installed in {checkout.root}")
+    project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name)
+    where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
+    result = commands(preset, release, checkout, project, where)
+    if arguments.run_it:
+        return run(result, checkout, python, arguments.output.resolve())
+    if arguments.toml and not result.toml:
+        raise UsageError(f"kohya_ss {checkout.release} gives its settings on the command line, there is no TOML file")
+    for settings in result.toml.values() if arguments.toml else ():
+        out.line(as_toml(settings).rstrip())
+    lines = [*result.preparation, result.training or ""]
+    for line in () if arguments.toml else lines:
+        out.line(shell_line(line))
+    return out.finish(
+        DONE, folder=str(checkout.root), preparation=result.preparation, training=result.training, toml=result.toml
+    )
