@@ -13,7 +13,7 @@ WIDTH = 1080
 MARGIN = 36
 CHART = (MARGIN + 60, 104, WIDTH - MARGIN, 400)  # left, top, right, bottom of the axes
 TILE, GAP = 64, 8
-SAMPLES_TOP = 500
+SAMPLES_TOP = 516
 
 INK, FAINT, PALE, PAPER = "#1f2430", "#6b7280", "#d4d8df", "#ffffff"
 BATCH, RAW, EMA = "#c3c9d3", "#d9622b", "#2563c9"
@@ -121,7 +121,7 @@ def _draw_samples(image: Image.Image, pen: Any, figure: Figure) -> None:
     label_width = WIDTH - 2 * MARGIN - 2 * side - 24
     columns = (MARGIN + label_width, WIDTH - MARGIN - side)
     for x, title, colour in zip(columns, ("raw weights", "EMA weights"), (RAW, EMA), strict=True):
-        pen.text((x + (side - GAP) / 2, SAMPLES_TOP - 52), title, colour, _font(16), anchor="ms")
+        pen.text((x + (side - GAP) / 2, SAMPLES_TOP - 46), title, colour, _font(16), anchor="ms")
         for number, caption in enumerate(figure.captions):
             centre = x + number * (TILE + GAP) + TILE / 2
             words = "\n".join(caption.removeprefix("a ").split())

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.demo.run import MIN_SNR_GAMMA
+
 SAMPLE_SEED = 5
 NOISE_SEED = 11
 SAMPLE_STEPS = 25
@@ -99,17 +101,19 @@ def _pipeline(file: Path) -> Any:
 
 
 def _loss(pipeline: Any, pixels: Any, captions: list[str]) -> float:
-    """Mean squared error of the predicted noise; the same noise and times for every model."""
+    """The loss that training minimises; with the same noise and times for every model."""
     import torch
 
     generator = torch.Generator().manual_seed(NOISE_SEED)
     noise = torch.randn(pixels.shape, generator=generator)
-    scheduler = _library("custom_train_functions").DDPMScheduler()
+    functions = _library("custom_train_functions")
+    scheduler = functions.DDPMScheduler()
     times = torch.linspace(20, scheduler.num_train_timesteps - 20, len(pixels)).long()
     times = times[torch.randperm(len(times), generator=generator)]
     with torch.no_grad():
         predicted = pipeline.predict(scheduler.add_noise(pixels, noise, times), times, captions)
-    return float((predicted - noise).square().mean())
+    losses = (predicted - noise).square().mean(dim=(1, 2, 3))
+    return float(functions.apply_snr_weight(losses, times, scheduler, MIN_SNR_GAMMA).mean())
 
 
 def _samples(pipeline: Any) -> list[Any]:

@@ -28,8 +28,8 @@ def write_pictures(folder: Path, per_caption: int, seed: int = 0) -> int:
         for number in range(per_caption):
             large = SIDE * _OVERSAMPLING
             image = Image.new("RGB", (large, large), GROUND)
-            radius = draw_from.uniform(0.26, 0.36) * large
-            x, y = (draw_from.uniform(0.4, 0.6) * large for _ in "xy")
+            radius = draw_from.uniform(0.29, 0.36) * large
+            x, y = (draw_from.uniform(0.44, 0.56) * large for _ in "xy")
             _draw(ImageDraw.Draw(image), shape, (x, y), radius, COLOURS[colour])
             stem = folder / f"{colour}_{shape}_{number:02d}"
             image.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(stem.with_suffix(".png"))

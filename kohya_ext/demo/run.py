@@ -29,9 +29,12 @@ FEWEST_STEPS = 8
 SAVES = 4
 SEED = 1
 # A fine-tune starts from a trained model and wants a rate of 1; the toy starts from random weights and has far to go.
-LEARNING_RATE = 50
-# How much of the run the average covers: the last eighth.
-EMA_SHARE = 1 / 8
+# Warm-up, because the first steps of an Adagrad-like optimizer move every weight by the whole rate.
+LEARNING_RATE = 100
+WARMUP_SHARE = 1 / 10
+MIN_SNR_GAMMA = 5
+# How much of the run the average covers. A longer average would lag behind a loss that still falls fast.
+EMA_SHARE = 1 / 15
 POLL_SECONDS = 0.2
 LOG_LINES_SHOWN = 12
 
@@ -72,7 +75,8 @@ class Demo:
         words += ["--resolution", "16", "--train_batch_size", "16", "--max_data_loader_n_workers", "0"]
         words += ["--optimizer_type", "AdaCoor", "--optimizer_args", "eps=1e-8", "--learning_rate", rate]
         words += ["--train_text_encoder", "--learning_rate_te1", rate, "--learning_rate_te2", rate]
-        words += ["--lr_scheduler", "constant", "--max_train_steps", str(self.steps), "--seed", str(SEED)]
+        words += ["--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", str(int(self.steps * WARMUP_SHARE))]
+        words += ["--max_train_steps", str(self.steps), "--seed", str(SEED), "--min_snr_gamma", str(MIN_SNR_GAMMA)]
         words += ["--enable_ema", f"--ema_decay={self.ema_decay}"]
         words += [
             "--save_every_n_steps",
@@ -152,7 +156,7 @@ def evaluate(demo: Demo) -> list[dict[str, float]]:
     words += ["--models", str(demo.output), "--name", NAME, "--metrics", str(metrics_file(demo.folder / "logs"))]
     words += ["--held_out", str(demo.folder / "held-out"), "--picture", str(demo.picture)]
     words += ["--title", "kohya_ext demo: a toy diffusion model, trained in a patched miniature of Kohya"]
-    words += ["--subtitle", f"{what}. Loss: squared error of the predicted noise."]
+    words += ["--subtitle", f"{what}. Loss: squared error of the noise, min-SNR weighted."]
     done = subprocess.run(words, env=demo.environ(), capture_output=True, text=True)
     if done.returncode != 0:
         raise KohyaExtError(f"the demo could not draw its picture:\n{done.stderr[-2000:]}")

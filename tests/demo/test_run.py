@@ -53,11 +53,11 @@ def test_it_trains_a_patched_miniature_and_leaves_files_and_a_picture(tmp_path: 
 
 
 def test_the_run_is_the_main_jobs_command() -> None:
-    words = demonstration.Demo(Path("x"), steps=400).command()
+    words = demonstration.Demo(Path("x"), steps=300).command()
     assert words[words.index("--optimizer_type") + 1] == "AdaCoor"
     assert words[words.index("--optimizer_args") + 1] == "eps=1e-8"
-    assert "--enable_ema" in words and "--ema_decay=0.98" in words
-    assert words[words.index("--save_every_n_steps") + 1] == "100"
+    assert "--enable_ema" in words and "--ema_decay=0.95" in words
+    assert words[words.index("--save_every_n_steps") + 1] == "75"
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
