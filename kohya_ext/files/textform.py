@@ -54,7 +54,7 @@ def appended(data: bytes, text: str) -> bytes:
     """`data` followed by the lines of `text`, in the line ends of most of its lines. `data` itself stays as it is."""
     form = TextForm.of(data)
     gap = "" if form.final_newline else "\n"
-    return data + (gap + text).replace("\n", form.newline).encode("utf-8")
+    return data + (gap + text).replace("\n", form.newline).encode("utf-8", "surrogateescape")
 
 
 def same_text(one: bytes, other: bytes) -> bool:

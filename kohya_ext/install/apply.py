@@ -8,11 +8,12 @@ from typing import Any
 
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.lock import locked
-from kohya_ext.files.transaction import Recovery, Transaction
+from kohya_ext.files.transaction import Recovery, Transaction, explained
 from kohya_ext.install import git, manifest, patchset
 from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.plan import Plan, plan_install, plan_uninstall
-from kohya_ext.install.status import Status, status
+from kohya_ext.install.status import Status
+from kohya_ext.install.status import status as _status
 
 __all__ = [
     "Outcome",
@@ -67,9 +68,10 @@ def install(
     unknown patch set; nothing is changed then.
     """
     if dry_run:
-        _require_whole(checkout)
-        return Outcome(plan_install(checkout, patch_set, presets, package), changed=False)
-    with locked(checkout.root, wait_seconds):
+        with explained(checkout.root):
+            _require_whole(checkout)
+            return Outcome(plan_install(checkout, patch_set, presets, package), changed=False)
+    with explained(checkout.root), locked(checkout.root, wait_seconds):
         recovery, checkout = _recovered(checkout)
         return _run(checkout, plan_install(checkout, patch_set, presets, package), recovery)
 
@@ -80,17 +82,24 @@ def uninstall(checkout: Checkout, *, dry_run: bool = False, wait_seconds: float 
     Raises ConflictError when a patched file was edited since or its backup is damaged; nothing is changed then.
     """
     if dry_run:
-        _require_whole(checkout)
-        return Outcome(plan_uninstall(checkout), changed=False)
-    with locked(checkout.root, wait_seconds):
+        with explained(checkout.root):
+            _require_whole(checkout)
+            return Outcome(plan_uninstall(checkout), changed=False)
+    with explained(checkout.root), locked(checkout.root, wait_seconds):
         recovery, checkout = _recovered(checkout)
         return _run(checkout, plan_uninstall(checkout), recovery)
 
 
 def recover(checkout: Checkout, *, wait_seconds: float = WAIT_SECONDS) -> Recovery | None:
     """Bring an interrupted install or uninstall wholly to before or after; None when there is none."""
-    with locked(checkout.root, wait_seconds):
+    with explained(checkout.root), locked(checkout.root, wait_seconds):
         return _transaction(checkout).recover()
+
+
+def status(checkout: Checkout) -> Status:
+    """Look at `checkout` and change nothing. Raises ConflictError when the manifest is damaged or unreadable."""
+    with explained(checkout.root):
+        return _status(checkout)
 
 
 def interrupted(checkout: Checkout) -> bool:

@@ -161,7 +161,9 @@ def with_lines(data: bytes | None, lines: Sequence[bytes]) -> bytes | None:
     """An exclude file with our heading and `lines` at its end; unchanged when there are none."""
     if not lines:
         return data
-    return appended(data or b"", b"".join(line + b"\n" for line in (EXCLUDE_HEADING, *lines)).decode("utf-8"))
+    return appended(
+        data or b"", b"".join(line + b"\n" for line in (EXCLUDE_HEADING, *lines)).decode("utf-8", "surrogateescape")
+    )
 
 
 def without_lines(data: bytes | None, lines: Sequence[bytes]) -> bytes | None:
@@ -199,7 +201,10 @@ class SkipWorktree:
         done = run(folder, "update-index", f"--{'' if on else 'no-'}skip-worktree", "--", *paths)
         if done is not None and done.returncode:
             reason = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise ConflictError(f"git cannot update its index in {folder}: {reason[0] if reason else 'unknown reason'}")
+            raise ConflictError(
+                f"git cannot update its index in {folder}: {reason[0] if reason else 'unknown reason'} "
+                "Nothing was changed. Let other git commands finish (a lock that a killed one left may be removed)"
+            )
         if not on:
             run(folder, "update-index", "-q", "--refresh")
         if place is not None:
@@ -239,7 +244,7 @@ class Exclude:
             missing = [line for line in come if line not in (current or b"").splitlines()]
             new = b"".join(kept)
             if missing:
-                new = appended(new, b"".join(line + b"\n" for line in missing).decode("utf-8", "replace"))
+                new = appended(new, b"".join(line + b"\n" for line in missing).decode("utf-8", "surrogateescape"))
         if new is None:
             path.unlink()
             with contextlib.suppress(OSError):

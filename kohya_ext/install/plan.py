@@ -33,7 +33,7 @@ def plan_install(
     sources = Sources()
     recorded = manifest.read(checkout.root)
     chosen = patchset.load(patch_set)
-    hooks = scan.scan(checkout, sources)
+    hooks = scan.scan(checkout, sources) if chosen.edits else []
     if chosen.edits:
         legacy.refuse(checkout, sources)
         scan.require(hooks, checkout)

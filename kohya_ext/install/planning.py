@@ -61,7 +61,6 @@ class Builder:
     next_entries: list[Entry] = field(default_factory=list)
     flagged: list[str] = field(default_factory=list)
     adopted: set[str] = field(default_factory=set)
-    lifted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     obstacles: list[str] = field(default_factory=list)
@@ -117,7 +116,6 @@ class Builder:
             self.notes.append(f"{entry.path} is gone; nothing to take off there")
         elif seen.state is not State.PRISTINE:
             self.obstacles.append(self._foreign(seen))
-        self.lifted.append(entry.path)
 
     def _foreign(self, seen: Inspected) -> str:
         if seen.state is State.MISSING:

@@ -248,6 +248,18 @@ def test_no_permission(make: Make, public: Path, where: str) -> None:
 
 
 @root_only
+@pytest.mark.parametrize("name", ["library/train_util.py", "library/__init__.py", ".kohya_ext/manifest.json"])
+def test_unreadable_file(make: Make, public: Path, name: str) -> None:
+    checkout = describe(trees.copy(make("embedded").root, public / "checkout"))
+    apply.install(checkout)
+    for path in [checkout.root, *checkout.root.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    (checkout.root / name).chmod(0)
+    for verb in (apply.install, apply.status):
+        assert as_nobody(lambda verb=verb: verb(checkout)).startswith("ConflictError")
+
+
+@root_only
 def test_ordinary_user(make: Make, public: Path) -> None:
     checkout = describe(trees.copy(make("submodule").root, public / "checkout"))
     for path in [checkout.root, *checkout.root.rglob("*")]:
