@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kohya_ext.ema import Schedule, Shadow, constant, debiased, exp, power, warmup
+from kohya_ext import elements
+from kohya_ext.ema import Schedule, Shadow, blend, constant, debiased, exp, power, warmup
 
 SCHEDULES = [debiased(0.9), constant(0.9), warmup(0.9995), exp(0.95, 15.0, 40), power(0.1)]
 SHAPES = [(3,), (17, 5), (4, 3, 2, 2), (), (70_000,)]
@@ -202,3 +203,72 @@ def test_wrong_settings_are_refused_by_name() -> None:
         Shadow([("a", torch.ones(2)), ("a", torch.ones(2))], debiased(0.9))
     with pytest.raises(TypeError, match="ids"):
         Shadow([("ids", torch.ones(2, dtype=torch.int64))], debiased(0.9))
+
+
+def test_a_bfloat16_average_with_stochastic_rounding_is_unbiased() -> None:
+    """At decay 0.9995 nearest rounding would not move at all; the mean over many elements follows the exact average."""
+    count, steps = 20_000, 400
+    parameter = nn.Parameter(torch.zeros(count))
+    shadow = Shadow([parameter], constant(0.9995), dtype=torch.bfloat16, stochastic=True)
+    parameter.data.fill_(1.0)
+    shadow.capture()
+    parameter.data.fill_(1.5)
+    for _ in range(steps):
+        shadow.update()
+    average = shadows_of(shadow)[0]
+    assert average.dtype == torch.bfloat16
+    wanted = 1.5 - 0.5 * 0.9995**steps
+    assert abs(float(average.double().mean()) - wanted) < 0.003
+    assert wanted - 1.0 > 0.09
+
+
+def test_stochastic_averages_depend_on_nothing_but_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for slice_size in (1 << 18, 1000):
+        monkeypatch.setattr(elements, "CPU_SLICE", slice_size)
+        params = make_params()
+        shadow = Shadow(params, debiased(0.9), dtype=torch.bfloat16, stochastic=True, seed=3)
+        shadow.capture()
+        for _ in walk(params, 5):
+            shadow.update()
+        results.append(shadows_of(shadow))
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_path_for_devices_that_work_in_the_background_gives_the_same(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for in_background in (False, True):
+        if in_background:
+            monkeypatch.setattr(blend, "_is_simple", lambda *_: False)
+            monkeypatch.setattr(blend.Blender, "_lerp", blend.Blender._lerp_unseen)
+        params = make_params()
+        shadow = Shadow(params, constant(0.9), dtype=dtype, stochastic=dtype == torch.bfloat16)
+        shadow.capture()
+        for _ in walk(params, 3):
+            params[4].data[11] = float("inf")
+            shadow.update()
+        assert shadow.skipped == 3
+        results.append(shadows_of(shadow))
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+def test_the_shadow_can_live_on_another_device() -> None:
+    """The meta device stands in for a GPU: whatever is computed there must not be asked for its values."""
+    params = [nn.Parameter(torch.empty(300_000, device="meta"))]
+    shadow = Shadow(params, debiased(0.9), device="meta")
+    shadow.capture()
+    shadow.update()
+    shadow.update()
+    assert shadow.updates == 2
+    assert shadows_of(shadow)[0].device.type == "meta"
+
+
+def test_auto_stays_beside_the_weights_without_a_gpu() -> None:
+    shadow = Shadow(make_params(), debiased(0.9), device="auto")
+    shadow.capture()
+    assert shadow.placement is not None
+    assert shadow.placement.device is None
+    assert "not on a GPU" in shadow.placement.reason

@@ -1,0 +1,87 @@
+"""Whether the average does what it should: how far it is from the weights, and whether it moves at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kohya_ext.elements import flat_views, slice_size, slices
+from kohya_ext.ema.shadow import Shadow
+
+# Elements of each parameter that the frozen check looks at, evenly spread over it.
+_SAMPLES = 64
+
+
+class FrozenShadowError(RuntimeError):
+    """The raw weights moved and their average did not."""
+
+
+def relative_distance(shadow: Shadow) -> float:
+    """||average - weights|| / ||weights|| over all parameters; 0 for an average that sits on the weights.
+
+    Non-finite weights are left out. Reads everything once, and waits for the device.
+    """
+    apart = size = 0.0
+    for _, weights, average in shadow.pairs():
+        views = flat_views(weights, average) or [weights.reshape(-1), average.reshape(-1)]
+        for start, length in slices(average.numel(), slice_size(average.device)):
+            part = slice(start, start + length)
+            raw = views[0][part].to(average.device, torch.float32).nan_to_num(0.0, 0.0, 0.0)
+            apart += float(torch.linalg.vector_norm(views[1][part].to(torch.float32) - raw)) ** 2
+            size += float(torch.linalg.vector_norm(raw)) ** 2
+    return math.sqrt(apart / size) if size else 0.0
+
+
+@dataclass(frozen=True)
+class _Sample:
+    weights: Tensor
+    average: Tensor
+
+
+class FrozenCheck:
+    """Raises when `after` updates have moved the raw weights and left every sampled element of the average alone.
+
+    No fault, and not counted: weights that did not move (a learning rate of 0), and steps without an update (a late
+    start, an interval).
+    """
+
+    def __init__(self, shadow: Shadow, after: int = 20) -> None:
+        self._shadow = shadow
+        self._after = after
+        self._seen = 0
+        self._sample: list[_Sample] | None = None
+
+    def check(self) -> None:
+        """Call it after `Shadow.update()`; looks at the weights every `after` updates. Raises FrozenShadowError."""
+        if self._shadow.updates < 1:
+            return
+        if self._sample is None:
+            self._begin()
+        elif self._shadow.updates - self._seen >= self._after:
+            before, now = self._sample, self._take()
+            if _moved([sample.weights for sample in before], [sample.weights for sample in now]) and not _moved(
+                [sample.average for sample in before], [sample.average for sample in now]
+            ):
+                raise FrozenShadowError(
+                    f"the EMA has not moved in {self._shadow.updates - self._seen} updates although the weights have "
+                    f"(schedule {self._shadow.schedule.name}, decay {self._shadow.decay:g}, {self._shadow.dtype})"
+                )
+            self._begin()
+
+    def _begin(self) -> None:
+        self._sample, self._seen = self._take(), self._shadow.updates
+
+    def _take(self) -> list[_Sample]:
+        return [_Sample(_some(weights), _some(average)) for _, weights, average in self._shadow.pairs()]
+
+
+def _some(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", copy=True)
+
+
+def _moved(before: list[Tensor], now: list[Tensor]) -> bool:
+    return any(not torch.equal(old, new) for old, new in zip(before, now, strict=True))

@@ -1,0 +1,60 @@
+"""The frozen-shadow stop fires where it should and nowhere else; the distance is the distance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from kohya_ext.ema import Shadow, blend, constant, debiased
+from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance
+
+
+def run(shadow: Shadow, parameter: nn.Parameter, steps: int, move: Callable[[int], float]) -> None:
+    check = FrozenCheck(shadow, after=5)
+    shadow.capture()
+    for step in range(steps):
+        parameter.data += move(step)
+        shadow.update()
+        check.check()
+
+
+def test_an_average_that_stands_still_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = nn.Parameter(torch.ones(100))
+    shadow = Shadow([parameter], constant(0.9995))
+    monkeypatch.setattr(blend.Blender, "blend", lambda *_: None)
+    with pytest.raises(FrozenShadowError, match="not moved in 5 updates"):
+        run(shadow, parameter, 20, lambda _: 1e-3)
+
+
+def test_a_nearest_rounded_bfloat16_average_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault of the old patch, put back: rounding to nearest instead of stochastically."""
+    parameter = nn.Parameter(torch.ones(100))
+    shadow = Shadow([parameter], constant(0.9995), dtype=torch.bfloat16, stochastic=True)
+    monkeypatch.setattr(blend, "round_stochastically", lambda values, _words, dtype: values.to(dtype))
+    with pytest.raises(FrozenShadowError):
+        run(shadow, parameter, 20, lambda _: 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_there_is_no_false_alarm(dtype: torch.dtype) -> None:
+    for options in ({}, {"start_step": 12}, {"update_every": 7}):
+        for move in (lambda _: 0.0, lambda _: 1e-2, lambda step: 1e-2 * (step > 15)):
+            parameter = nn.Parameter(torch.ones(4000))
+            shadow = Shadow([parameter], debiased(0.99), dtype=dtype, stochastic=dtype == torch.bfloat16, **options)
+            run(shadow, parameter, 40, move)
+
+
+def test_the_distance_is_relative() -> None:
+    parameter = nn.Parameter(torch.full((300, 300), 2.0))
+    shadow = Shadow([parameter], debiased(0.5))
+    assert relative_distance(shadow) == 0.0
+    shadow.capture()
+    shadow.update()
+    assert relative_distance(shadow) == 0.0
+    parameter.data.fill_(4.0)
+    assert relative_distance(shadow) == pytest.approx(0.5)
+    parameter.data[0, 0] = float("nan")
+    assert relative_distance(shadow) == pytest.approx(0.5, rel=1e-3)
