@@ -233,5 +233,5 @@ def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> No
 
 def _summary(findings: list[Finding]) -> str:
     levels = [finding.level for finding in findings]
-    counts = [f"{levels.count(level)} {level}s" for level in ("error", "warning", "note") if level in levels]
-    return ", ".join(counts) if counts else "fits"
+    counts = {level: levels.count(level) for level in ("error", "warning", "note")}
+    return ", ".join(f"{n} {level}{'s' * (n > 1)}" for level, n in counts.items() if n) or "fits"
