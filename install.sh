@@ -81,6 +81,15 @@ first_python() { # CODE: prints the first candidate that exits with 0 when it ru
 }
 
 RECENT='import sys; sys.exit(sys.version_info < (3, 10))'
+# Python 3.10 reads no TOML by itself; where there are several, one that can is better.
+READS_TOML='import importlib, sys
+for name in ("tomllib", "tomli", "toml", "pip._vendor.tomli"):
+    try:
+        importlib.import_module(name)
+        sys.exit(sys.version_info < (3, 10))
+    except ImportError:
+        pass
+sys.exit(1)'
 DEMO_READY='import sys; from importlib.util import find_spec
 needed = ("torch", "accelerate", "diffusers", "safetensors", "toml", "PIL", "tqdm")
 sys.exit(sys.version_info < (3, 10) or not all(map(find_spec, needed)))'
@@ -110,7 +119,7 @@ demo_python() { # prints a Python that can run the demo, and makes one when ther
     printf '%s\n' "$own"
 }
 
-runner=$(first_python "$RECENT") || fail 2 "no Python 3.10 or newer found: install one, or name it with --python PATH"
+runner=$(first_python "$READS_TOML") || runner=$(first_python "$RECENT") || fail 2 "no Python 3.10 or newer found: install one, or name it with --python PATH"
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
 if [[ -n $demo ]]; then
