@@ -66,8 +66,8 @@ def fit(preset: Preset, schema: Schema, *, arguments: Collection[str] | None = N
         if key in PRIVATE or one.wired_to is not None:
             continue
         if one.component is None:  # wiring unknown: nothing to convert by
-            if key in given:
-                fitted.values[key] = given[key]
+            if key in given and (passed := convert(given[key], one)).usable:
+                fitted.values[key] = passed.value
             continue
         value = given.get(key)
         if value is not None:

@@ -153,7 +153,6 @@ def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surround
         "os.listdir": lambda given, _: list(pictures[given[0]]),
         "check_if_model_exist": lambda *_: False,
         "get_executable_path": lambda *_: where.accelerate,
-        "create_prompt_file": lambda given, _: posixpath.join(given[1], "sample/prompt.txt"),
         "builtins.open": lambda given, _: given[0],
         "datetime.datetime.now": lambda *_: External("now"),
         "now.strftime": lambda *_: where.stamp,

@@ -88,6 +88,12 @@ def test_what_a_preset_requires_and_the_release_lacks_stops_it() -> None:
     assert "fused_backward_pass" not in fitted(values, EMBEDDED, arguments=frozenset()).values
 
 
+def test_a_gui_that_cannot_be_followed_gets_the_values_as_they_are() -> None:
+    keys_only = schema_of({"finetune_gui.py": guis.EMBEDDED_TAB.split("def finetune_tab")[0]})
+    result = fitted({"epoch": "3", "seed": float("nan"), "nonsense": 1, "train_dir": "/x"}, keys_only).values
+    assert result == {"epoch": "3", "optimizer": "AdamW"}
+
+
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.lists(st.integers()))
 KEYS = st.sampled_from(sorted({*EMBEDDED.fields, *REGISTRY.fields, "use_wandb", "generate_caption_database", "?"}))
 

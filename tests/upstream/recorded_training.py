@@ -1,0 +1,61 @@
+"""Calls `train_model` of a real GUI's finetune tab with everything that would run recorded instead.
+
+Run in a process of its own: `python recorded_training.py TREE < form.json`; prints the commands and the TOML files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import toml
+from recorded_gui import Gradio, StandIns
+
+ALIASES = {"generate_caption_database": "create_caption", "generate_image_buckets": "create_buckets"}
+
+
+def main(tree: str, form: dict[str, Any]) -> dict[str, Any]:
+    os.chdir(tree)
+    sys.path.insert(0, tree)
+    gradio = Gradio("gradio")
+    gradio.__path__ = []
+    sys.modules["gradio"] = gradio
+    sys.meta_path.append(StandIns())
+    package = Path("kohya_gui/finetune_gui.py").is_file()
+    module: Any = importlib.import_module("kohya_gui.finetune_gui" if package else "finetune_gui")
+    commands: list[Any] = []
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        commands.append(args[0] if args else kwargs["run_cmd"])
+        return mock.MagicMock(returncode=0)
+
+    os.system = record  # type: ignore[assignment]
+    subprocess.run = record  # type: ignore[assignment]
+    module.executor = SimpleNamespace(execute_command=record, is_running=lambda: False, wait_for_training_to_end=record)
+    labels = "print_only.get" in inspect.getsource(module.train_model)
+    given: dict[str, Any] = {}
+    for name in inspect.signature(module.train_model).parameters:
+        if name in ("headless", "print_only"):
+            on = name == "headless"
+            given[name] = {"label": str(on)} if labels else on
+        else:
+            given[name] = form.get(name, form.get(ALIASES.get(name, name)))
+    module.train_model(**given)
+    files = {str(path): toml.loads(path.read_text("utf-8")) for path in Path(form["output_dir"]).glob("*.toml")}
+    return {"commands": commands, "toml": files}
+
+
+if __name__ == "__main__":
+    out = os.dup(1)
+    os.dup2(2, 1)
+    text = json.dumps(main(sys.argv[1], json.load(sys.stdin)), default=str)
+    os.write(out, text.encode())
+    os._exit(0)
