@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DATA_KEYS: dict[Tab, str] = {"finetune": "image_folder"}
 
 
+SHELL_CHARACTERS = ('"', "$", "`", "\\")  # what still has a meaning between the double quotes that the GUI puts
+
+
 @dataclass(frozen=True)
 class Project:
     """What a preset leaves open: folders and files, as the user gives them."""
@@ -73,7 +76,14 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     form.update(fit(preset, schema, arguments=release.flags).values)
     form.update(given)
     pictures = {given[DATA_KEYS[schema.tab]]: names}
-    return rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
+    result = rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
+    unsafe = [value for value in given.values() if any(character in value for character in SHELL_CHARACTERS)]
+    if unsafe and isinstance(result.training, str):
+        raise UsageError(
+            f"{unsafe[0]}: this release builds a shell line, where {' '.join(SHELL_CHARACTERS)} mean something else; "
+            "rename the file or folder"
+        )
+    return result
 
 
 def shell_line(command: str | Sequence[str]) -> str:
