@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.elements import flat_views, slice_size, slices
+from kohya_ext.ema import compiled
 from kohya_ext.ema.staging import Staging
 from kohya_ext.rounding import element_indices, random_words, round_stochastically, stream_key
 
@@ -33,7 +34,8 @@ class Update:
 class Blender:
     """Blends weights into shadows and keeps the scratch memory this takes. `skipped()` counts non-finite weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, use_compiled: bool = False) -> None:
+        self._use_compiled = use_compiled
         self._staging = Staging()
         self._skipped = 0
         self._skipped_on: dict[torch.device, Tensor] = {}
@@ -77,6 +79,9 @@ class Blender:
                 shadow.copy_(views[1].view_as(shadow))
             return
         flat_weights, flat_shadow = views
+        if self._use_compiled and _is_compilable(weights, shadow, update.weight):
+            compiled.blend_(flat_shadow, flat_weights, update.weight)
+            return
         size = slice_size(shadow.device)
         bounds = list(slices(flat_shadow.numel(), size))
         for (start, length), part in zip(bounds, self._staging.bring(flat_weights, bounds, shadow), strict=True):
@@ -105,10 +110,13 @@ class Blender:
         """The same without looking at a result, for devices that work in the background."""
         finite = torch.isfinite(weights)
         shadow.copy_(torch.where(finite, torch.lerp(shadow, weights, weight), shadow))
-        count = self._skipped_on.get(shadow.device)
-        if count is None:
-            count = self._skipped_on[shadow.device] = torch.zeros((), dtype=torch.int64, device=shadow.device)
-        count += finite.numel() - finite.sum()
+        self._count(finite.numel() - finite.sum())
+
+    def _count(self, skipped: Tensor) -> None:
+        total = self._skipped_on.get(skipped.device)
+        if total is None:
+            total = self._skipped_on[skipped.device] = torch.zeros((), dtype=torch.int64, device=skipped.device)
+        total += skipped
 
 
 def copy_finite(weights: Tensor, shadow: Tensor) -> None:
@@ -123,6 +131,11 @@ def copy_finite(weights: Tensor, shadow: Tensor) -> None:
         part = target[start : start + length]
         part.copy_(source[start : start + length])
         part.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _is_compilable(weights: Tensor, shadow: Tensor, weight: float) -> bool:
+    worth_it = weights.numel() >= compiled.SMALLEST and weight < compiled.HEAVIEST
+    return worth_it and shadow.dtype != torch.bfloat16 and weights.device == shadow.device
 
 
 def _is_simple(weights: Tensor, shadow: Tensor) -> bool:

@@ -28,7 +28,8 @@ class Shadow:
     schedule: see `kohya_ext.ema.schedules`. update_every: real steps an update; the decay is compensated.
     start_step: real steps before averaging begins. dtype: float32 or float64, or bfloat16 with `stochastic=True`.
     device: None (beside each parameter), `auto` (there, if memory allows, else in host memory) or a device.
-    seed: of the stochastic rounding.
+    seed: of the stochastic rounding. compiled: one compiled pass for large float32 and float64 averages beside their
+    weights; takes some seconds at the first update and a C++ compiler or Triton.
 
     Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
     moved its weights. Parameters that need no gradient at that moment are left out, for good.
@@ -47,6 +48,7 @@ class Shadow:
         stochastic: bool = False,
         device: torch.device | str | None = None,
         seed: int = 0,
+        compiled: bool = False,
     ) -> None:
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, got {update_every}")
@@ -69,7 +71,7 @@ class Shadow:
         self._started = False
         self._placed = False
         self._stepped: set[int] = set()  # parameters that update_param has done in the current step
-        self._blender = Blender()
+        self._blender = Blender(compiled)
         self._swap: Swap | None = None
 
     # ------------------------------------------------------------------ updating
@@ -133,7 +135,7 @@ class Shadow:
 
     @property
     def skipped(self) -> int:
-        """How many non-finite weights were kept out so far. Waits for the device."""
+        """How many non-finite weights were kept out so far (compiled updates do not count). Waits for the device."""
         return self._blender.skipped()
 
     @property

@@ -1,0 +1,126 @@
+"""One EMA update beside its peers: torch's AveragedModel, diffusers, timm and ema-pytorch, as far as importable.
+
+    python -m benchmarks.ema [--millions 100] [--rounds 7] [--threads N] [--clock wall|cpu]
+
+All average the same weights at a constant decay, taking turns. Ours keeps non-finite weights out, the others do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import table, take_turns
+from kohya_ext.ema import Shadow, constant
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+DECAY = 0.9995
+
+
+class Weights(nn.Module):
+    """A bag of parameters in the sizes of a U-Net."""
+
+    def __init__(self, millions: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        shapes = [(640, 640, 3, 3), (640,), (1280, 1280), (1280, 2048), (10240, 1280), (1280, 5120), (1280,), (1280,)]
+        generator = torch.Generator().manual_seed(0)
+        elements = 0
+        while elements < millions * 1e6:
+            for shape in shapes:
+                parameter = nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+                self.register_parameter(f"p{len(self._parameters)}", parameter)
+                elements += parameter.numel()
+        self.elements = elements
+
+
+def ours(model: Weights, dtype: torch.dtype = torch.float32, compiled: bool = False) -> Callable[[], object]:
+    """Our update, guard included."""
+    stochastic = dtype == torch.bfloat16
+    shadow = Shadow(model.named_parameters(), constant(DECAY), dtype=dtype, stochastic=stochastic, compiled=compiled)
+    shadow.capture()
+    return shadow.update
+
+
+def peers(model: Weights) -> dict[str, Callable[[], object]]:
+    """Updates of other libraries, for float32 weights."""
+    averages = torch.optim.swa_utils
+    averaged = averages.AveragedModel(model, multi_avg_fn=averages.get_ema_multi_avg_fn(DECAY))
+    found: dict[str, Callable[[], object]] = {
+        "foreach lerp, bare": _foreach(model),
+        "torch AveragedModel foreach": lambda: averaged.update_parameters(model),
+    }
+    with contextlib.suppress(ImportError):
+        from diffusers.training_utils import EMAModel
+
+        for foreach in (False, True):
+            ema = EMAModel(model.parameters(), decay=DECAY, min_decay=DECAY, foreach=foreach)
+            found[f"diffusers EMAModel foreach={foreach}"] = _stepper(ema, model)
+    with contextlib.suppress(ImportError):
+        from timm.utils import ModelEmaV3
+
+        timm = ModelEmaV3(model, decay=DECAY)
+        found["timm ModelEmaV3"] = lambda: timm.update(model)
+    with contextlib.suppress(ImportError):
+        from ema_pytorch import EMA
+
+        pytorch = EMA(model, beta=DECAY, update_every=1, update_after_step=0)
+        found["ema-pytorch"] = pytorch.update
+    return found
+
+
+def _stepper(ema: object, model: nn.Module) -> Callable[[], object]:
+    return lambda: ema.step(model.parameters())  # type: ignore[attr-defined]
+
+
+def _foreach(model: nn.Module) -> Callable[[], object]:
+    weights = [parameter.detach() for parameter in model.parameters()]
+    shadows = [weight.clone() for weight in weights]
+    return lambda: torch._foreach_lerp_(shadows, weights, 1 - DECAY)
+
+
+def _naive_upcast(model: nn.Module) -> Callable[[], object]:
+    weights = [parameter.detach() for parameter in model.parameters()]
+    shadows: list[Tensor] = [weight.float() for weight in weights]
+
+    def update() -> None:
+        for weight, shadow in zip(weights, shadows, strict=True):
+            shadow.mul_(DECAY).add_(weight.float(), alpha=1 - DECAY)
+
+    return update
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=100)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="also our compiled update")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for one thread on a busy machine")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Weights(options.millions, dtype)
+        if dtype == torch.float32:
+            runs = {"ours": ours(model), "ours, bfloat16 shadow": ours(model, torch.bfloat16), **peers(model)}
+        else:
+            runs = {"ours": ours(model), "naive upcast": _naive_upcast(model)}
+        if options.compile:
+            runs["ours, compiled"] = ours(model, compiled=True)
+        timings = take_turns(runs, options.rounds, CLOCKS[options.clock])
+        rows = []
+        for name, timing in timings.items():
+            # how many times as long as ours
+            middle, low, high = timings["ours"].ratio_to(timing)
+            best = f"{timing.best / model.elements * 1e9:.2f}"
+            rows.append((name, f"{timing.median * 1e3:.0f}", best, f"{middle:.2f} ({low:.2f}-{high:.2f})"))
+        print(f"{dtype} weights, {model.elements / 1e6:.0f} M, {options.threads} threads, {options.clock} clock")
+        print(table(rows, ("", "ms", "best ns/p", "time / ours")))
+
+
+if __name__ == "__main__":
+    main()
