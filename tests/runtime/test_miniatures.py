@@ -257,7 +257,7 @@ def test_samples_of_both_weights_leave_training_alone(bench: Bench, patch_set: s
     prompts = bench.folder / "prompts of both.txt"
     prompts.write_text("a blue square --d 1 --s 2\n", encoding="utf-8")
     sampling = ["--sample_every_n_steps", "2", "--sample_prompts", str(prompts), "--ema_sample", "both"]
-    fast = [*ADACOOR, *EMA, "--learning_rate", "100"]  # else a LoRA's first steps change no pixel
+    fast = [*ADACOOR, *EMA, "--learning_rate", "3000"]  # else a LoRA's first steps change no pixel
     plain = bench.run("v26", patch_set, kind, *fast)
     run = bench.run("v26", patch_set, kind, *fast, *sampling)
     assert run.code == 0, run.log
