@@ -136,6 +136,8 @@ def command(arguments: argparse.Namespace) -> int:
     project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name)
     where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
     result = commands(preset, release, checkout, project, where)
+    for complaint in result.complaints:
+        out.warn(complaint)
     if arguments.run_it:
         return run(result, checkout, python, arguments.output.resolve())
     if arguments.toml and not result.toml:

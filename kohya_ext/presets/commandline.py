@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DATA_KEYS: dict[Tab, str] = {"finetune": "image_folder"}
 
 
+MERGE = "merge_captions_to_metadata.py"  # the step that writes the captions' metadata
 SHELL_CHARACTERS = ('"', "$", "`", "\\")  # what still has a meaning between the double quotes that the GUI puts
 
 
@@ -77,6 +78,11 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     form.update(given)
     pictures = {given[DATA_KEYS[schema.tab]]: names}
     result = rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
+    if form.get("create_caption") is True and MERGE not in str(result.preparation):
+        result.complaints.append(
+            f"this release's GUI never runs {MERGE} (a fault of v24.1.2 and v24.1.3): no metadata is there unless "
+            "you run it first; or use another release"
+        )
     unsafe = [value for value in given.values() if any(character in value for character in SHELL_CHARACTERS)]
     if unsafe and isinstance(result.training, str):
         raise UsageError(

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.upstream
 
 # settings that the GUIs write into the TOML file and SDXL's script has never taken; it ignores them
 IGNORED = {"dynamo_backend", "wandb_run_name", "noise_offset_type", "learning_rate_te"}
+NEVER_MERGE = ("v24.1.2", "v24.1.3")  # the GUI builds the command that merges the captions and does not run it
 WHERE = Surroundings("/kohya", "/env/bin/python", "/env/bin/accelerate", "20260101-000000")
 
 
@@ -84,7 +85,7 @@ def commanded(gui: Sources, release: Release, values: dict[str, Any]) -> Any:
     form |= {"pretrained_model_name_or_path": "/m.safetensors", "image_folder": "/data", "train_dir": "/out"}
     form |= {"output_dir": "/out", "output_name": "mine"}
     result = rehearse(gui, release.schema.tab, form, {"/data": ["a.png"]}, WHERE)
-    assert len(result.preparation) == 2
+    assert len(result.preparation) == (1 if release.name in NEVER_MERGE else 2)
     assert "sdxl_train.py" in str(result.training)
     known = {argument.name for argument in release.arguments.values()}
     for settings in result.toml.values():
