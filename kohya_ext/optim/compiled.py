@@ -63,7 +63,7 @@ def _shape_of(rule: Rule) -> Rule:
     return Rule(
         lr=1.0,
         eps=1.0,
-        decay=1.0,
+        decay=1.0 if rule.decay == 1 else 0.5,  # whether there is any is compiled in
         vt_rate=1.0,
         maximize=rule.maximize,
         state_bits=rule.state_bits,
@@ -93,7 +93,7 @@ def _kernel(
         new = formula(weights, gradient, vt, Constants(growth, scale, added, negative_lr, decay), rule, words)
         weights.copy_(new.weights)
         vt.copy_(new.state)
-        return (~new.usable).sum()
+        return (~new.usable).to(torch.int32).sum(dtype=torch.int32)
 
     # torch caches compilations by code object and gives up after a few: each combination gets its own
     code = step.__code__.replace(co_name=f"adacoor_step_{_kernel.cache_info().misses}")

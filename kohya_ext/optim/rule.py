@@ -92,7 +92,7 @@ def step_half(
     """One step with a bfloat16 accumulator. words: random bits (int32) for whatever is rounded stochastically."""
     exact, up = weights.to(torch.float32), _upcast(gradient, torch.float32, rule)
     square = up * up
-    usable = torch.isfinite(square)
+    usable = square < math.inf  # false for NaN too
     growth = square * numbers.growth
     if rule.stochastic_state and words is not None:
         grown = round_stochastically(vt.to(torch.float32) + growth, words >> 16, torch.bfloat16)
@@ -100,7 +100,7 @@ def step_half(
         grown = (vt.to(torch.float32) + growth.to(torch.bfloat16).to(torch.float32)).to(torch.bfloat16)
     root = torch.sqrt(grown.to(torch.float32)).to(torch.bfloat16)
     denominator = (root.to(torch.float32) + numbers.added).to(torch.bfloat16).to(torch.float32)
-    moved = _move(exact, up * numbers.scale, denominator, numbers)
+    moved = _move(exact, up * numbers.scale, denominator, numbers, rule)
     return _finish(weights, vt, moved, grown, usable, rule, words)
 
 
@@ -110,9 +110,9 @@ def step_full(
     """One step with a float32 or float64 accumulator."""
     exact, up = weights.to(total.dtype), _upcast(gradient, total.dtype, rule)
     square = up * up
-    usable = torch.isfinite(square)
+    usable = square < math.inf  # false for NaN too
     grown = total + square * numbers.growth
-    moved = _move(exact, up, torch.sqrt(grown) + numbers.added, numbers)
+    moved = _move(exact, up, torch.sqrt(grown) + numbers.added, numbers, rule)
     return _finish(weights, total, moved, grown, usable, rule, words)
 
 
@@ -145,8 +145,8 @@ def _upcast(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> Tensor:
     return -up if rule.maximize else up
 
 
-def _move(weights: Tensor, numerator: Tensor, denominator: Tensor, numbers: Constants) -> Tensor:
-    decayed = weights * numbers.decay
+def _move(weights: Tensor, numerator: Tensor, denominator: Tensor, numbers: Constants, rule: Rule) -> Tensor:
+    decayed = weights if rule.decay == 1 else weights * numbers.decay
     # the order of operations of torch's addcdiv on a CPU
     return decayed + numbers.negative_lr * numerator / denominator
 

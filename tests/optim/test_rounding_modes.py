@@ -198,6 +198,16 @@ def test_8_bits_hold_the_sum(count: int, steps: int) -> None:
     assert float(((ratio <= 2) & (ratio >= 0.5)).double().mean()) >= 0.999
 
 
+def test_neighbouring_codes_are_found_by_arithmetic() -> None:
+    book = blockwise.code_book(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    spread = 10 ** (-9 + 9 * torch.rand(200_000, generator=generator))
+    powers = torch.tensor([10.0**-k for k in range(9)])
+    for share in (spread, book, book.nextafter(torch.tensor(0.0)), book.nextafter(torch.tensor(1.0)), powers):
+        wanted = torch.bucketize(share, book).clamp(1, 255)
+        assert torch.equal(blockwise._upper_neighbour(share, book), wanted.int())
+
+
 def test_no_positive_sum_becomes_code_0() -> None:
     sums = torch.zeros(600)
     sums[5], sums[6], sums[300] = 1.0, 1e-12, 1e-30
