@@ -116,16 +116,14 @@ def _gui_files(era: str, package: str) -> dict[str, str]:
 
 
 def _templates(kind: str, era: str) -> dict[str, str]:
-    """Path -> template of the files that `era` has; `NAME@v06.py` is that era's own version of `NAME.py`."""
+    """Path -> template of the files that `era` has."""
     root = TEMPLATES / kind
-    found: dict[str, str] = {}
-    for source in sorted(root.rglob(f"*{SUFFIX}")):  # NAME.py before NAME@v06.py
-        path = source.relative_to(root).as_posix().removesuffix(SUFFIX)
-        stem, _, only = path.removesuffix(".py").partition("@")
-        template = source.read_text(encoding="utf-8")
-        if only in ("", era) and exists(template, era):
-            found[f"{stem}.py"] = template
-    return found
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted(root.rglob(f"*{SUFFIX}"))}
+    return {
+        path.relative_to(root).as_posix().removesuffix(SUFFIX): template
+        for path, template in sources.items()
+        if exists(template, era)
+    }
 
 
 def _commit(root: Path, tag: str) -> None:

@@ -15,10 +15,6 @@ WHOLE_FILE = "#: file "
 
 # Until sd-scripts 0.10 these modules were one file, `train_util.py`; its parts in the order in which it had them.
 SPLIT_OFF = (
-    "model_io",
-    "dataset",
-    "loss",
-    "logging_util",
     "args",
     "optimizer",
     "accelerator_setup",
@@ -30,10 +26,6 @@ CALLED = (
     "accelerator_setup",
     "args_util",
     "checkpoint_io",
-    "dataset_util",
-    "logging_util",
-    "loss_util",
-    "model_io",
     "optimizer_util",
     "sampling",
 )
