@@ -191,7 +191,6 @@ class AdaCoor(torch.optim.Optimizer):
             len(current_groups) :
         ]
         super().load_state_dict({"param_groups": merged, "state": {}})
-        self._places.clear()
         keys = [key for saved in saved_groups for key in saved["params"]]
         parameters = [
             (parameter, number) for number, own in enumerate(self.param_groups) for parameter in own["params"]
