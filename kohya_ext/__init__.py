@@ -4,6 +4,8 @@ Importing this package is cheap on purpose: the Kohya GUI and every DataLoader w
 load torch. The parts that need torch are `kohya_ext.optim` and `kohya_ext.ema`.
 """
 
-from kohya_ext.about import VERSION as __version__
+from kohya_ext.about import VERSION
+
+__version__ = VERSION
 
 __all__ = ["__version__"]

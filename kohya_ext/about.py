@@ -9,7 +9,10 @@ Nothing here is newer than Python 3.6: an old one that runs us reads this file b
 NAME = "kohya-ext"
 PACKAGE = "kohya_ext"
 VERSION = "0.1.0"
-SUMMARY = "AdaCoor, EMA and the guide's presets for Kohya_ss, installed into an existing checkout and taken back byte for byte"
+SUMMARY = (
+    "AdaCoor, EMA and the guide's presets for Kohya_ss, "
+    "installed into an existing checkout and taken back byte for byte"
+)
 LICENSE = "Apache-2.0"
 REQUIRES_PYTHON = ">=3.10"
 

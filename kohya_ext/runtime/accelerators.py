@@ -7,15 +7,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kohya_ext.runtime import averaging, networks, options
+from kohya_ext.runtime import averaging, networks, options, wrapping
 
 
 def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
     """Kohya's `prepare_accelerator(args)`. It runs before the models are loaded, so bad settings end the run here."""
     settings = options.read(args)
+    options.check(args)
     result = original(args, *rest, **named)
     if settings is not None:
         averaging.begin(args, settings)
+        wrapping.wrap_sampler_of_script()
         # sd-scripts v0.6 returns (accelerator, unwrap_model)
         _watch(result[0] if isinstance(result, tuple) else result, args, settings)
     return result
@@ -36,7 +38,7 @@ def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOpti
     def save_state_of_raw(*where: Any, **named: Any) -> Any:
         with averaging.raw_weights():
             result = save_state(*where, **named)
-        averaging.save_state(_folder(where, named))
+            averaging.save_state(_folder(where, named))
         return result
 
     @functools.wraps(load_state)

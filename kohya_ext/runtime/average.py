@@ -19,9 +19,13 @@ import torch
 
 from kohya_ext import __version__
 from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
+from kohya_ext.ema.health import FrozenCheck, FrozenShadowError
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.report import is_main_process, say, stop
+
+# Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
+UPDATES_TO_MOVE = 100
 
 METADATA_PREFIX = "kohya_ext_ema_"
 
@@ -65,11 +69,17 @@ class Average:
         """Fused backward: `parameter` has been stepped; blocks may move it away soon, so it is averaged at once."""
         self._track_of(parameter).after_step_of(parameter)
 
-    def ready(self) -> bool:
-        """True once there is an average to save or to sample from: `--ema_start_step` may be ahead."""
+    def ready(self, *, say_so: bool = False) -> bool:
+        """True once there is an average to save or to sample from: `--ema_start_step` may be ahead.
+
+        say_so: tell the user when there is none, because raw weights are about to be saved in its place.
+        """
         for track in self._tracks:
             track.catch_up()
-        return any(track.shadow is not None and track.shadow.started for track in self._tracks)
+        started = any(track.shadow is not None and track.shadow.started for track in self._tracks)
+        if say_so and not started:
+            say("the EMA has not begun yet (--ema_start_step): these are the raw weights")
+        return started
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -96,15 +106,16 @@ class Average:
         entries = {
             "version": __version__,
             "schedule": self.options.schedule,
-            "decay": self.options.decay,
             "update_every": self.options.update_every,
             "start_step": self.options.start_step,
             "steps": max((shadow.step for shadow in shadows), default=0),
             "updates": max((shadow.updates for shadow in shadows), default=0),
             "dtype": self.options.dtype,
         }
-        if self.options.sigma_rel is not None:
+        if self.options.schedule == "power":
             entries["sigma_rel"] = self.options.sigma_rel
+        else:
+            entries["decay"] = self.options.decay
         return {METADATA_PREFIX + key: str(value) for key, value in entries.items()}
 
     def names_of(self, parameters: Sequence[Any]) -> list[str]:
@@ -135,10 +146,11 @@ class Average:
 
     def load_state(self, folder: Path) -> None:
         """Go on from the average in the folder of a state that Kohya has just loaded. Stops at another model's."""
-        for track, file in zip(self._tracks, _state_files(folder), strict=False):
-            if not file.is_file():
-                say(f"{folder} holds no EMA: this run begins a new one with the weights it has resumed")
-                return
+        files = list(zip(self._tracks, _state_files(folder), strict=False))
+        if not all(file.is_file() for _, file in files):
+            say(f"{folder} holds no EMA: this run begins a new one with the weights it has resumed")
+            return
+        for track, file in files:
             try:
                 differences = track.made().load_state_dict(checkpoint.load(file))
             except ValueError as error:
@@ -152,7 +164,12 @@ class Average:
             return
         self._announced = True
         options = self.options
-        total = max(1, int(self.args.max_train_steps) - options.start_step)
+        total = int(self.args.max_train_steps) - options.start_step
+        if total < 1:
+            stop(
+                f"--ema_start_step {options.start_step} lies behind the last of {self.args.max_train_steps} steps: "
+                "there would be no EMA at all"
+            )
         decay = "" if options.schedule == "power" else f", decay {options.decay:g}"
         where = shadow.placement.reason if shadow.placement is not None else "beside the weights"
         say(
@@ -161,7 +178,10 @@ class Average:
         )
 
     def _track_of(self, parameter: Any) -> _Track:
-        return next(track for track in self._tracks if track.has(parameter))
+        track = next((track for track in self._tracks if track.has(parameter)), None)
+        if track is None:
+            stop(f"a parameter of shape {tuple(parameter.shape)} is stepped by an optimizer that the EMA does not know")
+        return track
 
 
 def _state_files(folder: Path) -> Iterator[Path]:
@@ -179,6 +199,7 @@ class _Track:
         self.optimizer = optimizer
         self.shadow: Shadow | None = None
         self._behind = False
+        self._check: FrozenCheck | None = None
         self._parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
 
     def has(self, parameter: Any) -> bool:
@@ -206,6 +227,15 @@ class _Track:
         if self._behind:
             self._behind = False
             self.made().update()
+            self._stop_if_it_stands_still()
+
+    def _stop_if_it_stands_still(self) -> None:
+        if self._check is None:
+            self._check = FrozenCheck(self.made(), after=UPDATES_TO_MOVE)
+        try:
+            self._check.check()
+        except FrozenShadowError as error:
+            stop(f"{error}. An average that stands still is no use; please report this with the settings of the run")
 
     def made(self) -> Shadow:
         """The shadow; made now if nobody has needed it before."""

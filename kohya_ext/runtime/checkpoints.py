@@ -12,23 +12,21 @@ from kohya_ext.runtime import averaging, naming, written
 
 def save_during_training(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
     """Kohya's saver at the end of an epoch or after a number of steps."""
-    on_epoch_end = _argument(original, positional, named, "on_epoch_end", default=True)
-    return _save_both(original, positional, named, naming.EPOCH if on_epoch_end else naming.STEP)
+    call = inspect.signature(original).bind(*positional, **named)
+    on_epoch_end = call.arguments.get("on_epoch_end", True)  # sd-scripts 0.6 saves at the end of an epoch only
+    return _save_both(original, call, naming.EPOCH if on_epoch_end else naming.STEP)
 
 
 def save_at_end(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
     """Kohya's saver at the end of training; the accelerator is gone by then."""
-    return _save_both(original, positional, named, naming.LAST)
+    return _save_both(original, inspect.signature(original).bind(*positional, **named), naming.LAST)
 
 
-def _save_both(
-    original: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any], default_name: str
-) -> Any:
+def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, default_name: str) -> Any:
     average = averaging.current()
-    if average is None or not average.ready():
-        return original(*positional, **named)
-    call = inspect.signature(original).bind(*positional, **named)
-    only = average.options.save == "only"
+    only = average is not None and average.options.save == "only"
+    if average is None or not average.ready(say_so=only):
+        return original(*call.args, **call.kwargs)
     result = None if only else original(*call.args, **call.kwargs)
     if not only:
         call.arguments["args"] = naming.args_of_average(call.arguments["args"], default_name)
@@ -49,9 +47,3 @@ def _whole_or_nothing(saver: Callable[..., Any]) -> Callable[..., Any]:
             return saver(temporary, *rest, **named)
 
     return save
-
-
-def _argument(
-    original: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any], name: str, default: Any
-) -> Any:
-    return inspect.signature(original).bind(*positional, **named).arguments.get(name, default)

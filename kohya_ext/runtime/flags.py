@@ -10,7 +10,6 @@ from typing import Any
 from kohya_ext.errors import CONFLICT
 from kohya_ext.runtime import legacy
 from kohya_ext.runtime.report import say, stop
-from kohya_ext.upstream import ADACOOR
 
 # `default=None` where we must tell "not given" from the default; `options.py` fills in and checks. Kohya reads its TOML
 # files into the same namespace without converting, so nothing here may be trusted to have its type.
@@ -56,7 +55,8 @@ def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.Argum
     """Kohya's optimizer flags, then ours. In a tree with old replaced files: Kohya's only, or the end of the run."""
     result = original(parser)
     if legacy.found():
-        if _asks_for_us(sys.argv):
+        # a TOML may ask for them as well: options.read decides when that has been read
+        if any(word.partition("=")[0] in FLAGS for word in sys.argv):
             stop(legacy.message(), CONFLICT)
         say(legacy.message())
         return result
@@ -65,8 +65,3 @@ def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.Argum
         if flag not in parser._option_string_actions:
             group.add_argument(flag, **settings)
     return result
-
-
-def _asks_for_us(argv: list[str]) -> bool:
-    words = [word for argument in argv for word in argument.split("=")]
-    return any(word.startswith(("--enable_ema", "--ema_")) or word.lower() == ADACOOR.lower() for word in words)

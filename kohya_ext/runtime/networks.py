@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class _Saver:
 
     def __call__(self, file: str, dtype: Any, metadata: dict[str, Any] | None, *rest: Any, **named: Any) -> Any:
         average = averaging.current()
-        if average is None or not average.ready():
+        if average is None or not average.ready(say_so=self.settings.save == "only"):
             return self.original(file, dtype, metadata, *rest, **named)
         target = str(file)
         if self.settings.save == "beside":
@@ -45,10 +46,21 @@ class _Saver:
             self.twins[target] = str(file)
         with average.in_place(), written.moved_into_place(target) as temporary:
             self.original(temporary, dtype, {**(metadata or {}), **average.metadata()}, *rest, **named)
-        self._rotate()
+        if self.settings.save == "beside":
+            self._upload(target)
+            self._rotate()
         return None
 
+    def _upload(self, file: str) -> None:
+        """To Hugging Face, where the script sends the raw file."""
+        uploader = sys.modules.get("library.huggingface_util")
+        if uploader is not None and getattr(self.args, "huggingface_repo_id", None) is not None:
+            uploader.upload(self.args, file, "/" + Path(file).name)
+
     def _rotate(self) -> None:
+        """The scripts rotate raw files by themselves; a raw file that went for another reason takes nothing along."""
+        if not any(getattr(self.args, flag, None) is not None for flag in ("save_last_n_epochs", "save_last_n_steps")):
+            return
         for ema_file, raw_file in list(self.twins.items()):
             if not Path(raw_file).exists():
                 Path(ema_file).unlink(missing_ok=True)

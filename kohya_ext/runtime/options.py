@@ -1,4 +1,7 @@
-"""The EMA settings of a run, read from Kohya's `args`: converted, checked, refused with a reason."""
+"""What a run asks of us, read from Kohya's `args`: converted, checked, refused with a reason.
+
+Kohya reads its TOML files into the same namespace as the command line, without converting anything.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kohya_ext.errors import CONFLICT
 from kohya_ext.runtime import legacy
 from kohya_ext.runtime.report import say, stop
+from kohya_ext.upstream import ADACOOR, ADACOOR_PATH
 
 T = TypeVar("T")
+
+_ADACOOR_NAMES = (ADACOOR.lower(), ADACOOR_PATH.lower())
 
 # Scripts whose savers we do not reach yet: their EMA would be computed and never written.
 UNSUPPORTED_SCRIPTS = {
@@ -47,9 +54,14 @@ class EmaOptions:
 
 def read(args: argparse.Namespace) -> EmaOptions | None:
     """The EMA settings in `args`; None when EMA is off. Stops the run when they cannot be honoured."""
-    if legacy.found() or not _read(args, "enable_ema", _boolean, False):
+    wanted = _read(args, "enable_ema", _boolean, False)
+    if legacy.found():
+        if wanted or names_adacoor(args):
+            stop(legacy.message(), CONFLICT)
+        return None
+    if not wanted:
         ignored = [name for name, value in vars(args).items() if name.startswith("ema_") and value not in (None, False)]
-        if ignored and not legacy.found():
+        if ignored:
             say(f"--{ignored[0]} is set, but --enable_ema is not: this run keeps no EMA")
         return None
     _refuse_what_cannot_work(args)
@@ -67,6 +79,29 @@ def read(args: argparse.Namespace) -> EmaOptions | None:
         sigma_rel=_sigma_rel(args, schedule),
         exp_beta=exp_beta,
     )
+
+
+def names_adacoor(args: argparse.Namespace) -> bool:
+    """True when `--optimizer_type` names our optimizer, in any case and by either of its names."""
+    return str(getattr(args, "optimizer_type", None) or "").lower() in _ADACOOR_NAMES
+
+
+def check(args: argparse.Namespace) -> None:
+    """Stop the run where something that is not the EMA was asked for and cannot be done."""
+    if _read(args, "kohya_ext_log_every", _not_negative, 0):
+        stop("--kohya_ext_log_every: this version of kohya_ext does not measure the optimizer yet; leave the flag out")
+    if legacy.found() or not names_adacoor(args):
+        return
+    if getattr(args, "deepspeed", False):
+        stop("AdaCoor does not work with DeepSpeed, which replaces the parameters it was given; leave one out")
+    if not getattr(args, "fused_backward_pass", False):
+        return
+    if int(getattr(args, "gradient_accumulation_steps", 1) or 1) != 1:
+        stop("--fused_backward_pass steps in the backward pass: set --gradient_accumulation_steps 1")
+    if getattr(args, "mixed_precision", None) == "fp16":
+        stop(
+            "--fused_backward_pass with AdaCoor cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no"
+        )
 
 
 def _refuse_what_cannot_work(args: argparse.Namespace) -> None:

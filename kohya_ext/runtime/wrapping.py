@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,13 @@ def wrap_module(namespace: dict[str, Any]) -> None:
     legacy.look_at(namespace)
     for key, function in _hooks_of(namespace):
         namespace[function] = _wrapped(namespace[function], WRAPPERS[key])
+
+
+def wrap_sampler_of_script() -> None:
+    """Wrap a sampler that the running script itself defines; one family (HunyuanImage) keeps it there."""
+    script = vars(sys.modules["__main__"])
+    if _defined_here(script, OWN_SAMPLER) and _is_sampler(script[OWN_SAMPLER]):
+        script[OWN_SAMPLER] = _wrapped(script[OWN_SAMPLER], WRAPPERS["sample"])
 
 
 def _hooks_of(namespace: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from kohya_ext.runtime import average as average_module  # noqa: E402
 from kohya_ext.runtime import averaging, fused  # noqa: E402
 from tests.runtime.conftest import Run, close, same  # noqa: E402
 
@@ -171,5 +172,30 @@ def test_metadata_says_what_it_is(begin: Begin) -> None:
     run.step(4)
     metadata = average().metadata()
     assert metadata["kohya_ext_ema_decay"] == "0.9"
+    assert "kohya_ext_ema_sigma_rel" not in metadata
     assert average().ready()
     assert average().metadata()["kohya_ext_ema_updates"] == "2"
+
+
+def test_a_start_behind_the_end_is_refused(begin: Begin) -> None:
+    run = begin(ema_start_step=10)
+    with pytest.raises(SystemExit):
+        run.step()
+
+
+def test_an_average_that_stands_still_ends_the_run(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(average_module, "UPDATES_TO_MOVE", 2)
+    run = begin()
+    run.step(2)
+    shadow = average()._tracks[0].made()
+    monkeypatch.setattr(shadow._blender, "blend", lambda *job: None)  # the fault: nothing reaches the shadow
+    with pytest.raises(SystemExit):
+        run.step(6)
+
+
+def test_weights_that_stand_still_are_no_fault(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learning rate of 0 moves neither."""
+    monkeypatch.setattr(average_module, "UPDATES_TO_MOVE", 2)
+    run = begin()
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    run.step(8)

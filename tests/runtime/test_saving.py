@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,7 +152,7 @@ def test_a_lora_run_saves_both(begin: Begin, tmp_path: Path) -> None:
 
 def test_lora_files_of_the_average_are_rotated_with_their_raw_twins(begin: Begin, tmp_path: Path) -> None:
     """The scripts delete old raw files themselves, after the save of the new one."""
-    run = begin()
+    run = begin(save_last_n_epochs=1)
     network = prepared(run)
     for epoch in (1, 2, 3):
         run.step()
@@ -161,6 +163,40 @@ def test_lora_files_of_the_average_are_rotated_with_their_raw_twins(begin: Begin
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "dog-000003.safetensors", "dog-ema-000003.safetensors", "dog-ema.safetensors", "dog.safetensors",
     ]  # fmt: skip
+
+
+def test_without_rotation_no_file_of_the_average_is_ever_removed(begin: Begin, tmp_path: Path) -> None:
+    """Somebody moves raw files to another disk while the run goes on."""
+    run = begin()
+    network = prepared(run)
+    run.step()
+    network.save_weights(str(tmp_path / "dog-000001.safetensors"), torch.float32, {})
+    (tmp_path / "dog-000001.safetensors").rename(tmp_path / "moved.safetensors")
+    network.save_weights(str(tmp_path / "dog.safetensors"), torch.float32, {})
+    assert (tmp_path / "dog-ema-000001.safetensors").exists()
+
+
+def test_what_the_script_uploads_is_uploaded_from_the_average_too(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: list[str] = []
+    module = types.ModuleType("library.huggingface_util")
+    module.upload = lambda args, source, destination: uploaded.append(destination)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "library.huggingface_util", module)
+    run = begin(huggingface_repo_id="me/dog")
+    network = prepared(run)
+    run.step()
+    network.save_weights(str(tmp_path / "dog.safetensors"), torch.float32, {})
+    assert uploaded == ["/dog-ema.safetensors"]
+
+
+def test_only_the_average_before_it_has_begun_says_so(
+    begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(ema_save="only", ema_start_step=5)
+    run.step(1)
+    save_full(run, step=1)
+    assert "raw weights" in capsys.readouterr().out
 
 
 def sample(run: Run, drawn: list[Any], *, epoch: int | None, steps: int) -> None:

@@ -88,6 +88,18 @@ def test_only_the_newest_name_of_a_saver_is_wrapped(tmp_path: Path) -> None:
     assert names == "['save_sd_model_on_train_end_common', 'sample_images_common']"
 
 
+def test_a_sampler_in_the_running_script_itself_is_wrapped(tmp_path: Path) -> None:
+    """HunyuanImage's training script defines its own, outside of the library."""
+    code = """
+        def sample_images(accelerator, args, epoch, steps, dit): ...
+        from kohya_ext.runtime import wrapping
+        wrapping.wrap_sampler_of_script()
+        wrapping.wrap_sampler_of_script()
+        print(sample_images.__kohya_ext__, hasattr(sample_images.__wrapped__, "__kohya_ext__"))
+    """
+    assert python(tmp_path, code) == "sampling:sample_images False"
+
+
 def test_thin_savers_of_a_family_are_left_alone(tmp_path: Path) -> None:
     """`sdxl_train_util` has functions of the older names, which call the common ones."""
     start = "import kohya_ext.runtime\nkohya_ext.runtime.activate(__name__)\n"
