@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.about import CONSOLE_SCRIPTS
+from kohya_ext.bundle import PACKAGE_DIR
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
 from kohya_ext.errors import DONE, UsageError
@@ -112,11 +114,27 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
     out.item("time", f"{seconds:.0f} s")
     out.line()
     out.item("what next", "the same in your own Kohya:")
-    out.item("", f"{PROGRAM} install /path/to/kohya_ss")
-    out.item("", f"{PROGRAM} doctor /path/to/kohya_ss")
+    out.item("", put_on("/path/to/kohya_ss"))
     out.item("", 'then in the Finetune tab: optimizer "AdaCoor", learning rate 1, optimizer arguments eps=1e-8,')
     out.item("", "additional parameters --enable_ema --ema_decay=0.9995 (or one of the presets)")
-    out.item("take it off", f"{PROGRAM} uninstall {shlex.quote(str(demo.checkout))}   (the miniature, byte for byte)")
+    out.item("take it off", f"{take_off(str(demo.checkout))}   (the miniature, byte for byte)")
+
+
+def put_on(checkout: str) -> str:
+    """The command that installs into `checkout`, by what is at hand: our program on PATH, or the script we came with."""
+    return _command("install", checkout, options="")
+
+
+def take_off(checkout: str) -> str:
+    """The command that takes us out of `checkout` again."""
+    return _command("uninstall", checkout, options="--uninstall ")
+
+
+def _command(verb: str, checkout: str, *, options: str) -> str:
+    script = PACKAGE_DIR.parent / "install.sh"
+    if shutil.which(PROGRAM) is None and script.is_file():
+        return f"{shlex.quote(str(script))} {options}{shlex.quote(checkout)}"
+    return f"{PROGRAM} {verb} {shlex.quote(checkout)}"
 
 
 def _document(demo: Demo, points: list[dict[str, float]], done: dict[str, int], seconds: float) -> dict[str, Any]:

@@ -1,0 +1,24 @@
+"""What the demo says to do next can be typed as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.cli import demo
+
+BUNDLE = Path(__file__).resolve().parents[2]
+
+
+def test_with_the_program_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.shutil, "which", lambda program: f"/usr/bin/{program}")
+    assert demo.put_on("/a b") == "kohya-ext install '/a b'"
+    assert demo.take_off("/a") == "kohya-ext uninstall /a"
+
+
+def test_from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.shutil, "which", lambda program: None)
+    script = BUNDLE / "install.sh"
+    assert demo.put_on("/a") == f"{script} /a"
+    assert demo.take_off("/a") == f"{script} --uninstall /a"
