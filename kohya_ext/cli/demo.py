@@ -121,7 +121,7 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
 
 
 def put_on(checkout: str) -> str:
-    """The command that installs into `checkout`, by what is at hand: our program on PATH, or the script we came with."""
+    """The command that installs into `checkout`: our program where it is on PATH, else the script we came with."""
     return _command("install", checkout, options="")
 
 
