@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -50,6 +51,13 @@ DTYPES = [
     (torch.float32, torch.bfloat16),
     (torch.bfloat16, torch.bfloat16),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _gradients_stay_on() -> Iterator[None]:
+    """An interrupt that hits the very line of `with torch.no_grad()` can leave gradients off, in this process only."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 KOHYA = {"torch": "2.1.2", "accelerate": "0.25.0"}
-BASE_PYTHON = Path(getattr(sys, "_base_executable", sys.executable))
+# sys._base_executable names the virtual environment's own Python before 3.11
+BASE_PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
 SITE = Path("lib") / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
