@@ -58,18 +58,22 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Recover, report, check; exit 5 after a recovery, 1 when a problem is left, else 0."""
     from kohya_ext.install import apply
     from kohya_ext.install import status as states
+    from kohya_ext.install import update as updating
 
     out = Output("doctor", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
     recovery = apply.recover(checkout)
     if recovery is not None:
         out.item("recovered", str(recovery))
+    resumed = updating.resume(checkout)
+    if resumed is not None:
+        out.item("recovered", "an interrupted update: our files are on again")
     found = states.status(checkout)
     _show(out, found, with_hooks=False)
     environment = _environment(arguments, checkout, out)
     checks = _checked(out, checkout, environment, patched=found.installed)
     failed = not found.clean or environment is None or any(check.level == "problem" for check in checks)
-    code = RECOVERED if recovery is not None else FOUND_PROBLEMS if failed else DONE
+    code = RECOVERED if recovery is not None or resumed is not None else FOUND_PROBLEMS if failed else DONE
     out.line()
     out.line("Problems found: see above for the cures." if failed else "No problems found.")
     return out.finish(

@@ -57,12 +57,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def install(arguments: argparse.Namespace) -> int:
     """Find checkout and environment, plan, put the package in, change the checkout, and say what is left to do."""
     from kohya_ext import presets
-    from kohya_ext.install import apply
+    from kohya_ext.install import apply, pending
 
     out = Output("install", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
     recorded = apply.installed(checkout)
-    patch_set = _patch_set(arguments, recorded)
+    left = pending.read(checkout.root)
+    patch_set = _patch_set(arguments, recorded.patch_set if recorded else left.patch_set if left else None)
     environment = None
     if not arguments.no_package and not arguments.presets_only:
         environment = find_environment(checkout, arguments.python, out)
@@ -75,6 +76,7 @@ def install(arguments: argparse.Namespace) -> int:
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     result, outcome = _install(checkout, patch_set, wanted, package, environment)
+    pending.end(checkout.root)  # of an update that was killed: done by this
     if result is not None:
         out.item("package", result.detail)
     _report(out, outcome, patch_set)
@@ -92,9 +94,9 @@ def install(arguments: argparse.Namespace) -> int:
     )
 
 
-def _patch_set(arguments: argparse.Namespace, recorded: Manifest | None) -> str:
+def _patch_set(arguments: argparse.Namespace, before: str | None) -> str:
     """A second install without options keeps what the first one chose."""
-    installed = recorded.patch_set if recorded and recorded.patch_set in PATCH_SETS else None
+    installed = before if before in PATCH_SETS else None
     if arguments.presets_only:
         return installed or PRESETS_ONLY
     return str(arguments.patch_set or installed or PATCH_SETS[0])
@@ -209,7 +211,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
 
 def uninstall(arguments: argparse.Namespace) -> int:
     """Put the originals back; then, when no other checkout needs it, take the package out of the environment."""
-    from kohya_ext.install import apply
+    from kohya_ext.install import apply, pending
 
     out = Output("uninstall", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
@@ -221,6 +223,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     environments = [] if arguments.no_package else _environments_to_leave(checkout, recorded)
     outcome = apply.uninstall(checkout)
+    pending.end(checkout.root)
     if outcome.changed or outcome.recovery:
         _report(out, outcome, recorded.patch_set if recorded else "")
     else:

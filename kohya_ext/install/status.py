@@ -12,7 +12,7 @@ from kohya_ext.errors import ConflictError, KohyaExtError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
 from kohya_ext.files.transaction import Transaction
-from kohya_ext.install import git, legacy, manifest, patchset, scan, states
+from kohya_ext.install import git, legacy, manifest, patchset, pending, scan, states
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import PATCHED, Entry, Manifest
 from kohya_ext.install.plan import relative, unrecorded
@@ -79,6 +79,8 @@ def status(checkout: Checkout) -> Status:
     interrupted = Transaction(checkout.root).interrupted()
     if interrupted:
         problems.append("an install or uninstall was interrupted here: run `kohya-ext doctor`")
+    if pending.read(checkout.root) is not None:
+        problems.append("an update was interrupted here, our files may be off: run `kohya-ext doctor`")
     try:
         hooks = scan.scan(checkout, sources)
         scan.require(hooks, checkout)

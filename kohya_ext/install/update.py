@@ -18,7 +18,7 @@ from typing import Any
 
 from kohya_ext import presets
 from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
-from kohya_ext.install import apply, patchset
+from kohya_ext.install import apply, patchset, pending
 from kohya_ext.install.apply import Outcome
 from kohya_ext.install.checkout import Checkout, describe
 
@@ -50,10 +50,17 @@ def update(
     changed then.
     """
     _require_git(checkout)
+    resume(checkout)
     recorded = apply.installed(checkout)
     patch_set = recorded.patch_set if recorded else patchset.DEFAULT
     package = package or (recorded.package if recorded else None)
-    taken = apply.uninstall(checkout)
+    pending.begin(checkout.root, pending.Pending(patch_set, package))
+    try:
+        taken = apply.uninstall(checkout)
+    except BaseException:
+        if apply.installed(checkout) is not None:  # nothing was taken off
+            pending.end(checkout.root)
+        raise
     report("taken off", ", ".join(change.path for change in taken.plan.changes) or "nothing of ours was there")
     for path in taken.plan.kept:
         report("kept", f"{path} (edited since; it stays)")
@@ -64,12 +71,25 @@ def update(
         updated = describe(checkout.root)
         outcome = apply.install(updated, patch_set=patch_set, presets=presets.collect(updated), package=package)
     except KohyaExtError as error:
+        pending.end(checkout.root)  # the release as it is cannot be patched: nothing to put on later
         reason = f"{failure}\n{error}" if failure else str(error)
         return Update(checkout.release, updated.release, f"{reason}\nkohya_ext is off this checkout now", None)
     except BaseException:  # Ctrl+C while git works: the old tree gets its hook back
-        apply.install(describe(checkout.root), patch_set=patch_set, package=package)
+        resume(checkout)
         raise
+    pending.end(checkout.root)
     return Update(checkout.release, updated.release, failure, outcome)
+
+
+def resume(checkout: Checkout) -> Outcome | None:
+    """Put our files on again where an update was killed before it could; None where that is not so."""
+    left = pending.read(checkout.root)
+    if left is None:
+        return None
+    found = describe(checkout.root)
+    outcome = apply.install(found, patch_set=left.patch_set, presets=presets.collect(found), package=left.package)
+    pending.end(checkout.root)
+    return outcome
 
 
 def _require_git(checkout: Checkout) -> None:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kohya_ext.errors import ConflictError, UnsupportedError
-from kohya_ext.install import apply, update
+from kohya_ext.install import apply, pending, update
 from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.status import status
 from tests.install import trees
@@ -164,6 +165,39 @@ def test_an_interruption_puts_the_hook_on_again(make: Make, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         update.update(checkout, lambda *_: None)
     assert status(checkout).clean and status(checkout).installed
+    assert (checkout.root / PRESET).is_file()
+
+
+@pytest.mark.parametrize("patch_set", ["hook", "inline"])
+def test_a_killed_update_is_resumed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patch_set: str
+) -> None:
+    """SIGKILL while git works: our files are off, and somebody must know."""
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout, patch_set)
+    child = os.fork()
+    if child == 0:
+        update._pull = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        update.update(checkout, lambda *_: None)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = status(checkout)
+    assert not left.installed and "kohya-ext doctor" in "".join(left.problems)
+    assert trees.git(checkout.root, "status", "--porcelain") == ""
+    assert update.resume(checkout) is not None
+    after = status(checkout)
+    assert after.clean and after.patch_set == patch_set and (checkout.root / PRESET).is_file()
+    assert update.resume(checkout) is None
+
+
+def test_an_update_that_may_not_take_off_leaves_no_record(make: Make, tmp_path: Path) -> None:
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout)
+    target = checkout.root / "library/__init__.py"
+    target.write_bytes(target.read_bytes() + b"mine = 1\n")
+    with pytest.raises(ConflictError):
+        update.update(checkout, lambda *_: None)
+    assert pending.read(checkout.root) is None
 
 
 def test_a_copy_without_git_says_how(make: Make) -> None:
