@@ -45,5 +45,6 @@ def message() -> str:
     folder = Path(sorted(_found)[0]).parent
     return (
         f"this checkout carries files of an older patch ({what}); kohya_ext stays out of it. "
-        f"Restore them with: git -C '{folder}' checkout -- {files}"
+        f"Restore them with: git -C '{folder}' checkout --ignore-skip-worktree-bits -- {files} "
+        "(files that git does not know have to be moved away)"
     )
