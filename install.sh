@@ -123,7 +123,10 @@ runner=$(first_python "$READS_TOML") || runner=$(first_python "$RECENT") || fail
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
 if [[ -n $demo ]]; then
-    [[ $verb == install && ${options[*]-} =~ ^(--yes)?$ ]] || fail 2 "--demo goes with no option but --python and --yes"
+    [[ $verb == install && -z $checkout && ${options[*]-} =~ ^(--yes)?$ ]] || fail 2 "--demo goes with no option but --python and --yes"
+    if [[ -n $python ]] && ! { "$python" -c "$RECENT" || "$python/bin/python" -c "$RECENT"; } >/dev/null 2>&1 </dev/null; then
+        fail 2 "--python $python is no Python 3.10 or newer"
+    fi
     runner=$(demo_python "$runner")
     exec "$runner" -m kohya_ext demo
 fi

@@ -42,7 +42,16 @@ def test_help_names_exactly_its_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--nonsense"], ["a", "b"], ["--python"], ["--demo", "--uninstall"], ["--demo", "--dry-run"]]
+    "words",
+    [
+        ["--nonsense"],
+        ["a", "b"],
+        ["--python"],
+        ["--demo", "--uninstall"],
+        ["--demo", "--dry-run"],
+        ["--demo", "checkout"],
+        ["--demo", "--python", "/bin/ls"],
+    ],
 )
 def test_wrong_usage(words: list[str]) -> None:
     done = install_sh(*words)
