@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toml
+
+from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line
+from kohya_ext.presets.document import Preset
+from kohya_ext.presets.rehearsal import Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.release import read_release
+from kohya_ext.presets.sources import TextSources
+from tests.presets import guis
+
+WHERE = Surroundings("/kohya", "/env/bin/python", "/env/bin/accelerate", "20260101-000000")
+PICTURES = {"/data": ["a.png", "B.JPG", "a.txt"]}
+
+STRING_ERA = """
+import gradio as gr
+import math
+import os
+import subprocess
+from library.common_gui import helper, check_if_model_exist, log
+
+PYTHON = 'python3' if os.name == 'posix' else 'python.exe'
+executor = None
+
+def open_configuration(ask_for_file, apply_preset, file_path, epoch, rate, image_folder, text):
+    pass
+
+def train_model(headless, print_only, epoch, rate, image_folder, text):
+    parameters = list(locals().items())
+    only_shown = print_only.get('label') == 'True'
+    if check_if_model_exist('x', 'y', headless):
+        return
+    run_cmd = f'{PYTHON} prepare.py "{image_folder}"'
+    if not only_shown:
+        if os.name == 'posix':
+            os.system(run_cmd)
+        else:
+            subprocess.run(run_cmd)
+    count = len([name for name in os.listdir(image_folder) if name.lower().endswith(('.jpg', '.png'))])
+    steps = int(math.ceil(float(count) / 1 * int(epoch)))
+    run_cmd = f'accelerate launch "./train.py" --steps={steps}'
+    run_cmd += helper(rate=rate, text=text)
+    executor.execute_command(run_cmd=run_cmd)
+"""
+STRING_COMMON = """
+def helper(**kwargs):
+    run_cmd = ''
+    rate = float(kwargs.get('rate', 0))
+    if rate > 0:
+        run_cmd += f' --rate={rate}'
+    if 'text' in kwargs and kwargs['text'] != '':
+        run_cmd += f' --text="{kwargs["text"]}"'
+    return run_cmd
+
+def check_if_model_exist(name, folder, headless):
+    return input('overwrite?')
+"""
+LIST_COMMON = """
+import os
+scriptdir = os.path.abspath(os.path.dirname(__file__))
+
+def get_executable_path(name):
+    return which(name)
+
+def validate_folder_path(path):
+    return os.path.isdir(path) and probe(path)
+
+def SaveConfigFile(parameters):
+    raise RuntimeError
+"""
+LIST_ERA = """
+import gradio as gr
+import shlex
+import subprocess
+import sys
+import toml
+from datetime import datetime
+from .common_gui import scriptdir, get_executable_path, validate_folder_path, SaveConfigFile, log
+
+PYTHON = sys.executable
+executor = None
+
+class Launch:
+    @staticmethod
+    def words(words: list, **kwargs):
+        if "precision" in kwargs and kwargs.get("precision"):
+            words.append("--mixed_precision")
+            words.append(shlex.quote(kwargs["precision"]))
+        return words
+
+def open_configuration(ask_for_file, apply_preset, file_path, epoch, create_caption, image_folder, output_dir, text):
+    pass
+
+def train_model(headless, print_only, epoch, generate_caption_database, image_folder, output_dir, text):
+    parameters = list(locals().items())
+    if executor.is_running():
+        return
+    if text == "refuse":
+        log.error("text is refused")
+        return
+    if not validate_folder_path(output_dir):
+        return
+    if generate_caption_database:
+        run_cmd = [PYTHON, rf"{scriptdir}/merge.py"]
+        if not print_only:
+            subprocess.run(run_cmd, env={})
+    run_cmd = [rf"{get_executable_path('accelerate')}", "launch"]
+    run_cmd = Launch.words(run_cmd, precision="fp16")
+    data = {"epoch": int(epoch) if int(epoch) != 0 else None, "words": str(text).replace('"', "").split(), "off": False}
+    data = {key: value for key, value in data.items() if value not in ["", False, None]}
+    data["workers"] = 0
+    data = dict(sorted(data.items()))
+    stamp = datetime.now().strftime("%Y")
+    name = rf"{output_dir}/config-{stamp}.toml"
+    with open(name, "w", encoding="utf-8") as file:
+        toml.dump(data, file)
+    run_cmd.append("--config_file")
+    run_cmd.append(name)
+    SaveConfigFile(parameters=parameters)
+    executor.execute_command(run_cmd=run_cmd)
+"""
+
+
+def rehearsed(tab: str, settings: dict[str, Any], common: str = LIST_COMMON) -> Rehearsed:
+    texts = {"library/finetune_gui.py": tab, "library/common_gui.py": common}
+    return rehearse(TextSources(texts), "finetune", settings, PICTURES, WHERE)
+
+
+def test_a_command_built_as_a_string() -> None:
+    settings = {"epoch": 3, "rate": "0.5", "image_folder": "/data", "text": "a b"}
+    result = rehearsed(STRING_ERA, settings, STRING_COMMON)
+    assert result.preparation == ['python3 prepare.py "/data"']
+    assert result.training == 'accelerate launch "./train.py" --steps=6 --rate=0.5 --text="a b"'
+    assert result.toml == {}
+
+
+def test_preparation_that_takes_the_way_of_training_is_told_apart() -> None:
+    text = STRING_ERA.replace("os.system(run_cmd)", "executor.execute_command(run_cmd)")
+    result = rehearsed(text, {"epoch": 3, "rate": "0.5", "image_folder": "/data", "text": ""}, STRING_COMMON)
+    assert (len(result.preparation), "accelerate launch" in str(result.training)) == (1, True)
+
+
+def test_a_command_built_as_a_list_with_a_toml_file() -> None:
+    settings = {"epoch": 3, "create_caption": True, "image_folder": "/data", "output_dir": "/out", "text": 'x="1" y'}
+    result = rehearsed(LIST_ERA, settings)
+    name = "/out/config-20260101-000000.toml"
+    assert result.preparation == [["/env/bin/python", "/kohya/merge.py"]]
+    assert result.training == [
+        "/env/bin/accelerate", "launch", "--mixed_precision", "fp16", "--config_file", name
+    ]  # fmt: skip
+    assert result.toml == {name: {"epoch": 3, "words": ["x=1", "y"], "workers": 0}}
+    assert list(result.toml[name]) == ["epoch", "words", "workers"]
+
+
+def test_settings_decide_as_in_the_gui() -> None:
+    settings = {"epoch": 0, "create_caption": False, "image_folder": "/data", "output_dir": "/out", "text": ""}
+    result = rehearsed(LIST_ERA, settings)
+    assert result.preparation == []
+    assert list(result.toml.values()) == [{"words": [], "workers": 0}]
+
+
+def test_what_the_gui_refuses_is_refused_with_its_reason() -> None:
+    settings = {"epoch": 1, "create_caption": False, "image_folder": "/data", "output_dir": "/out", "text": "refuse"}
+    with pytest.raises(UnsupportedError, match="text is refused"):
+        rehearsed(LIST_ERA, settings)
+
+
+def test_a_condition_that_cannot_be_known_is_never_guessed() -> None:
+    text = LIST_ERA.replace('if text == "refuse":', "if some_device_is_there():")
+    with pytest.raises(UnsupportedError, match="only the running GUI knows"):
+        rehearsed(text, {"epoch": 1, "text": ""})
+
+
+def test_a_command_with_an_unknown_word_is_never_given() -> None:
+    text = LIST_ERA.replace('run_cmd.append("--config_file")', "run_cmd.append(ask_the_machine())")
+    settings = {"epoch": 1, "create_caption": False, "image_folder": "/data", "output_dir": "/out", "text": ""}
+    with pytest.raises(UnsupportedError):
+        rehearsed(text, settings)
+
+
+def test_a_gui_without_the_function() -> None:
+    with pytest.raises(UnsupportedError, match="train_model"):
+        rehearsed("def open_configuration(a):\n    pass\n", {})
+
+
+def test_toml_is_what_toml_readers_read() -> None:
+    settings = {"a": 'q"\\\n é', "b": True, "c": 1e-06, "d": 0, "e": ["x=1", "y"], "f": 1.0}
+    assert toml.loads(as_toml(settings)) == settings
+
+
+def test_shell_lines_survive_spaces() -> None:
+    assert shell_line(["a b", "c"]) == "'a b' c"
+    assert shell_line('as "it" is') == 'as "it" is'
+
+
+def test_commands_of_a_preset_for_a_project(tmp_path: Path) -> None:
+    texts = {**guis.REGISTRY}
+    texts["kohya_gui/finetune_gui.py"] = texts["kohya_gui/finetune_gui.py"] + TRAIN_FOR_REGISTRY
+    checkout = guis.write(texts, tmp_path / "kohya_ss")
+    release = read_release(checkout, "finetune", patched=True)
+    data = tmp_path / "pictures"
+    data.mkdir()
+    project = Project(data, "some/model", tmp_path / "out", "mine")
+    preset = Preset("p", "finetune", {"optimizer": "AdaCoor", "epoch": 7})
+    with pytest.raises(UsageError, match="no picture"):
+        commands(preset, release, checkout, project, WHERE)
+    (data / "a.png").touch()
+    result = commands(preset, release, checkout, project, WHERE)
+    assert result.training == [
+        "train",
+        "launch",
+        "7",
+        "AdaCoor",
+        "some/model",
+        str(data),
+        "mine",
+        str(tmp_path / "out"),
+    ]
+    assert "merge_captions_to_metadata.py" in result.complaints[0]
+    silent = Preset("p", "finetune", {"optimizer": "AdaCoor", "create_caption": False})
+    assert commands(silent, release, checkout, project, WHERE).complaints == []
+    with pytest.raises(UsageError, match="cannot be listed"):
+        commands(preset, release, checkout, Project(tmp_path / "no", "m", tmp_path, "x"), WHERE)
+
+
+def test_names_that_a_shell_would_read_are_refused_where_the_gui_builds_a_shell_line(tmp_path: Path) -> None:
+    for command, refused in (('f"train launch {output_name}"', True), ('["train", "launch", output_name]', False)):
+        gui = f"{guis.REGISTRY_TAB}\nexecutor = None\n\ndef train_model(headless, print_only, output_name):\n"
+        texts = {**guis.REGISTRY, "kohya_gui/finetune_gui.py": f"{gui}    executor.execute_command({command})\n"}
+        checkout = guis.write(texts, tmp_path / str(refused))
+        (tmp_path / "a.png").touch()
+        project = Project(tmp_path, "m", tmp_path / "out", "$(touch here)")
+        release = read_release(checkout, "finetune", patched=True)
+        with pytest.raises(UsageError, match="shell line") if refused else nullcontext():
+            commands(Preset("p", "finetune", {}), release, checkout, project, WHERE)
+
+
+TRAIN_FOR_REGISTRY = """
+executor = None
+
+def train_model(
+    headless, print_only, epoch, optimizer, pretrained_model_name_or_path, image_folder, output_name, output_dir
+):
+    words = ["train", "launch", str(epoch), optimizer, pretrained_model_name_or_path]
+    executor.execute_command(run_cmd=words + [image_folder, output_name, output_dir])
+"""
+
+
+def test_running_passes_the_first_failure_on_and_writes_the_toml(tmp_path: Path) -> None:
+    checkout = guis.write(guis.REGISTRY, tmp_path / "kohya_ss")
+    python = tmp_path / "env" / "bin" / "python"
+    file = tmp_path / "out" / "c.toml"
+    log = tmp_path / "log"
+    steps = Rehearsed(
+        preparation=[f'echo "$PYTHONPATH" >> {log}; pwd >> {log}'],
+        training=["sh", "-c", f"cat {file} >> {log}; exit 7"],
+        toml={str(file): {"epoch": 1}},
+    )
+    assert run(steps, checkout, python, tmp_path / "out") == 7
+    first, folder, content = log.read_text().splitlines()
+    assert first.split(":")[:2] == [str(checkout.root), str(checkout.training_root)]
+    assert (folder, content) == (str(checkout.root), "epoch = 1")
+    steps.preparation = ["exit 3"]
+    assert run(steps, checkout, python, tmp_path / "out") == 3
