@@ -190,7 +190,8 @@ class Builder:
 
     def _stop_at_obstacles(self) -> None:
         if self.obstacles:
-            raise ConflictError(f"{self.root}: nothing was changed, because\n" + "\n".join(dict.fromkeys(self.obstacles)))
+            reasons = "\n".join(dict.fromkeys(self.obstacles))
+            raise ConflictError(f"{self.root}: nothing was changed, because\n{reasons}")
 
     def _change(self, path: str, before: FileState | None, after: FileState | None) -> None:
         if before == after:
