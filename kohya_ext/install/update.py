@@ -50,11 +50,7 @@ def update(
     changed then.
     """
     _require_git(checkout)
-    resume(checkout)
-    recorded = apply.installed(checkout)
-    patch_set = recorded.patch_set if recorded else patchset.DEFAULT
-    package = package or (recorded.package if recorded else None)
-    pending.begin(checkout.root, pending.Pending(patch_set, package))
+    checkout, wanted = _begin(checkout, report, package)
     try:
         taken = apply.uninstall(checkout)
     except BaseException:
@@ -69,11 +65,15 @@ def update(
     try:
         failure = _pull(checkout.root, report)
         updated = describe(checkout.root)
-        outcome = apply.install(updated, patch_set=patch_set, presets=presets.collect(updated), package=package)
+        outcome = _put_on(updated, wanted)
     except KohyaExtError as error:
-        pending.end(checkout.root)  # the release as it is cannot be patched: nothing to put on later
         reason = f"{failure}\n{error}" if failure else str(error)
-        return Update(checkout.release, updated.release, f"{reason}\nkohya_ext is off this checkout now", None)
+        off = "kohya_ext is off this checkout now"
+        if isinstance(error, UnsupportedError):  # not with this release: nothing to put on later
+            pending.end(checkout.root)
+        else:  # a full disk, say: the record stays
+            off += "; when that is solved, `kohya-ext doctor` puts it on again"
+        return Update(checkout.release, updated.release, f"{reason}\n{off}", None)
     except BaseException:  # Ctrl+C while git works: the old tree gets its hook back
         resume(checkout)
         raise
@@ -86,10 +86,33 @@ def resume(checkout: Checkout) -> Outcome | None:
     left = pending.read(checkout.root)
     if left is None:
         return None
-    found = describe(checkout.root)
-    outcome = apply.install(found, patch_set=left.patch_set, presets=presets.collect(found), package=left.package)
+    outcome = _put_on(describe(checkout.root), left)
     pending.end(checkout.root)
     return outcome
+
+
+def _begin(
+    checkout: Checkout, report: Callable[[str, str], None], package: Mapping[str, Any] | None
+) -> tuple[Checkout, pending.Pending]:
+    """Recover what was killed before, then record what is to be put on again; the checkout as it is now."""
+    recovery = apply.recover(checkout)  # first: a half uninstalled tree has no record to read
+    if recovery is not None:
+        report("recovered", str(recovery))
+        checkout = describe(checkout.root)
+    recorded = apply.installed(checkout)
+    left = pending.read(checkout.root)
+    if left is not None:
+        report("recovered", "found an interrupted update: this one does its work")
+    known = recorded or left
+    patch_set = known.patch_set if known else patchset.DEFAULT
+    wanted = pending.Pending(patch_set, package or (known.package if known else None))
+    pending.begin(checkout.root, wanted)
+    return checkout, wanted
+
+
+def _put_on(checkout: Checkout, wanted: pending.Pending) -> Outcome:
+    files = presets.collect(checkout)
+    return apply.install(checkout, patch_set=wanted.patch_set, presets=files, package=wanted.package)
 
 
 def _require_git(checkout: Checkout) -> None:

@@ -12,6 +12,7 @@ from kohya_ext.errors import ConflictError, UnsupportedError
 from kohya_ext.install import apply, pending, update
 from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.status import status
+from tests.files.faults import boundaries, killed_at
 from tests.install import trees
 
 Make = Callable[..., Checkout]
@@ -198,6 +199,51 @@ def test_an_update_that_may_not_take_off_leaves_no_record(make: Make, tmp_path: 
     with pytest.raises(ConflictError):
         update.update(checkout, lambda *_: None)
     assert pending.read(checkout.root) is None
+
+
+def test_what_may_still_be_put_on_is_not_forgotten(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk when our files are to go on again: the record stays, and doctor has something to go by."""
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout, "inline")
+    real = apply.install
+
+    def refused(*_: object, **__: object) -> None:
+        raise ConflictError("no space left")
+
+    monkeypatch.setattr(apply, "install", refused)
+    done = update.update(checkout, lambda *_: None)
+    assert done.put_on is None and done.failure is not None and "kohya-ext doctor" in done.failure
+    assert "kohya-ext doctor" in "".join(status(checkout).problems)
+    monkeypatch.setattr(apply, "install", real)
+    assert update.resume(checkout) is not None
+    assert status(checkout).clean and status(checkout).patch_set == "inline"
+
+
+def test_after_a_killed_uninstall_the_patch_set_is_known(make: Make, tmp_path: Path) -> None:
+    """Wherever it was killed: what comes first is the recovery, and it is said."""
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout, "inline")
+    copy = describe(trees.copy(checkout.root, tmp_path / "whole"))
+    crossed = boundaries(lambda: apply.uninstall(copy))
+    commit = crossed.index("after commit")
+    for number in (commit // 2, commit - 1):
+        killed = describe(trees.copy(checkout.root, tmp_path / f"killed{number}"))
+        assert killed_at(number, lambda killed=killed: apply.uninstall(killed))  # type: ignore[misc]
+        lines, report = said()
+        assert update.update(killed, report).failure is None
+        assert lines[0].startswith("recovered: found an interrupted uninstall"), lines
+        assert status(killed).clean and status(killed).patch_set == "inline", crossed[number]
+
+
+def test_an_update_after_a_killed_one_does_its_work(make: Make, tmp_path: Path) -> None:
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout, "inline")
+    apply.uninstall(checkout)
+    pending.begin(checkout.root, pending.Pending("inline", None))
+    lines, report = said()
+    assert update.update(checkout, report).failure is None
+    assert lines[0].startswith("recovered: ") and "interrupted update" in lines[0]
+    assert status(checkout).clean and status(checkout).patch_set == "inline"
 
 
 def test_a_copy_without_git_says_how(make: Make) -> None:
