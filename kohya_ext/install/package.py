@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from kohya_ext import about
-from kohya_ext.errors import ConflictError, UsageError
+from kohya_ext.errors import ConflictError
 from kohya_ext.files.atomic import Owner, owner_for, take_owner, write_atomic
 from kohya_ext.files.lock import locked
 from kohya_ext.install.environment import Environment, clean_environ, inspect
@@ -91,11 +91,19 @@ def install(environment: Environment, checkout: Path) -> PackageResult:
         environment.purelib.mkdir(parents=True, exist_ok=True)
     with locked(environment.purelib, LOCK_SECONDS):
         before = state(environment)
+        if before in ("absent", "other"):
+            _require_writable(environment)
+        known = read_register(environment) if (environment.purelib / REGISTER).exists() else None
         register = read_register(environment, ours_by_default=before == "absent")
-        result = _put(environment, before)
         users = tuple(sorted({*register.checkouts, str(checkout)}))
+        # first: whatever happens from here on, an uninstall finds the package
         _write_register(environment, Register(register.ours, users))
-    return result
+        try:
+            return _put(environment, before)
+        except BaseException:
+            if before != "absent" or _taken_out(environment):
+                _write_register(environment, known)
+            raise
 
 
 def remove(environment: Environment, checkout: Path) -> PackageResult:
@@ -149,7 +157,6 @@ def _put(environment: Environment, before: State) -> PackageResult:
         return PackageResult(
             "unchanged", f"{about.NAME} is linked into {environment.place} from a source tree: left alone"
         )
-    _require_writable(environment)
     owner = owner_for(environment.purelib)
     with tempfile.TemporaryDirectory(prefix="kohya_ext-") as folder:
         _run(environment, "install", write_wheel(Path(folder)))
@@ -158,6 +165,15 @@ def _put(environment: Environment, before: State) -> PackageResult:
     if before == "other":
         return PackageResult("replaced", f"{about.NAME} {about.VERSION} replaced the copy in {environment.place}")
     return PackageResult("installed", f"{about.NAME} {about.VERSION} installed into {environment.place}")
+
+
+def _taken_out(environment: Environment) -> bool:
+    """After a failed installation: take out what the installer has put in. False when it stays there."""
+    if state(environment) != "absent":
+        with contextlib.suppress(ConflictError):  # the failure that led here is the one to be reported
+            _run(environment, "uninstall")
+            _clear_bytecode(environment.purelib / about.PACKAGE)
+    return state(environment) == "absent"
 
 
 def _run(environment: Environment, verb: Literal["install", "uninstall"], wheel: Path | None = None) -> None:
@@ -280,12 +296,4 @@ def _content(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError:
-        return None
-
-
-def recorded_environment(python: str) -> Environment | None:
-    """The environment that a manifest names, None when it is gone."""
-    try:
-        return inspect(Path(python))
-    except UsageError:
         return None

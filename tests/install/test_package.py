@@ -116,6 +116,60 @@ def test_the_last_checkout_takes_the_package_along(pinned: Environment, installe
     assert files(installed) == files(pinned)
 
 
+@pytest.mark.parametrize("step", ["_give_to", "_require_unmoved"])
+@pytest.mark.parametrize("error", [ConflictError("moved"), KeyboardInterrupt()], ids=["conflict", "Ctrl+C"])
+def test_what_fails_after_the_installer_takes_the_package_out_again(
+    pinned: Environment, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    before = files(pinned)
+
+    def fail(*_: object) -> None:
+        assert package.state(pinned) == "same"  # the installer has run
+        raise error
+
+    monkeypatch.setattr(package, step, fail)
+    with pytest.raises(type(error)):
+        package.install(pinned, Path("/first"))
+    assert files(pinned) == before
+
+
+def test_a_package_that_cannot_be_taken_out_again_is_registered(
+    pinned: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then an uninstall still finds it."""
+    run = package._run
+
+    def only_install(environment: Environment, verb: str, *rest: Path) -> None:
+        if verb == "uninstall":
+            raise ConflictError("no uninstaller")
+        run(environment, "install", *rest)
+
+    def moved(*_: object) -> None:
+        raise ConflictError("moved")
+
+    monkeypatch.setattr(package, "_run", only_install)
+    monkeypatch.setattr(package, "_require_unmoved", moved)
+    with pytest.raises(ConflictError, match="moved"):
+        package.install(pinned, Path("/first"))
+    assert package.read_register(pinned) == package.Register(ours=True, checkouts=("/first",))
+
+
+def test_a_failed_replacement_leaves_the_register_as_it_was(
+    installed: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (installed.purelib / "kohya_ext" / "errors.py").write_text("")
+    before = package.read_register(installed)
+
+    def moved(*_: object) -> None:
+        raise ConflictError("moved")
+
+    monkeypatch.setattr(package, "_require_unmoved", moved)
+    with pytest.raises(ConflictError, match="moved"):
+        package.install(installed, Path("/second"))
+    assert package.read_register(installed) == before
+    assert package.state(installed) == "same"
+
+
 def test_a_checkout_that_was_deleted_keeps_nothing(installed: Environment, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     package.install(installed, tmp_path / "one")
