@@ -122,11 +122,14 @@ demo_python() { # prints a Python that can run the demo, and makes one when ther
 runner=$(first_python "$READS_TOML") || runner=$(first_python "$RECENT") || fail 2 "no Python 3.10 or newer found: install one, or name it with --python PATH"
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
+# `install` says itself what is wrong with it; the demo and `uninstall` only run on it
+if [[ -n $python && (-n $demo || $verb == uninstall) ]] &&
+    ! { "$python" -c "$RECENT" || "$python/bin/python" -c "$RECENT"; } >/dev/null 2>&1 </dev/null; then
+    fail 2 "--python $python is no Python 3.10 or newer"
+fi
+
 if [[ -n $demo ]]; then
     [[ $verb == install && -z $checkout && ${options[*]-} =~ ^(--yes)?$ ]] || fail 2 "--demo goes with no option but --python and --yes"
-    if [[ -n $python ]] && ! { "$python" -c "$RECENT" || "$python/bin/python" -c "$RECENT"; } >/dev/null 2>&1 </dev/null; then
-        fail 2 "--python $python is no Python 3.10 or newer"
-    fi
     runner=$(demo_python "$runner")
     exec "$runner" -m kohya_ext demo
 fi

@@ -51,6 +51,8 @@ def test_help_names_exactly_its_options() -> None:
         ["--demo", "--dry-run"],
         ["--demo", "checkout"],
         ["--demo", "--python", "/bin/ls"],
+        ["--uninstall", "--python", "/bin/ls"],
+        ["--uninstall", "--python=/nowhere/python"],
     ],
 )
 def test_wrong_usage(words: list[str]) -> None:
@@ -72,7 +74,7 @@ def test_a_provisioning_script_runs_it_twice(make: Make, with_venv: WithVenv) ->
     assert done.returncode == 0, done.stderr
     assert "already" in done.stdout
     assert trees.whole(checkout.root) == before
-    assert install_sh("--uninstall", checkout.root).returncode == 0
+    assert install_sh("--uninstall", checkout.root, "--python", sys.executable).returncode == 0
     assert apply.installed(checkout) is None
 
 
