@@ -48,6 +48,10 @@ TRAIN_UTIL = "train_util"
 # Families with a sampler of their own define `sample_images` beside their training helpers; zero to five a release.
 OWN_SAMPLER = "sample_images"
 
+# What only the guide's or the pull request's old replaced files define: a flag, and classes in the training code.
+LEGACY_FLAG = "--enable_ema"
+LEGACY_CLASSES = ("AdaCoor", "EMAModel")
+
 # The package whose modules define the hooks, and the packages that may hold the GUI's tabs (embedded era, then v23+).
 TRAINING_PACKAGE = "library"
 GUI_PACKAGES = ("kohya_gui", "library")

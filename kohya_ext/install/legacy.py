@@ -14,11 +14,9 @@ from kohya_ext.errors import ConflictError
 from kohya_ext.install import git
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.sources import Names, Sources
-from kohya_ext.upstream import TRAINING_PACKAGE
+from kohya_ext.upstream import LEGACY_CLASSES, LEGACY_FLAG, TRAINING_PACKAGE
 
-FLAG = "--enable_ema"
-ATTRIBUTE = "enable_ema"
-CLASSES = ("AdaCoor", "EMAModel")
+ATTRIBUTE = LEGACY_FLAG.removeprefix("--")
 
 Mark = tuple[Path, str]
 
@@ -26,7 +24,7 @@ Mark = tuple[Path, str]
 def find(training_root: Path, sources: Sources | None = None) -> list[Mark]:
     """The files of the training code that carry marks of an old patch, and what was found in each."""
     sources = sources or Sources()
-    words = (ATTRIBUTE, *(f"class {name}" for name in CLASSES))
+    words = (ATTRIBUTE, *(f"class {name}" for name in LEGACY_CLASSES))
     found = []
     for folder in (training_root / TRAINING_PACKAGE, training_root):
         for path in sources.holding(folder, "*.py", words):
@@ -73,6 +71,6 @@ def _command(verb: str, paths: Sequence[Path]) -> str:
 
 
 def _marks(names: Names) -> Iterator[str]:
-    yield from (f"class {name}" for name in CLASSES if name in names.classes)
-    if FLAG in names.strings or ATTRIBUTE in names.attributes:
-        yield FLAG
+    yield from (f"class {name}" for name in LEGACY_CLASSES if name in names.classes)
+    if LEGACY_FLAG in names.strings or ATTRIBUTE in names.attributes:
+        yield LEGACY_FLAG
