@@ -23,14 +23,21 @@ _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # s
 # nobody takes back what a killed installer did while its child is still at it.
 held: set[int] = set()
 
+_mine: set[Path] = set()  # the folders whose lock this process holds
+
 
 @contextlib.contextmanager
 def locked(root: Path, wait_seconds: float = 30.0) -> Iterator[None]:
     """Hold the lock of the folder `root`; it goes with the process, also when that is killed.
 
+    A verb made of others (an update) holds it around them: whoever holds it gets it at once.
     Raises ConflictError when another process still holds it after `wait_seconds`.
     """
     if sys.platform == "win32":  # cannot lock a folder: there, two installers at once are not kept apart
+        yield
+        return
+    root = root.resolve()
+    if root in _mine:
         yield
         return
     try:
@@ -40,7 +47,11 @@ def locked(root: Path, wait_seconds: float = 30.0) -> Iterator[None]:
     try:
         _acquire(descriptor, root, wait_seconds)
         held.add(descriptor)
-        yield
+        _mine.add(root)
+        try:
+            yield
+        finally:
+            _mine.discard(root)
     finally:
         held.discard(descriptor)
         os.close(descriptor)

@@ -18,6 +18,8 @@ from typing import Any
 
 from kohya_ext import presets
 from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
+from kohya_ext.files import lock
+from kohya_ext.files.lock import locked
 from kohya_ext.install import apply, patchset, pending
 from kohya_ext.install.apply import Outcome
 from kohya_ext.install.checkout import Checkout, describe
@@ -50,6 +52,11 @@ def update(
     changed then.
     """
     _require_git(checkout)
+    with locked(checkout.root):  # to the end: nobody else is to put on again what git needs off
+        return _update(checkout, report, package)
+
+
+def _update(checkout: Checkout, report: Callable[[str, str], None], package: Mapping[str, Any] | None) -> Update:
     checkout, wanted = _begin(checkout, report, package)
     try:
         taken = apply.uninstall(checkout)
@@ -83,11 +90,14 @@ def update(
 
 def resume(checkout: Checkout) -> Outcome | None:
     """Put our files on again where an update was killed before it could; None where that is not so."""
-    left = pending.read(checkout.root)
-    if left is None:
+    if pending.read(checkout.root) is None:
         return None
-    outcome = _put_on(describe(checkout.root), left)
-    pending.end(checkout.root)
+    with locked(checkout.root):
+        left = pending.read(checkout.root)
+        if left is None:  # the update was not killed, only slow
+            return None
+        outcome = _put_on(describe(checkout.root), left)
+        pending.end(checkout.root)
     return outcome
 
 
@@ -156,7 +166,9 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     if hasattr(os, "geteuid") and os.geteuid() == 0 and owner.st_uid != 0:
         identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         environ["HOME"] = _home(owner.st_uid)
-    command = ["git", "-c", "safe.directory=*", "-C", str(root), *arguments]
+    # no housekeeping in the background: it would keep our lock
+    quietly = ("-c", "gc.auto=0", "-c", "maintenance.auto=false")
+    command = ["git", "-c", "safe.directory=*", *quietly, "-C", str(root), *arguments]
     try:
         return subprocess.run(
             command,
@@ -167,6 +179,7 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             timeout=GIT_SECONDS,
             env=environ,
             check=False,
+            pass_fds=tuple(lock.held),
             **identity,
         )
     except (OSError, subprocess.SubprocessError) as error:

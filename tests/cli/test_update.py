@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS
+from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED
 from kohya_ext.install import apply, update
 from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.status import status
@@ -55,6 +57,22 @@ def test_json(cloned: tuple[Path, Checkout], run: Run) -> None:
 
 def test_where_there_is_nothing_to_pull_from(make: Make, run: Run) -> None:
     assert run("update", make("embedded").root).code == CONFLICT
+
+
+def test_doctor_puts_on_again_what_a_killed_update_took_off(
+    cloned: tuple[Path, Checkout], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = cloned[1]
+    child = os.fork()
+    if child == 0:
+        update._pull = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        update.update(checkout, lambda *_: None)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    done = run("doctor", checkout.root)
+    assert done.code == RECOVERED, done.errors
+    assert "an interrupted update" in done.text
+    assert status(checkout).clean and status(checkout).installed
 
 
 EVERY = 7

@@ -7,10 +7,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 from kohya_ext.files import boundary
 
 Action = Callable[[], object]
+
+
+@contextlib.contextmanager
+def held_elsewhere(folder: Path) -> Iterator[None]:
+    """The lock of `folder` as another process has it: it goes with the open file, not with the process."""
+    fcntl = pytest.importorskip("fcntl")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

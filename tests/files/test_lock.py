@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import os
 import signal
 import time
@@ -7,15 +9,32 @@ import pytest
 
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.lock import locked
+from tests.files.faults import held_elsewhere
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="folders cannot be locked on Windows")
 
 
 def test_second_one_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(ConflictError, match="another kohya-ext"), locked(tmp_path, 0.1):
+    with held_elsewhere(tmp_path), pytest.raises(ConflictError, match="another kohya-ext"), locked(tmp_path, 0.1):
         pass
-    with locked(tmp_path, 0):
+    with locked(tmp_path, 5):
         assert list(tmp_path.iterdir()) == []
+
+
+def test_who_holds_it_gets_it_again(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with locked(tmp_path / ".", 0):
+            pass
+        assert _refused(tmp_path)  # the inner one has not let go of it
+    assert not _refused(tmp_path)
+
+
+def _refused(folder: Path) -> bool:
+    try:
+        with held_elsewhere(folder):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def test_second_one_waits(tmp_path: Path) -> None:

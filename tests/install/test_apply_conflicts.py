@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.lock import locked
 from kohya_ext.install import apply
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import NAME
+from tests.files.faults import held_elsewhere
 from tests.install import trees
 
 Make = Callable[..., Checkout]
@@ -116,7 +116,7 @@ def test_removed_preset_is_reported_and_comes_back(make: Make) -> None:
 def test_two_installers(make: Make) -> None:
     checkout = make("embedded")
     before = trees.whole(checkout.root)
-    with locked(checkout.root), pytest.raises(ConflictError, match="another kohya-ext"):
+    with held_elsewhere(checkout.root), pytest.raises(ConflictError, match="another kohya-ext"):
         apply.install(checkout, wait_seconds=0.1)
     assert trees.whole(checkout.root) == before
 

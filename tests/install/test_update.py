@@ -12,7 +12,7 @@ from kohya_ext.errors import ConflictError, UnsupportedError
 from kohya_ext.install import apply, pending, update
 from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.status import status
-from tests.files.faults import boundaries, killed_at
+from tests.files.faults import boundaries, held_elsewhere, killed_at
 from tests.install import trees
 
 Make = Callable[..., Checkout]
@@ -189,6 +189,22 @@ def test_a_killed_update_is_resumed(
     after = status(checkout)
     assert after.clean and after.patch_set == patch_set and (checkout.root / PRESET).is_file()
     assert update.resume(checkout) is None
+
+
+def test_nobody_puts_on_again_while_git_works(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A doctor beside a slow pull: it may not mistake the update for a killed one; it waits for the lock."""
+    checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
+    put_on(checkout)
+    seen = []
+
+    def pull(root: Path, _: object) -> None:
+        with pytest.raises(BlockingIOError), held_elsewhere(root):
+            pass
+        seen.append(apply.installed(checkout))
+
+    monkeypatch.setattr(update, "_pull", pull)
+    assert update.update(checkout, lambda *_: None).put_on is not None
+    assert seen == [None]
 
 
 def test_an_update_that_may_not_take_off_leaves_no_record(make: Make, tmp_path: Path) -> None:
