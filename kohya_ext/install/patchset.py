@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from kohya_ext import bundle
 from kohya_ext.errors import UnsupportedError, UsageError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.textform import appended, same_text
+from kohya_ext.files.toml import toml_loads
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.scan import OPTIMIZER_LIST_KEY, Found
 from kohya_ext.upstream import TRAINING_PACKAGE
@@ -106,21 +106,6 @@ def parse(text: str, path: Path) -> PatchSet:
     if not lines or not lines[0].startswith(MARKER) or lines[-1] != END_MARKER or not block.endswith("\n"):
         raise UsageError(f"{path}: the block must begin with {MARKER.decode()!r} and end with {END_MARKER.decode()!r}")
     return result
-
-
-def toml_loads(text: str) -> dict[str, Any]:
-    """TOML by whatever reads it here: Python's own from 3.11 on, else what Kohya or pip bring along.
-
-    Raises ValueError when `text` is no TOML, UsageError when nothing here reads it.
-    """
-    for module in ("tomllib", "tomli", "toml", "pip._vendor.tomli"):
-        try:
-            reader = importlib.import_module(module)
-        except ImportError:
-            continue
-        document: dict[str, Any] = reader.loads(text)
-        return document
-    raise UsageError("no TOML reader in this Python: install `toml` there (pip install toml), then run again")
 
 
 def is_empty_module(data: bytes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
+from kohya_ext.presets.gui_config import setting
 from kohya_ext.presets.statements import run_block
 from kohya_ext.presets.values import (
     BoundMethod,
@@ -139,7 +140,8 @@ def _call_method(evaluator: Evaluator, method: BoundMethod, node: ast.Call, scop
         if method.name != "get" or not positional:
             return Unknown(f"config.{method.name}()")
         key, default = plain(positional[0]), plain(positional[1]) if len(positional) > 1 else named.get("default")
-        return Setting(key, default) if isinstance(key, str) else Unknown("config key")
+        values = owner.values if isinstance(owner, Config) else {}
+        return setting(values, key, default) if isinstance(key, str) else Unknown("config key")
     if isinstance(owner, dict) and method.name == "get" and positional and known(positional[0]):
         return owner.get(plain(positional[0]), positional[1] if len(positional) > 1 else None)
     if isinstance(owner, dict) and method.name == "items":
@@ -160,6 +162,10 @@ def _call_method(evaluator: Evaluator, method: BoundMethod, node: ast.Call, scop
 def _list_method(evaluator: Evaluator, owner: list[Value], name: str, arguments: list[Value]) -> Value:
     if name == "append" and len(arguments) == 1:
         owner.append(Unknown("appended under a condition") if evaluator.uncertain else arguments[0])
+        return None
+    if name == "insert" and len(arguments) == 2 and isinstance(plain(arguments[0]), int):
+        item = Unknown("inserted under a condition") if evaluator.uncertain else arguments[1]
+        owner.insert(plain(arguments[0]), item)
         return None
     if name == "extend" and len(arguments) == 1:
         items = plain(arguments[0])
@@ -201,7 +207,8 @@ def _invoke(evaluator: Evaluator, function: Function, node: ast.Call, scope: Sco
     positional, named, complete = _arguments(evaluator, node, scope)
     if function.name in evaluator.world.calls:
         return _stand_in(evaluator, function.name, positional, named)
-    followed = evaluator.world.complete or _builds_form(function)
+    world = evaluator.world
+    followed = world.complete or function.name in world.followed or _builds_form(function)
     if isinstance(function.node, ast.Lambda) or evaluator.depth >= MAX_DEPTH or not followed:
         return Unknown(f"{function.name}()")
     inner = Scope(function.scope.module, outer=function.scope)

@@ -160,7 +160,7 @@ def _release_defects(values: Mapping[str, Any], release: Release) -> Iterator[Fi
     warmup = release.schema.fields.get("lr_warmup")
     if warmup is None or warmup.component != "Slider" or not isinstance(warmup.default, str):
         return
-    if not release.warmup_configured and release.gradio is not None and release.gradio >= 6:
+    if release.gradio is not None and release.gradio >= 6:
         effect = "the slider starts as a text, which gradio 6 refuses: every click in the tab fails"
         cure = "put `lr_warmup = 0` under [basic] in config.toml beside the GUI"
         yield Finding("error", "release-defect", "lr_warmup", warmup.default, effect, cure)

@@ -36,8 +36,7 @@ class Release:
 
     arguments: those of the training script for SDXL. gradio: its major version as far as requirements.txt pins it, else
     None. patched: whether kohya_ext is installed in the checkout. wants_cached_latents: a fault of sd-scripts 0.10:
-    data sets from metadata files work with cached latents only. warmup_configured: the GUI's config.toml gives the
-    warm-up as a number, which cures the default that gradio 6 refuses.
+    data sets from metadata files work with cached latents only.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Release:
     gradio: int | None = None
     patched: bool = False
     wants_cached_latents: bool = False
-    warmup_configured: bool = False
 
     @property
     def flags(self) -> frozenset[str]:
@@ -76,7 +74,6 @@ def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, g
         pinned_gradio(sources) if gradio is None else gradio,
         patched,
         wants_cached_latents(FolderSources(checkout.training_root)),
-        warmup_configured(sources),
     )
 
 
@@ -98,10 +95,3 @@ def wants_cached_latents(training: Sources) -> bool:
             body = rest.split("\nclass ")[0]
             return "strategy.cache_suffix" in body and "strategy is not None" not in body
     return False
-
-
-def warmup_configured(sources: Sources) -> bool:
-    """Whether `lr_warmup` under [basic] in the GUI's config.toml is a number."""
-    _, _, basic = (sources.read("config.toml") or "").partition("[basic]")
-    section = basic.split("\n[")[0]
-    return re.search(r"^\s*lr_warmup\s*=\s*\d", section, re.MULTILINE) is not None

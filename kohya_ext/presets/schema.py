@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kohya_ext.presets.evaluator import Evaluator
-from kohya_ext.presets.sources import Sources
+from kohya_ext.presets.folders import FOLLOWED, listings
+from kohya_ext.presets.gui_config import read_config
+from kohya_ext.presets.sources import FolderSources, Sources
 from kohya_ext.presets.statements import run_block
 from kohya_ext.presets.values import (
     BudgetExceeded,
@@ -26,6 +28,7 @@ from kohya_ext.presets.values import (
     Returned,
     Scope,
     Setting,
+    StandIn,
     Value,
     World,
     known,
@@ -130,10 +133,12 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
     """The schema of a tab; None where the checkout has no such tab.
 
     patched: whether kohya_ext is installed in the checkout, so that its additions (the optimizer's name) count.
-    Limits that are this machine's number of cores are taken from it: it is the machine that the GUI runs on.
+    Limits that are this machine's number of cores are taken from it: it is the machine that the GUI runs on. So are
+    lists of what is in the checkout's folders. Values of the user's config.toml stand in place of the release's.
     A tab whose wiring cannot be followed gives its keys without components, and a note that says so.
     """
-    evaluator = Evaluator(sources, World(calls={"os.cpu_count": lambda *_: os.cpu_count()}))
+    evaluator = Evaluator(sources, _world(sources))
+    config, problem = read_config(sources)
     file, builder_name = BUILDERS[tab]
     path = evaluator.find(file, f"def {LOADER}")
     module = evaluator.module(path) if path is not None else None
@@ -141,13 +146,13 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
     if path is None or module is None or not isinstance(loader, Function) or isinstance(loader.node, ast.Lambda):
         return None
     keys = [parameter.arg for parameter in loader.node.args.args if parameter.arg not in NOT_KEYS]
-    notes: list[str] = []
+    notes: list[str] = [problem] if problem else []
     components: list[Value] = []
     registry: list[str] = []
     builder = module.names.get(builder_name)
     try:
         if isinstance(builder, Function):
-            scope = _build(evaluator, builder)
+            scope = _build(evaluator, builder, config)
             components = _outputs(evaluator.events)
             registry = _registry_names(scope)
     except (BudgetExceeded, RecursionError):
@@ -164,12 +169,21 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
     return offering_adacoor(schema) if patched else schema
 
 
-def _build(evaluator: Evaluator, builder: Function) -> Scope:
+def _world(sources: Sources) -> World:
+    """What the machine that the GUI runs on answers: its cores; from files on disk also the checkout's folders."""
+    calls: dict[str, StandIn] = {"os.cpu_count": lambda *_: os.cpu_count()}
+    if not isinstance(sources, FolderSources):
+        return World(calls=calls)
+    root = os.path.abspath(sources.root)  # noqa: PTH100 - the GUI's own way, symlinks stay
+    return World({"scriptdir": root}, calls={**calls, **listings(sources.root)}, followed=FOLLOWED)
+
+
+def _build(evaluator: Evaluator, builder: Function, config: Mapping[str, Any]) -> Scope:
     """Evaluates the tab's builder as a GUI with a screen would call it; gives the builder's names."""
     assert isinstance(builder.node, ast.FunctionDef)
     scope = Scope(builder.scope.module)
     for parameter in builder.node.args.args:
-        scope.names[parameter.arg] = Config() if parameter.arg == "config" else False
+        scope.names[parameter.arg] = Config(config) if parameter.arg == "config" else False
     with suppress(Returned):
         run_block(evaluator, builder.node.body, scope)
     return scope

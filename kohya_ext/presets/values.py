@@ -36,8 +36,11 @@ class External:
     name: str
 
 
+@dataclass(frozen=True)
 class Config:
-    """The GUI's configuration object (or the empty dict that stands in for it)."""
+    """The GUI's configuration object (or the empty dict that stands in for it). values: what its file holds."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -125,12 +128,14 @@ class World:
 
     names: variables, whatever module they are used in. constants: attributes of other packages by dotted name.
     calls: functions by name (of the checkout) or dotted name (of other packages); they get the positional and the
-    named arguments. complete: every condition must be decidable and every function of the checkout is followed.
+    named arguments. followed: functions of the checkout that are followed though they build nothing of the form.
+    complete: every condition must be decidable and every function of the checkout is followed.
     """
 
     names: Mapping[str, Value] = field(default_factory=dict)
     constants: Mapping[str, Value] = field(default_factory=dict)
     calls: Mapping[str, StandIn] = field(default_factory=dict)
+    followed: frozenset[str] = frozenset()
     complete: bool = False
 
 

@@ -102,20 +102,6 @@ def test_unknown_name() -> None:
         patchset.load("../hook")
 
 
-@pytest.mark.parametrize("hidden", [(), ("tomllib",), ("tomllib", "tomli"), ("tomllib", "tomli", "toml")])
-def test_any_toml_reader_will_do(hidden: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in hidden:
-        monkeypatch.setitem(sys.modules, module, None)
-    assert patchset.toml_loads("a = '''\nx\n'''") == {"a": "x\n"}
-
-
-def test_no_toml_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tomllib", "tomli", "toml", "pip._vendor.tomli"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match="pip install toml"):
-        patchset.toml_loads("a = 1")
-
-
 @pytest.mark.parametrize(
     ("data", "empty"),
     [

@@ -14,7 +14,7 @@ from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import Migration
-from kohya_ext.presets.release import Release, pinned_gradio, read_release, wants_cached_latents, warmup_configured
+from kohya_ext.presets.release import Release, pinned_gradio, read_release, wants_cached_latents
 from kohya_ext.presets.schema import Field, Schema
 from kohya_ext.presets.sources import TextSources
 from tests.presets import guis
@@ -145,16 +145,6 @@ def test_the_warm_up_slider_that_gradio_6_refuses() -> None:
     for gradio, expected in ((5, False), (6, True)):
         found = rules({"lr_warmup": 0}, replace(RELEASE, schema=schema, gradio=gradio))
         assert (("error", "release-defect", "lr_warmup") in found) is expected
-
-
-def test_a_number_in_config_toml_cures_it() -> None:
-    cured = "[server]\nlr_warmup = 1\n[basic]\nseed = 1\n  lr_warmup = 0\n"
-    assert warmup_configured(TextSources({"config.toml": cured}))
-    for text in ("[basic]\nseed = 1\n[other]\nlr_warmup = 0\n", '[basic]\nlr_warmup = "0"\n', ""):
-        assert not warmup_configured(TextSources({"config.toml": text}))
-    slider = Field("lr_warmup", "Slider", minimum=0, maximum=100, step=1, default="0")
-    schema = replace(SCHEMA, fields={**SCHEMA.fields, "lr_warmup": slider})
-    assert rules({"lr_warmup": 0}, replace(RELEASE, schema=schema, gradio=6, warmup_configured=True)) == set()
 
 
 def test_gradio_is_read_from_the_requirements() -> None:

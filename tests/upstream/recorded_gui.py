@@ -35,9 +35,13 @@ EVENTS: list[tuple[Any, str, Any, Any]] = []
 
 
 class Recorded:
-    """A component that remembers its arguments and what it is wired to."""
+    """A component that remembers its arguments, what it is wired to, and how many were made before it."""
+
+    made = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.order = Recorded.made
+        Recorded.made += 1
         self.kind = type(self).__name__
         self.given = {**dict(zip(POSITIONAL.get(self.kind, ()), args, strict=False)), **kwargs}
 
@@ -126,6 +130,8 @@ def build(tree: str, tab: str) -> dict[str, Any]:
 def describe(component: Any) -> dict[str, Any]:
     return {
         "component": component.kind,
+        "label": component.given.get("label"),
+        "order": component.order,
         **{name: component.given[name] for name in ATTRIBUTES if name in component.given},
     }
 

@@ -1,0 +1,23 @@
+"""TOML, read by whatever this Python has."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from kohya_ext.errors import UsageError
+
+
+def toml_loads(text: str) -> dict[str, Any]:
+    """TOML by whatever reads it here: Python's own from 3.11 on, else what Kohya or pip bring along.
+
+    Raises ValueError when `text` is no TOML, UsageError when nothing here reads it.
+    """
+    for module in ("tomllib", "tomli", "toml", "pip._vendor.tomli"):
+        try:
+            reader = importlib.import_module(module)
+        except ImportError:
+            continue
+        document: dict[str, Any] = reader.loads(text)
+        return document
+    raise UsageError("no TOML reader in this Python: install `toml` there (pip install toml), then run again")

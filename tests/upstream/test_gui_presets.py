@@ -1,0 +1,213 @@
+"""Our presets in the real GUI, in a real browser: chosen, compared field by field, printed, trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toml
+
+from kohya_ext.presets.commandline import as_toml
+from kohya_ext.presets.document import dump_values, find_bundled
+from tests.upstream import real_gui
+from tests.upstream.real_gui import BUNDLE, ERAS, Era, Finetune
+
+pytestmark = pytest.mark.upstream
+
+STAMP = re.compile(r"\d{8}-\d{6}")
+PRINT, TRAIN = "Print training command", "Start training"
+UPSTREAMS_OWN = "adafactor"
+
+# What a run on a CPU with a tiny model and pictures of 256 pixels cannot take from a preset for a 48 GB card.
+SMALL = {
+    "max_resolution": "256,256",
+    "min_bucket_reso": "128",
+    "max_bucket_reso": "512",
+    "max_train_epochs": 1,
+    "save_every_n_epochs": 1,
+    "mixed_precision": "no",
+    "save_precision": "float",
+    "xformers": "sdpa",
+}
+
+
+class Workshop:
+    """A checkout with our bundle, a project, and the fields of the GUI that name it."""
+
+    def __init__(self, era: Era, folder: Path) -> None:
+        self.era = era
+        self.tree = real_gui.installed_copy(era, folder / "kohya_ss")
+        assets = real_gui.rig_folder() / "assets"
+        self.model = (assets / "tiny_sdxl.safetensors").resolve()
+        self.data, self.output = folder / "pictures", folder / "out"
+        shutil.copytree(next(assets.glob("data/*")), self.data, ignore=shutil.ignore_patterns("*.npz"))
+        self.output.mkdir()
+        self.programs = folder / "programs"
+        self.programs.mkdir()
+
+    def fields(self) -> dict[str, str]:
+        output = str(self.output)
+        return {
+            "pretrained_model_name_or_path": str(self.model),
+            "image_folder": str(self.data),
+            "train_dir": output,
+            "output_dir": output,
+            "output_name": "mine",
+        }
+
+    def small(self, additional: str) -> dict[str, Any]:
+        """SMALL, and where the tokenizers lie: there is no network."""
+        tokenizers = real_gui.rig_folder().resolve() / "assets" / "tokenizers"
+        return {**SMALL, "additional_parameters": f"{additional} --tokenizer_cache_dir={tokenizers}".strip()}
+
+    def command(self, preset: str, *more: str) -> subprocess.CompletedProcess[str]:
+        """`kohya-ext presets command` for the same project."""
+        words = ["--data", str(self.data), "--model", str(self.model), "--output", str(self.output), "--name", "mine"]
+        return subprocess.run(
+            [sys.executable, "-m", "kohya_ext", "presets", "command", preset, *words, "--python",
+             str(real_gui.python_of(self.era)), *more, str(self.tree)],
+            capture_output=True, text=True, timeout=600,
+            env={**real_gui.environ_of(self.era, self.tree), "RIG_TINY": "1"}, cwd=BUNDLE,
+        )  # fmt: skip
+
+    def witness(self) -> Path:
+        """Puts a program before `accelerate` that runs it and notes its exit code; gives the file of the note."""
+        note = self.programs / "exit-code"
+        program = self.programs / "accelerate"
+        real = real_gui.python_of(self.era).parent / "accelerate"
+        program.write_text(f'#!/bin/sh\n"{real}" "$@"\ncode=$?\necho $code >"{note}"\nexit $code\n')
+        program.chmod(0o755)
+        return note
+
+
+@contextmanager
+def opened(workshop: Workshop, folder: Path) -> Iterator[Finetune]:
+    """The Finetune tab of the running GUI, the project's folders filled in."""
+    from playwright.sync_api import sync_playwright
+
+    server = real_gui.start(workshop.era, workshop.tree, folder / "gui.log", programs=workshop.programs)
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=real_gui.browser_program(), args=flags)
+            tab = Finetune(browser.new_page(viewport={"width": 1500, "height": 1800}), server)
+            for key, value in workshop.fields().items():
+                tab.fill(key, value)
+            yield tab
+            browser.close()
+    finally:
+        server.stop()
+
+
+def equal(value: Any, shown: dict[str, Any]) -> bool:
+    """Whether the page shows a preset's value."""
+    if "checkbox" in shown:
+        return value is shown["checkbox"]
+    if "number" in shown:
+        return shown["number"] != "" and math.isclose(float(shown["number"]), float(value), rel_tol=1e-12)
+    return str(value) == str(next(iter(shown.values())))
+
+
+@pytest.mark.parametrize("name", ERAS)
+def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(name: str, tmp_path: Path) -> None:
+    era = ERAS[name]
+    real_gui.require(era)
+    workshop = Workshop(era, tmp_path)
+    presets = sorted((workshop.tree / "presets/finetune/user_presets").glob("*.json"))
+    assert len(presets) >= 6
+    compared: dict[str, int] = {}
+    with opened(workshop, tmp_path) as tab:
+        for path in [*presets, presets[0]]:  # the first once more: after all others
+            values = json.loads(path.read_text("ascii"))
+            tab.choose(f"user_presets/{path.stem}")
+            shown = tab.read()
+            assert set(values) - set(shown) == set(), "fields that could not be read"
+            assert {key: shown[key] for key, value in values.items() if not equal(value, shown[key])} == {}
+            printed = print_command(tab, workshop)
+            assert tab.complaints() == []
+            sent = tab.sent()
+            assert {key: sent[key] for key, value in values.items() if sent[key] != value} == {}
+            check_command(workshop, path.stem, printed)
+            compared[path.stem] = len(values)
+            picture(tab, name, path.stem)
+        tab.choose(UPSTREAMS_OWN)
+        assert tab.complaints() == []
+        assert tab.read()["optimizer"] == {"text": "Adafactor"}
+    if target := os.environ.get("KOHYA_EXT_REPORT"):
+        with Path(target).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"gui": name, "fields compared": compared, "unread": 0}) + "\n")
+
+
+def print_command(tab: Finetune, workshop: Workshop) -> str:
+    """What clicking "Print training command" prints as the training command."""
+    record = workshop.tree / "logs" / "print_command.txt"
+    before = record.read_text().count("\n") if record.exists() else 0
+    tab.press(PRINT)
+    tab.until(lambda: record.exists() and record.read_text().count("\n") > before, "no command was printed")
+    tab.settle()
+    return record.read_text().splitlines()[-1]
+
+
+def check_command(workshop: Workshop, preset: str, printed: str) -> None:
+    """The GUI's command and TOML file equal those of `presets command`, but for the time in the file's name."""
+    done = workshop.command(preset, "--json")
+    assert done.returncode == 0, done.stderr
+    ours = json.loads(done.stdout)
+    training = ours["training"] if isinstance(ours["training"], str) else " ".join(ours["training"])
+    assert STAMP.sub("TIME", printed).split() == STAMP.sub("TIME", training).split()
+    written = sorted(workshop.output.glob("*.toml"), key=lambda path: path.stat().st_mtime)
+    assert len(written) >= len(ours["toml"])
+    for settings in ours["toml"].values():
+        assert toml.loads(as_toml(settings)) == toml.loads(written[-1].read_text("utf-8"))
+
+
+def picture(tab: Finetune, era: str, preset: str) -> None:
+    """A picture of the fields that matter, for people: in the folder that KOHYA_GUI_PICTURES names."""
+    if folder := os.environ.get("KOHYA_GUI_PICTURES"):
+        tab.box("optimizer").scroll_into_view_if_needed()
+        tab.page.screenshot(path=str(Path(folder) / f"{era}-{preset}.png"))
+
+
+@pytest.mark.parametrize("name", ["v26.0.0", "v22.3.1"])
+def test_adacoor_trains_through_the_guis_own_button(name: str, tmp_path: Path) -> None:
+    era = ERAS[name]
+    real_gui.require(era)
+    workshop = Workshop(era, tmp_path)
+    note = workshop.witness()
+    extra = str(find_bundled("AdaCoor-48GB").values["additional_parameters"])
+    with opened(workshop, tmp_path) as tab:
+        tab.choose("user_presets/AdaCoor-48GB")
+        for key, value in workshop.small(extra).items():
+            tab.fill(key, value)
+        tab.press(TRAIN)
+        tab.until(note.exists, "training did not end", seconds=400)
+        log = tab.server.printed()
+        assert note.read_text().strip() == "0", log[-3000:]
+        assert "AdaCoor" in log
+        assert tab.complaints() == []
+    assert (workshop.output / "mine.safetensors").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["v26.0.0", "v22.3.1"])
+def test_adacoor_trains_without_the_gui(name: str, tmp_path: Path) -> None:
+    era = ERAS[name]
+    real_gui.require(era)
+    workshop = Workshop(era, tmp_path)
+    preset = find_bundled("AdaCoor-48GB")
+    small = {**preset.values, **workshop.small(str(preset.values["additional_parameters"]))}
+    file = tmp_path / "finetune" / "small.json"
+    file.parent.mkdir()
+    file.write_bytes(dump_values({**small, "_about": dict(preset.about)}))
+    done = workshop.command(str(file), "--run")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (workshop.output / "mine.safetensors").stat().st_size > 10_000
