@@ -85,6 +85,11 @@ class AdaCoor(torch.optim.Optimizer):
         """How many gradient elements were not usable so far. Waits for the device."""
         return self._skips.total()
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many calls of `step` found no usable element: clipping spreads one NaN over all. Waits for the device."""
+        return self._skips.whole_steps()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its settings are checked like the constructor's. Nothing is added when they are refused."""
         before = sum(len(group["params"]) for group in self.param_groups)
@@ -105,15 +110,18 @@ class AdaCoor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        index = 0
+        index = elements = 0
         for group in self.param_groups:
             rule = settings.rule_of(group)
             gathered: list[Job] = []
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step_one(parameter, index, group, rule, gathered if group["foreach"] else None)
+                    elements += parameter.numel()
                 index += 1
             step_many(self._sliced, rule, gathered)
+        if elements:
+            self._skips.end_step(elements)
         return loss
 
     @torch.no_grad()

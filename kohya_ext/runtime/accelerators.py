@@ -7,19 +7,22 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kohya_ext.runtime import averaging, networks, options, wrapping
+from kohya_ext.runtime import averaging, networks, options, telemetry, wrapping
 
 
 def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
     """Kohya's `prepare_accelerator(args)`. It runs before the models are loaded, so bad settings end the run here."""
     settings = options.read(args)
     options.check(args)
+    log_every = options.log_every(args)
+    telemetry.require_logs(args, log_every)
     result = original(args, *rest, **named)
+    accelerator = result[0] if isinstance(result, tuple) else result  # sd-scripts v0.6 returns (it, unwrap_model)
+    telemetry.begin(accelerator, log_every)
     if settings is not None:
         averaging.begin(args, settings)
         wrapping.wrap_sampler_of_script()
-        # sd-scripts v0.6 returns (accelerator, unwrap_model)
-        _watch(result[0] if isinstance(result, tuple) else result, args, settings)
+        _watch(accelerator, args, settings)
     return result
 
 

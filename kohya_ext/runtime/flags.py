@@ -47,7 +47,10 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--ema_sigma_rel": {"type": float, "help": "relative width of the average for --ema_schedule power, 0 to 0.28"},
     "--ema_exp_beta": {"type": float, "help": "old command lines: selects the schedule exp (0: warmup)"},
     "--ema_save_only_ema_weights": {"action": "store_true", "help": "old command lines: the same as --ema_save only"},
-    "--kohya_ext_log_every": {"type": int, "help": "log measurements of the optimizer every N steps (0 = off)"},
+    "--kohya_ext_log_every": {
+        "type": int,
+        "help": "every N steps, log the effective learning rate and the share of weights that moved (default 0: never)",
+    },
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.runtime import averaging
+from kohya_ext.runtime import averaging, telemetry
 
 if TYPE_CHECKING:
     from kohya_ext.runtime.average import Average
@@ -20,6 +20,7 @@ def patch_fused_backward(original: Callable[..., Any], optimizer: Any) -> Any:
         optimizer.step_param = inner.step_param
     else:
         result = original(optimizer)
+    optimizer.step_param = telemetry.around(optimizer.step_param)
     average = averaging.current()
     if average is not None:
         optimizer.step_param = _then_average(optimizer.step_param, average)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from kohya_ext.runtime import averaging, legacy, options
+from kohya_ext.runtime import averaging, legacy, options, telemetry
 from kohya_ext.upstream import ADACOOR_PATH
 
 
@@ -20,6 +20,7 @@ def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest:
         result = original(args, *rest, **named)
     # trainable_params may be a one-shot iterator and is used up by now: the optimizer knows its parameters
     averaging.follow(result[-1])
+    telemetry.follow(result[-1])
     return result
 
 

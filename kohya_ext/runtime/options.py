@@ -86,10 +86,16 @@ def names_adacoor(args: argparse.Namespace) -> bool:
     return str(getattr(args, "optimizer_type", None) or "").lower() in _ADACOOR_NAMES
 
 
+def log_every(args: argparse.Namespace) -> int:
+    """The steps from one measurement of the optimizer to the next, 0 for none."""
+    steps: int = _read(args, "kohya_ext_log_every", _not_negative, 0)
+    if steps and legacy.found():
+        stop(legacy.message(), CONFLICT)
+    return steps
+
+
 def check(args: argparse.Namespace) -> None:
-    """Stop the run where something that is not the EMA was asked for and cannot be done."""
-    if _read(args, "kohya_ext_log_every", _not_negative, 0):
-        stop("--kohya_ext_log_every: this version of kohya_ext does not measure the optimizer yet; leave the flag out")
+    """Stop the run where something that is neither EMA nor measurement was asked for and cannot be done."""
     if legacy.found() or not names_adacoor(args):
         return
     if getattr(args, "deepspeed", False):

@@ -104,7 +104,6 @@ def test_scripts_whose_savers_we_do_not_reach_are_refused(monkeypatch: pytest.Mo
         {"optimizer_type": "adacoor", "deepspeed": True},
         {"optimizer_type": "AdaCoor", "fused_backward_pass": True, "gradient_accumulation_steps": "2"},
         {"optimizer_type": "kohya_ext.optim.AdaCoor", "fused_backward_pass": True, "mixed_precision": "fp16"},
-        {"kohya_ext_log_every": 10},
     ],
 )
 def test_what_cannot_be_done_is_refused_before_the_models_are_loaded(settings: dict[str, object]) -> None:
@@ -114,4 +113,4 @@ def test_what_cannot_be_done_is_refused_before_the_models_are_loaded(settings: d
 
 def test_what_can_be_done_is_let_through() -> None:
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_backward_pass=True, mixed_precision="bf16"))
-    options.check(argparse.Namespace(optimizer_type="AdamW", deepspeed=True, kohya_ext_log_every="0"))
+    options.check(argparse.Namespace(optimizer_type="AdamW", deepspeed=True))

@@ -1,0 +1,123 @@
+"""`--kohya_ext_log_every N`: what the optimizer does to the weights, in Kohya's own logs.
+
+Kohya hands its losses to the accelerator's trackers right after each step, by ways that differ from release to release.
+All of them end in a tracker's `log`, so that is where our figures join: same tracker, same step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.runtime.report import is_main_process, stop
+
+if TYPE_CHECKING:
+    from kohya_ext.optim.movement import MovementMeter
+
+PREFIX = "kohya_ext/"
+
+_current: Telemetry | None = None
+
+
+class Telemetry:
+    """The measurements of one run, over all its optimizers."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._meters: list[tuple[Any, MovementMeter]] = []
+        self._latest: dict[str, float] = {}
+        self._serial = 0
+
+    def follow(self, optimizer: Any) -> None:
+        """Measure `optimizer` from its first step on."""
+        from kohya_ext.optim.movement import MovementMeter
+
+        self._meters.append((optimizer, MovementMeter(optimizer, self.every)))
+
+    def around(self, step_param: Callable[..., None]) -> Callable[..., None]:
+        """Fused backward: the same `step_param`, measured."""
+
+        def measured(parameter: Any, group: dict[str, Any]) -> None:
+            meter = next(meter for _, meter in self._meters if meter.knows(parameter))
+            meter.before(parameter)
+            step_param(parameter, group)
+            meter.after(parameter)
+
+        return measured
+
+    def join(self, trackers: list[Any]) -> None:
+        """Let our figures join whatever these trackers log next."""
+        for tracker in trackers:
+            tracker.log = self._joined(tracker.log)
+
+    def _joined(self, log: Callable[..., Any]) -> Callable[..., Any]:
+        seen = 0
+
+        def log_with_ours(values: Mapping[str, Any], *rest: Any, **named: Any) -> Any:
+            nonlocal seen
+            if values and is_main_process():
+                self._look()
+                if seen != self._serial:  # each tracker gets them once
+                    seen = self._serial
+                    values = {**values, **self._latest}
+            return log(values, *rest, **named)
+
+        return log_with_ours
+
+    def _look(self) -> None:
+        """Take what the meters have, if they have something new."""
+        fresh: dict[str, float] = {}
+        groups = 0
+        for optimizer, meter in self._meters:
+            for found in meter.take():
+                name = f"group{groups + found.group}"
+                if math.isfinite(found.effective_lr):
+                    fresh[f"{PREFIX}effective_lr/{name}"] = found.effective_lr
+                fresh[f"{PREFIX}moved/{name}"] = found.moved
+                fresh[f"{PREFIX}update_rms/{name}"] = found.update
+                fresh[f"{PREFIX}gradient_rms/{name}"] = found.gradient
+            groups += len(optimizer.param_groups)
+        if not fresh:
+            return
+        counts = [optimizer for optimizer, _ in self._meters if hasattr(optimizer, "skipped")]
+        if counts:
+            fresh[f"{PREFIX}skipped_elements"] = float(sum(optimizer.skipped for optimizer in counts))
+            fresh[f"{PREFIX}skipped_steps"] = float(max(optimizer.skipped_steps for optimizer in counts))
+        self._latest = fresh
+        self._serial += 1
+
+
+def require_logs(args: argparse.Namespace, every: int) -> None:
+    """Stop the run where measurements were asked for and would be logged nowhere."""
+    if every and not getattr(args, "logging_dir", None) and not getattr(args, "log_with", None):
+        stop("--kohya_ext_log_every writes into Kohya's logs, and there are none: give --logging_dir, or leave it out")
+
+
+def begin(accelerator: Any, every: int) -> None:
+    """A run starts that measures every `every`-th step, 0 for none."""
+    global _current
+    _current = None
+    if not every:
+        return
+    telemetry = _current = Telemetry(every)
+    init_trackers = accelerator.init_trackers
+
+    def init_trackers_and_join(*given: Any, **named: Any) -> Any:
+        result = init_trackers(*given, **named)
+        telemetry.join(accelerator.trackers)
+        return result
+
+    accelerator.init_trackers = init_trackers_and_join
+
+
+def follow(optimizer: Any) -> None:
+    """Measure `optimizer`, if this run measures. All processes make the same steps, so one measures."""
+    if _current is not None and is_main_process():
+        _current.follow(optimizer)
+
+
+def around(step_param: Callable[..., None]) -> Callable[..., None]:
+    """A `step_param` of a fused backward pass, measured if this run measures."""
+    return step_param if _current is None or not is_main_process() else _current.around(step_param)
