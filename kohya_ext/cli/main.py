@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from kohya_ext.about import CONSOLE_SCRIPTS, SUMMARY, VERSION
-from kohya_ext.cli import demo, health, install, presets, update
+from kohya_ext.cli import captions, demo, health, install, presets, update
 from kohya_ext.errors import FOUND_PROBLEMS, KohyaExtError
 
 PROGRAM = next(iter(CONSOLE_SCRIPTS))
-GROUPS = (install, health, update, presets, demo)
+GROUPS = (install, health, update, presets, captions, demo)
 INTERRUPTED = 130  # what shells report for Ctrl+C
 FRAMES_SHOWN = 4
 EPILOG = """exit codes: 0 done or nothing to do; 1 a check found problems; 2 wrong usage or bad input;
@@ -37,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Every error ends as a readable line on standard error."""
-    arguments = build_parser().parse_args(argv)
+    words = captions.with_verb(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_args(words)
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("KOHYA_EXT_TRACEBACK"):
             raise
-        return _unexpected(error, arguments, sys.argv[1:] if argv is None else argv)
+        return _unexpected(error, arguments, words)
 
 
 def _failed(error: KohyaExtError, arguments: argparse.Namespace) -> int:

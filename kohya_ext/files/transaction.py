@@ -190,7 +190,7 @@ class Transaction:
             except OSError as error:
                 raise ConflictError(
                     f"{_reason(error, self.root)}. "
-                    "Not everything could be taken back: remove the cause, then run `kohya-ext doctor`"
+                    "Not everything could be taken back: remove the cause, then run the command again"
                 ) from error
         with contextlib.suppress(OSError):
             self._clear()

@@ -1,0 +1,90 @@
+"""Captions against their images, file by file, and against the guide's advice on wording."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.dataset import texts, wording
+from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in
+from kohya_ext.errors import KohyaExtError
+from kohya_ext.files.textform import BOM
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at. code: stable name for scripts. path: relative to the folder. level: problem or advice."""
+
+    code: str
+    path: str
+    text: str
+    level: str = "problem"
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as `--json` prints it."""
+        return asdict(self)
+
+
+def check(folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX, token: str = "") -> list[Finding]:
+    """All findings about the captions in `folder`, by file.
+
+    token: the rare word that stands for the concept; captions without it, and those that begin with it, are findings.
+    """
+    findings: list[Finding] = []
+    expected: set[Path] = set()
+    for image in images_in(folder, recursive=recursive):
+        path = image.with_suffix(suffix)
+        if path in expected:
+            findings.append(Finding("shared-caption", image.as_posix(), f"shares {path.name} with another image"))
+            continue
+        expected.add(path)
+        findings += check_one(folder, image, path, token)
+    for file in sorted(files_in(folder, recursive=recursive)):
+        if file.suffix == suffix and file not in expected:
+            findings.append(Finding("no-image", file.as_posix(), "belongs to no image"))
+    return findings
+
+
+def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterator[Finding]:
+    """The findings about the caption `path` of `image`."""
+    name = path.as_posix()
+    try:
+        caption = texts.read(folder, path)
+    except KohyaExtError as error:
+        yield Finding("unreadable-caption", name, str(error).replace("; nothing was changed", ""))
+        return
+    if caption is None:
+        yield Finding("no-caption", image.as_posix(), f"has no {path.name}: Kohya would train it without a caption")
+        return
+    if not caption.text.strip():
+        yield Finding("empty-caption", name, "is empty")
+        return
+    if caption.state.data.startswith(BOM):
+        yield Finding("byte-order-mark", name, "begins with a byte order mark, which Kohya takes for a character")
+    for oddity in wording.oddities(caption.text):
+        yield Finding("slip", name, oddity, "advice")
+    yield from _advice(name, caption.text.strip().partition("\n")[0], token)
+
+
+def _advice(name: str, text: str, token: str) -> Iterator[Finding]:
+    if not unicodedata.is_normalized("NFC", text):
+        yield Finding("not-normalized", name, "is not in Unicode's usual form (NFC)", "advice")
+    if wording.is_tag_list(text):
+        yield Finding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", "advice")
+    for code, terms, what in (
+        ("view", wording.VIEW, "point of view"),
+        ("background", wording.BACKGROUND, "background"),
+    ):
+        found = wording.words_in(text, terms)
+        if found:
+            advice = f"names the {what} ({', '.join(found)}): leave it out unless you want to prompt for it"
+            yield Finding(code, name, advice, "advice")
+    if not token:
+        return
+    if not wording.words_in(text, (token,)):
+        yield Finding("no-token", name, f"does not hold the token {token!r}")
+    elif text.casefold().startswith(token.casefold()):
+        yield Finding("token-first", name, f"begins with the token {token!r}: put it beside what it names", "advice")

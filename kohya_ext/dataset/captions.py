@@ -1,0 +1,194 @@
+"""Captions from file names, file names from captions, and the edits that go through all captions of a folder."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kohya_ext.dataset import texts
+from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in
+from kohya_ext.dataset.names import caption_of, name_of
+from kohya_ext.dataset.plan import Plan
+from kohya_ext.errors import UsageError
+
+ROOM_FOR_NUMBER = len(" (9999)")
+# What lies beside an image under its name and has to keep it: captions of both kinds, cached latents.
+COMPANIONS = (".txt", ".caption", ".npz")
+
+
+def from_names(
+    folder: Path, *, recursive: bool = False, overwrite: bool = False, keep_suffix: bool = False, suffix: str = ""
+) -> Plan:
+    """A caption beside each image, saying what its name says. Captions that exist stay unless `overwrite`.
+
+    suffix: of caption files, `.txt` when empty. Raises UsageError when there is no image.
+    """
+    plan = Plan("captions")
+    for path, images in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX).items():
+        text = caption_of(images[0].stem, keep_suffix=keep_suffix)
+        if (folder / path).is_symlink():
+            plan.keep(path, "is a link")
+            continue
+        if not overwrite and (folder / path).exists():
+            plan.keep(path, "exists")
+            continue
+        before = texts.read(folder, path)
+        if before is not None and before.text == text:
+            plan.unchanged += 1
+            continue
+        after = texts.fresh(folder, path, text, before)
+        plan.write(path, before.state if before else None, after, (before.text if before else None, text))
+    return plan
+
+
+def prefixed(folder: Path, text: str, *, recursive: bool = False, suffix: str = "", remove: bool = False) -> Plan:
+    """`text` in front of each caption that does not begin with it yet; with `remove`, taken away from those that do."""
+    if not text:
+        raise UsageError("the prefix is empty: say what to put in front of the captions")
+    if remove:
+        return _edited(folder, "captions prefix", lambda old: old.removeprefix(text), recursive, suffix)
+    return _edited(
+        folder, "captions prefix", lambda old: old if old.startswith(text) else text + old, recursive, suffix
+    )
+
+
+def replaced(
+    folder: Path,
+    old: str,
+    new: str,
+    *,
+    recursive: bool = False,
+    suffix: str = "",
+    regex: bool = False,
+    ignore_case: bool = False,
+    words: bool = False,
+) -> Plan:
+    """Every `old` in the captions becomes `new`.
+
+    regex: `old` is a regular expression, `new` may name its groups (\\1). words: only where `old` stands as whole
+    words. Raises UsageError for an expression that is none.
+    """
+    if not old:
+        raise UsageError("there is nothing to look for: say which text to replace")
+    pattern = old if regex else re.escape(old)
+    if words:
+        pattern = rf"(?<!\w)(?:{pattern})(?!\w)"
+    try:
+        found = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+        substitute: str | Callable[[re.Match[str]], str] = new if regex else lambda _: new
+        return _edited(folder, "captions replace", lambda text: found.sub(substitute, text), recursive, suffix)
+    except (re.error, IndexError) as error:
+        raise UsageError(f"{old!r} -> {new!r} is no regular expression: {error}; nothing was changed") from error
+
+
+def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Plan:
+    """Each image gets its caption as its name, and what lies beside it under the same name goes with it.
+
+    Names that are taken get " (2)" and so on, which `from_names` takes off again.
+    """
+    plan = Plan("captions to-names")
+    moves: list[tuple[Path, Path]] = []
+    taken: dict[Path, set[str]] = defaultdict(set)
+    groups = _captions_of(folder, recursive, suffix or CAPTION_SUFFIX)
+    members = {path: _members(folder, path, images, suffix) for path, images in groups.items()}
+    ours = {member for group in members.values() for member in group}
+    for file in files_in(folder, recursive=recursive):
+        if file not in ours:
+            taken[file.parent].add(file.stem.casefold())
+    wanted: list[tuple[Path, str]] = []
+    for path in groups:
+        name = _name_for(plan, folder, path, max(len(member.suffix.encode()) for member in members[path]))
+        if name is None or name == path.stem:
+            plan.unchanged += name is not None
+            taken[path.parent].add(path.stem.casefold())
+        else:
+            wanted.append((path, name))
+    for path, name in wanted:
+        free = next(stem for stem in _numbered(name) if stem.casefold() not in taken[path.parent])
+        taken[path.parent].add(free.casefold())
+        if free == path.stem:
+            plan.unchanged += 1
+            continue
+        moves += [(member, member.with_name(free + member.suffix)) for member in members[path]]
+    _order(plan, moves)
+    return plan
+
+
+def _captions_of(folder: Path, recursive: bool, suffix: str) -> dict[Path, list[Path]]:
+    """Each caption file there should be, with the images (`a.jpg` and `a.png`) that share it."""
+    if not re.fullmatch(r"\.\w+", suffix):
+        raise UsageError(f"{suffix!r} is no extension of caption files: give .txt or .caption")
+    groups: dict[Path, list[Path]] = defaultdict(list)
+    for image in images_in(folder, recursive=recursive):
+        groups[image.with_suffix(suffix)].append(image)
+    if not groups:
+        deeper = "" if recursive else "; --recursive looks into its folders too"
+        raise UsageError(f"{folder} holds no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl){deeper}")
+    return dict(groups)
+
+
+def _edited(folder: Path, verb: str, edit: Callable[[str], str], recursive: bool, suffix: str) -> Plan:
+    plan = Plan(verb)
+    for path in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX):
+        if (folder / path).is_symlink():
+            plan.keep(path, "is a link")
+            continue
+        caption = texts.read(folder, path)
+        if caption is None:
+            plan.keep(path, "there is no caption")
+            continue
+        text = edit(caption.text)
+        if text == caption.text:
+            plan.unchanged += 1
+        else:
+            plan.write(path, caption.state, caption.as_state(text), (caption.text, text))
+    return plan
+
+
+def _members(folder: Path, caption: Path, images: list[Path], suffix: str) -> list[Path]:
+    companions = {caption.with_suffix(ending) for ending in (*COMPANIONS, suffix or CAPTION_SUFFIX)}
+    return [*images, *sorted(path for path in companions if (folder / path).exists())]
+
+
+def _name_for(plan: Plan, folder: Path, path: Path, extension: int) -> str | None:
+    caption = texts.read(folder, path)
+    if caption is None:
+        plan.keep(path, "there is no caption to name its image after")
+        return None
+    first = caption.text.strip().partition("\n")[0]
+    name = name_of(first, room=ROOM_FOR_NUMBER + extension)
+    if not name:
+        plan.keep(path, "the caption is empty")
+        return None
+    if caption_of(path.stem) == name:  # "a dog (2)" says "a dog" already
+        return path.stem
+    if len(name) < len(first.strip()):
+        plan.note(path, f"the name has room for {len(name)} of {len(first.strip())} characters")
+    return name
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name} ({number})"
+        number += 1
+
+
+def _order(plan: Plan, moves: list[tuple[Path, Path]]) -> None:
+    """Renames that never meet a name that is still taken: those that would step aside first."""
+    sources = {old for old, _ in moves}
+    aside = []
+    for number, (old, new) in enumerate(moves):
+        if new in sources:
+            waiting = old.with_name(f".kohya_ext-{number}{old.suffix}")
+            plan.rename(old, waiting)
+            aside.append((waiting, new))
+        plan.renamed.append((old.as_posix(), new.as_posix()))
+    for old, new in moves:
+        if new not in sources:
+            plan.rename(old, new)
+    for waiting, new in aside:
+        plan.rename(waiting, new)

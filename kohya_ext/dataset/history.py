@@ -1,0 +1,171 @@
+"""Doing what was planned, as one transaction, and taking it back later.
+
+Each command leaves a record in `FOLDER/.kohya_ext`, written in the same transaction as its changes. `undo` is a
+transaction too, from the record backwards. So a kill at any point leaves either side, and the next command tidies up.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.dataset.plan import RENAME, Plan
+from kohya_ext.errors import ConflictError, UsageError
+from kohya_ext.files.atomic import sha256, sync_folder
+from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
+from kohya_ext.files.lock import locked
+from kohya_ext.files.paths import checked, inside
+from kohya_ext.files.transaction import STATE_FOLDER, Recovery, Transaction
+
+FORMAT = 1
+PATTERN = "captions-*.json"
+
+
+class _Rename:
+    """A file gets another name, without being copied."""
+
+    def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        old, new = self._paths(root, arguments)
+        if new.exists() or new.is_symlink():
+            raise ConflictError(f"{new} has appeared at this moment; nothing was changed. Run again")
+        self._move(old, new)
+
+    def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        old, new = self._paths(root, arguments)
+        if new.exists() and not old.exists():
+            self._move(new, old)
+
+    @staticmethod
+    def _paths(root: Path, arguments: Mapping[str, Any]) -> tuple[Path, Path]:
+        return inside(root, arguments["from"], "the journal"), inside(root, arguments["to"], "the journal")
+
+    @staticmethod
+    def _move(old: Path, new: Path) -> None:
+        old.rename(new)
+        sync_folder(new.parent)
+
+
+OPERATIONS = {RENAME: _Rename()}
+
+
+@dataclass(frozen=True)
+class Undone:
+    """verb: the command that was taken back. paths: of the files it concerned. kept: those edited since, left alone."""
+
+    verb: str
+    paths: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def apply(folder: Path, plan: Plan) -> None:
+    """Do what `plan` says, or nothing. Raises ConflictError."""
+    if not plan.steps:
+        return
+    with locked(folder):
+        number = max((int(path.stem.rpartition("-")[2]) for path in _records(folder)), default=0) + 1
+        record = f"{STATE_FOLDER}/captions-{number:04d}.json"
+        data = json.dumps({"format": FORMAT, "verb": plan.verb, "time": time.time(), "steps": _rows(plan)})
+        steps = [*plan.steps, Change(record, None, FileState(data.encode(), 0o644))]
+        Transaction(folder, OPERATIONS).run(plan.verb, steps)
+
+
+def recover(folder: Path) -> Recovery | None:
+    """Bring an interrupted command to one of its two sides; None when there is none."""
+    if not (folder / STATE_FOLDER).is_dir():
+        return None
+    with locked(folder):
+        return Transaction(folder, OPERATIONS).recover()
+
+
+def undo(folder: Path, *, keep_edited: bool = False, dry_run: bool = False) -> Undone:
+    """Take back the last command on `folder` that has not been taken back yet.
+
+    Raises UsageError when there is none; ConflictError, with nothing changed, when files were edited or moved since,
+    unless `keep_edited`: these stay then as they are.
+    """
+    with locked(folder):
+        records = _records(folder)
+        if not records:
+            raise UsageError(f"there is nothing to undo in {folder}: no captions command has changed it")
+        path = records[-1]
+        document = _read(path)
+        steps, kept = _reversed(folder, document)
+        if kept and not keep_edited and not dry_run:
+            raise ConflictError(
+                f"changed since `{document['verb']}`: {', '.join(kept)}; nothing was changed. "
+                "--keep-edited takes back the rest and leaves these as they are"
+            )
+        touched = tuple(step.path if isinstance(step, Change) else str(step.arguments["to"]) for step in steps)
+        if not dry_run:
+            removal = Change(path.relative_to(folder).as_posix(), read_state(path), None)
+            Transaction(folder, OPERATIONS).run("captions undo", [*steps, removal])
+        return Undone(str(document["verb"]), touched, tuple(kept))
+
+
+def _records(folder: Path) -> list[Path]:
+    return sorted((folder / STATE_FOLDER).glob(PATTERN))
+
+
+def _rows(plan: Plan) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for step in plan.steps:
+        if isinstance(step, Effect):
+            rows.append(dict(step.arguments))
+        elif step.after is not None:
+            before = None
+            if step.before is not None:
+                before = {"data": base64.b64encode(step.before.data).decode(), "mode": step.before.mode}
+            rows.append({"path": step.path, "before": before, "after": sha256(step.after.data)})
+    return rows
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        if document["format"] != FORMAT:
+            raise ConflictError(f"{path} was written by another version of kohya_ext: undo with that one")
+        for row in document["steps"]:
+            for key in ("path", "from", "to"):
+                if key in row:
+                    checked(row[key], str(path))
+        str(document["verb"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConflictError(f"{path} is damaged ({error}); nothing was changed") from error
+    return document
+
+
+def _reversed(folder: Path, document: Mapping[str, Any]) -> tuple[list[Step], list[str]]:
+    """The steps back, and the files that are not as the command left them."""
+    steps: list[Step] = []
+    kept = _lost(folder, document["steps"])
+    for row in reversed(document["steps"]):
+        if "path" not in row:
+            if not kept:  # renames lean on each other: all or none
+                steps.append(Effect(RENAME, {"from": row["to"], "to": row["from"]}))
+            continue
+        current = read_state(inside(folder, row["path"]))
+        if current is None or sha256(current.data) != row["after"]:
+            kept.append(row["path"])
+            continue
+        before = None
+        if row["before"] is not None:
+            before = FileState(base64.b64decode(row["before"]["data"]), int(row["before"]["mode"]), current.owner)
+        steps.append(Change(row["path"], current, before))
+    return steps, kept
+
+
+def _lost(folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """Renamed files that are no longer where the command left them, or whose old name somebody else has now."""
+    there: dict[str, bool] = {}
+    names: dict[str, str] = {}  # name now -> name before the command
+    for row in rows:
+        if "from" in row:
+            names[row["to"]] = names.pop(row["from"], row["from"])
+    for now, before in names.items():
+        there[now] = (folder / now).exists() and (before in names or not (folder / before).exists())
+    return [name for name, present in there.items() if not present]

@@ -1,0 +1,37 @@
+"""Which files of a folder Kohya takes as training images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kohya_ext.errors import UsageError
+
+# Kohya reads these in every release; AVIF and JPEG XL where a plug-in of Pillow is installed.
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+CAPTION_SUFFIX = ".txt"
+
+
+def require_folder(folder: Path) -> Path:
+    """The real path of `folder`. Raises UsageError when it is none or cannot be read."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: give the folder that holds the training images")
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
+    return folder.resolve()
+
+
+def images_in(folder: Path, *, recursive: bool) -> list[Path]:
+    """The images below `folder`, relative to it, sorted. Hidden folders and files are passed over."""
+    return sorted(path for path in files_in(folder, recursive=recursive) if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def files_in(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    """All visible files below `folder`, relative to it. Folders that are links are not entered."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        below = Path(root).relative_to(folder)
+        yield from (below / name for name in names if not name.startswith("."))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.dataset import captions, history
+from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
+from tests.cli.conftest import Ran
+from tests.dataset.folders import everything, folder_of, text_of
+from tests.files.faults import killed_at
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return folder_of(
+        tmp_path / "images", {"a dog (1).png": None, "b.jpg": None, "b.txt": "mine", "deeper/c.webp": None}
+    )
+
+
+def test_the_guides_way(folder: Path, run: Run) -> None:
+    done = run("captions", folder)
+    assert done.code == DONE and "a dog (1).txt: a dog" in done.text and "b.txt: exists" in done.text
+    assert text_of(folder) == {"a dog (1).txt": "a dog\n", "b.txt": "mine"}
+    assert run("captions", "undo", folder).code == DONE
+    assert text_of(folder) == {"b.txt": "mine"}
+
+
+def test_a_dry_run_changes_nothing(folder: Path, run: Run) -> None:
+    before = everything(folder)
+    done = run("captions", folder, "--recursive", "--overwrite", "--dry-run")
+    assert done.code == DONE and "would be: 3 captions written" in done.text
+    assert everything(folder) == before and not (folder / ".kohya_ext").exists()
+
+
+def test_json(folder: Path, run: Run) -> None:
+    document = run("captions", folder, "--json").document
+    assert document["written"] == [{"path": "a dog (1).txt", "before": None, "after": "a dog"}]
+    assert document["kept"] == [{"path": "b.txt", "why": "exists"}]
+    assert run("captions", "undo", folder, "--json").document["paths"] == ["a dog (1).txt"]
+
+
+def test_every_verb(folder: Path, run: Run) -> None:
+    run("captions", folder, "--overwrite")
+    assert run("captions", "prefix", folder, "ewpp, ").code == DONE
+    assert run("captions", "replace", folder, "dog", "cat", "--words").code == DONE
+    assert text_of(folder) == {"a dog (1).txt": "ewpp, a cat\n", "b.txt": "ewpp, b\n"}
+    assert run("captions", "to-names", folder).code == DONE
+    assert (folder / "ewpp, a cat.png").exists()
+    assert run("captions", "check", folder).code == DONE
+    assert run("captions", "check", folder, "--recursive").code == FOUND_PROBLEMS
+
+
+def test_a_folder_called_like_a_verb(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "undo", {"a.png": None})
+    monkeypatch.chdir(tmp_path)
+    assert run("captions", "./undo").code == DONE
+    assert (tmp_path / "undo/a.txt").exists()
+
+
+def test_after_a_kill_the_next_command_tidies_up(folder: Path, run: Run) -> None:
+    assert killed_at(15, lambda: history.apply(folder, captions.from_names(folder, overwrite=True)))
+    done = run("captions", folder)
+    assert done.code == RECOVERED and "taken back" in done.text
+    assert text_of(folder)["a dog (1).txt"] == "a dog\n"
+
+
+def test_errors(folder: Path, run: Run) -> None:
+    assert run("captions", folder / "absent").code == WRONG_USAGE
+    assert run("captions", "undo", folder).code == WRONG_USAGE
+    assert run("captions", "replace", folder, "(", "x", "--regex").code == WRONG_USAGE
+    run("captions", folder)
+    (folder / "a dog (1).txt").write_text("edited")
+    assert run("captions", "undo", folder).code == CONFLICT
+    assert run("captions").code == WRONG_USAGE

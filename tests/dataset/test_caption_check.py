@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.dataset.caption_check import check
+from tests.dataset.folders import folder_of
+
+GOOD = "a woman ewpp wearing a red dress"
+
+
+def codes(tmp_path: Path, caption: str | bytes | None, **settings: str) -> list[str]:
+    folder_of(tmp_path, {"a.png": None, **({} if caption is None else {"a.txt": caption})})
+    return [finding.code for finding in check(tmp_path, **settings)]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        (GOOD, []),
+        (None, ["no-caption"]),
+        (" \n", ["empty-caption"]),
+        (b"", ["empty-caption"]),
+        (b"\xff\xfea dog", ["unreadable-caption"]),
+        (b"\xef\xbb\xbfa dog", ["byte-order-mark"]),
+        ("a dog\nand more", ["slip"]),
+        ("a  dog", ["slip"]),
+        ("a dog,, a cat", ["slip"]),
+        ("1girl, solo, long hair, smile, blue eyes", ["tag-list"]),
+        ("a woman in a red dress, smiling, with her hair up, walking her dog through town", []),
+        ("a close-up of a dog", ["view"]),
+        ("closeups are fine words", []),
+        ("a dog, white background", ["background"]),
+        (unicodedata.normalize("NFD", "un café"), ["not-normalized"]),
+    ],
+)
+def test_one_caption(tmp_path: Path, caption: str | bytes | None, expected: list[str]) -> None:
+    assert codes(tmp_path, caption) == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [(GOOD, []), ("a woman in a red dress", ["no-token"]), ("ewpp woman", ["token-first"]), ("an ewppx", ["no-token"])],
+)
+def test_the_token(tmp_path: Path, caption: str, expected: list[str]) -> None:
+    assert codes(tmp_path, caption, token="ewpp") == expected
+
+
+def test_captions_without_image_and_shared_ones(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.jpg": None, "a.txt": GOOD, "gone.txt": GOOD, "notes.md": "x"})
+    assert [(finding.code, finding.path) for finding in check(tmp_path)] == [
+        ("shared-caption", "a.png"), ("no-image", "gone.txt"),
+    ]  # fmt: skip

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.dataset import captions, history
+from kohya_ext.errors import ConflictError, UsageError
+from tests.dataset.folders import everything, folder_of, text_of
+
+
+def test_file_names_become_captions(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"femme ewpp (1).png": None, "a dog_2.JPG": None, "x.gif": None, "mine.webp": None,
+                         "mine.txt": "my own words", "deeper/b.bmp": None})  # fmt: skip
+    plan = captions.from_names(tmp_path)
+    history.apply(tmp_path, plan)
+    assert text_of(tmp_path) == {
+        "a dog_2.txt": "a dog\n",
+        "femme ewpp (1).txt": "femme ewpp\n",
+        "mine.txt": "my own words",
+    }
+    assert plan.kept == [("mine.txt", "exists")]
+    history.apply(tmp_path, captions.from_names(tmp_path, recursive=True, overwrite=True))
+    assert text_of(tmp_path)["mine.txt"] == "mine\n" and text_of(tmp_path)["deeper/b.txt"] == "b\n"
+    assert captions.from_names(tmp_path, recursive=True, overwrite=True).steps == []
+
+
+def test_two_images_share_a_caption(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.jpg": None})
+    plan = captions.from_names(tmp_path)
+    assert list(plan.written) == ["a.txt"]
+
+
+def test_a_link_is_left_alone(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"set/a.png": None, "elsewhere.txt": "theirs"})
+    (tmp_path / "set/a.txt").symlink_to(tmp_path / "elsewhere.txt")
+    for plan in (captions.from_names(tmp_path / "set", overwrite=True), captions.prefixed(tmp_path / "set", "x ")):
+        assert plan.steps == [] and plan.kept == [("a.txt", "is a link")]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "", "../x", ".a/b"])
+def test_what_is_no_extension(tmp_path: Path, suffix: str) -> None:
+    folder_of(tmp_path, {"a.png": None})
+    if suffix:
+        with pytest.raises(UsageError, match="extension"):
+            captions.from_names(tmp_path, suffix=suffix)
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"deeper/a.png": None})
+    with pytest.raises(UsageError, match="--recursive"):
+        captions.from_names(tmp_path)
+
+
+def test_edits_keep_the_form_of_each_file(tmp_path: Path) -> None:
+    folder_of(tmp_path, {f"{name}.png": None for name in "abcd"})
+    folder_of(tmp_path, {"a.txt": b"\xef\xbb\xbfa dog\r\n", "b.txt": "a dog", "c.txt": "ewpp, a cat\n"})
+    (tmp_path / "b.txt").chmod(0o600)
+    plan = captions.prefixed(tmp_path, "ewpp, ")
+    history.apply(tmp_path, plan)
+    assert (tmp_path / "a.txt").read_bytes() == b"\xef\xbb\xbfewpp, a dog\r\n"
+    assert (tmp_path / "b.txt").read_bytes() == b"ewpp, a dog" and (tmp_path / "b.txt").stat().st_mode & 0o777 == 0o600
+    assert plan.kept == [("d.txt", "there is no caption")] and plan.unchanged == 1
+    history.apply(tmp_path, captions.prefixed(tmp_path, "ewpp, ", remove=True))
+    assert (tmp_path / "a.txt").read_bytes() == b"\xef\xbb\xbfa dog\r\n" and (
+        tmp_path / "c.txt"
+    ).read_text() == "a cat\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "after"),
+    [
+        ({}, "a bird, birdbird, Cat"),
+        ({"words": True}, "a bird, catcat, Cat"),
+        ({"ignore_case": True}, "a bird, birdbird, bird"),
+        ({"words": True, "ignore_case": True}, "a bird, catcat, bird"),
+    ],
+)
+def test_replacing(tmp_path: Path, settings: dict[str, bool], after: str) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": "a cat, catcat, Cat"})
+    history.apply(tmp_path, captions.replaced(tmp_path, "cat", "bird", **settings))
+    assert (tmp_path / "a.txt").read_text() == after
+
+
+def test_groups_of_an_expression(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": r"red dog \1"})
+    history.apply(tmp_path, captions.replaced(tmp_path, r"(\w+) dog", r"dog in \1", regex=True))
+    assert (tmp_path / "a.txt").read_text() == r"dog in red \1"
+    history.apply(tmp_path, captions.replaced(tmp_path, r"\1", r"\2"))
+    assert (tmp_path / "a.txt").read_text() == r"dog in red \2"
+
+
+@pytest.mark.parametrize(("old", "new"), [("(", "x"), ("a", r"\7"), ("", "x")])
+def test_what_is_no_expression(tmp_path: Path, old: str, new: str) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": "a"})
+    with pytest.raises(UsageError):
+        captions.replaced(tmp_path, old, new, regex=True)
+
+
+def test_a_caption_that_is_not_utf8_stops_everything(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "b.png": None, "a.txt": "fine", "b.txt": "caf\u00e9".encode("latin-1")})
+    before = everything(tmp_path)
+    with pytest.raises(UsageError, match=r"b\.txt is not UTF-8"):
+        captions.prefixed(tmp_path, "x ")
+    assert everything(tmp_path) == before
+
+
+def test_a_huge_file_is_no_caption(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": b"x" * (2 << 20)})
+    with pytest.raises(UsageError, match="no caption"):
+        captions.prefixed(tmp_path, "x ")
+
+
+def test_images_are_named_after_their_captions(tmp_path: Path) -> None:
+    folder_of(tmp_path, {
+        "1.png": None, "1.txt": "a dog: running", "2.jpg": None, "2.txt": "a dog: running\n", "2.npz": "cache",
+        "3.webp": None, "3.txt": "a cat", "a cat.png": None, "a cat.txt": "something else", "4.png": None,
+        "5.png": None, "5.txt": "  ", "a cat (2).png": None, "a cat (2).txt": "a cat",
+    })  # fmt: skip
+    plan = captions.to_names(tmp_path)
+    history.apply(tmp_path, plan)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted([
+        "a dog running.png", "a dog running.txt", "a dog running (2).jpg", "a dog running (2).txt",
+        "a dog running (2).npz", "a cat.webp", "a cat.txt", "something else.png", "something else.txt",
+        "4.png", "5.png", "5.txt", "a cat (2).png", "a cat (2).txt",
+    ])  # fmt: skip
+    assert (tmp_path / "a cat.webp").read_text() == "picture 3.webp"
+    assert (tmp_path / "something else.png").read_text() == "picture a cat.png"
+    assert {why for _, why in plan.kept} == {"the caption is empty", "there is no caption to name its image after"}
+    assert captions.to_names(tmp_path).steps == []
+
+
+def test_names_and_captions_round_trip(tmp_path: Path) -> None:
+    said = ["a dog", "a dog", "ünïcode 字", "long " * 80]
+    folder_of(tmp_path, {f"{n}.png": None for n in range(4)})
+    folder_of(tmp_path, {f"{n}.txt": text for n, text in enumerate(said)})
+    history.apply(tmp_path, captions.to_names(tmp_path))
+    for path in tmp_path.glob("*.txt"):
+        path.unlink()
+    history.apply(tmp_path, captions.from_names(tmp_path))
+    again = sorted(text.strip() for text in text_of(tmp_path).values())
+    assert again[:2] == ["a dog", "a dog"] and "ünïcode 字" in again and again[2].startswith("long long")
+
+
+def test_names_that_swap(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": "first", "a.txt": "b", "b.png": "second", "b.txt": "a"})
+    before = everything(tmp_path)
+    history.apply(tmp_path, captions.to_names(tmp_path))
+    assert (tmp_path / "b.png").read_text() == "first" and (tmp_path / "a.png").read_text() == "second"
+    history.undo(tmp_path)
+    assert everything(tmp_path) == before
+
+
+def test_a_stranger_in_the_way_of_a_name(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"1.png": None, "1.txt": "a dog", "a dog.PSD": "theirs"})
+    history.apply(tmp_path, captions.to_names(tmp_path))
+    assert (tmp_path / "a dog (2).png").exists() and (tmp_path / "a dog.PSD").read_text() == "theirs"
+
+
+def test_a_name_taken_at_the_last_moment(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"1.png": None, "1.txt": "a dog"})
+    plan = captions.to_names(tmp_path)
+    folder_of(tmp_path, {"a dog.png": "theirs"})
+    before = everything(tmp_path)
+    with pytest.raises(ConflictError, match="appeared"):
+        history.apply(tmp_path, plan)
+    assert everything(tmp_path) == before
