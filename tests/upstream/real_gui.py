@@ -199,6 +199,24 @@ READ = """(ids) => Object.fromEntries(ids.map(([id, elem]) => {
   return [id, text ? {text: text.value} : null];
 }))"""
 
+# gradio 6 gives its elements no names: each gets that of the component whose label it bears, where that is certain.
+NAME = """(rows) => {
+  const boxes = [...document.querySelectorAll('div.block, fieldset.block')].filter(
+    b => !b.id && b.offsetParent && !b.querySelector('div.block, fieldset.block'));
+  const labelled = new Map();
+  for (const box of boxes) {
+    const label = box.querySelector('[data-testid=block-info], .label-text');
+    if (label) labelled.set(label.textContent.trim(), [...(labelled.get(label.textContent.trim()) || []), box]);
+  }
+  for (const [label, places] of labelled) {
+    const free = rows.filter(r => r[1] === label && !document.getElementById(`component-${r[0]}`));
+    const visible = free.filter(r => r[2]);
+    const fits = [free, visible].find(some => some.length === places.length);
+    if (fits) fits.forEach((r, at) => { places[at].id = `component-${r[0]}`; });
+  }
+}"""
+FORM = ("textbox", "number", "slider", "dropdown", "radio", "checkbox")
+
 
 class Finetune:
     """The Finetune tab in a browser."""
@@ -224,6 +242,7 @@ class Finetune:
         self.kinds = {one["id"]: str(one["type"]) for one in self.config["components"]}
         self.props = {one["id"]: one.get("props", {}) for one in self.config["components"]}
         self.ids = self._field_ids()
+        self.rows = self._rows() if server.era.gradio >= 6 else []
         self.open_everything()
 
     def _keep(self, request: Any) -> None:
@@ -260,6 +279,23 @@ class Finetune:
                     return {**found, "training_preset": target}
         raise AssertionError("no event of the Presets list fills the fields of the finetune tab")
 
+    def _rows(self) -> list[tuple[int, str, bool]]:
+        """The fields of the tab in the order of the page: component, label, whether it is visible at first."""
+        rows: list[tuple[int, str, bool]] = []
+
+        def walk(node: dict[str, Any], inside: bool, visible: bool) -> None:
+            identity = node["id"]
+            props = self.props.get(identity, {})
+            visible = visible and props.get("visible", True) is True
+            inside = inside or (self.kinds.get(identity) == "tabitem" and props.get("label") == "Finetuning")
+            if inside and self.kinds.get(identity) in FORM:
+                rows.append((identity, str(props.get("label") or "").strip(), visible))
+            for child in node.get("children") or []:
+                walk(child, inside, visible)
+
+        walk(self.config["layout"], inside=False, visible=True)
+        return rows
+
     def open_everything(self) -> None:
         """Opens every accordion that is in sight, and those inside."""
         for _ in range(40):
@@ -271,6 +307,8 @@ class Finetune:
 
     def read(self) -> dict[str, Any]:
         """Key -> what the page shows, for the fields that are on the page now."""
+        if self.rows:
+            self.page.evaluate(NAME, self.rows)
         wanted = [[identity, self.props[identity].get("elem_id")] for identity in self.ids.values()]
         raw = self.page.evaluate(READ, wanted)
         return {key: raw[str(identity)] for key, identity in self.ids.items() if raw.get(str(identity))}
@@ -291,6 +329,7 @@ class Finetune:
                 button.click()
                 self.page.wait_for_timeout(200)
         self.open_everything()
+        self.read()
 
     def _above(self, node: dict[str, Any], identity: int) -> list[int] | None:
         """The components around one, outermost first."""
@@ -319,14 +358,19 @@ class Finetune:
     def choose(self, preset: str) -> None:
         """Picks a preset in the Presets list."""
         before = len(self.requests)
-        self.reveal("training_preset")
-        self.box("training_preset").locator("input").first.click()
+        self.pick("training_preset", preset)
+        self.until(lambda: len(self.requests) > before, f"{preset} was not asked for")
+        self.settle()
+
+    def pick(self, key: str, option: str) -> None:
+        """Picks what a list offers."""
+        self.reveal(key)
+        self.box(key).locator("input").first.click()
         options = self.page.locator("ul[role=listbox] li, ul.options li").filter(visible=True)
         options.first.wait_for()
-        option = options.filter(has_text=re.compile(rf"^[\s✓]*{re.escape(preset)}\s*$"))
-        option.first.scroll_into_view_if_needed()
-        option.first.dispatch_event("mousedown")
-        self.until(lambda: len(self.requests) > before, f"{preset} was not asked for")
+        wanted = options.filter(has_text=re.compile(rf"^[\s✓]*{re.escape(option)}\s*$")).first
+        wanted.scroll_into_view_if_needed()
+        wanted.dispatch_event("mousedown")
         self.settle()
 
     def press(self, button: str) -> None:

@@ -1,4 +1,8 @@
-"""Our presets in the real GUI, in a real browser: chosen, compared field by field, printed, trained."""
+"""Our presets in the real GUI, in a real browser: chosen, compared field by field, printed, trained.
+
+Every field is compared with what the page shows of it and with what the browser sends to the GUI when a button is
+clicked. In gradio 6 fields of other model families are not on the page; these are compared as sent alone.
+"""
 
 from __future__ import annotations
 
@@ -101,6 +105,8 @@ def opened(workshop: Workshop, folder: Path) -> Iterator[Finetune]:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=real_gui.browser_program(), args=flags)
             tab = Finetune(browser.new_page(viewport={"width": 1500, "height": 1800}), server)
+            if workshop.era.gradio == 3:  # the field of the base model's path is hidden until then
+                tab.pick("model_list", "custom")
             for key, value in workshop.fields().items():
                 tab.fill(key, value)
             yield tab
@@ -125,27 +131,28 @@ def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(nam
     workshop = Workshop(era, tmp_path)
     presets = sorted((workshop.tree / "presets/finetune/user_presets").glob("*.json"))
     assert len(presets) >= 6
-    compared: dict[str, int] = {}
+    compared: dict[str, dict[str, int]] = {}
     with opened(workshop, tmp_path) as tab:
         for path in [*presets, presets[0]]:  # the first once more: after all others
             values = json.loads(path.read_text("ascii"))
             tab.choose(f"user_presets/{path.stem}")
             shown = tab.read()
-            assert set(values) - set(shown) == set(), "fields that could not be read"
-            assert {key: shown[key] for key, value in values.items() if not equal(value, shown[key])} == {}
+            on_page = {key: shown[key] for key in values if key in shown}
+            assert len(on_page) >= len(values) * (0.5 if era.gradio >= 6 else 1), sorted(set(values) - set(on_page))
+            assert {key: one for key, one in on_page.items() if not equal(values[key], one)} == {}
             printed = print_command(tab, workshop)
             assert tab.complaints() == []
             sent = tab.sent()
-            assert {key: sent[key] for key, value in values.items() if sent[key] != value} == {}
+            assert {key: sent.get(key, "unread") for key, value in values.items() if sent[key] != value} == {}
             check_command(workshop, path.stem, printed)
-            compared[path.stem] = len(values)
+            compared[path.stem] = {"fields": len(values), "on the page": len(on_page), "unread": 0}
             picture(tab, name, path.stem)
         tab.choose(UPSTREAMS_OWN)
         assert tab.complaints() == []
         assert tab.read()["optimizer"] == {"text": "Adafactor"}
     if target := os.environ.get("KOHYA_EXT_REPORT"):
         with Path(target).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"gui": name, "fields compared": compared, "unread": 0}) + "\n")
+            file.write(json.dumps({"gui": name, "compared": compared}) + "\n")
 
 
 def print_command(tab: Finetune, workshop: Workshop) -> str:
