@@ -44,6 +44,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--python", metavar="PATH", help="the Python that runs Kohya (interpreter or environment folder)"
     )
+    parser.add_argument(
+        "--fix-warmup", action="store_true", help="write lr_warmup = 0 into config.toml where gradio 6 needs it"
+    )
     add_changing(parser)
     add_json(parser)
     parser.set_defaults(run=install)
@@ -81,6 +84,7 @@ def install(arguments: argparse.Namespace) -> int:
         out.item("package", result.detail)
     _report(out, outcome, patch_set)
     checks = _checks(out, checkout, environment, patched=patch_set != PRESETS_ONLY)
+    _offer_warmup(out, checkout, environment, arguments)
     restart = _what_next(out, checkout, environment, patch_set) if checkout.gui_root else None
     return out.finish(
         DONE,
@@ -184,6 +188,24 @@ def _checks(
                 cure = f"\ncure: {check.cure}" if check.cure else ""
                 out.item(label, f"{check.name}: {check.detail}{cure}")
     return [check.as_json() for check in checks]
+
+
+def _offer_warmup(
+    out: Output, checkout: Checkout, environment: Environment | None, arguments: argparse.Namespace
+) -> None:
+    """The cure for gradio 6 is a line in a file of the user's: written only when told to."""
+    from kohya_ext.install import gui_gradio, requirements
+
+    if environment is None or checkout.gui_root is None or gui_gradio.warmup_is_number(checkout):
+        return
+    if requirements.gradio(checkout, environment).level == "ok":
+        return
+    told: bool = arguments.fix_warmup
+    if not told and not arguments.yes and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+        told = agreed(f"Write {gui_gradio.CURE} into {checkout.root / gui_gradio.CONFIG}?", yes=False)
+    if told:
+        path = gui_gradio.write_warmup(checkout)
+        out.item("written", f"{path}: {gui_gradio.CURE} (yours now: uninstall leaves it)")
 
 
 def _what_next(out: Output, checkout: Checkout, environment: Environment | None, patch_set: str) -> str:

@@ -24,8 +24,13 @@ def written(value: Any) -> str:
 
 
 def release_of(checkout: Checkout, tab: Any, gradio: int | None = None) -> Release:
+    """One tab of the checkout. gradio: the version to judge by; None = the one that is installed, else the pinned."""
+    from kohya_ext.install.gui_gradio import installed_version
+    from kohya_ext.install.requirements import numbers
     from kohya_ext.presets.release import read_release
 
+    if gradio is None and (version := installed_version(checkout)) is not None:
+        gradio = (numbers(version) or (None,))[0]
     return read_release(checkout, tab, gradio=gradio)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kohya_ext import about
-from kohya_ext.install import package
+from kohya_ext.install import gui_gradio, package
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.environment import Environment, inspect
 from kohya_ext.upstream import TRAINING_PACKAGE
@@ -28,10 +28,6 @@ TORCH = "torch"
 NEEDED = ("accelerate", "diffusers", "safetensors", "toml")
 NUMPY_THAT_BREAKS_PINS = (2,)
 SCRIPTS = ("sdxl_train.py", "fine_tune.py", "train_network.py")
-
-# The finetune tab of these releases starts its warm-up slider with a text, on which gradio 6 raises at every event.
-TEXT_SLIDER_RELEASES = ((25, 0, 1), (26, 0, 0))
-GRADIO_THAT_MINDS = 6
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def check(checkout: Checkout, environment: Environment, *, deep: bool = False, p
     if patched:
         checks.append(_own_package(environment, checkout))
     if checkout.gui_root is not None:
-        checks.append(_gradio(checkout, environment))
+        checks.append(gradio(checkout, environment))
     if deep:
         checks += _imports(checkout, environment, {one.name for one in checks})
     if shutil.which("git") is None:
@@ -126,17 +122,20 @@ def _own_package(environment: Environment, checkout: Checkout) -> Check:
     return Check(about.PACKAGE, "ok", f"{version}{' (a link to a source tree)' if there == 'editable' else ''}")
 
 
-def _gradio(checkout: Checkout, environment: Environment) -> Check:
+def gradio(checkout: Checkout, environment: Environment) -> Check:
+    """The GUI's toolkit: there, and on good terms with the release."""
     version = environment.packages.get("gradio")
     if version is None:
         return Check("gradio", "warning", f"not in {environment.place}: the GUI cannot start", _setup(checkout))
-    oldest, newest = TEXT_SLIDER_RELEASES
-    if numbers(version)[0] >= GRADIO_THAT_MINDS and oldest <= numbers(checkout.release) <= newest:
+    oldest, newest = gui_gradio.TEXT_SLIDER_RELEASES
+    minds = numbers(version)[0] >= gui_gradio.GRADIO_THAT_MINDS and oldest <= numbers(checkout.release) <= newest
+    if minds and not gui_gradio.warmup_is_number(checkout):
         return Check(
             "gradio",
             "warning",
             f"{version}: with {checkout.release} the finetune tab fails at every event (its warm-up slider is a text)",
-            f"in {checkout.root / 'config.toml'}, section [basic]: lr_warmup = 0",
+            f"{shlex.join(['kohya-ext', 'install', str(checkout.root)])} --fix-warmup, or in "
+            f"{checkout.root / gui_gradio.CONFIG}, section [{gui_gradio.SECTION}]: {gui_gradio.CURE}",
         )
     return Check("gradio", "ok", version)
 

@@ -12,7 +12,7 @@ from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.environment import inspect
 from tests.cli.conftest import PRESET, Ran
 from tests.install import trees
-from tests.install.pythons import SITE
+from tests.install.pythons import SITE, pretend
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -325,3 +325,25 @@ def test_yes_is_not_asked(make: Make, with_venv: WithVenv, run: Run, monkeypatch
     assert run("install", checkout.root, "--yes").code == DONE
     assert run("uninstall", checkout.root, "--yes").code == DONE
     assert describe(checkout.root) == checkout
+
+
+def test_the_line_that_gradio_6_needs_is_written_when_told(make: Make, with_venv: WithVenv, run: Run) -> None:
+    import shutil
+
+    checkout = with_venv(make("submodule"))  # a release whose warm-up slider starts as a text
+    for path in (checkout.root / "venv" / SITE).glob("gradio*"):
+        shutil.rmtree(path)
+    pretend(checkout.root / "venv" / SITE, {"gradio": "6.17.3"})
+    config = checkout.root / "config.toml"
+    done = run("install", checkout.root, "--yes")
+    assert done.code == DONE
+    assert "--fix-warmup" in done.text
+    assert not config.exists()
+    done = run("install", checkout.root, "--yes", "--fix-warmup")
+    assert done.code == DONE
+    assert config.read_text() == "[basic]\nlr_warmup = 0\n"
+    again = run("install", checkout.root, "--yes", "--fix-warmup")
+    assert (again.code, "lr_warmup" in again.text) == (DONE, False)
+    assert "lr_warmup" not in run("doctor", checkout.root).text
+    assert run("uninstall", checkout.root).code == DONE
+    assert config.exists()
