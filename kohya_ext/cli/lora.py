@@ -1,0 +1,338 @@
+"""`kohya-ext lora`: a LoRA from the difference of two models, and a LoRA at a lower rank."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.cli.common import add_json
+from kohya_ext.cli.output import Output
+from kohya_ext.errors import DONE, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.lora import extract as extracting
+    from kohya_ext.lora import resize as resizing
+    from kohya_ext.lora.assemble import Kept, Written
+
+DTYPES = ("fp16", "bf16", "fp32")
+LIKES = ("guide-2023", "guide-current")
+METHODS = ("auto", "exact", "randomized")
+ENCODER_RULES = ("auto", "together", "all", "none")
+DYNAMIC = ("sv_ratio", "sv_fro", "sv_cumulative")
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+WORST_SHOWN = 5
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the group."""
+    group = subparsers.add_parser("lora", help="extract a LoRA from two models; resize one to a lower rank")
+    verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _register_extract(verbs)
+    _register_resize(verbs)
+
+
+def _register_extract(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser("extract", help="what a fine-tune changed, as a LoRA for sd-scripts, ComfyUI and diffusers")
+    add = verb.add_argument
+    model = "a .safetensors file or a diffusers folder"
+    add("--base", metavar="MODEL", required=True, type=Path, help=f"the model the fine-tune started from: {model}")
+    add("--tuned", metavar="MODEL", required=True, type=Path, help="the fine-tuned model, of either form")
+    add("--out", metavar="FILE", required=True, type=Path, help="the .safetensors file to write")
+    add("--like", choices=LIKES, help="the guide's settings: 2023 = rank 512, then 16; current = rank 128; both fp16")
+    add(
+        "--rank",
+        metavar="N[,N...]",
+        type=_ranks,
+        help="default 128; several: one file each, FILE-rankN.safetensors",
+    )
+    add("--conv-rank", metavar="N[,N...]", type=_ranks, help="the residual blocks too, their 3x3 convolutions at N")
+    add(
+        "--energy",
+        metavar="PART",
+        type=_part,
+        help="the lowest rank of each module that keeps PART of its energy",
+    )
+    add("--size", metavar="BYTES", type=_size, help="ranks that fill a file of this size best, e.g. 100MB")
+    add("--dtype", choices=DTYPES, help="of the file (default fp16)")
+    add("--method", choices=METHODS, default="auto", help="auto: randomized where the rank is small beside the matrix")
+    add("--text-encoders", choices=ENCODER_RULES, help="auto: each that changed; together: all if one did (sd-scripts)")
+    add("--min-diff", metavar="X", type=_number, help="a text encoder has changed if a weight differs by more than X")
+    add("--clamp-quantile", metavar="Q", type=_part, help="cut the factors as sd-scripts does (its default is 0.99)")
+    _add_common(verb)
+    verb.set_defaults(run=extract)
+
+
+def _register_resize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser("resize", help="a LoRA at a lower rank, exactly; kohya's and PEFT's keys stay as they are")
+    add = verb.add_argument
+    add("input", metavar="IN", type=Path, help="the LoRA")
+    add("output", metavar="OUT", type=Path, help="the .safetensors file to write")
+    add("--rank", metavar="N", type=_rank, required=True, help="the new rank; the highest with --dynamic and --size")
+    add("--conv-rank", metavar="N", type=_rank, help="of 3x3 convolutions (default: the same)")
+    add("--dynamic", choices=DYNAMIC, help="a rank for each module, by sd-scripts' rules; needs --param")
+    add("--param", metavar="X", type=_number, help="sv_ratio: largest to smallest kept; others: the part to keep")
+    add("--size", metavar="BYTES", type=_size, help="ranks that fill a file of this size best, e.g. 100MB")
+    add("--dtype", choices=DTYPES, help="of the file (default: the input's)")
+    add("--report", action="store_true", help="print every module, not only the worst")
+    _add_common(verb)
+    verb.set_defaults(run=resize)
+
+
+def _add_common(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    verb.add_argument("--allow-pickle", action="store_true", help="read a .ckpt too, tensors only")
+    verb.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    verb.add_argument("--dry-run", action="store_true", help="read and check, say what would be made, write nothing")
+    add_json(verb)
+
+
+def extract(arguments: argparse.Namespace) -> int:
+    """Plan, say what goes in and what does not, extract, report."""
+    from kohya_ext.lora import extract as extracting
+    from kohya_ext.lora import lorafile, workers
+
+    out = Output("lora extract", arguments.json)
+    settings = _extract_settings(arguments, out)
+    targets = extracting.outputs(arguments.out, settings)
+    for target in targets:
+        lorafile.check_target(target, arguments.overwrite or arguments.dry_run)
+    _check_device(settings.device)
+    found = extracting.plan(arguments.base, arguments.tuned, settings)
+    out.item("base", f"{found.base.path} ({found.base.architecture.name})")
+    out.item("tuned", f"{found.tuned.path}")
+    for decision in found.decisions:
+        out.item("encoder", f"{decision.title}: {decision.reason}")
+    out.item("modules", f"{len(found.pairs)} to compare, on {workers.pick_device(settings.device)}")
+    head = {
+        "architecture": found.base.architecture.name,
+        "text_encoders": [vars(decision) for decision in found.decisions],
+    }
+    if arguments.dry_run:
+        for target in targets:
+            out.item("would write", str(target))
+        return out.finish(DONE, **head, modules=len(found.pairs), files=[str(target) for target in targets])
+    began = time.monotonic()
+    with _Bar(not arguments.json) as bar:
+        result = extracting.run(found, arguments.out, settings, bar.show)
+    seconds = time.monotonic() - began
+    if result.unchanged:
+        out.item("unchanged", f"{len(result.unchanged)} modules do not differ and are left out")
+    for written in result.files:
+        _describe(out, written, "the change")
+    out.item("done", f"{seconds:.1f} s")
+    files = [_document(written) for written in result.files]
+    return out.finish(DONE, **head, unchanged=list(result.unchanged), files=files, seconds=round(seconds, 2))
+
+
+def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.Settings:
+    from kohya_ext.lora.extract import Settings
+
+    settings = Settings(
+        method=arguments.method, device=arguments.device, allow_pickle=arguments.allow_pickle,
+        energy=arguments.energy, size=arguments.size,
+    )  # fmt: skip
+    if arguments.like == "guide-2023":
+        settings = replace(settings, ranks=(512, 16), min_diff=1e-6, text_encoders="together")
+    given: dict[str, Any] = {
+        "ranks": arguments.rank, "conv_ranks": arguments.conv_rank, "text_encoders": arguments.text_encoders,
+        "min_diff": arguments.min_diff, "dtype": _dtype(arguments.dtype),
+    }  # fmt: skip
+    settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
+    if arguments.clamp_quantile is not None and arguments.clamp_quantile < 1:
+        settings = replace(settings, clamp=arguments.clamp_quantile)
+        out.warn("--clamp-quantile makes the LoRA worse; it is there only to compare with sd-scripts")
+    if settings.energy is not None and settings.size is not None:
+        raise UsageError("--energy and --size both choose ranks: give one of them")
+    if (settings.energy is not None or settings.size is not None) and len(settings.ranks) > 1:
+        raise UsageError("--energy and --size make one file: give one --rank, the highest allowed")
+    if len(settings.conv_ranks) not in (0, 1, len(settings.ranks)):
+        raise UsageError("--conv-rank takes one number, or as many as --rank")
+    return settings
+
+
+def resize(arguments: argparse.Namespace) -> int:
+    """Resize and report by module."""
+    from kohya_ext.lora import lorafile
+    from kohya_ext.lora import resize as resizing
+
+    out = Output("lora resize", arguments.json)
+    settings = _resize_settings(arguments)
+    lorafile.check_target(arguments.output, arguments.overwrite or arguments.dry_run)
+    _check_device(settings.device)
+    found = resizing.opened(arguments.input, settings)
+    ranks = sorted({pair.rank for pair in found.pairs})
+    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    out.item("input", f"{arguments.input}: {len(found.pairs)} modules, {span}")
+    if ranks[-1] < settings.rank:
+        out.warn(f"no module has a rank above {ranks[-1]}: --rank {settings.rank} makes nothing smaller")
+    if arguments.dry_run:
+        out.item("would write", str(arguments.output))
+        return out.finish(DONE, modules=len(found.pairs), files=[str(arguments.output)])
+    began = time.monotonic()
+    with _Bar(not arguments.json) as bar:
+        result = resizing.run(found, arguments.output, settings, bar.show)
+    seconds = time.monotonic() - began
+    for note in result.notes:
+        out.item("note", note)
+    if arguments.report:
+        _print_modules(out, result)
+    _describe(out, result.written, "the input")
+    out.item("done", f"{seconds:.1f} s")
+    return out.finish(
+        DONE, **_document(result.written), ranks_before=dict(result.ranks_before), seconds=round(seconds, 2)
+    )
+
+
+def _resize_settings(arguments: argparse.Namespace) -> resizing.Settings:
+    from kohya_ext.lora.resize import Settings
+
+    if (arguments.dynamic is None) != (arguments.param is None):
+        raise UsageError("--dynamic and --param belong together, e.g. --dynamic sv_fro --param 0.9")
+    if arguments.dynamic and arguments.size:
+        raise UsageError("--dynamic and --size both choose ranks: give one of them")
+    parameter = arguments.param or 0.0
+    if arguments.dynamic == "sv_ratio" and parameter < 1:
+        raise UsageError("--param of sv_ratio is a ratio of singular values, so at least 1")
+    if arguments.dynamic in ("sv_fro", "sv_cumulative") and not 0 < parameter <= 1:
+        raise UsageError(f"--param of {arguments.dynamic} is the part to keep, above 0 and at most 1")
+    return Settings(
+        rank=arguments.rank, conv_rank=arguments.conv_rank, dynamic=arguments.dynamic, parameter=parameter,
+        size=arguments.size, dtype=_dtype(arguments.dtype), device=arguments.device,
+        allow_pickle=arguments.allow_pickle,
+    )  # fmt: skip
+
+
+def _describe(out: Output, written: Written, of: str) -> None:
+    ranks = sorted({kept.rank for kept in written.modules})
+    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    out.item("written", f"{written.path}: {len(written.modules)} modules, {span}, {written.size / 1e6:.1f} MB")
+    out.item("error", f"{written.error:.2%} of the norm of {of} is not in it; the worst modules:")
+    worst = sorted(written.modules, key=lambda kept: -kept.error)[:WORST_SHOWN]
+    for kept in worst:
+        out.item("", f"{kept.error:7.2%}  rank {kept.rank:<4} {kept.module.name}")
+
+
+def _print_modules(out: Output, result: resizing.Resized) -> None:
+    width = max(len(kept.module.name) for kept in result.written.modules)
+    out.line(f"{'module':<{width}}  rank        sum kept  norm kept  max/min    alpha")
+    for kept in result.written.modules:
+        out.line(f"{kept.module.name:<{width}}  {_row(kept, result)}")
+
+
+def _row(kept: Kept, result: resizing.Resized) -> str:
+    values = result.spectra[kept.module.name]
+    total = float(values.sum())
+    part = float(values[: kept.rank].sum()) / total if total else 1.0
+    norm = float(values[: kept.rank].norm() / values.norm()) if total else 1.0
+    least = float(values[kept.rank - 1])
+    ratio = f"{float(values[0]) / least:9.1f}" if least else "        -"
+    before = result.ranks_before[kept.module.name]
+    return f"{before:>4} -> {kept.rank:<4} {part:7.1%}   {norm:7.1%} {ratio}  {kept.alpha:9.4g}"
+
+
+def _document(written: Written) -> dict[str, Any]:
+    return {
+        "path": str(written.path),
+        "size": written.size,
+        "error": written.error,
+        "modules": {
+            kept.module.name: {
+                "rank": kept.rank,
+                "alpha": kept.alpha,
+                "error": kept.error,
+                "method": kept.module.method,
+            }
+            for kept in written.modules
+        },
+    }
+
+
+class _Bar:
+    """Progress on standard error, on a terminal only."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._shown = wanted and sys.stderr.isatty()
+        self._next = 0.0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def show(self, done: int, total: int, name: str) -> None:
+        """At most ten times a second."""
+        now = time.monotonic()
+        if not self._shown or (now < self._next and done < total):
+            return
+        self._next = now + 0.1
+        print(f"\r\x1b[K{done}/{total} {name}"[:110], end="", file=sys.stderr, flush=True)
+
+
+def _dtype(name: str | None) -> Any:
+    if name is None:
+        return None
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: torch knows no such device") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch sees no CUDA device here")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: only cpu and cuda can do the float64 part")
+
+
+def _rank(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("a rank is at least 1")
+    return number
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    try:
+        ranks = tuple(_rank(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ranks such as 128,16") from error
+    if len(set(ranks)) < len(ranks):
+        raise argparse.ArgumentTypeError("each rank once")
+    return ranks
+
+
+def _part(text: str) -> float:
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError("above 0 and at most 1")
+    return number
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError("a number that is not negative")
+    return number
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmg]i?)?b?\s*", text, re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * UNITS[(match[2] or "").lower()]) if match else 0
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 100MB")
+    return size

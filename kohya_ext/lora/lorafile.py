@@ -1,0 +1,124 @@
+"""Writing a LoRA module by module, so that none but the current one is in memory, and whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kohya_ext.errors import ConflictError, UsageError
+from kohya_ext.files.atomic import NEW_FILE_MODE, TEMPORARY_SUFFIX, owner_for, sync_folder, take_owner
+from kohya_ext.lora.tensorfile import DTYPE_NAMES
+
+MODEL_HASH = "sshs_model_hash"
+LEGACY_HASH = "sshs_legacy_hash"
+_LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # what old web UIs hash of a file
+_DIGEST, _SHORT = 64, 8
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with modules done, modules in all, and the name of the last one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to come: its key, type and shape, and how to get it."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        count = int(torch.empty((), dtype=self.dtype).element_size())
+        for length in self.shape:
+            count *= length
+        return count
+
+
+def write(
+    path: Path, entries: Sequence[Entry], tensors: Iterator[Tensor], metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """Write `entries`, whose tensors come in the same order, as a safetensors file; returns the metadata with hashes.
+
+    Raises ConflictError when the disk does not take it; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    full = {**metadata, MODEL_HASH: "0" * _DIGEST, LEGACY_HASH: "0" * _SHORT}
+    header = _header(entries, full)
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("w+b") as file:
+            file.write(header)
+            for entry, tensor in zip(entries, tensors, strict=True):
+                if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+                    raise ValueError(f"{entry.key}: announced as {entry.shape}, came as {tuple(tensor.shape)}")
+                data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest.update(data)
+                file.write(data)
+            full[MODEL_HASH] = digest.hexdigest()
+            file.seek(_LEGACY_START)
+            full[LEGACY_HASH] = hashlib.sha256(file.read(_LEGACY_LENGTH)).hexdigest()[:_SHORT]
+            file.seek(0)
+            file.write(_header(entries, full))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(NEW_FILE_MODE)
+        take_owner(temporary, owner_for(path))
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return full
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError of the disk that holds `path` into a ConflictError that says the cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            cause = "no space left: the file and a scratch file of the same size must fit. Free some"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            cause = "no permission to write there: choose another place"
+        else:
+            cause = error.strerror or str(error)
+        raise ConflictError(f"{path} cannot be written: {cause}. Nothing was written") from error
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse early what could only fail after minutes of work. Raises UsageError, ConflictError."""
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: the new file's name must end in .safetensors")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {path.parent} does not exist; make it first")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ConflictError(f"{path} exists; give --overwrite to replace it, or another name. Nothing was written")
+
+
+def header_room(names: Sequence[str]) -> int:
+    """What the header of a LoRA of these modules takes at most: keys, shapes, places and the error of each."""
+    return 2500 + sum(4 * len(name) + 290 for name in names)
+
+
+def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for entry in entries:
+        begin, end = end, end + entry.size
+        table[entry.key] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

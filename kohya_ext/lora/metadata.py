@@ -1,0 +1,107 @@
+"""What a LoRA says about itself: sd-scripts' `ss_*`, the modelspec fields, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kohya_ext.about import VERSION
+from kohya_ext.lora.assemble import Kept
+from kohya_ext.lora.checkpoint import Checkpoint
+from kohya_ext.lora.encoders import Decision
+from kohya_ext.lora.hashes import FileHash
+from kohya_ext.lora.layout import Architecture
+
+PREFIX = "kohya_ext_lora_"
+_MODELSPEC = {
+    Architecture.SD1: ("stable-diffusion-v1/lora", "diffusers", "512x512"),
+    Architecture.SD2: ("stable-diffusion-v2-512/lora", "diffusers", "512x512"),
+    Architecture.SDXL: (
+        "stable-diffusion-xl-v1-base/lora",
+        "https://github.com/Stability-AI/generative-models",
+        "1024x1024",
+    ),
+    Architecture.FLUX: ("flux-1-dev/lora", "https://github.com/black-forest-labs/flux", "1024x1024"),
+}
+
+
+def of_extraction(
+    path: Path,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    hashes: Mapping[Path, FileHash],
+    kept: Sequence[Kept],
+    decisions: Sequence[Decision],
+) -> dict[str, str]:
+    """Metadata of a LoRA extracted from `base` and `tuned` into `path`."""
+    architecture, implementation, resolution = _MODELSPEC[base.architecture]
+    flux = base.architecture is Architecture.FLUX
+    found = {
+        "ss_v2": str(base.architecture is Architecture.SD2),
+        "ss_base_model_version": base.architecture.value,
+        "ss_network_module": "networks.lora_flux" if flux else "networks.lora",
+        **network(kept),
+        "ss_output_name": path.stem,
+        "ss_sd_model_name": base.path.name,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": implementation,
+        "modelspec.title": path.stem,
+        "modelspec.resolution": resolution,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
+        PREFIX + "version": VERSION,
+        PREFIX + "base_sha256": _hashes(base, hashes),
+        PREFIX + "tuned": tuned.path.name,
+        PREFIX + "tuned_sha256": _hashes(tuned, hashes),
+        PREFIX + "text_encoders": json.dumps({decision.group: decision.reason for decision in decisions}),
+        PREFIX + "errors": errors(kept),
+    }
+    if not flux:
+        found["modelspec.prediction_type"] = "epsilon"
+    if len(base.files) == 1:
+        found["ss_sd_model_hash"] = hashes[base.files[0]].short
+        found["ss_new_sd_model_hash"] = hashes[base.files[0]].sha256
+    return found
+
+
+def network(kept: Sequence[Kept]) -> dict[str, str]:
+    """Rank and alpha, of linear layers and of 3x3 convolutions; "Dynamic" where the modules differ."""
+    plain = [item for item in kept if not item.module.is_wide_kernel]
+    wide = [item for item in kept if item.module.is_wide_kernel]
+    arguments = {}
+    if wide:
+        arguments = {"conv_dim": _one([item.rank for item in wide]), "conv_alpha": _alpha(wide)}
+    return {
+        "ss_network_dim": _one([item.rank for item in plain or wide]),
+        "ss_network_alpha": _alpha(plain or wide),
+        "ss_network_args": json.dumps(arguments),
+    }
+
+
+def errors(kept: Sequence[Kept]) -> str:
+    """{module: [rank, part of the norm that is missing]}."""
+    return json.dumps({item.module.name: [item.rank, float(f"{item.error:.4g}")] for item in kept})
+
+
+def _one(ranks: Sequence[int]) -> str:
+    """The rank; a module whose matrix is smaller than it does not make a file dynamic."""
+    counts = Counter(ranks)
+    return str(max(counts)) if len(counts) == 1 or counts[max(counts)] * 2 > len(ranks) else "Dynamic"
+
+
+def _alpha(kept: Sequence[Kept]) -> str:
+    rank = _one([item.rank for item in kept])
+    if rank == "Dynamic":
+        return rank
+    alphas = {item.alpha for item in kept if str(item.rank) == rank}
+    return str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
+
+
+def _hashes(checkpoint: Checkpoint, hashes: Mapping[Path, FileHash]) -> str:
+    if len(checkpoint.files) == 1:
+        return hashes[checkpoint.files[0]].sha256
+    root = checkpoint.path
+    return json.dumps({file.relative_to(root).as_posix(): hashes[file].sha256 for file in checkpoint.files})
