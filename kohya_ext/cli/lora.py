@@ -6,7 +6,6 @@ import argparse
 import re
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +129,8 @@ def extract(arguments: argparse.Namespace) -> int:
 
 
 def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.Settings:
+    from dataclasses import replace
+
     from kohya_ext.lora.extract import Settings
 
     settings = Settings(
