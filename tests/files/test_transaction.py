@@ -182,7 +182,7 @@ def test_rollback_that_fails_can_be_finished_later(root: Path, sides: Any) -> No
         if next(count) >= number:
             raise ENOSPC
 
-    with faults.listening(listener), pytest.raises(ConflictError, match="kohya-ext doctor"):
+    with faults.listening(listener), pytest.raises(ConflictError, match="run the command again"):
         run(root)
     assert transaction(root).interrupted()
     recovery = transaction(root).recover()
