@@ -2,7 +2,7 @@
 .PHONY: test lint types unit format upstream slow clean
 
 PYTHON ?= python3
-NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, tqdm, pytest, hypothesis, mypy, ruff
+NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff
 VENV := .venv
 PY := $(shell if $(PYTHON) -c "$(NEEDS)" 2>/dev/null; then echo $(PYTHON); else echo $(VENV)/bin/python; fi)
 

@@ -23,5 +23,5 @@ REQUIRES = (
     "safetensors>=0.3",
     "toml>=0.10",
 )
-EXTRAS = {"bitsandbytes": ("bitsandbytes>=0.35",)}
+EXTRAS = {"bitsandbytes": ("bitsandbytes>=0.35",), "images": ("imagehash>=4.3",)}
 CONSOLE_SCRIPTS = {"kohya-ext": "kohya_ext.cli.main:main"}

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from kohya_ext.dataset import texts, wording
+from kohya_ext.dataset.findings import ADVICE, Finding
 from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in
 from kohya_ext.errors import KohyaExtError
 from kohya_ext.files.textform import BOM
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to look at. code: stable name for scripts. path: relative to the folder. level: problem or advice."""
-
-    code: str
-    path: str
-    text: str
-    level: str = "problem"
-
-    def as_json(self) -> dict[str, Any]:
-        """The finding as `--json` prints it."""
-        return asdict(self)
 
 
 def check(folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX, token: str = "") -> list[Finding]:
@@ -65,15 +50,15 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
     if caption.state.data.startswith(BOM):
         yield Finding("byte-order-mark", name, "begins with a byte order mark, which Kohya takes for a character")
     for oddity in wording.oddities(caption.text):
-        yield Finding("slip", name, oddity, "advice")
+        yield Finding("slip", name, oddity, ADVICE)
     yield from _advice(name, caption.text.strip().partition("\n")[0], token)
 
 
 def _advice(name: str, text: str, token: str) -> Iterator[Finding]:
     if not unicodedata.is_normalized("NFC", text):
-        yield Finding("not-normalized", name, "is not in Unicode's usual form (NFC)", "advice")
+        yield Finding("not-normalized", name, "is not in Unicode's usual form (NFC)", ADVICE)
     if wording.is_tag_list(text):
-        yield Finding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", "advice")
+        yield Finding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", ADVICE)
     for code, terms, what in (
         ("view", wording.VIEW, "point of view"),
         ("background", wording.BACKGROUND, "background"),
@@ -81,10 +66,10 @@ def _advice(name: str, text: str, token: str) -> Iterator[Finding]:
         found = wording.words_in(text, terms)
         if found:
             advice = f"names the {what} ({', '.join(found)}): leave it out unless you want to prompt for it"
-            yield Finding(code, name, advice, "advice")
+            yield Finding(code, name, advice, ADVICE)
     if not token:
         return
     if not wording.words_in(text, (token,)):
         yield Finding("no-token", name, f"does not hold the token {token!r}")
     elif text.casefold().startswith(token.casefold()):
-        yield Finding("token-first", name, f"begins with the token {token!r}: put it beside what it names", "advice")
+        yield Finding("token-first", name, f"begins with the token {token!r}: put it beside what it names", ADVICE)

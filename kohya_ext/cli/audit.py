@@ -1,0 +1,122 @@
+"""`kohya-ext audit`: a data set against the guide's advice, and against what breaks runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.cli.common import add_json
+from kohya_ext.cli.output import Output
+from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.dataset.audit import Audit
+
+SHOWN = 40  # findings in the text report; --json and --html have all
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("audit", help="check a data set: images, captions, buckets, duplicates")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of training images, with all in it")
+    parser.add_argument("--token", default="", help="the rare word of the concept, which each caption should hold")
+    parser.add_argument("--resolution", default="1024,1024", metavar="W,H", help="of the training (default 1024,1024)")
+    parser.add_argument("--no-upscale", action="store_true", help="reckon buckets with --bucket_no_upscale")
+    parser.add_argument("--extension", default=".txt", metavar=".EXT", help="of caption files (default .txt)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of a CLIP tokenizer, to count exactly")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a page with pictures")
+    parser.add_argument("--all", action="store_true", help=f"print all findings, not only the first {SHOWN}")
+    add_json(parser)
+    parser.set_defaults(run=audit)
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """Look at everything; exit 1 when there is a problem."""
+    try:
+        from kohya_ext.dataset import audit as audits
+    except ImportError as error:
+        raise UsageError(f"audit needs Pillow to look at images ({error}): run it with Kohya's Python") from error
+    from kohya_ext.dataset import tokens
+    from kohya_ext.dataset.buckets import Bucketing
+    from kohya_ext.dataset.images import require_folder
+
+    out = Output("audit", arguments.json)
+    folder = require_folder(arguments.folder)
+    bucketing = Bucketing(resolution=_resolution(arguments.resolution), no_upscale=arguments.no_upscale)
+    settings = audits.Settings(bucketing, arguments.token, arguments.extension)
+    found = audits.audit(folder, settings, tokens.counter(arguments.tokenizer), _progress())
+    _report(out, found, every=arguments.all)
+    if arguments.html:
+        _write_page(arguments.html, found)
+        out.item("page", str(arguments.html))
+    return out.finish(FOUND_PROBLEMS if found.problems else DONE, **_document(found))
+
+
+def _resolution(text: str) -> tuple[int, int]:
+    try:
+        sides = [int(part) for part in text.replace("x", ",").split(",")]
+        width, height = sides if len(sides) == 2 else (sides[0], sides[0])
+    except (ValueError, IndexError):
+        width = height = 0
+    if not 64 <= min(width, height) <= max(width, height) <= 2048:
+        raise UsageError(f"--resolution {text!r}: give width,height from 64 to 2048 pixels, as in 1024,1024")
+    return width, height
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A counter on the terminal, nothing anywhere else."""
+    if not sys.stderr.isatty():
+        return lambda *_: None
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _report(out: Output, found: Audit, *, every: bool) -> None:
+    out.item("images", str(len(found.pictures)))
+    out.item("buckets", ", ".join(f"{w}x{h}: {count}" for (w, h), count in found.buckets.items()) or "none")
+    estimated = " (estimated: no tokenizer at hand)" if found.tokens_estimated else ""
+    lengths = ", ".join(f"up to {limit}: {n}" if limit else f"more: {n}" for limit, n in found.tokens.items())
+    out.item("tokens", f"{lengths or 'no captions'}{estimated}")
+    for label, counts in (("styles", found.styles), ("views", found.views)):
+        if counts:
+            out.item(label, ", ".join(f"{kind}: {count}" for kind, count in counts.items()))
+    if not found.near_duplicates_checked:
+        out.item("not checked", "images that look alike: pip install imagehash")
+    shown = found.findings if every else found.findings[:SHOWN]
+    for finding in shown:
+        out.item("PROBLEM" if finding.level == "problem" else finding.level, f"{finding.path} {finding.text}".strip())
+    if len(shown) < len(found.findings):
+        out.item("", f"and {len(found.findings) - len(shown)} more: --all, --html FILE or --json show them")
+    out.line(f"{found.problems} problems, {len(found.findings) - found.problems} pieces of advice.")
+
+
+def _write_page(path: Path, found: Audit) -> None:
+    from kohya_ext.dataset.page import page
+    from kohya_ext.files.atomic import write_atomic
+
+    try:
+        write_atomic(path, page(found).encode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _document(found: Audit) -> dict[str, Any]:
+    return {
+        "folder": str(found.folder),
+        "images": [
+            {"path": one.path, "width": one.width, "height": one.height, "sha256": one.digest} for one in found.pictures
+        ],
+        "buckets": [{"width": w, "height": h, "images": count} for (w, h), count in found.buckets.items()],
+        "tokens": [{"limit": limit, "captions": count} for limit, count in found.tokens.items()],
+        "tokens_estimated": found.tokens_estimated,
+        "styles": found.styles,
+        "views": found.views,
+        "near_duplicates_checked": found.near_duplicates_checked,
+        "findings": [finding.as_json() for finding in found.findings],
+    }

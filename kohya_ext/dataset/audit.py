@@ -1,0 +1,138 @@
+"""Everything the guide advises about a data set, and everything that breaks a run, looked up in one pass."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kohya_ext.dataset import balance, caption_check, texts
+from kohya_ext.dataset.buckets import Bucketing, Size
+from kohya_ext.dataset.duplicates import duplicates
+from kohya_ext.dataset.findings import ADVICE, PROBLEM, Finding
+from kohya_ext.dataset.images import CAPTION_SUFFIX, images_in
+from kohya_ext.dataset.picture import Picture, can_fingerprint, look_at
+from kohya_ext.dataset.tokens import LIMITS, TokenCounter, limit_for
+from kohya_ext.errors import KohyaExtError, UsageError
+
+CROPPED = 0.2  # share of an image that the bucket cuts off, from which it is worth a word
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the images are going to be trained with. token: the rare word of the concept, "" when there is none."""
+
+    bucketing: Bucketing = field(default_factory=Bucketing)
+    token: str = ""
+    suffix: str = CAPTION_SUFFIX
+    workers: int = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found. buckets: images in each size. tokens: captions under each of Kohya's limits; None beyond them."""
+
+    folder: Path
+    pictures: tuple[Picture, ...]
+    findings: tuple[Finding, ...]
+    buckets: dict[Size, int]
+    tokens: dict[int | None, int]
+    tokens_estimated: bool
+    styles: dict[str, int]
+    views: dict[str, int]
+    near_duplicates_checked: bool
+
+    @property
+    def problems(self) -> int:
+        return sum(finding.level == PROBLEM for finding in self.findings)
+
+
+def audit(
+    folder: Path, settings: Settings, tokens: TokenCounter, progress: Callable[[int, int], None] = lambda *_: None
+) -> Audit:
+    """Look at every image and caption below `folder`. progress: is told (done, all) after each image.
+
+    At most `settings.workers` images are in memory at a time. Raises UsageError when there is none.
+    """
+    paths = images_in(folder, recursive=True)
+    if not paths:
+        raise UsageError(f"{folder} holds no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl)")
+    pictures = tuple(_pictures(folder, paths, settings.workers, progress))
+    captions = _captions(folder, paths, settings.suffix)
+    counts = {path: tokens.count(text) for path, text in captions.items()}
+    styles, views = balance.kinds(captions.values(), balance.STYLES), balance.kinds(captions.values(), balance.VIEWS)
+    findings = [finding for picture in pictures for finding in picture.findings]
+    findings += duplicates(pictures)
+    findings += _sizes(pictures, settings.bucketing)
+    findings += caption_check.check(folder, recursive=True, suffix=settings.suffix, token=settings.token)
+    findings += _lengths(counts, tokens.estimated)
+    findings += balance.advice(sum(picture.readable for picture in pictures), styles, views)
+    placed = [settings.bucketing.place(one.width, one.height).bucket for one in pictures if one.readable]
+    return Audit(
+        folder,
+        pictures,
+        tuple(sorted(findings, key=lambda finding: (finding.level != PROBLEM, finding.path, finding.code))),
+        dict(sorted(Counter(placed).items())),
+        {limit: count for limit in (*LIMITS, None) if (count := sum(limit_for(n) == limit for n in counts.values()))},
+        tokens.estimated,
+        styles,
+        views,
+        can_fingerprint(),
+    )
+
+
+def _pictures(folder: Path, paths: list[Path], workers: int, progress: Callable[[int, int], None]) -> Iterator[Picture]:
+    """In the order of `paths`. Pillow decodes without holding Python's lock, so threads do."""
+    with ThreadPoolExecutor(workers) as pool:
+        for done, picture in enumerate(pool.map(lambda path: look_at(folder, path), paths), 1):
+            progress(done, len(paths))
+            yield picture
+
+
+def _captions(folder: Path, paths: list[Path], suffix: str) -> dict[Path, str]:
+    """What the captions say, as far as they can be read: the others are findings already."""
+    found = {}
+    for path in {path.with_suffix(suffix) for path in paths}:
+        with contextlib.suppress(KohyaExtError):
+            caption = texts.read(folder, path)
+            if caption is not None and caption.text.strip():
+                found[path] = caption.text.strip().partition("\n")[0]
+    return found
+
+
+def _sizes(pictures: tuple[Picture, ...], bucketing: Bucketing) -> Iterator[Finding]:
+    wanted = bucketing.area
+    for picture in pictures:
+        if not picture.readable:
+            continue
+        size = f"{picture.width}x{picture.height}"
+        area = picture.width * picture.height
+        if area < wanted:
+            factor = math.sqrt(wanted / area)
+            target = f"{bucketing.resolution[0]}x{bucketing.resolution[1]}"
+            yield Finding(
+                "too-small", picture.path,
+                f"is {size}, smaller than {target} in area: enlarge it {factor:.2f} times by hand",
+            )  # fmt: skip
+        place = bucketing.place(picture.width, picture.height)
+        if 0 in place.bucket:
+            yield Finding("no-bucket", picture.path, f"is {size}: too narrow for any bucket, Kohya stops at it")
+        elif place.cropped > CROPPED:
+            text = f"is {size}: {place.cropped:.0%} is cut off for the bucket {place.bucket[0]}x{place.bucket[1]}"
+            yield Finding("cropped", picture.path, text, ADVICE)
+
+
+def _lengths(counts: dict[Path, int], estimated: bool) -> Iterator[Finding]:
+    for path, count in sorted(counts.items()):
+        limit = limit_for(count)
+        about = "about " if estimated else ""
+        if limit is None:
+            yield Finding("too-long", path.as_posix(), f"has {about}{count} tokens: Kohya reads {LIMITS[-1]} at most")
+        elif limit != LIMITS[0]:
+            text = f"has {about}{count} tokens: set --max_token_length {limit}, or only the first {LIMITS[0]} count"
+            yield Finding("long", path.as_posix(), text, ADVICE)

@@ -1,0 +1,23 @@
+"""What is wrong with a file of a data set, or could be better."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+PROBLEM = "problem"  # breaks a run, or trains something else than was meant
+ADVICE = "advice"  # the guide would do it otherwise
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at. code: stable name for scripts. path: relative to the folder, "" for all of it."""
+
+    code: str
+    path: str
+    text: str
+    level: str = PROBLEM
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as `--json` prints it."""
+        return asdict(self)

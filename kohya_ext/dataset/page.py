@@ -1,0 +1,107 @@
+"""The audit as one HTML file, with pictures of what it is about."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import io
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from kohya_ext.dataset.audit import Audit
+from kohya_ext.dataset.findings import PROBLEM, Finding
+
+THUMBNAIL = 160  # pixels
+MOST_THUMBNAILS = 500  # a page of some 5 MB
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+       color: #222; background: #fff }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
+.bar { background: #4a7ab5; height: .8rem; display: inline-block; vertical-align: middle }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem }
+.card { border: 1px solid #ddd; border-radius: 6px; padding: .7rem; display: flex; gap: .8rem; min-width: 0 }
+.card > div { min-width: 0; overflow-wrap: anywhere }
+.card img { width: 96px; height: 96px; object-fit: contain; background: #f3f3f3; flex: none }
+.problem { color: #b00020 } .advice { color: #8a6100 } .path { font-weight: 600 }
+ul { margin: .2rem 0; padding-left: 1.1rem }
+@media (prefers-color-scheme: dark) { body { color: #ddd; background: #1b1b1b } .card, h2 { border-color: #444 }
+  .card img { background: #333 } .problem { color: #ff7b8a } .advice { color: #e0b050 } }
+"""
+
+
+def page(audit: Audit) -> str:
+    """The whole page; nothing in it is loaded from elsewhere."""
+    title = html.escape(f"Audit of {audit.folder.name}")
+    problems, others = audit.problems, len(audit.findings) - audit.problems
+    body = [
+        f"<h1>{title}</h1>",
+        f"<p>{len(audit.pictures)} images, <span class=problem>{problems} problems</span>, "
+        f"<span class=advice>{others} pieces of advice</span>.</p>",
+        *_about_all(audit),
+        "<h2>Buckets</h2>", _bars({f"{w} x {h}": n for (w, h), n in audit.buckets.items()}),
+        f"<h2>Tokens of captions{' (estimated)' if audit.tokens_estimated else ''}</h2>",
+        _bars({f"up to {limit}" if limit else "more": n for limit, n in audit.tokens.items()}),
+    ]  # fmt: skip
+    for heading, counts in (("Styles named", audit.styles), ("Points of view named", audit.views)):
+        if counts:
+            body += [f"<h2>{heading}</h2>", _bars(counts)]
+    body += ["<h2>File by file</h2>", "<div class=cards>", *_cards(audit), "</div>"]
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{title}</title>"
+    return (
+        f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + ("\n</body></html>\n")
+    )
+
+
+def _about_all(audit: Audit) -> Iterator[str]:
+    for finding in audit.findings:
+        if not finding.path:
+            yield f"<p class={finding.level}>{html.escape(finding.text)}</p>"
+    if not audit.near_duplicates_checked:
+        yield "<p>Images that look alike were not looked for: that needs the library imagehash.</p>"
+
+
+def _bars(counts: dict[str, int]) -> str:
+    most = max(counts.values(), default=1)
+    rows = [
+        f"<tr><td>{html.escape(name)}</td><td>{count}</td>"
+        f"<td><span class=bar style='width:{20 * count / most:.2f}rem'></span></td></tr>"
+        for name, count in counts.items()
+    ]
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _cards(audit: Audit) -> Iterator[str]:
+    by_path: dict[str, list[Finding]] = defaultdict(list)
+    images = {Path(picture.path).with_suffix("").as_posix(): picture.path for picture in audit.pictures}
+    readable = {picture.path for picture in audit.pictures if picture.readable}
+    for finding in audit.findings:
+        if finding.path:
+            by_path[finding.path].append(finding)
+    for number, (path, findings) in enumerate(by_path.items()):
+        image = path if path in readable else images.get(Path(path).with_suffix("").as_posix())
+        shown = _thumbnail(audit.folder / image) if image in readable and number < MOST_THUMBNAILS else ""
+        lines = "".join(f"<li class={one.level}>{html.escape(one.text)}</li>" for one in findings)
+        level = PROBLEM if any(one.level == PROBLEM for one in findings) else "advice"
+        yield (
+            f"<div class=card>{shown}<div><span class='path {level}'>{html.escape(path)}</span>"
+            f"<ul>{lines}</ul></div></div>"
+        )
+
+
+def _thumbnail(path: Path) -> str:
+    with contextlib.suppress(Exception), Image.open(path) as image:  # it may have gone since
+        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        written = io.BytesIO()
+        small.save(written, "JPEG", quality=75)
+        return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}'>"
+    return ""

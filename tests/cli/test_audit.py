@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.errors import DONE, FOUND_PROBLEMS, WRONG_USAGE
+from tests.cli.conftest import Ran
+
+pytest.importorskip("PIL")
+from tests.dataset.generated import Builder
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Builder(tmp_path / "set", 128).good(3)
+    return tmp_path / "set"
+
+
+def test_a_good_one(folder: Path, run: Run) -> None:
+    done = run("audit", folder, "--resolution", "128,128", "--token", "ewpp")
+    assert done.code == DONE and "0 problems" in done.text and "128x128: 3" in done.text
+
+
+def test_a_bad_one(folder: Path, run: Run) -> None:
+    done = run("audit", folder)
+    assert done.code == FOUND_PROBLEMS and "enlarge it 8.00 times" in done.text
+
+
+def test_json(folder: Path, run: Run) -> None:
+    document = run("audit", folder, "--json").document
+    assert document["exit_code"] == FOUND_PROBLEMS and len(document["images"]) == 3
+    assert {finding["code"] for finding in document["findings"]} == {"too-small", "few-images"}
+
+
+def test_the_page(folder: Path, run: Run, tmp_path: Path) -> None:
+    (folder / "good 0000.txt").rename(folder / "<b>&.txt")
+    (folder / "good 0000.png").rename(folder / "<b>&.png")
+    run("audit", folder, "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;&amp;.png" in page and "<b>&" not in page and page.count("data:image/jpeg") == 3
+    assert "http" not in page
+
+
+@pytest.mark.parametrize("words", [("--resolution", "big"), ("--resolution", "0,0"), ("--tokenizer", "nowhere")])
+def test_errors(folder: Path, run: Run, words: tuple[str, str]) -> None:
+    assert run("audit", folder, *words).code == WRONG_USAGE
+    assert run("audit", folder / "absent").code == WRONG_USAGE
+
+
+def test_a_page_that_cannot_be_written(folder: Path, run: Run, tmp_path: Path) -> None:
+    assert run("audit", folder, "--html", tmp_path / "absent" / "page.html").code == WRONG_USAGE
