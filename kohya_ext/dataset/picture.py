@@ -15,7 +15,7 @@ from kohya_ext.dataset.findings import ADVICE, Finding
 
 ORIENTATION = 0x0112  # EXIF tag
 LARGEST_FILE = 512 << 20  # bytes
-REDUCED = 512  # pixels; a JPEG is decoded at a fraction of its size that is still at least this wide and high
+REDUCED = 128  # pixels; a JPEG is decoded at the smallest fraction of its size that is still this wide and high: 1:8
 SUFFIXES = {
     "PNG": {".png"},
     "JPEG": {".jpg", ".jpeg"},
