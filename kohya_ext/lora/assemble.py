@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,16 +31,24 @@ def kohya_keys(name: str) -> Keys:
 
 @dataclass(frozen=True)
 class Kept:
-    """A module as it goes into one file. error: part of the weight's norm that is missing, rounding included."""
+    """A module as it goes into one file. error: part of the weight's norm that is missing, rounding included.
+
+    shared_alpha: None for the one that makes alpha / rank the module's scale; any other goes into the factors.
+    """
 
     module: Module
     rank: int
     error: float
+    shared_alpha: float | None = None
 
     @property
     def alpha(self) -> float:
-        """So that alpha / rank is the module's scale."""
-        return self.module.scale * self.rank
+        return self.module.scale * self.rank if self.shared_alpha is None else self.shared_alpha
+
+    @property
+    def gain(self) -> float:
+        """What each factor is multiplied with, so that alpha / rank * up @ down stays what it is."""
+        return 1.0 if self.shared_alpha is None else float((self.module.scale * self.rank / self.shared_alpha) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,20 @@ def keep(modules: Sequence[Module], ranks: Sequence[int], spool: Spool, clamp: f
         if clamp is not None and module.energy:
             error = (error**2 + _damage(module, rank, spool, clamp) / module.energy) ** 0.5
         kept.append(Kept(module, rank, error))
-    return kept
+    return _with_one_alpha(kept)
+
+
+def _with_one_alpha(kept: list[Kept]) -> list[Kept]:
+    """One alpha for all where ranks are mixed, the most common one.
+
+    diffusers loses the alphas of attention layers that differ from the rest and takes the rest's for them; with one
+    for all there is nothing to lose, and every loader reckons alpha / rank with the module's own rank.
+    """
+    alphas = Counter(item.alpha for item in kept)
+    if len(alphas) == 1 or min(alphas, default=0.0) <= 0:
+        return kept
+    common = alphas.most_common(1)[0][0]
+    return [item if item.alpha == common else replace(item, shared_alpha=common) for item in kept]
 
 
 def write(
@@ -113,6 +135,8 @@ def _tensors(item: Kept, spool: Spool, dtype: torch.dtype, clamp: float | None, 
     up, down = spool.factors(item.module, item.rank)
     if clamp is not None:
         up, down = _clamped(item.module, up, down, clamp)
+    if item.gain != 1:
+        up, down = up.float() * item.gain, down.float() * item.gain
     up_shape, down_shape = _shapes(item)
     if keys.alpha:
         yield torch.tensor(item.alpha, dtype=torch.float32)

@@ -99,9 +99,8 @@ def outputs(path: Path, settings: Settings) -> list[Path]:
 def run(found: Plan, path: Path, settings: Settings, progress: Progress | None = None) -> Extraction:
     """Extract and write. Raises UsageError (weights that are no numbers, no difference) and ConflictError (disk)."""
     files = [*found.base.files, *found.tuned.files]
-    # clamping needs the factors unrounded
-    spooled = torch.float32 if settings.clamp is not None else settings.dtype
-    with Hashing(files) as hashing, lorafile.explained(path), Spool(path, spooled) as spool:
+    exact = settings.clamp is not None or _mixed(found, settings)
+    with Hashing(files) as hashing, lorafile.explained(path), Spool(path, settings.dtype, exact=exact) as spool:
         done = _decompose(found, settings, spool, progress)
         if not done.modules:
             raise UsageError(f"{found.base.path} and {found.tuned.path} do not differ: there is nothing to extract")
@@ -151,6 +150,15 @@ def _decompose(found: Plan, settings: Settings, spool: Spool, progress: Progress
         if progress:
             progress(number, total, base.target.name)
     return done
+
+
+def _mixed(found: Plan, settings: Settings) -> bool:
+    """Whether modules of one file may differ in rank."""
+    if settings.energy is not None or settings.size is not None:
+        return True
+    shapes = {base.shape for base, _ in found.pairs}
+    limits = {min(_nominal(shape, settings, 0), shape[0], _elements(shape[1:])) for shape in shapes}
+    return len(limits) > 1
 
 
 def _limit(shape: tuple[int, ...], settings: Settings) -> int:

@@ -59,7 +59,7 @@ def opened(path: Path, settings: Settings) -> LoraFile:
 def run(found: LoraFile, path: Path, settings: Settings, progress: Progress | None = None) -> Resized:
     """Resize and write. Raises UsageError and ConflictError."""
     dtype = settings.dtype or _dtype(found.pairs[0])
-    with lorafile.explained(path), Spool(path, dtype) as spool:
+    with lorafile.explained(path), Spool(path, dtype, exact=_mixed(found, settings)) as spool:
         modules, spectra = _decompose(found, settings, spool, progress)
         ranks = _ranks(modules, spectra, settings, dtype)
         fold = found.peft_scale is not None
@@ -102,6 +102,12 @@ def _decompose(
         if progress:
             progress(number, len(found.pairs), pair.name)
     return modules, spectra
+
+
+def _mixed(found: LoraFile, settings: Settings) -> bool:
+    """Whether modules of the new file may differ in rank."""
+    limits = {min(_limit(pair, settings), pair.rank) for pair in found.pairs}
+    return bool(settings.dynamic) or settings.size is not None or len(limits) > 1
 
 
 def _limit(pair: Pair, settings: Settings) -> int:

@@ -64,11 +64,16 @@ class Module:
 
 
 class Spool:
-    """A scratch file beside `beside`, gone when the spool is closed. dtype: what the factors are kept in."""
+    """A scratch file beside `beside`, gone when the spool is closed.
 
-    def __init__(self, beside: Path, dtype: torch.dtype) -> None:
+    dtype: what the factors will be written in, by which rounding is measured. exact: keep them in float32 until then,
+    because they are still to be multiplied with something.
+    """
+
+    def __init__(self, beside: Path, dtype: torch.dtype, *, exact: bool = False) -> None:
         self.path = beside.with_name(f".{beside.name}.{os.getpid()}{TEMPORARY_SUFFIX}-factors")
-        self.dtype = dtype
+        self.dtype = torch.float32 if exact else dtype
+        self._written = dtype
         self._file = self.path.open("w+b")
         self._end = 0
 
@@ -100,10 +105,11 @@ class Spool:
         return up.T.contiguous(), down
 
     def _store(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows in the spool's type, and the squared error of each."""
-        rounded = rows.to(self.dtype)
+        """The rows in the spool's type, and the squared error that writing adds to each."""
+        rounded = rows.to(self._written)
         lost = torch.linalg.vector_norm(rounded.float() - rows, dim=1, dtype=torch.float64).square()
-        return rounded.cpu().contiguous(), lost.cpu()
+        kept = rounded if self.dtype == self._written else rows.to(self.dtype)
+        return kept.cpu().contiguous(), lost.cpu()
 
     def _load(self, offset: int, rows: int, columns: int) -> Tensor:
         tensor = torch.empty(rows, columns, dtype=self.dtype)

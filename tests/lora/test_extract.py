@@ -227,7 +227,7 @@ def test_the_file_tells_where_it_comes_from(pair: tuple[Path, Path], tmp_path: P
     with safe_open(str(out), "pt") as file:
         metadata = file.metadata()
     assert metadata["ss_network_dim"] == "4" and metadata["ss_network_alpha"] == "4.0"
-    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "2.0"}
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "4.0"}
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert metadata["ss_new_sd_model_hash"] == hashlib.sha256(pair[0].read_bytes()).hexdigest()

@@ -84,7 +84,8 @@ def clipped_alike(our: dict[str, Tensor], their: dict[str, Tensor], name: str) -
     Which these are depends on the signs that their SVD happened to choose, so ours are turned that way first.
     """
     up, down = (our[f"{name}.lora_{side}.weight"].double().flatten(1) for side in ("up", "down"))
-    sizes = up.norm(dim=0) * down.norm(dim=1)
+    scale = float(our[f"{name}.alpha"]) / down.shape[0]  # ours keeps one alpha for all modules
+    sizes = up.norm(dim=0) * down.norm(dim=1) * scale
     left, right = up / up.norm(dim=0) * sizes, down / down.norm(dim=1)[:, None]
     signs = (right * their[f"{name}.lora_down.weight"].double().flatten(1)).sum(1).sign()
     left, right = left * signs, right * signs[:, None]
@@ -105,7 +106,6 @@ def test_the_same_modules_and_products_as_sd_scripts(
     for name in models.names(our):
         assert our[f"{name}.lora_down.weight"].shape == their[f"{name}.lora_down.weight"].shape
         assert our[f"{name}.lora_up.weight"].shape == their[f"{name}.lora_up.weight"].shape
-        assert float(our[f"{name}.alpha"]) == float(their[f"{name}.alpha"])
         exact = models.product(their, name)
         off = float((clipped_alike(our, their, name) - exact).norm() / exact.norm())
         assert off < ROUNDING, f"{name}: {off}"
@@ -130,7 +130,6 @@ def test_resizing_agrees_with_sd_scripts(base: Path, tuned: Path, tmp_path: Path
             continue
         exact = models.product(their, name)
         assert float((models.product(our, name) - exact).norm() / exact.norm()) < ROUNDING, name
-        assert float(our[f"{name}.alpha"]) == float(their[f"{name}.alpha"])
 
 
 def test_sd_scripts_merges_it_to_the_stated_error(base: Path, tuned: Path, tmp_path: Path) -> None:
