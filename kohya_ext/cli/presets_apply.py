@@ -28,10 +28,14 @@ def register(verbs: argparse._SubParsersAction[Any]) -> None:
 def _register_command(verbs: argparse._SubParsersAction[Any]) -> None:
     verb = verbs.add_parser("command", help="what the installed GUI would run for a preset, preparation included")
     verb.add_argument("name", metavar="NAME", help=NAME_HELP)
-    verb.add_argument("--data", metavar="DIR", required=True, type=Path, help="the pictures with their captions")
+    pictures = "the pictures with their captions; for other tabs than finetune in folders called REPEATS_NAME"
+    verb.add_argument("--data", metavar="DIR", required=True, type=Path, help=pictures)
     verb.add_argument("--model", metavar="FILE", required=True, help="the base model: file, folder or name on a hub")
     verb.add_argument("--output", metavar="DIR", required=True, type=Path, help="where model and metadata are written")
     verb.add_argument("--name", dest="output_name", metavar="NAME", default="last", help="name of the model (last)")
+    verb.add_argument(
+        "--set", dest="fields", metavar="KEY=VALUE", action="append", default=[], help="any other field of the tab"
+    )
     verb.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
     verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
     verb.add_argument(
@@ -133,7 +137,8 @@ def command(arguments: argparse.Namespace) -> int:
     release = release_of(checkout, preset.tab)
     if not release.patched and preset.requires:
         out.warn(f"{preset.name} needs {', '.join(preset.requires)}, and kohya_ext is not installed in {checkout.root}")
-    project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name)
+    fields = _fields(arguments.fields)
+    project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name, fields)
     where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
     result = commands(preset, release, checkout, project, where)
     for complaint in result.complaints:
@@ -150,3 +155,11 @@ def command(arguments: argparse.Namespace) -> int:
     return out.finish(
         DONE, folder=str(checkout.root), preparation=result.preparation, training=result.training, toml=result.toml
     )
+
+
+def _fields(given: list[str]) -> dict[str, str]:
+    """The fields of `--set`. Raises UsageError."""
+    wrong = [text for text in given if "=" not in text]
+    if wrong:
+        raise UsageError(f"--set {wrong[0]}: say KEY=VALUE")
+    return {key.strip(): value for key, _, value in (text.partition("=") for text in given)}

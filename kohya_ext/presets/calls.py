@@ -87,7 +87,7 @@ def _call_external(evaluator: Evaluator, name: str, node: ast.Call, scope: Scope
     positional, named, complete = _arguments(evaluator, node, scope)
     if name in evaluator.world.calls:
         return _stand_in(evaluator, name, positional, named)
-    if name == "builtins.locals":
+    if name in ("builtins.locals", "builtins.vars") and not positional:
         return dict(scope.names)
     package, _, rest = name.partition(".")
     if package == "gradio" and rest[:1].isupper() and "." not in rest:
@@ -99,7 +99,7 @@ def _call_external(evaluator: Evaluator, name: str, node: ast.Call, scope: Scope
         )
     if name in CONVERSIONS and len(positional) == 1 and not named:
         return _converted(name, positional[0])
-    if name == "builtins.list" and len(positional) == 1:
+    if name in ("builtins.list", "builtins.set", "builtins.frozenset", "builtins.tuple") and len(positional) == 1:
         items = plain(positional[0])
         return list(items) if isinstance(items, (list, tuple)) else [Unknown("list")]
     if name == "builtins.getattr" and len(positional) == 3 and isinstance(plain(positional[0]), Config):

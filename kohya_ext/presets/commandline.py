@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.errors import UnsupportedError, UsageError
-from kohya_ext.presets.convert import shown_at_start
+from kohya_ext.errors import UsageError
+from kohya_ext.presets.convert import convert, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
 from kohya_ext.presets.rehearsal import Rehearsed, Surroundings, rehearse
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.schema import Tab, offering_adacoor
+from kohya_ext.presets.schema import Schema, Tab, offering_adacoor
 from kohya_ext.presets.sources import FolderSources
 
 if TYPE_CHECKING:
     from kohya_ext.install.checkout import Checkout
 
-# Where a tab takes the pictures from; the other tabs want folders in folders, which a preset cannot know.
-DATA_KEYS: dict[Tab, str] = {"finetune": "image_folder"}
+# Where a tab takes the pictures from: a folder of pictures, or one of folders called REPEATS_NAME.
+DATA_KEYS: dict[Tab, str] = {
+    "finetune": "image_folder",
+    "lora": "train_data_dir",
+    "dreambooth": "train_data_dir",
+    "ti": "train_data_dir",
+}
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+CONCEPT = re.compile(r"\d+_\w+")
 
 
 MERGE = "merge_captions_to_metadata.py"  # the step that writes the captions' metadata
@@ -34,17 +42,16 @@ SHELL_CHARACTERS = ('"', "$", "`", "\\")  # what still has a meaning between the
 
 @dataclass(frozen=True)
 class Project:
-    """What a preset leaves open: folders and files, as the user gives them."""
+    """What a preset leaves open: folders and files, as the user gives them. fields: others, by key, as text."""
 
     data: Path
     model: str
     output: Path
     name: str
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self, tab: Tab) -> dict[str, str]:
-        """The fields of the GUI that hold them. Raises UnsupportedError for tabs that need more."""
-        if tab not in DATA_KEYS:
-            raise UnsupportedError(f"commands are worked out for the finetune tab only so far, not for {tab}")
+        """The fields of the GUI that hold them."""
         output = str(self.output.resolve())
         model = Path(self.model)
         return {
@@ -55,19 +62,43 @@ class Project:
             "output_name": self.name,
         }
 
+    def pictures(self, tab: Tab) -> dict[str, list[str]]:
+        """Folder -> names in it, for every folder that the GUI looks into. Raises UsageError without a picture."""
+        top = _names(self.data)
+        found = {str(self.data.resolve()): top}
+        if tab == "finetune":
+            if not any(name.lower().endswith(PICTURES) for name in top):
+                raise UsageError(f"{self.data}: holds no picture ({', '.join(PICTURES)})")
+            return found
+        folders = [name for name in top if (self.data / name).is_dir()]
+        wrong = [name for name in folders if CONCEPT.match(name) is None]
+        if not folders or wrong:
+            raise UsageError(
+                f"{self.data}: {f'its folder {wrong[0]} is' if wrong else 'it has no folder that is'} not called "
+                f"REPEATS_NAME, as in 10_cat: the {tab} tab wants the pictures in such folders"
+            )
+        for name in folders:
+            found[str((self.data / name).resolve())] = _names(self.data / name)
+        inside = [name for folder in folders for name in found[str((self.data / folder).resolve())]]
+        if not any(name.lower().endswith(PICTURES) for name in inside):
+            raise UsageError(f"{self.data}: its folders hold no picture ({', '.join(PICTURES)})")
+        return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 - names, as the GUI counts them
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+
 
 def commands(preset: Preset, release: Release, checkout: Checkout, project: Project, where: Surroundings) -> Rehearsed:
     """What the GUI of the checkout would run for a preset and a project.
 
-    Raises UsageError when the data folder is missing or empty, UnsupportedError when the release cannot take the preset
+    Raises UsageError when the data folder is missing or empty or a field is unknown, UnsupportedError when the release
+    cannot take the preset
     or its code cannot be followed.
     """
-    try:
-        names = sorted(os.listdir(project.data))  # noqa: PTH208 - names, as the GUI counts them
-    except OSError as error:
-        raise UsageError(f"{project.data}: cannot be listed: {error.strerror or error}") from error
-    if not any(name.lower().endswith((".jpg", ".jpeg", ".png", ".webp")) for name in names):
-        raise UsageError(f"{project.data}: holds no picture (.jpg, .jpeg, .png, .webp)")
     schema = offering_adacoor(release.schema)
     given = project.settings(schema.tab)
     form: dict[str, Any] = {}
@@ -76,7 +107,8 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
         form[key] = "" if key in SECRETS or not start.usable else start.value
     form.update(fit(preset, schema, arguments=release.flags).values)
     form.update(given)
-    pictures = {given[DATA_KEYS[schema.tab]]: names}
+    form.update(_typed(project.fields, schema))
+    pictures = project.pictures(schema.tab)
     result = rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
     if form.get("create_caption") is True and MERGE not in str(result.preparation):
         result.complaints.append(
@@ -90,6 +122,20 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
             "rename the file or folder"
         )
     return result
+
+
+def _typed(fields: Mapping[str, str], schema: Schema) -> dict[str, Any]:
+    """Fields given as text, as the GUI's fields hold them. Raises UsageError."""
+    typed = {}
+    for key, text in fields.items():
+        one = schema.fields.get(key)
+        if one is None:
+            raise UsageError(f"{key}: the {schema.tab} tab of this release has no such field")
+        converted = convert(text, one)
+        if not converted.usable or converted.problem:
+            raise UsageError(f"{key}: {converted.problem}")
+        typed[key] = converted.value
+    return typed
 
 
 def shell_line(command: str | Sequence[str]) -> str:

@@ -150,6 +150,11 @@ def combine(op: ast.operator, left: Value, right: Value) -> Value:
             *(left if isinstance(left, list) else [Unknown("list")]),
             *(right if isinstance(right, list) else [Unknown("list")]),
         ]
+    if isinstance(op, ast.BitOr) and known(left) and known(right):  # of sets, which are lists here
+        if isinstance(left, list) and isinstance(right, list):
+            return [*left, *(item for item in right if item not in left)]
+        if isinstance(left, dict) and isinstance(right, dict):
+            return {**left, **right}
     function = ARITHMETIC.get(type(op))
     if function is None or not (known(left) and known(right)):
         return Unknown("arithmetic")

@@ -17,7 +17,7 @@ from typing import Any
 from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.evaluator import Evaluator
 from kohya_ext.presets.keys import RENAMED
-from kohya_ext.presets.schema import BUILDERS, LOADER, Tab
+from kohya_ext.presets.schema import BUILDERS, LOADER, NOT_KEYS, PRESETS_LIST, Tab
 from kohya_ext.presets.sources import Sources
 from kohya_ext.presets.statements import run_block
 from kohya_ext.presets.values import (
@@ -39,13 +39,16 @@ SWITCHES = ("headless", "print_only")  # the GUI's own parameters of the functio
 
 # Functions of the GUI that look at the machine or write files; what they answer when all is well.
 CHECKS_PASS = (
+    "check_duplicate_filenames",
     "validate_args_setting",
     "validate_file_path",
     "validate_folder_path",
     "validate_model_path",
     "validate_paths",
+    "validate_toml_file",
+    "verify_image_folder_pattern",
 )
-SILENT = ("SaveConfigFile", "save_inference_file", "output_message", "print_command_and_toml", "setup_environment")
+SILENT = ("SaveConfigFile", "save_inference_file", "print_command_and_toml", "setup_environment")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ def rehearse(
         if not isinstance(function, Function) or not isinstance(function.node, ast.FunctionDef):
             raise UnsupportedError(f"this GUI has no {TRAIN} in its {tab} tab that could be followed")
         scope = Scope(function.scope.module)
-        scope.names.update(_parameters(function.node, settings))
+        loader = module.names.get(LOADER) if module is not None else None
+        keys = _keys(loader) if isinstance(loader, Function) else []
+        scope.names.update(_parameters(function.node, settings, keys))
         run_block(evaluator, function.node.body, scope)
     except _TrainingReached:
         return result
@@ -107,17 +112,29 @@ def rehearse(
     )
 
 
-def _parameters(node: ast.FunctionDef, settings: Mapping[str, Any]) -> dict[str, Value]:
-    """The arguments of the call. Up to v22 the GUI's switches come as what a label holds."""
+def _keys(loader: Function) -> list[str]:
+    """The keys of the form in the order in which the GUI hands their values over."""
+    names = [parameter.arg for parameter in loader.node.args.args]
+    return [name for name in names if name not in (*NOT_KEYS, PRESETS_LIST)]
+
+
+def _parameters(node: ast.FunctionDef, settings: Mapping[str, Any], keys: list[str]) -> dict[str, Value]:
+    """The arguments of the call. Up to v22 the GUI's switches come as what a label holds.
+
+    A parameter that is called otherwise than its key gets the value at its place: that is how the GUI passes them.
+    """
     as_labels = "print_only.get" in ast.unparse(node)
+    names = [parameter.arg for parameter in node.args.args]
+    places = [name for name in names if name not in SWITCHES]
+    by_place = dict(zip(places, keys, strict=True)) if len(places) == len(keys) else {}
     values: dict[str, Value] = {}
-    for parameter in node.args.args:
-        name = parameter.arg
+    for name in names:
         if name in SWITCHES:
             on = name == "headless"
             values[name] = {"label": str(on)} if as_labels else on
         else:
-            values[name] = settings.get(name, settings.get(RENAMED.get(name, name)))
+            key = next((one for one in (name, RENAMED.get(name), by_place.get(name)) if one in settings), None)
+            values[name] = None if key is None else settings[key]
     return values
 
 
@@ -138,8 +155,9 @@ def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surround
         result.toml[str(name)] = dict(content)
         return None
 
-    def complain(positional: list[Value], _: dict[str, Value]) -> Value:
-        result.complaints += [str(value) for value in positional if known(value)]
+    def complain(positional: list[Value], named: dict[str, Value]) -> Value:
+        told = [*positional[:1], *([named["msg"]] if "msg" in named else [])]
+        result.complaints += [str(value) for value in told if known(value)]
         return None
 
     calls: dict[str, StandIn] = {
@@ -150,7 +168,9 @@ def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surround
         "executor.is_running": lambda *_: False,
         "toml.dump": dump,
         "log.error": complain,
+        "output_message": complain,
         "os.listdir": lambda given, _: list(pictures[given[0]]),
+        "os.path.isdir": lambda given, _: posixpath.dirname(given[0]) not in pictures or given[0] in pictures,
         "check_if_model_exist": lambda *_: False,
         "get_executable_path": lambda *_: where.accelerate,
         "builtins.open": lambda given, _: given[0],
@@ -173,13 +193,17 @@ _PURE: dict[str, StandIn] = {
     "os.path.join": lambda given, _: posixpath.join(*given),
     "os.path.exists": lambda *_: True,
     "os.path.isfile": lambda *_: True,
-    "os.path.isdir": lambda *_: True,
     "os.access": lambda *_: True,
     "os.path.abspath": lambda given, _: posixpath.normpath(given[0]),
     "os.path.normpath": lambda given, _: posixpath.normpath(given[0]),
     "os.path.dirname": lambda given, _: posixpath.dirname(given[0]),
     "math.ceil": lambda given, _: math.ceil(given[0]),
     "shlex.quote": lambda given, _: shlex.quote(given[0]),
+    "builtins.any": lambda given, _: any(given[0]),
+    "builtins.all": lambda given, _: all(given[0]),
+    "builtins.sum": lambda given, _: sum(given[0]),
+    "builtins.max": lambda given, _: max(*given),
+    "builtins.min": lambda given, _: min(*given),
     "builtins.round": lambda given, _: round(*given),
     "builtins.sorted": lambda given, _: sorted(given[0]),
     "builtins.dict": lambda given, _: dict(given[0]) if given else {},

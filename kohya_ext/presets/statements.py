@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kohya_ext.presets.expressions import combine
-from kohya_ext.presets.values import ClassValue, External, Function, Returned, Scope, Undecidable, Unknown, plain, truth
+from kohya_ext.presets.values import (
+    ClassValue,
+    External,
+    Function,
+    LoopEnded,
+    NextRound,
+    Returned,
+    Scope,
+    Undecidable,
+    Unknown,
+    plain,
+    truth,
+)
 
 if TYPE_CHECKING:
     from kohya_ext.presets.evaluator import Evaluator
@@ -77,13 +89,29 @@ def attempt(evaluator: Evaluator, node: ast.Try, scope: Scope) -> None:
 
 def loop(evaluator: Evaluator, node: ast.For, scope: Scope) -> None:
     items = plain(evaluator.value(node.iter, scope))
-    if not isinstance(items, (list, tuple)) or any(isinstance(n, (ast.Break, ast.Continue)) for n in ast.walk(node)):
+    jumps = any(isinstance(n, (ast.Break, ast.Continue)) for n in ast.walk(node))
+    if not isinstance(items, (list, tuple)) or (jumps and not evaluator.world.complete):
         evaluator.bind(node.target, Unknown("loop"), scope)
         _run_doubtful(evaluator, node.body, scope)
         return
     for item in items:
         evaluator.bind(node.target, item, scope)
-        run_block(evaluator, node.body, scope)
+        try:
+            run_block(evaluator, node.body, scope)
+        except NextRound:
+            continue
+        except LoopEnded:
+            return
+
+
+def next_round(evaluator: Evaluator, _: ast.Continue, __: Scope) -> None:
+    if evaluator.world.complete and not evaluator.uncertain:
+        raise NextRound
+
+
+def end_loop(evaluator: Evaluator, _: ast.Break, __: Scope) -> None:
+    if evaluator.world.complete and not evaluator.uncertain:
+        raise LoopEnded
 
 
 def while_loop(evaluator: Evaluator, node: ast.While, scope: Scope) -> None:
@@ -141,6 +169,8 @@ STATEMENTS: dict[type[ast.stmt], Callable[..., None]] = {
     ast.If: condition,
     ast.Try: attempt,
     ast.For: loop,
+    ast.Continue: next_round,
+    ast.Break: end_loop,
     ast.While: while_loop,
     ast.FunctionDef: define_function,
     ast.ClassDef: define_class,

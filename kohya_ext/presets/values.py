@@ -147,6 +147,14 @@ class Returned(Exception):  # noqa: N818 - control flow, not an error
         self.value = value
 
 
+class NextRound(Exception):  # noqa: N818 - control flow, not an error
+    """A `continue` was reached."""
+
+
+class LoopEnded(Exception):  # noqa: N818 - control flow, not an error
+    """A `break` was reached."""
+
+
 class Undecidable(Exception):  # noqa: N818 - control flow, not an error
     """A condition depends on something unknown, where everything has to be known."""
 

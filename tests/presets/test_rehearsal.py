@@ -184,6 +184,89 @@ def test_a_command_with_an_unknown_word_is_never_given() -> None:
         rehearsed(text, settings)
 
 
+LOOP_ERA = """
+import os
+from library.common_gui import output_message, verify_image_folder_pattern
+
+executor = None
+
+def open_configuration(ask_for_file, apply_preset, file_path, folder, steps):
+    pass
+
+def train_model(headless, print_only, folder, number_of_steps):
+    if not verify_image_folder_pattern(folder):
+        return
+    if number_of_steps > 99:
+        output_message(msg='too many steps', headless=headless)
+        return
+    total = 0
+    for name in os.listdir(folder):
+        if not os.path.isdir(os.path.join(folder, name)):
+            continue
+        total += int(name.split('_')[0])
+        if total >= number_of_steps:
+            break
+    words = sorted(set(['a', 'b']) | {'c'})
+    executor.execute_command(run_cmd=['x', 'launch', str(total)] + words)
+"""
+
+
+LOOP_COMMON = """
+def output_message(msg='', headless=False):
+    show(msg)
+
+def verify_image_folder_pattern(folder):
+    return ask_the_machine(folder)
+"""
+
+
+def looped(steps: int) -> Rehearsed:
+    folders = {"/data": ["note.txt", "3_cat", "4_dog", "9_x"], "/data/3_cat": [], "/data/4_dog": [], "/data/9_x": []}
+    sources = TextSources({"library/finetune_gui.py": LOOP_ERA, "library/common_gui.py": LOOP_COMMON})
+    return rehearse(sources, "finetune", {"folder": "/data", "steps": steps}, folders, WHERE)
+
+
+def test_loops_end_and_skip_as_they_would_and_parameters_of_another_name_go_by_place() -> None:
+    assert looped(5).training == ["x", "launch", "7", "a", "b", "c"]
+    assert looped(50).training == ["x", "launch", "16", "a", "b", "c"]
+    with pytest.raises(UnsupportedError, match="too many steps"):
+        looped(100)
+
+
+def test_the_other_tabs_want_folders_called_repeats_and_name(tmp_path: Path) -> None:
+    project = Project(tmp_path / "data", "m", tmp_path, "x")
+    project.data.mkdir()
+    with pytest.raises(UsageError, match="REPEATS_NAME"):
+        project.pictures("lora")
+    (project.data / "10_cat").mkdir()
+    with pytest.raises(UsageError, match="no picture"):
+        project.pictures("lora")
+    (project.data / "10_cat" / "a.PNG").touch()
+    assert project.pictures("lora")[str(project.data / "10_cat")] == ["a.PNG"]
+    (project.data / "cats").mkdir()
+    with pytest.raises(UsageError, match="cats is not called"):
+        project.pictures("dreambooth")
+
+
+def test_other_fields_are_given_as_text_and_take_their_type(tmp_path: Path) -> None:
+    texts = {**guis.REGISTRY}
+    texts["kohya_gui/finetune_gui.py"] = texts["kohya_gui/finetune_gui.py"] + TRAIN_FOR_REGISTRY
+    checkout = guis.write(texts, tmp_path / "kohya_ss")
+    release = read_release(checkout, "finetune", patched=True)
+    (tmp_path / "a.png").touch()
+    preset = Preset("p", "finetune", {"optimizer": "AdaCoor", "create_caption": False})
+    for fields, word in (({"epoch": "9"}, "9"), ({"optimizer": "Lion"}, "Lion")):
+        project = Project(tmp_path, "m", tmp_path, "x", fields)
+        assert word in (commands(preset, release, checkout, project, WHERE).training or [])
+    for fields, problem in (
+        ({"nonsense": "1"}, "no such field"),
+        ({"epoch": "many"}, "epoch"),
+        ({"optimizer": "x"}, "optimizer"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            commands(preset, release, checkout, Project(tmp_path, "m", tmp_path, "x", fields), WHERE)
+
+
 def test_a_gui_without_the_function() -> None:
     with pytest.raises(UnsupportedError, match="train_model"):
         rehearsed("def open_configuration(a):\n    pass\n", {})

@@ -37,7 +37,7 @@ class GitSources:
 
 def export_python(revision: str, folder: Path) -> Path:
     """The files of a revision that building a tab reads, on disk; the empty ones too that keep folders."""
-    for path, text in GitSources(revision, endings=(".py", ".txt", ".md", ".json", "keep")).texts.items():
+    for path, text in GitSources(revision, endings=(".py", ".txt", ".md", ".json", ".yaml", "keep")).texts.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
