@@ -92,14 +92,15 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
 
 def extract(arguments: argparse.Namespace) -> int:
     """Plan, say what goes in and what does not, extract, report."""
+    from kohya_ext.files.largefile import check_target
     from kohya_ext.lora import extract as extracting
-    from kohya_ext.lora import lorafile, workers
+    from kohya_ext.lora import workers
 
     out = Output("lora extract", arguments.json)
     settings = _extract_settings(arguments, out)
     targets = extracting.outputs(arguments.out, settings)
     for target in targets:
-        lorafile.check_target(target, arguments.overwrite or arguments.dry_run)
+        check_target(target, arguments.overwrite or arguments.dry_run)
     _check_device(settings.device)
     found = extracting.plan(arguments.base, arguments.tuned, settings)
     out.item("base", f"{found.base.path} ({found.base.architecture.name})")
@@ -158,12 +159,12 @@ def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.
 
 def resize(arguments: argparse.Namespace) -> int:
     """Resize and report by module."""
-    from kohya_ext.lora import lorafile
+    from kohya_ext.files.largefile import check_target
     from kohya_ext.lora import resize as resizing
 
     out = Output("lora resize", arguments.json)
     settings = _resize_settings(arguments)
-    lorafile.check_target(arguments.output, arguments.overwrite or arguments.dry_run)
+    check_target(arguments.output, arguments.overwrite or arguments.dry_run)
     _check_device(settings.device)
     found = resizing.opened(arguments.input, settings)
     ranks = sorted({pair.rank for pair in found.pairs})

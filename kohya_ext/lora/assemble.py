@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kohya_ext.files.largefile import explained
 from kohya_ext.lora import lorafile
 from kohya_ext.lora.lorafile import Entry
 from kohya_ext.lora.spool import Module, Spool
@@ -113,7 +114,7 @@ def write(
             yield from _tensors(item, spool, dtype, clamp, keys(item.module.name))
         yield from carried.values()
 
-    with lorafile.explained(path):
+    with explained(path):
         full = lorafile.write(path, entries, tensors(), metadata)
         return Written(path, tuple(kept), path.stat().st_size, full)
 

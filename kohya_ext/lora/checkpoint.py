@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kohya_ext.errors import UnsupportedError, UsageError
 from kohya_ext.lora.layout import Architecture, Target, targets
-from kohya_ext.lora.tensorfile import PICKLE_SUFFIXES, TensorSource, open_tensors
+from kohya_ext.lora.tensorfile import TensorSource, open_tensors
+from kohya_ext.tensors.header import PICKLE_SUFFIXES
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 _SD2_CONTEXT = 1024  # width of the text features that cross-attention reads; 768 in SD 1

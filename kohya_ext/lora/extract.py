@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.errors import UsageError
+from kohya_ext.files.largefile import explained
 from kohya_ext.lora import assemble, encoders, lorafile, metadata, rank, workers
 from kohya_ext.lora.assemble import Written
 from kohya_ext.lora.checkpoint import Checkpoint, Weight, open_checkpoint, same_when_stored
@@ -100,7 +101,7 @@ def run(found: Plan, path: Path, settings: Settings, progress: Progress | None =
     """Extract and write. Raises UsageError (weights that are no numbers, no difference) and ConflictError (disk)."""
     files = [*found.base.files, *found.tuned.files]
     exact = settings.clamp is not None or _mixed(found, settings)
-    with Hashing(files) as hashing, lorafile.explained(path), Spool(path, settings.dtype, exact=exact) as spool:
+    with Hashing(files) as hashing, explained(path), Spool(path, settings.dtype, exact=exact) as spool:
         done = _decompose(found, settings, spool, progress)
         if not done.modules:
             raise UsageError(f"{found.base.path} and {found.tuned.path} do not differ: there is nothing to extract")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kohya_ext.about import VERSION
 from kohya_ext.errors import UsageError
+from kohya_ext.files.largefile import explained
 from kohya_ext.lora import assemble, lorafile, metadata, rank, smallcore, workers
 from kohya_ext.lora.assemble import Keys, Written
 from kohya_ext.lora.lorafile import Progress
@@ -59,7 +60,7 @@ def opened(path: Path, settings: Settings) -> LoraFile:
 def run(found: LoraFile, path: Path, settings: Settings, progress: Progress | None = None) -> Resized:
     """Resize and write. Raises UsageError and ConflictError."""
     dtype = settings.dtype or _dtype(found.pairs[0])
-    with lorafile.explained(path), Spool(path, dtype, exact=_mixed(found, settings)) as spool:
+    with explained(path), Spool(path, dtype, exact=_mixed(found, settings)) as spool:
         modules, spectra = _decompose(found, settings, spool, progress)
         ranks = _ranks(modules, spectra, settings, dtype)
         fold = found.peft_scale is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import pickle
 import zipfile
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor
 
 from kohya_ext.errors import UsageError
+from kohya_ext.tensors.header import Entry, is_pickle, read_header
 
-LENGTH_BYTES = 8
-HEADER_LIMIT = 100_000_000  # the format's own
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -33,7 +31,6 @@ for _name, _attribute in (("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2
     if hasattr(torch, _attribute):
         DTYPES[_name] = getattr(torch, _attribute)
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def item_size(dtype: torch.dtype) -> int:
@@ -60,19 +57,17 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
+        header = read_header(path)
         self.path = path
+        self._start = header.start
+        self._entries = {key: _entry(path, key, entry) for key, entry in header.entries.items()}
         try:
             with path.open("rb") as file:
-                size = path.stat().st_size
-                header, self._start = _read_header(path, file.read(LENGTH_BYTES), file, size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-        metadata = header.pop("__metadata__", None) or {}
-        self.metadata: Mapping[str, str] = {str(key): str(value) for key, value in metadata.items()}
-        self._entries = {key: _entry(path, key, entry) for key, entry in header.items()}
+        self.metadata: Mapping[str, str] = header.metadata
         self.shapes: Mapping[str, tuple[int, ...]] = {key: entry[1] for key, entry in self._entries.items()}
-        _check_extent(path, self._entries, size - self._start)
 
     def load(self, key: str) -> Tensor:
         dtype, shape, begin, end = self._entries[key]
@@ -117,7 +112,7 @@ def open_tensors(path: Path, *, allow_pickle: bool = False) -> TensorSource:
         raise UsageError(f"{path} does not exist")
     if path.is_dir():
         raise UsageError(f"{path} is a folder, a file is needed here")
-    if not _is_pickle(path):
+    if not is_pickle(path):
         return TensorFile(path)
     if path.suffix == ".safetensors":
         raise UsageError(f"{path} is a pickle under the name of a safetensors file and is not loaded")
@@ -129,61 +124,15 @@ def open_tensors(path: Path, *, allow_pickle: bool = False) -> TensorSource:
     return PickledFile(path)
 
 
-def _is_pickle(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    return start[:2] == b"PK" or (start[:1] == b"\x80" and path.suffix.lower() in PICKLE_SUFFIXES)
-
-
 def _mapped(path: Path) -> dict[str, bool]:
     """Only zip archives can be mapped, and torch before 2.1 does not know how."""
     known = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 1)
     return {"mmap": True} if known and zipfile.is_zipfile(path) else {}
 
 
-def _read_header(path: Path, length: bytes, file: Any, size: int) -> tuple[dict[str, Any], int]:
-    count = int.from_bytes(length, "little")
-    if len(length) < LENGTH_BYTES or not 2 <= count <= HEADER_LIMIT:
-        if length.startswith(b"version "):
-            raise UsageError(f"{path} is a Git LFS pointer, not the model: fetch it with `git lfs pull`")
-        if length[:1] == b"<":
-            raise UsageError(f"{path} is a web page, not a model: the download asks for a login or a licence first")
-        raise UsageError(f"{path} is not a safetensors file (or is damaged): no valid header")
-    if count + LENGTH_BYTES > size:
-        raise UsageError(f"{path} ends within its header: half a download? Fetch it again")
-    try:
-        header = json.loads(file.read(count))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} is not a safetensors file (or is damaged): its header is no JSON") from error
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}) or {}, dict):
-        raise UsageError(f"{path} is damaged: its header is no table of tensors")
-    return header, LENGTH_BYTES + count
-
-
-def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        elements = 1
-        for length in shape:
-            elements *= length
-        plausible = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and begin <= end
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is damaged: the header's entry of {key} is incomplete") from error
-    if dtype not in DTYPES:
-        raise UsageError(f"{path}: {key} is of type {dtype}, which this torch ({torch.__version__}) does not have")
-    if not plausible or elements * item_size(DTYPES[dtype]) != end - begin:
-        raise UsageError(f"{path} is damaged: shape and size of {key} contradict each other")
-    return DTYPES[dtype], shape, begin, end
-
-
-def _check_extent(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...], int, int]], size: int) -> None:
-    needed = max((entry[3] for entry in entries.values()), default=0)
-    if not entries:
-        raise UsageError(f"{path} holds no tensors")
-    if size < needed:
-        raise UsageError(f"{path} is cut off: it holds {size} of {needed} bytes of weights. Fetch it again")
-    if size > needed:
-        raise UsageError(f"{path} is damaged: {size - needed} bytes follow the last tensor")
+def _entry(path: Path, key: str, entry: Entry) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    if entry.dtype not in DTYPES:
+        raise UsageError(
+            f"{path}: {key} is of type {entry.dtype}, which this torch ({torch.__version__}) does not have"
+        )
+    return DTYPES[entry.dtype], entry.shape, entry.begin, entry.end
