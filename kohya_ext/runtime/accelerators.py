@@ -7,7 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kohya_ext.runtime import averaging, networks, options, telemetry, wrapping
+from kohya_ext.runtime import averaging, options, telemetry, wrapping
+from kohya_ext.runtime.interruption import unwinding_on_sigterm
 
 
 def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
@@ -28,18 +29,25 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
 
 def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOptions) -> None:
     """Wrap the *instance's* prepare and save/load_state: this is the one accelerator of the run."""
+    from kohya_ext.runtime import controlnets, embeddings, networks
+    from kohya_ext.runtime.twins import Twins
+
+    twins = Twins(args, settings)
+    embeddings.wrap_saver_of_script(twins)
+    controlnets.wrap_saver_of_script(twins)
     prepare, save_state, load_state = accelerator.prepare, accelerator.save_state, accelerator.load_state
 
     @functools.wraps(prepare)
     def prepare_and_meet(*models: Any, **named: Any) -> Any:
         for model in models:
             averaging.meet(model)
-            networks.save_average_too(model, args, settings)
+            networks.save_average_too(model, twins)
+            controlnets.wrap_writers(model, args, twins)
         return prepare(*models, **named)
 
     @functools.wraps(save_state)
     def save_state_of_raw(*where: Any, **named: Any) -> Any:
-        with averaging.raw_weights():
+        with unwinding_on_sigterm(), averaging.raw_weights():
             result = save_state(*where, **named)
             averaging.save_state(_folder(where, named))
         return result

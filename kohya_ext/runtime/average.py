@@ -100,6 +100,10 @@ class Average:
                     stack.enter_context(track.shadow.raw())
             yield
 
+    def parameters(self) -> list[Any]:
+        """All that the optimizers step, in the order in which they were given."""
+        return [p for track in self._tracks for group in track.optimizer.param_groups for p in group["params"]]
+
     def metadata(self) -> dict[str, str]:
         """What the files of the average say about themselves."""
         shadows = [track.shadow for track in self._tracks if track.shadow is not None]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from kohya_ext.runtime import averaging, naming, written
+from kohya_ext.runtime.interruption import unwinding_on_sigterm
 
 
 def save_during_training(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
@@ -30,10 +32,12 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
     result = None if only else original(*call.args, **call.kwargs)
     if not only:
         call.arguments["args"] = naming.args_of_average(call.arguments["args"], default_name)
-    for saver in ("sd_saver", "diffusers_saver"):
-        if saver in call.arguments:
-            call.arguments[saver] = _whole_or_nothing(call.arguments[saver])
-    with average.in_place(), written.with_metadata(average.metadata()):
+    savers = [name for name in ("sd_saver", "diffusers_saver") if name in call.arguments]
+    for saver in savers:
+        call.arguments[saver] = _whole_or_nothing(call.arguments[saver])
+    # sd-scripts 0.6 gets no savers: it writes the files itself, in place
+    whole = nullcontext() if savers else written.whole_files()
+    with unwinding_on_sigterm(), average.in_place(), whole, written.with_metadata(average.metadata()):
         of_average = original(*call.args, **call.kwargs)
     return of_average if only else result
 

@@ -6,10 +6,8 @@ Kohya reads its TOML files into the same namespace as the command line, without 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kohya_ext.errors import CONFLICT
@@ -20,20 +18,6 @@ from kohya_ext.upstream import ADACOOR, ADACOOR_PATH
 T = TypeVar("T")
 
 _ADACOOR_NAMES = (ADACOOR.lower(), ADACOOR_PATH.lower())
-
-# Scripts whose savers we do not reach yet: their EMA would be computed and never written.
-UNSUPPORTED_SCRIPTS = {
-    "train_textual_inversion": "textual inversion saves copies of the embeddings",
-    "train_textual_inversion_XTI": "textual inversion saves copies of the embeddings",
-    "sdxl_train_textual_inversion": "textual inversion saves copies of the embeddings",
-    "train_controlnet": "ControlNet scripts save the network themselves",
-    "train_control_net": "ControlNet scripts save the network themselves",
-    "sdxl_train_control_net": "ControlNet scripts save the network themselves",
-    "sdxl_train_control_net_lllite": "ControlNet-LLLite scripts save the network themselves",
-    "sdxl_train_control_net_lllite_alt": "ControlNet-LLLite scripts save the network themselves",
-    "sdxl_train_control_net_lllite_old": "ControlNet-LLLite scripts save the network themselves",
-    "anima_train_control_net_lllite": "ControlNet-LLLite scripts save the network themselves",
-}
 
 
 @dataclass(frozen=True)
@@ -120,9 +104,6 @@ def _refuse_what_cannot_work(args: argparse.Namespace) -> None:
             f"--enable_ema makes no sense with {args.optimizer_type}: a schedule-free optimizer averages by itself, "
             "and the weights in training are not the ones to average; leave one out"
         )
-    script = Path(sys.argv[0]).stem
-    if script in UNSUPPORTED_SCRIPTS:
-        stop(f"--enable_ema is not supported by {script}.py: {UNSUPPORTED_SCRIPTS[script]}")
 
 
 def _schedule(args: argparse.Namespace) -> tuple[str, float]:

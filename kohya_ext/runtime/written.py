@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 # the functions upstream writes safetensors files with, under the names its modules import them by
-_WRITERS = ("save_file", "mem_eff_save_file")
+_SAFETENSORS = ("save_file", "mem_eff_save_file")
+# the function that sd-scripts 0.6 writes a folder in diffusers form with
+_DIFFUSERS = "save_diffusers_checkpoint"
 _PACKAGES = ("library", "networks", "__main__")
+
+Writer = Callable[..., Any]
 
 
 @contextmanager
@@ -49,31 +54,84 @@ def _flush(path: Path) -> None:
 @contextmanager
 def with_metadata(extra: Mapping[str, str]) -> Iterator[None]:
     """While this lasts, every safetensors file that Kohya's modules write carries `extra` in its metadata."""
+
+    def adding(writer: Writer) -> Writer:
+        @functools.wraps(writer)
+        def write(tensors: Any, filename: Any, metadata: Mapping[str, Any] | None = None, **named: Any) -> Any:
+            return writer(tensors, filename, metadata={**(metadata or {}), **extra}, **named)
+
+        return write
+
+    with _replaced(_SAFETENSORS, adding):
+        yield
+
+
+@contextmanager
+def whole_files() -> Iterator[None]:
+    """While this lasts, what Kohya's modules write appears whole or not at all: for savers that write in place."""
+    import torch
+
+    def second_argument(writer: Writer) -> Writer:
+        """A writer(what, where, ...), by either of its names for it."""
+
+        @functools.wraps(writer)
+        def write(*args: Any, **named: Any) -> Any:
+            call = inspect.signature(writer).bind(*args, **named)
+            where = list(call.arguments)[1]
+            if not isinstance(call.arguments[where], (str, os.PathLike)):
+                return writer(*args, **named)
+            target = str(call.arguments[where])
+            with _no_empty_folder(target), moved_into_place(target) as temporary:
+                call.arguments[where] = temporary
+                return writer(*call.args, **call.kwargs)
+
+        return write
+
+    with _replaced((*_SAFETENSORS, _DIFFUSERS), second_argument), _attribute(torch, "save", second_argument):
+        yield
+
+
+@contextmanager
+def _no_empty_folder(target: str) -> Iterator[None]:
+    """Savers of a folder make it first; one that has failed leaves none."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            Path(target).rmdir()
+        raise
+
+
+@contextmanager
+def _replaced(names: tuple[str, ...], wrap: Callable[[Writer], Writer]) -> Iterator[None]:
+    """These functions of safetensors and of Kohya's modules, wrapped for a while."""
     import safetensors.torch
 
-    replaced: list[tuple[ModuleType, str, Callable[..., Any]]] = []
+    replaced: list[tuple[ModuleType, str, Writer]] = []
 
     def give(module: ModuleType, name: str) -> None:
         writer = vars(module)[name]
         replaced.append((module, name, writer))
-        setattr(module, name, _adding(writer, extra))
+        setattr(module, name, wrap(writer))
 
-    give(safetensors.torch, "save_file")  # imported at call time by the network modules
-    for module_name, module in list(sys.modules.items()):
-        if module_name.partition(".")[0] in _PACKAGES and isinstance(module, ModuleType):
-            for name in _WRITERS:
-                if callable(vars(module).get(name)):
-                    give(module, name)
     try:
+        give(safetensors.torch, "save_file")  # imported at call time by the network modules
+        for module_name, module in list(sys.modules.items()):
+            if module_name.partition(".")[0] in _PACKAGES and isinstance(module, ModuleType):
+                for name in names:
+                    if callable(vars(module).get(name)):
+                        give(module, name)
         yield
     finally:
         for module, name, writer in replaced:
             setattr(module, name, writer)
 
 
-def _adding(writer: Callable[..., Any], extra: Mapping[str, str]) -> Callable[..., Any]:
-    @functools.wraps(writer)
-    def write(tensors: Any, filename: Any, metadata: Mapping[str, Any] | None = None, **named: Any) -> Any:
-        return writer(tensors, filename, metadata={**(metadata or {}), **extra}, **named)
-
-    return write
+@contextmanager
+def _attribute(module: ModuleType, name: str, wrap: Callable[[Writer], Writer]) -> Iterator[None]:
+    writer = getattr(module, name)
+    setattr(module, name, wrap(writer))
+    try:
+        yield
+    finally:
+        setattr(module, name, writer)

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from kohya_ext.runtime.naming import args_of_average, file_of_average
+from kohya_ext.runtime.naming import args_of_average, file_of_average, outlived_by
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,23 @@ def test_args_of_average_leave_the_run_s_own_alone() -> None:
     changed = args_of_average(args, "epoch")
     assert (changed.output_name, changed.save_state) == ("epoch-ema", False)
     assert (args.output_name, args.save_state) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "expected"),
+    [
+        # the example in upstream's own comment: every 10, the last 30: at step 50 goes step 10
+        ("out/dog-step00000050.safetensors", {"save_last_n_steps": 30, "save_every_n_steps": 10}, 10),
+        ("out/dog-step00000050.safetensors", {"save_last_n_steps": 25, "save_every_n_steps": 10}, 20),
+        ("out/dog-step00000030.safetensors", {"save_last_n_steps": 30, "save_every_n_steps": 10}, None),
+        ("out/dog-000009.safetensors", {"save_last_n_epochs": 2, "save_every_n_epochs": 3}, 3),
+        ("out/dog-000003.safetensors", {"save_last_n_epochs": 2, "save_every_n_epochs": 3}, None),
+        ("out/dog-000009.safetensors", {"save_last_n_steps": 30, "save_every_n_steps": 10}, None),
+        ("out/dog-000009.safetensors", {"save_last_n_epochs": None, "save_every_n_epochs": 3}, None),
+        ("out/dog.safetensors", {"save_last_n_epochs": 2, "save_every_n_epochs": 3}, None),
+    ],
+)
+def test_what_a_new_file_outlives(file: str, settings: dict[str, int | None], expected: int | None) -> None:
+    found = outlived_by(file, "dog", argparse.Namespace(**settings))
+    number = None if expected is None else (f"{expected:06d}" if "epochs" in str(settings) else f"step{expected:08d}")
+    assert found == (None if number is None else f"out/dog-{number}.safetensors")

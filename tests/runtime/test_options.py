@@ -92,12 +92,6 @@ def test_what_cannot_be_honoured_ends_the_run(
     assert named in capsys.readouterr().err
 
 
-def test_scripts_whose_savers_we_do_not_reach_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["train_textual_inversion.py"])
-    with pytest.raises(SystemExit):
-        options.read(parse(enable_ema=True))
-
-
 @pytest.mark.parametrize(
     "settings",
     [

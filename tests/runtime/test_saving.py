@@ -17,6 +17,7 @@ import safetensors.torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 from kohya_ext.runtime import checkpoints, networks, options, sampling  # noqa: E402
+from kohya_ext.runtime.twins import Twins  # noqa: E402
 from tests.runtime.conftest import Run, close, same  # noqa: E402
 
 Begin = Callable[..., Run]
@@ -133,8 +134,9 @@ def prepared(run: Run) -> Network:
     network.weight, network.bias = run.model.weight, run.model.bias
     settings = options.read(run.args)
     assert settings is not None
-    networks.save_average_too(network, run.args, settings)
-    networks.save_average_too(network, run.args, settings)
+    twins = Twins(run.args, settings)
+    networks.save_average_too(network, twins)
+    networks.save_average_too(network, twins)
     return network
 
 
@@ -151,8 +153,8 @@ def test_a_lora_run_saves_both(begin: Begin, tmp_path: Path) -> None:
 
 
 def test_lora_files_of_the_average_are_rotated_with_their_raw_twins(begin: Begin, tmp_path: Path) -> None:
-    """The scripts delete old raw files themselves, after the save of the new one."""
-    run = begin(save_last_n_epochs=1)
+    """The scripts delete an old raw file themselves, after the save of the one that outlives it."""
+    run = begin(save_every_n_epochs=1, save_last_n_epochs=1)
     network = prepared(run)
     for epoch in (1, 2, 3):
         run.step()
@@ -163,6 +165,19 @@ def test_lora_files_of_the_average_are_rotated_with_their_raw_twins(begin: Begin
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "dog-000003.safetensors", "dog-ema-000003.safetensors", "dog-ema.safetensors", "dog.safetensors",
     ]  # fmt: skip
+
+
+def test_files_from_before_a_resume_are_rotated_too(begin: Begin, tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        for name in ("dog", "dog-ema", "cat-ema"):
+            (tmp_path / f"{name}-step{step:08d}.safetensors").touch()
+    run = begin(save_every_n_steps=10, save_last_n_steps=20)
+    network = prepared(run)
+    run.step()
+    network.save_weights(str(tmp_path / "dog-step00000040.safetensors"), torch.float32, {})
+    left = sorted(p.stem for p in tmp_path.glob("dog-ema-*"))
+    assert left == [f"dog-ema-step{step:08d}" for step in (20, 30, 40)]
+    assert len(list(tmp_path.glob("cat-ema-*"))) == 3
 
 
 def test_without_rotation_no_file_of_the_average_is_ever_removed(begin: Begin, tmp_path: Path) -> None:

@@ -51,6 +51,10 @@ class Run:
         with safe_open(str(self.folder / f"{self.name}{suffix}.safetensors"), "pt") as file:
             return file.metadata() or {}
 
+    def at_steps(self, steps: int, suffix: str = "") -> list[dict[str, torch.Tensor]]:
+        """The weights saved after each of `steps` steps."""
+        return [self.tensors(f"{suffix}-step{step:08d}") for step in range(1, steps + 1)]
+
 
 def train(tree: Path, environment: str, kind: list[str], name: str, *flags: str, launch: str = "") -> Run:
     """Run `train.sh` in `tree`; the output folder starts empty."""

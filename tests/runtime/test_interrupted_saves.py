@@ -1,0 +1,223 @@
+"""A save that is cut short, by an exception or by SIGTERM: raw weights in memory, no half file, no folder left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import safetensors.torch  # noqa: E402
+
+from kohya_ext.runtime import accelerators, averaging, checkpoints, options  # noqa: E402
+from kohya_ext.runtime.twins import Twins  # noqa: E402
+from tests.runtime.conftest import Run, close, same  # noqa: E402
+
+Begin = Callable[..., Run]
+Event = Callable[[], None]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def save_on_epoch_end_or_stepwise_common(args, on_epoch_end, epoch, sd_saver, diffusers_saver):
+    sd_saver(str(Path(args.output_dir, f"{args.output_name}.safetensors")), epoch, 1)
+
+
+def full(run: Run, event: Event) -> None:
+    """A checkpoint; the event comes when half of the EMA's file is there."""
+
+    def sd_saver(file: str, epoch: int, step: int) -> None:
+        safetensors.torch.save_file(run.weights(), file)
+        if "dog-ema" in file:
+            Path(file).write_bytes(Path(file).read_bytes()[:50])
+            event()
+
+    checkpoints.save_during_training(save_on_epoch_end_or_stepwise_common, run.args, True, 0, sd_saver, None)
+
+
+def old_full(run: Run, event: Event) -> None:
+    """The same in sd-scripts 0.6, whose saver gets no functions and writes the file where it belongs."""
+    library = types.ModuleType("library.model_util")
+
+    def save_file(tensors: Any, filename: str, metadata: Any = None) -> None:
+        safetensors.torch.serialize_file({}, filename)
+        if "dog-ema" in filename:
+            event()
+        safetensors.torch.save_file(tensors, filename, metadata)
+
+    library.save_file = save_file  # type: ignore[attr-defined]
+
+    def save_sd_model_on_train_end(args, src_path, text_encoder, unet, vae):
+        library.save_file(run.weights(), str(Path(args.output_dir, f"{args.output_name}.safetensors")))
+
+    sys.modules["library.model_util"] = library
+    try:
+        checkpoints.save_at_end(save_sd_model_on_train_end, run.args, "", None, None, None)
+    finally:
+        del sys.modules["library.model_util"]
+
+
+def old_folder(run: Run, event: Event) -> None:
+    """sd-scripts 0.6 in diffusers form."""
+    library = types.ModuleType("library.model_util")
+
+    def save_diffusers_checkpoint(v2: bool, output_dir: str, text_encoder: Any, unet: Any) -> None:
+        for part in ("text_encoder", "unet"):
+            Path(output_dir, part).mkdir(parents=True)
+            safetensors.torch.save_file(run.weights(), str(Path(output_dir, part, "model.safetensors")))
+            if "dog-ema" in output_dir:
+                event()
+
+    library.save_diffusers_checkpoint = save_diffusers_checkpoint  # type: ignore[attr-defined]
+
+    def save_sd_model_on_train_end(args, src_path, text_encoder, unet, vae):
+        folder = Path(args.output_dir, args.output_name)
+        folder.mkdir()
+        library.save_diffusers_checkpoint(False, str(folder), text_encoder, unet)
+
+    sys.modules["library.model_util"] = library
+    try:
+        checkpoints.save_at_end(save_sd_model_on_train_end, run.args, "", None, None, None)
+    finally:
+        del sys.modules["library.model_util"]
+
+
+def lora(run: Run, event: Event) -> None:
+    def write(file: str, average: Any) -> None:
+        safetensors.torch.save_file(run.weights(), file)
+        if average is not None:
+            event()
+
+    settings = options.read(run.args)
+    assert settings is not None
+    Twins(run.args, settings).save(str(Path(run.args.output_dir, "dog.safetensors")), write)
+
+
+def state(run: Run, event: Event) -> None:
+    """The resume state; the event comes while the EMA's file is being written."""
+    from kohya_ext.ema import checkpoint
+
+    class Accelerator:
+        def prepare(self, *models: Any) -> Any:
+            return models
+
+        def save_state(self, output_dir: str) -> None:
+            Path(output_dir).mkdir()
+
+        def load_state(self, input_dir: str) -> None: ...
+
+    accelerator = accelerators.prepare_accelerator(lambda args: Accelerator(), run.args)
+    averaging.follow(run.optimizer)
+    run.step(2)
+    fsync = os.fsync
+
+    def interrupted(number: int) -> None:
+        event()
+        fsync(number)
+
+    checkpoint.os.fsync = interrupted
+    try:
+        accelerator.save_state(str(Path(run.args.output_dir, "state")))
+    finally:
+        checkpoint.os.fsync = fsync
+
+
+SAVES = [full, old_full, old_folder, lora, state]
+
+
+def left_over(folder: Path) -> list[str]:
+    """All files and folders there are, but for the raw ones."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return sorted(found - {"dog.safetensors", "state", "dog", "outcome"} - {p for p in found if p.startswith("dog/")})
+
+
+@pytest.mark.parametrize("save", SAVES, ids=lambda save: save.__name__)
+def test_a_whole_save(begin: Begin, tmp_path: Path, save: Callable[[Run, Event], None]) -> None:
+    """What the tests below interrupt does work: else they would show nothing."""
+    run = begin()
+    run.step(3)
+    save(run, lambda: None)
+    if save is full:
+        return  # its file is cut short on purpose
+    (file,) = [path for path in tmp_path.rglob("*ema*.safetensors") if path.parent.name != "text_encoder"] or [
+        tmp_path / "dog-ema" / "unet" / "model.safetensors"
+    ]
+    found = safetensors.torch.load_file(file)
+    assert len(found) == 2
+    if save is not state:
+        assert close(found, run.expected())
+
+
+@pytest.mark.parametrize("save", SAVES, ids=lambda save: save.__name__)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_exception(
+    begin: Begin, tmp_path: Path, save: Callable[[Run, Event], None], error: type[BaseException]
+) -> None:
+    run = begin()
+    run.step(3)
+
+    def fail() -> None:
+        raise error
+
+    before = run.weights()
+    with pytest.raises(error):
+        save(run, fail)
+    assert same(run.weights(), before) or save is state  # which has made two steps of its own
+    assert same(run.weights(), run.history[-1])
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("save", SAVES, ids=lambda save: save.__name__)
+def test_sigterm_ends_the_process_and_leaves_nothing(
+    begin: Begin, tmp_path: Path, save: Callable[[Run, Event], None]
+) -> None:
+    run = begin()
+    run.step(3)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            save(run, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("save", SAVES, ids=lambda save: save.__name__)
+def test_weights_are_raw_again_for_who_handles_sigterm(
+    begin: Begin, tmp_path: Path, save: Callable[[Run, Event], None]
+) -> None:
+    """A run with a handler of its own, which saves what it has on the way out."""
+    run = begin()
+    run.step(3)
+
+    def handler(number: int, frame: Any) -> None:
+        raise SystemExit(7)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(SystemExit, match="7"):
+            save(run, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert same(run.weights(), run.history[-1])
+    assert left_over(tmp_path) == []
+
+
+def test_after_a_save_sigterm_is_what_it_was(begin: Begin) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        run = begin()
+        run.step(3)
+        lora(run, lambda: None)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
