@@ -1,0 +1,164 @@
+"""What stands on a page, and what must never get onto it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kohya_ext.card import model as models
+from kohya_ext.card.changelog import parse
+from kohya_ext.card.page import YOURS, Author, Page, page
+from tests.tensors.files import write
+
+LORA_KEYS = {"lora_unet_x.lora_down.weight": (4, 8), "lora_te2_y.lora_up.weight": (8, 4)}
+METADATA = {
+    "ss_network_dim": "16", "ss_network_alpha": "16.0", "ss_optimizer": "kohya_ext.optim.AdaCoor(eps=1e-08)",
+    "ss_learning_rate": "1.0", "ss_unet_lr": "1.0", "ss_text_encoder_lr": "0.5", "ss_epoch": "100",
+    "ss_dataset_dirs": json.dumps({"5_ewpp woman": {"n_repeats": 5}, "reg": {}}),
+    "ss_sd_model_name": "/home/somebody/models/base.safetensors", "ss_session_id": "42", "ss_min_snr_gamma": "5.0",
+    "ss_training_started_at": "1700000000.0", "ss_training_finished_at": "1700009000.0", "ss_noise_offset": "None",
+    "ss_resolution": "(1024, 768)", "ss_network_module": "networks.lora", "ss_clip_skip": "2",
+}  # fmt: skip
+PRESET = {
+    "optimizer": "AdaCoor", "optimizer_args": "eps=1e-8", "learning_rate": 1.0, "max_train_epochs": 100,
+    "train_batch_size": 1, "lr_scheduler": "constant", "mixed_precision": "fp16", "min_snr_gamma": 5,
+    "max_resolution": "1024,1024", "train_text_encoder": True, "noise_offset": 0,
+    "additional_parameters": "--enable_ema --ema_decay=0.9995",
+}  # fmt: skip
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> models.Model:
+    write(tmp_path / "femme.safetensors", LORA_KEYS, METADATA)
+    return models.read(tmp_path / "femme.safetensors")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> models.Model:
+    keys = {"model.diffusion_model.a": (8, 8), "conditioner.embedders.1.model.b": (4, 4), "logit_scale": ()}
+    write(tmp_path / "full.safetensors", keys)
+    return models.read(tmp_path / "full.safetensors")
+
+
+def made(model: models.Model, author: Author | None = None, site: str = "civitai", **more: Any) -> Page:
+    return page(model, author or Author(), site, **{"preset": {}, **more})
+
+
+def test_what_the_file_records(lora: models.Model) -> None:
+    text = made(lora).text
+    for row in (
+        "LoRA for SDXL 1.0, fp16, 64 weights",
+        "| Base model | base.safetensors |",
+        "| Method | LoRA training, rank 16, alpha 16 |",
+        "| Optimizer | AdaCoor (eps=1e-08) |",
+        "| Learning rate | 1, text encoder 0.5 |",
+        "| Epochs | 100 |",
+        "| Resolution | 1024x768 |",
+        "| Min SNR gamma | 5.0 |",
+        "| Trained | 2023-11-15, in 2 h 30 min |",
+        "- Clip skip: 2",
+        "folders were called `ewpp woman`",
+    ):
+        assert row in text
+    assert "Noise offset" not in text
+
+
+def test_what_is_private_stays_out(lora: models.Model) -> None:
+    assert "somebody" not in made(lora).text and "42" not in made(lora).text
+
+
+def test_the_preset_fills_in(checkpoint: models.Model) -> None:
+    text = made(checkpoint, preset=PRESET).text
+    for row in (
+        "checkpoint for SDXL 1.0",
+        "| Method | full fine-tune, text encoders too |",
+        "| Optimizer | AdaCoor (eps=1e-8) |",
+        "| Min SNR gamma | 5 |",
+        "| EMA | of the same run, decay 0.9995 |",
+        "- Size: 1024x1024",
+    ):
+        assert row in text
+    assert "Noise offset" not in text
+
+
+def test_the_file_wins_over_the_preset(lora: models.Model) -> None:
+    assert "| Resolution | 1024x768 |" in made(lora, preset=PRESET).text
+
+
+def test_order(lora: models.Model) -> None:
+    author = Author(description="Makes portraits.", triggers=["femme ewpp"], versions=parse("## 1.0\n- first"))
+    text = made(lora, author).text
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# femme", "## Trigger words", "## Generation parameters", "## Usage notes", "## Permissions", "## File",
+        "## Training", "## Change log", "### 1.0",
+    ]  # fmt: skip
+    assert text.index("Makes portraits.") < text.index("## Trigger words") < text.index("`femme ewpp`")
+
+
+def test_missing_places_are_named(lora: models.Model) -> None:
+    assert made(lora).missing == ("description", "triggers", "notes", "permissions")
+    full = Author(description="a", triggers=["b"], notes="c", permissions={"sell-images": True, "sell-model": False})
+    assert made(lora, full).missing == ()
+    assert "- Allowed: sell images" in made(lora, full).text and "- Not allowed: sell it" in made(lora, full).text
+
+
+def test_front_matter(lora: models.Model, checkpoint: models.Model) -> None:
+    yaml = pytest.importorskip("yaml")
+    text = made(lora, Author(triggers=['a "b": c', "no"]), "huggingface").text
+    found = yaml.safe_load(text.split("---\n")[1])
+    assert found["instance_prompt"] == 'a "b": c, no' and found["base_model_relation"] == "adapter"
+    assert found["license"] == "openrail++" and "lora" in found["tags"]
+    found = yaml.safe_load(made(checkpoint, Author(licence="no"), "huggingface").text.split("---\n")[1])
+    assert found["license"] == "no" and found["base_model_relation"] == "finetune" and "lora" not in found["tags"]
+    assert not made(lora).text.startswith("---")
+
+
+def test_the_authors_front_matter_stays(lora: models.Model) -> None:
+    before = made(lora, site="huggingface").text.replace(YOURS, f"{YOURS}\nlanguage: en")
+    after = made(lora, site="huggingface", before=before).text
+    assert f"{YOURS}\nlanguage: en\n---\n" in after
+
+
+def test_edits_stay(lora: models.Model) -> None:
+    before = made(lora).text.replace("(Say in one or two sentences what this model makes.)", "Mine.")
+    after = made(lora, Author(description="Other."), before=before)
+    assert "\nMine.\n" in after.text and "Other." not in after.text and after.kept == ("description",)
+
+
+def test_an_average_says_so(tmp_path: Path) -> None:
+    found = {"kohya_ext_ema_schedule": "debiased", "kohya_ext_ema_decay": "0.9995"}
+    write(tmp_path / "x-ema.safetensors", {"double_blocks.0.a": (2, 2)}, found)
+    text = made(models.read(tmp_path / "x-ema.safetensors")).text
+    assert "this file is the average of the weights (schedule debiased, decay 0.9995)" in text and "FLUX" in text
+
+
+NASTY = st.text(max_size=60) | st.sampled_from(
+    [
+        "<script>alert(1)</script>",
+        "a | b\n# c",
+        "<!-- kohya-ext end notes -->",
+        "---\nx: y",
+        "`" * 3,
+        "[",
+        "9" * 400,
+        "{" * 99,
+    ]
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.dictionaries(st.sampled_from([*METADATA, "modelspec.title", "modelspec.description"]), NASTY))
+def test_foreign_metadata_is_harmless(tmp_path: Path, values: dict[str, str]) -> None:
+    path = tmp_path / "m.safetensors"
+    clean = {key: value.encode("utf-8", "replace").decode() for key, value in values.items()}
+    write(path, LORA_KEYS, {**METADATA, **clean})
+    text = made(models.read(path)).text
+    assert "<script" not in text and text.count("<!-- kohya-ext begin") == text.count("<!-- kohya-ext end") == 5
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(headings) == 7 and len([line for line in text.splitlines() if line.startswith("|--")]) == 2
