@@ -113,13 +113,13 @@ class AdaCoor(torch.optim.Optimizer):
         index = elements = 0
         for group in self.param_groups:
             rule = settings.rule_of(group)
-            gathered: list[Job] = []
+            small: list[Job] = []
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_one(parameter, index, group, rule, gathered if group["foreach"] else None)
+                    self._step_one(parameter, index, group, rule, small)
                     elements += parameter.numel()
                 index += 1
-            step_many(self._sliced, rule, gathered)
+            self._step_small(group, rule, small)
         if elements:
             self._skips.end_step(elements)
         return loss
@@ -138,8 +138,9 @@ class AdaCoor(torch.optim.Optimizer):
         self._step_one(parameter, index, own, settings.rule_of(own), None)
 
     def _step_one(
-        self, parameter: Tensor, index: int, group: dict[str, Any], rule: Rule, gathered: list[Job] | None
+        self, parameter: Tensor, index: int, group: dict[str, Any], rule: Rule, small: list[Job] | None
     ) -> None:
+        """Step a parameter, or add it to `small`, if given, where it is to be stepped together with others."""
         gradient = parameter.grad
         if gradient is None or not parameter.numel():
             return
@@ -153,20 +154,29 @@ class AdaCoor(torch.optim.Optimizer):
         with _flattened(parameter, gradient, state["vt"]) as flat:
             weights, grad, vt = flat.views
             job = Job(weights, grad, {**state, "vt": vt}, state["step"], index)
-            self._dispatch(group, rule, job, gathered if flat.in_place else None)
+            if small is not None and flat.in_place and self._is_gathered(group, rule, job):
+                small.append(job)
+            else:
+                self._dispatch(group, rule, job)
 
-    def _dispatch(self, group: dict[str, Any], rule: Rule, job: Job, gathered: list[Job] | None) -> None:
-        vt = job.state["vt"]
-        fused = group["fused"]
-        if (fused or (fused is None and not group["foreach"])) and torch_adagrad.available(
-            rule, job.weights, job.gradient, vt
-        ):
-            torch_adagrad.step_(self._sliced, rule, job.weights, job.gradient, vt)
-        elif fused and job.weights.numel() >= SMALLEST:
+    @staticmethod
+    def _is_gathered(group: dict[str, Any], rule: Rule, job: Job) -> bool:
+        if group["foreach"]:
+            return True
+        return job.weights.numel() <= torch_adagrad.SMALL and _takes_torchs_kernel(group, rule, job)
+
+    def _step_small(self, group: dict[str, Any], rule: Rule, small: list[Job]) -> None:
+        if group["foreach"]:
+            step_many(self._sliced, rule, small)
+        else:
+            torch_adagrad.step_many(self._sliced, rule, small)
+
+    def _dispatch(self, group: dict[str, Any], rule: Rule, job: Job) -> None:
+        if _takes_torchs_kernel(group, rule, job):
+            torch_adagrad.step_(self._sliced, rule, job.weights, job.gradient, job.state["vt"])
+        elif group["fused"] and job.weights.numel() >= SMALLEST:
             skipped = self._compiled.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
             self._skips.add_count(skipped)
-        elif gathered is not None:
-            gathered.append(job)
         else:
             self._sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
 
@@ -229,6 +239,11 @@ class AdaCoor(torch.optim.Optimizer):
         )
         self.state[parameter] = {"step": int(saved.get("step", 0)), **accumulator}
         return converted
+
+
+def _takes_torchs_kernel(group: dict[str, Any], rule: Rule, job: Job) -> bool:
+    asked = group["fused"] or (group["fused"] is None and not group["foreach"])
+    return bool(asked) and torch_adagrad.available(rule, job.weights, job.gradient, job.state["vt"])
 
 
 class _flattened:  # noqa: N801  (used as a context, like a function)

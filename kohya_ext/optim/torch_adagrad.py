@@ -1,21 +1,26 @@
 """The 32-bit accumulator on a CPU: torch's own fused Adagrad kernel, to which AdaCoor is equal there.
 
-The kernel knows no bad gradients, so each slice is checked first, while it is on its way into the cache.
+The kernel knows no bad gradients. So a tensor is walked in slices: each gradient slice is checked, which brings it into
+the cache, and the kernel finds it there. The gradient makes no second trip to memory.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kohya_ext.elements import slices
+from kohya_ext.optim.batched import Job
 from kohya_ext.optim.rule import Rule, constants
 from kohya_ext.optim.sliced import SlicedStep
 
-# measured: larger slices fall out of the cache between check and kernel, smaller ones cost calls
-_SLICE = 1 << 18
+# Measured: larger slices fall out of the cache between check and kernel, smaller ones cost calls and waits for threads.
+_SLICE = 1 << 19
+# Below this size calls cost more than arithmetic: such tensors are checked together and stepped in one call.
+SMALL = 1 << 15
 _ONE = torch.ones(())
 
 
@@ -27,23 +32,58 @@ def available(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool
 
 def step_(sliced: SlicedStep, rule: Rule, weights: Tensor, gradient: Tensor, total: Tensor) -> None:
     """One step in place for flat tensors."""
-    numbers = constants(rule, total.dtype, total.device)
     for start, length in slices(weights.numel(), _SLICE):
         part = slice(start, start + length)
-        # a norm is finite only if every element and every square is
-        if not math.isfinite(float(torch.linalg.vector_norm(gradient[part]))):
+        if usable(gradient[part]):
+            _kernel([weights[part]], [gradient[part]], [total[part]], rule)
+        else:
             sliced.step(rule, weights[part], gradient[part], {"vt": total[part]}, 0, 0)
-            continue
-        if rule.decay != 1:
-            weights[part].mul_(rule.decay)
-        torch._fused_adagrad_(
-            [weights[part]],
-            [gradient[part]],
-            [total[part]],
-            [_ONE],
-            lr=-float(numbers.negative_lr),
-            lr_decay=0.0,
-            weight_decay=0.0,
-            eps=float(numbers.added),
-            maximize=rule.maximize,
-        )
+
+
+def step_many(sliced: SlicedStep, rule: Rule, jobs: Sequence[Job]) -> None:
+    """One step in place for flat tensors that are small, a slice's worth of them at a time."""
+    batch: list[Job] = []
+    size = 0
+    for job in jobs:
+        if size + job.weights.numel() > _SLICE:
+            _step_batch(sliced, rule, batch)
+            batch, size = [], 0
+        batch.append(job)
+        size += job.weights.numel()
+    _step_batch(sliced, rule, batch)
+
+
+def usable(gradient: Tensor) -> bool:
+    """Whether every element of a flat gradient and every square is finite: only then is the sum of squares.
+
+    A sum that overflows although no square does sends the slice down the careful path, which takes longer and no harm.
+    """
+    return math.isfinite(float(torch.dot(gradient, gradient)))
+
+
+def _step_batch(sliced: SlicedStep, rule: Rule, jobs: Sequence[Job]) -> None:
+    if not jobs:
+        return
+    gradients = [job.gradient for job in jobs]
+    if usable(torch.cat(gradients)):
+        _kernel([job.weights for job in jobs], gradients, [job.state["vt"] for job in jobs], rule)
+        return
+    for job in jobs:
+        step_(sliced, rule, job.weights, job.gradient, job.state["vt"])
+
+
+def _kernel(weights: list[Tensor], gradients: list[Tensor], totals: list[Tensor], rule: Rule) -> None:
+    if rule.decay != 1:
+        torch._foreach_mul_(weights, rule.decay)
+    numbers = constants(rule, torch.float32, weights[0].device)
+    torch._fused_adagrad_(
+        weights,
+        gradients,
+        totals,
+        [_ONE] * len(weights),
+        lr=-float(numbers.negative_lr),
+        lr_decay=0.0,
+        weight_decay=0.0,
+        eps=float(numbers.added),
+        maximize=rule.maximize,
+    )
