@@ -1,0 +1,121 @@
+"""`kohya-ext prompts`: a sample-prompt file for Kohya, as the guide judges models."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kohya_ext.cli.common import add_json
+from kohya_ext.cli.output import Output
+from kohya_ext.errors import DONE, ConflictError, KohyaExtError, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.evaluation.prompts import Caption
+
+MOST = 100  # prompts of a kind: with four seeds each, more is nobody's patience
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("prompts", help="prompts to judge a model by: captions, near ones, generic ones")
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="the folder of training images, with all in it")
+    add("--output", type=Path, metavar="FILE", help="a .txt for Kohya's sample prompts and for `grid`; else printed")
+    add("--overwrite", action="store_true", help="replace FILE if it exists")
+    add("--count", type=int, default=4, metavar="N", help="of each kind (default 4); generic ones four times")
+    add("--trigger", default="", metavar="WORDS", help="the token of the concept, which near prompts shall hold")
+    add("--seed", type=int, default=1, metavar="N", help="of the choice and of the pictures (default 1)")
+    add("--size", default="1024x1024", metavar="WxH", help="of the pictures (default 1024x1024)")
+    add("--steps", type=int, default=30, metavar="N", help="default 30")
+    add("--cfg", type=float, default=7.0, metavar="X", help="default 7")
+    add("--negative", default="", metavar="PROMPT")
+    add("--extension", default=".txt", metavar=".EXT", help="of caption files (default .txt)")
+    add_json(parser)
+    parser.set_defaults(run=prompts)
+
+
+def prompts(arguments: argparse.Namespace) -> int:
+    """Read the captions, choose, write or print."""
+    from kohya_ext.dataset.images import require_folder
+    from kohya_ext.evaluation import promptfile
+    from kohya_ext.evaluation.prompts import Settings, make
+
+    out = Output("prompts", arguments.json)
+    width, height = _size(arguments.size)
+    _check(arguments)
+    settings = Settings(
+        count=arguments.count, seed=arguments.seed, width=width, height=height, steps=arguments.steps,
+        cfg=arguments.cfg, negative=arguments.negative, trigger=arguments.trigger.strip(),
+    )  # fmt: skip
+    captions = list(_captions(require_folder(arguments.folder), arguments.extension, out))
+    made = make(captions, settings)
+    text = promptfile.document(made)
+    if arguments.output:
+        _write(arguments.output, text, overwrite=arguments.overwrite)
+        sections = list(dict.fromkeys(prompt.section for prompt in made))
+        out.item("written", f"{arguments.output}: {len(made)} prompts from {len(captions)} captions")
+        for section in sections:
+            out.item("", f"{sum(prompt.section == section for prompt in made)} {section}")
+    elif not arguments.json:
+        sys.stdout.write(text)
+    return out.finish(
+        DONE,
+        captions=len(captions),
+        output=str(arguments.output) if arguments.output else None,
+        prompts=[{**vars(prompt), "line": promptfile.line(prompt)} for prompt in made],
+    )
+
+
+def _captions(folder: Path, suffix: str, out: Output) -> Iterator[Caption]:
+    """The captions of the images; an image without a caption file speaks by its name, as the guide has it."""
+    from kohya_ext.dataset import texts
+    from kohya_ext.dataset.images import images_in
+    from kohya_ext.dataset.names import caption_of
+    from kohya_ext.evaluation.prompts import Caption
+
+    for image in images_in(folder, recursive=True):
+        try:
+            caption = texts.read(folder, image.with_suffix(suffix))
+        except KohyaExtError as error:
+            out.warn(f"passed over: {error}")
+            continue
+        # Kohya trains with the first line only
+        text = caption.text.partition("\n")[0] if caption else caption_of(image.stem)
+        yield Caption(text.strip(), image.as_posix())
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{2,4})[x,](\d{2,4})", text.strip())
+    if not match or not all(64 <= int(side) <= 4096 and int(side) % 8 == 0 for side in match.groups()):
+        raise UsageError(f"--size {text!r}: give WxH from 64 to 4096 in multiples of 8, as in 1024x1024")
+    return int(match[1]), int(match[2])
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not 1 <= arguments.count <= MOST:
+        raise UsageError(f"--count {arguments.count}: from 1 to {MOST}")
+    if not 1 <= arguments.steps <= 1000:
+        raise UsageError(f"--steps {arguments.steps}: from 1 to 1000, as Kohya takes them")
+    if not 0 <= arguments.cfg <= 100:
+        raise UsageError(f"--cfg {arguments.cfg}: from 0 to 100")
+    if not 0 <= arguments.seed < 2**32:
+        raise UsageError(f"--seed {arguments.seed}: from 0 to {2**32 - 1}")
+
+
+def _write(path: Path, text: str, *, overwrite: bool) -> None:
+    from kohya_ext.files.atomic import write_atomic
+
+    if path.suffix != ".txt":
+        raise UsageError(f"{path}: Kohya knows a prompt file of lines by its name: it must end in .txt")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {path.parent} does not exist; make it first")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ConflictError(f"{path} exists; give --overwrite to replace it, or another name. Nothing was written")
+    try:
+        write_atomic(path, text.encode("utf-8"))
+    except OSError as error:
+        raise ConflictError(f"{path} cannot be written: {error.strerror or error}. Nothing was written") from error
