@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.contradictions import contradictions
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
+from kohya_ext.presets.defects import RULE as DEFECT
+from kohya_ext.presets.defects import release_defects
 from kohya_ext.presets.document import Preset
-from kohya_ext.presets.findings import LEVELS, Finding
-from kohya_ext.presets.keys import DEAD, PATHS, PERSONAL, PRIVATE, RENAMED, SECRETS
+from kohya_ext.presets.findings import LEVELS, Finding, Level
+from kohya_ext.presets.keys import DEAD, EXTRA, KEYS_OF_FLAGS, PRIVATE, RENAMED
 from kohya_ext.presets.migration import LoadError
+from kohya_ext.presets.privacy import private_findings
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.schema import Field
 
@@ -23,13 +27,15 @@ def check(preset: Preset, release: Release) -> list[Finding]:
     except LoadError as error:
         value = preset.values.get(error.key)
         return [Finding("error", "load-fails", error.key, value, f"nothing is applied: {error}", "give it one value")]
+    form = _effective(values, release)
     findings = [
         *_unknown({key: value for key, value in values.items() if key in preset.values}, release),
-        *_private(values),
+        *private_findings(values),
+        *_loading(preset.values, values, release),
         *_typed(values, release),
-        *_missing(values, release),
-        *_release_defects(values, release),
-        *contradictions(_effective(values, release), release),
+        *_missing(preset.values, values, release),
+        *release_defects(form, release),
+        *contradictions(form, release),
     ]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
@@ -47,21 +53,22 @@ def _unknown(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             yield Finding("warning", "unknown-key", key, values[key], effect, "remove it, or fit the preset")
 
 
-def _private(values: Mapping[str, Any]) -> Iterator[Finding]:
-    for key in sorted(set(values) & PRIVATE):
-        value = values[key]
-        if not isinstance(value, str) or not value:
-            continue
-        if key in SECRETS:
-            yield Finding(
-                "error", "secret", key, "...", "whoever gets the file gets the secret", "remove it, revoke it"
-            )
-        elif key in PATHS:
-            yield Finding("warning", "path", key, value, "a path of the machine it was made on", "remove it")
-        elif key in PERSONAL and key not in ("model_list", "training_preset"):
-            yield Finding(
-                "note", "personal", key, value, "belongs to one machine, account or run", "remove it to share"
-            )
+def _loading(given: Mapping[str, Any], values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+    """Values that become others while the GUI loads the preset."""
+    for key, value in given.items():
+        if key in release.schema.fields and key in values and isinstance(value, (str, float)) and value != "":
+            number, became = parse_number(value), parse_number(values[key])
+            if value == values[key] or number == became:
+                continue
+            effect = f"this release turns it into {values[key]!r} when it loads the preset"
+            if isinstance(value, float):
+                yield Finding("error", DEFECT, key, value, effect, "type it into the field after loading")
+            else:
+                level: Level = "warning" if number is None or values[key] else "error"
+                yield Finding(level, "lost-in-loading", key, value, effect, "write the number as the field takes it")
+    if release.migration.takes_wandb and given.get("use_wandb") is True:
+        effect = "lost: this release looks for the text 'True' when it turns the key into log_with"
+        yield Finding("warning", "lost-in-loading", "use_wandb", True, effect, 'write "log_with": "wandb" instead')
 
 
 def _typed(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
@@ -76,6 +83,10 @@ def _typed(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             yield Finding("warning", "null", key, value, "the field keeps what it showed before", "give it a value")
         elif isinstance(value, (list, dict)):
             yield Finding("error", "wrong-type", key, value, "no field takes a list or an object", "give it one value")
+        elif isinstance(value, bool) and one.component in ("Number", "Slider", "Textbox"):
+            became = repr(str(value)) if one.component == "Textbox" else int(value)
+            effect = f"a switch where a {one.component} belongs: it becomes {became}"
+            yield Finding("warning", "wrong-type", key, value, effect, "give it a number or a text")
         else:
             yield from _judged(value, one, release)
 
@@ -113,6 +124,9 @@ def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
         if not isinstance(value, str):
             yield Finding("error", "not-finite", one.key, str(value), "no number to train with", "give it a number")
         return
+    if one.precision == 0 and not float(number).is_integer():
+        effect = f"the field takes whole numbers: it becomes {round(number)}"
+        yield Finding("warning", "rounded", one.key, value, effect, "give it a whole number")
     low, high = one.minimum, one.maximum
     if (low is not None and number < low) or (high is not None and number > high):
         fails = one.component == "Number" or (gradio is not None and gradio >= 6)
@@ -136,43 +150,33 @@ def _choice(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
     yield Finding("error" if fails else "warning", "not-offered", one.key, value, effect, cure)
 
 
-def _missing(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+def _missing(given: Mapping[str, Any], values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+    cure = "fit the preset: it is completed"
     for key, one in release.schema.fields.items():
-        if key in PRIVATE or one.wired_to is not None or key in values:
+        if key in PRIVATE or one.wired_to is not None or given.get(key) is not None:
             continue
-        effect = "the field keeps what it showed before: a preset chosen earlier leaks through"
-        yield Finding("warning", "missing-key", key, None, effect, "fit the preset: it is completed")
-    if release.migration.zeroed and not values.get("learning_rate") and "learning_rate" in release.schema.fields:
-        effect = "set to 0 when absent or no number: nothing would be trained"
-        yield Finding(
-            "error", "zeroed", "learning_rate", values.get("learning_rate"), effect, "give it a learning rate"
-        )
-
-
-def _release_defects(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
-    cached = values.get("cache_latents") is True or bool(values.get("dataset_config"))
-    if release.wants_cached_latents and release.schema.tab == "finetune" and not cached:
-        effect = (
-            "the training script stops with AttributeError: this sd-scripts needs cached latents with metadata files"
-        )
-        cure = "switch cache_latents on and random_crop off, or use another sd-scripts"
-        yield Finding("error", "release-defect", "cache_latents", values.get("cache_latents"), effect, cure)
-    warmup = release.schema.fields.get("lr_warmup")
-    if warmup is None or warmup.component != "Slider" or not isinstance(warmup.default, str):
-        return
-    if release.gradio is not None and release.gradio >= 6:
-        effect = "the slider starts as a text, which gradio 6 refuses: every click in the tab fails"
-        cure = "put `lr_warmup = 0` under [basic] in config.toml beside the GUI"
-        yield Finding("error", "release-defect", "lr_warmup", warmup.default, effect, cure)
+        if key == "learning_rate" and key in release.migration.zeroed:
+            effect = "this release sets it to 0 when it is absent: nothing would be trained"
+            yield Finding("error", "zeroed", key, None, effect, "give it a learning rate")
+        elif key == "optimizer" or key in release.migration.zeroed:
+            effect = f"this release sets it to {values[key]!r} when it is absent, whatever the field shows"
+            yield Finding("warning", "zeroed", key, None, effect, cure)
+        elif key not in values:
+            effect = "the field keeps what it showed before: a preset chosen earlier leaks through"
+            yield Finding("warning", "missing-key", key, None, effect, cure)
 
 
 def _effective(values: Mapping[str, Any], release: Release) -> dict[str, Any]:
-    """What the form holds after the preset is loaded into a fresh GUI."""
-    result = {}
+    """What training gets after the preset is loaded into a fresh GUI; "additional parameters" have the last word."""
+    result: dict[str, Any] = {}
     for key, one in release.schema.fields.items():
         value = values.get(key)
         if value is None:
             start = shown_at_start(one)
             value = start.value if start.usable else None
         result[key] = value
+    for name, value in flags_in(result.get(EXTRA)).items():
+        key = KEYS_OF_FLAGS.get(name, name)
+        if key in result:
+            result[key] = value
     return result

@@ -19,7 +19,7 @@ from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
 from kohya_ext.presets.rehearsal import Rehearsed, Surroundings, rehearse
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.schema import Schema, Tab, offering_adacoor
+from kohya_ext.presets.schema import Field, Schema, Tab, offering_adacoor
 from kohya_ext.presets.sources import FolderSources
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ CONCEPT = re.compile(r"\d+_\w+")
 
 
 MERGE = "merge_captions_to_metadata.py"  # the step that writes the captions' metadata
-SHELL_CHARACTERS = ('"', "$", "`", "\\")  # what still has a meaning between the double quotes that the GUI puts
+# Up to v23.1 commands are lines for a shell; what means something there, and what still does between double quotes.
+SHELL_CHARACTERS = ("$", "`", "\\", ";", "|", "&", "<", ">", "\n", "\r")
+QUOTE = '"'
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Project:
             DATA_KEYS[tab]: str(self.data.resolve()),
             "pretrained_model_name_or_path": str(model.resolve()) if model.exists() else self.model,
             "output_dir": output,
-            "train_dir": output,
             "output_name": self.name,
+            **({"train_dir": output} if tab == "finetune" else {}),
         }
 
     def pictures(self, tab: Tab) -> dict[str, list[str]]:
@@ -95,33 +97,63 @@ def _names(folder: Path) -> list[str]:
 def commands(preset: Preset, release: Release, checkout: Checkout, project: Project, where: Surroundings) -> Rehearsed:
     """What the GUI of the checkout would run for a preset and a project.
 
-    Raises UsageError when the data folder is missing or empty or a field is unknown, UnsupportedError when the release
-    cannot take the preset
-    or its code cannot be followed.
+    Raises UsageError when the data folder is missing or empty, a field is unknown or a text would mean something else
+    in a shell; UnsupportedError when the release cannot take the preset or its code cannot be followed.
     """
     schema = offering_adacoor(release.schema)
-    given = project.settings(schema.tab)
     form: dict[str, Any] = {}
     for key, one in schema.fields.items():
         start = shown_at_start(one)
         form[key] = "" if key in SECRETS or not start.usable else start.value
-    form.update(fit(preset, schema, arguments=release.flags).values)
-    form.update(given)
+    fitted = fit(preset, schema, arguments=release.flags, keep_personal=True)
+    form.update(fitted.values)
+    form.update(project.settings(schema.tab))
     form.update(_typed(project.fields, schema))
+    form = {key: as_sent(value, schema.fields.get(key), release.gradio) for key, value in form.items()}
     pictures = project.pictures(schema.tab)
     result = rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
+    _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
+    secret = sorted({key for key in SECRETS if preset.values.get(key)})
+    if secret:
+        result.complaints.append(
+            f"{', '.join(secret)} left out: secrets are not taken from presets; give them with --set"
+        )
     if form.get("create_caption") is True and MERGE not in str(result.preparation):
         result.complaints.append(
             f"this release's GUI never runs {MERGE} (a fault of v24.1.2 and v24.1.3): no metadata is there unless "
             "you run it first; or use another release"
         )
-    unsafe = [value for value in given.values() if any(character in value for character in SHELL_CHARACTERS)]
-    if unsafe and isinstance(result.training, str):
-        raise UsageError(
-            f"{unsafe[0]}: this release builds a shell line, where {' '.join(SHELL_CHARACTERS)} mean something else; "
-            "rename the file or folder"
-        )
     return result
+
+
+def as_sent(value: Any, one: Field | None, gradio: int | None) -> Any:
+    """A number as the GUI gets it back from the browser: whole ones without a point, in number fields of gradio 3 with.
+
+    It shows where a release writes numbers into a line of text.
+    """
+    if one is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    if one.component == "Number" and one.precision is None and gradio == 3:
+        return float(value)
+    whole = one.component in ("Number", "Slider") and float(value).is_integer() and abs(value) < 2**53
+    return int(value) if whole else value
+
+
+def _refuse_what_a_shell_reads(result: Rehearsed, form: Mapping[str, Any], project: Mapping[str, str]) -> None:
+    """The GUI's own words have none of these characters: where a line holds one, a setting brought it."""
+    line = "".join(command for command in (*result.preparation, result.training) if isinstance(command, str))
+    if not line:
+        return
+    meant = [character for character in SHELL_CHARACTERS if character in line]
+    for key, value in form.items():
+        quoted = key in project and QUOTE in str(value)
+        if isinstance(value, str) and (quoted or any(character in value for character in meant)):
+            raise UsageError(
+                f"{key} = {value!r}: this release builds a shell line, where quotes and $ ` \\ ; | & < > mean "
+                "something else; change it, rename the file or folder"
+            )
+    if meant:
+        raise UsageError(f"a setting brings {' '.join(map(repr, meant))} into the shell line of this release")
 
 
 def _typed(fields: Mapping[str, str], schema: Schema) -> dict[str, Any]:

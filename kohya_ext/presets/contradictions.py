@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.keys import RATE_ONE
+from kohya_ext.presets.keys import EXTRA, RATE_ONE
 from kohya_ext.presets.release import Release
 from kohya_ext.upstream import ADACOOR
 
@@ -15,7 +16,7 @@ Values = Mapping[str, Any]
 
 RATES = ("learning_rate", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "text_encoder_lr", "unet_lr")
 HIGH_RATE = 0.1
-OUR_FLAGS = ("--enable_ema", "--ema_", "--kohya_ext_")
+OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
 # the GUI has words of its own for the default, or means accelerate, which takes others
 GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
 FUSED_OPTIMIZERS = ("adafactor", "adacoor")
@@ -33,10 +34,6 @@ def _optimizer(values: Values) -> str:
 
 def _number(values: Values, key: str) -> float:
     return parse_number(values.get(key) or 0) or 0
-
-
-def _words(values: Values) -> list[str]:
-    return str(values.get("additional_parameters") or "").replace('"', "").split()
 
 
 def _rates(values: Values, _: Release) -> Iterator[Finding]:
@@ -84,16 +81,19 @@ def _precision(values: Values, _: Release) -> Iterator[Finding]:
 
 
 def _fused(values: Values, release: Release) -> Iterator[Finding]:
-    flag = "--fused_backward_pass" in _words(values)
+    flag = flags_in(values.get(EXTRA)).get("fused_backward_pass") is True
     if not (values.get("fused_backward_pass") is True or flag):
         return
-    key = "additional_parameters" if flag else "fused_backward_pass"
+    key = EXTRA if flag else "fused_backward_pass"
     optimizer = _optimizer(values)
     if optimizer not in FUSED_OPTIMIZERS:
         effect = (
             f"the training script stops: the fused backward pass works with Adafactor{', AdaCoor' * release.patched}"
         )
         yield Finding("error", "fused-optimizer", key, values[key], effect, "change the optimizer or switch it off")
+    if optimizer == ADACOOR.casefold() and values.get("mixed_precision") == "fp16":
+        effect = "training stops: loss scaling of fp16 cannot be undone for gradients that are used at once"
+        yield Finding("error", "fused-fp16", key, values[key], effect, "set mixed_precision to bf16 or no")
     if _number(values, "gradient_accumulation_steps") > 1:
         effect = "the training script stops: gradients that are used at once cannot be accumulated"
         yield Finding("error", "fused-accumulation", key, values[key], effect, "set gradient_accumulation_steps to 1")
@@ -109,21 +109,40 @@ def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
     if _optimizer(values) == ADACOOR.casefold() and values.get("optimizer") != "kohya_ext.optim.AdaCoor":
         effect = "kohya_ext is not installed here: the training script does not know the optimizer and stops"
         yield Finding("error", "not-installed", "optimizer", values.get("optimizer"), effect, cure)
-    for word in _words(values):
-        if word.startswith(OUR_FLAGS):
-            effect = f"kohya_ext is not installed here: the training script refuses {word.split('=')[0]}"
-            yield Finding("error", "not-installed", "additional_parameters", word, effect, cure)
+    for name in flags_in(values.get(EXTRA)):
+        if name.startswith(OUR_FLAGS):
+            effect = f"kohya_ext is not installed here: the training script refuses --{name}"
+            yield Finding("error", "not-installed", EXTRA, f"--{name}", effect, cure)
+
+
+def _average(values: Values, release: Release) -> Iterator[Finding]:
+    """Flags of the average that stop the run, or that nothing listens to."""
+    flags = flags_in(values.get(EXTRA))
+    ours = [name for name in flags if name.startswith("ema_")]
+    if "enable_ema" not in flags:
+        if ours:
+            effect = f"--{ours[0]} without --enable_ema does nothing: no average is kept"
+            yield Finding("warning", "ema", EXTRA, f"--{ours[0]}", effect, "add --enable_ema, or remove it")
+        return
+    if _optimizer(values).endswith("schedulefree"):
+        effect = "training stops: a schedule-free optimizer averages by itself"
+        yield Finding("error", "ema", EXTRA, "--enable_ema", effect, "leave one of the two out")
+    if {"ema_schedule", "ema_exp_beta"} <= set(flags):
+        effect = "training stops: both choose a schedule"
+        yield Finding("error", "ema", EXTRA, "--ema_exp_beta", effect, "leave the older --ema_exp_beta out")
+    if release.schema.tab == "ti":
+        effect = "training stops: textual inversion has no model to average"
+        yield Finding("error", "ema", EXTRA, "--enable_ema", effect, "remove it")
 
 
 def _flags(values: Values, release: Release) -> Iterator[Finding]:
-    """Words of "additional parameters" that the training script does not take. Families other than SDXL pass unseen."""
+    """Flags of "additional parameters" that the training script does not take. Families other than SDXL pass unseen."""
     if not release.arguments or not _is_sdxl(values):
         return
-    for word in _words(values):
-        flag = word.split("=")[0]
-        if flag.startswith("--") and flag not in release.flags and not flag.startswith(OUR_FLAGS):
-            effect = f"the training script refuses {flag} and stops"
-            yield Finding("error", "unknown-flag", "additional_parameters", word, effect, "remove it")
+    for name in flags_in(values.get(EXTRA)):
+        if f"--{name}" not in release.flags and not name.startswith(OUR_FLAGS):
+            effect = f"the training script refuses --{name} and stops"
+            yield Finding("error", "unknown-flag", EXTRA, f"--{name}", effect, "remove it")
 
 
 def _choices(values: Values, release: Release) -> Iterator[Finding]:
@@ -132,6 +151,11 @@ def _choices(values: Values, release: Release) -> Iterator[Finding]:
         return
     for key, value in values.items():
         argument = release.arguments.get(key)
+        if argument is not None and isinstance(value, str) and value and argument.type in ("int", "float"):
+            if parse_number(value) is None:
+                effect = f"the training script stops: {argument.flag} takes a number"
+                yield Finding("error", "argument-type", key, value, effect, "give it a number")
+            continue
         if argument is None or argument.choices is None or value in ("", None, False) or key in GUI_TRANSLATES:
             continue
         if value not in argument.choices and str(value) not in map(str, argument.choices):
@@ -150,6 +174,7 @@ RULES: tuple[Callable[[Values, Release], Iterator[Finding]], ...] = (
     _precision,
     _fused,
     _unpatched,
+    _average,
     _flags,
     _choices,
 )

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.convert import convert, shown_at_start
 from kohya_ext.presets.document import Preset
-from kohya_ext.presets.keys import FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED
+from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS
+from kohya_ext.presets.privacy import without_paths, without_secrets
 from kohya_ext.presets.schema import Schema
 
 Action = Literal["dropped", "renamed", "converted", "changed", "filled", "moved"]
-EXTRA = "additional_parameters"
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,12 @@ class Fitted:
         self.steps.append(Step(action, key, before, after, reason))
 
 
-def fit(preset: Preset, schema: Schema, *, arguments: Collection[str] | None = None) -> Fitted:
+def fit(
+    preset: Preset, schema: Schema, *, arguments: Collection[str] | None = None, keep_personal: bool = False
+) -> Fitted:
     """The preset for the tab that `schema` describes.
 
+    keep_personal: leave paths and what belongs to one machine as they are, where the field takes them; secrets never.
     arguments: the flags that the installed training script takes, None when they are not known; a setting the GUI has
     no field for yet can go through "additional parameters" if the script knows its flag.
     Raises UnsupportedError when the preset requires something that this release lacks, its optimizer included.
@@ -61,9 +64,10 @@ def fit(preset: Preset, schema: Schema, *, arguments: Collection[str] | None = N
     fitted = Fitted()
     given = _renamed(preset.values, schema, fitted)
     _pass_flags(preset, given, schema, arguments, fitted)
-    _drop(given, schema, fitted)
+    _drop(given, schema, fitted, SECRETS if keep_personal else PRIVATE)
+    _clean(given, fitted, keep_personal=keep_personal)
     for key, one in schema.fields.items():
-        if key in PRIVATE or one.wired_to is not None:
+        if one.wired_to is not None or (key in PRIVATE and key not in given):
             continue
         if one.component is None:  # wiring unknown: nothing to convert by
             if key in given and (passed := convert(given[key], one)).usable:
@@ -143,12 +147,24 @@ def _pass_flags(
             fitted.note("dropped", key, wanted, None, f"this release has neither a field for it nor {flag}")
 
 
-def _drop(given: dict[str, Any], schema: Schema, fitted: Fitted) -> None:
+def _clean(given: dict[str, Any], fitted: Fitted, *, keep_personal: bool) -> None:
+    """Takes secrets and paths out of texts that may hold them among other things."""
+    for key, value in given.items():
+        cleaned = without_secrets(key, value)
+        if cleaned != value:
+            fitted.note("dropped", key, "...", cleaned, "a secret")
+        public = cleaned if keep_personal else without_paths(key, cleaned)
+        if public != cleaned:
+            fitted.note("dropped", key, cleaned, public, "a path of one machine")
+        given[key] = public
+
+
+def _drop(given: dict[str, Any], schema: Schema, fitted: Fitted, private: Collection[str]) -> None:
     for key in sorted(given):
         one = schema.fields.get(key)
         if one is None:
             reason = "this release has no such setting"
-        elif key in PRIVATE:
+        elif key in private:
             reason = "belongs to one machine or person"
         elif one.wired_to is not None:
             reason = f"this release writes it into the field of {one.wired_to}"

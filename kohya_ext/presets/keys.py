@@ -111,5 +111,14 @@ OPTIMIZER_WHEN_ABSENT = "AdamW"
 # Settings that sd-scripts knew before the GUI had a field: they can go through "additional parameters".
 FLAGS = {"fused_backward_pass": "--fused_backward_pass"}
 
+# The field of further flags, and what flags of the training script are called in the form where the names differ.
+EXTRA = "additional_parameters"
+KEYS_OF_FLAGS = {
+    "cache_text_encoder_outputs": "sdxl_cache_text_encoder_outputs",
+    "no_half_vae": "sdxl_no_half_vae",
+    "optimizer_type": "optimizer",
+    "resolution": "max_resolution",
+}
+
 # Rate 1 is right for these only.
 RATE_ONE = frozenset({"adacoor", "prodigy", "dadaptation", "dadaptadam", "prodigyplus.prodigyplusschedulefree"})

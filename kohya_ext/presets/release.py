@@ -36,7 +36,8 @@ class Release:
 
     arguments: those of the training script for SDXL. gradio: its major version as far as requirements.txt pins it, else
     None. patched: whether kohya_ext is installed in the checkout. wants_cached_latents: a fault of sd-scripts 0.10:
-    data sets from metadata files work with cached latents only.
+    data sets from metadata files work with cached latents only. refuses_no_upscale: up to 0.9 these stop on
+    `bucket_no_upscale` once the buckets are prepared.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Release:
     gradio: int | None = None
     patched: bool = False
     wants_cached_latents: bool = False
+    refuses_no_upscale: bool = False
 
     @property
     def flags(self) -> frozenset[str]:
@@ -66,14 +68,16 @@ def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, g
     schema = read_schema(sources, tab, patched=patched)
     if schema is None:
         raise UnsupportedError(f"{checkout.root} has no {tab} tab that loads presets")
+    training = FolderSources(checkout.training_root)
     return Release(
         checkout.release,
         schema,
         read_migration(sources),
-        arguments_of(FolderSources(checkout.training_root), SCRIPTS[tab][0]),
+        arguments_of(training, SCRIPTS[tab][0]),
         pinned_gradio(sources) if gradio is None else gradio,
         patched,
-        wants_cached_latents(FolderSources(checkout.training_root)),
+        wants_cached_latents(training),
+        refuses_no_upscale(training),
     )
 
 
@@ -88,10 +92,19 @@ def pinned_gradio(sources: Sources) -> int | None:
 
 def wants_cached_latents(training: Sources) -> bool:
     """Whether the data set class asks the caching strategy for a file suffix without asking if there is a strategy."""
+    body = _finetuning_dataset(training)
+    return "strategy.cache_suffix" in body and "strategy is not None" not in body
+
+
+def refuses_no_upscale(training: Sources) -> bool:
+    """Whether the data set class insists that buckets from metadata files were made with upscaling."""
+    return "not bucket_no_upscale" in _finetuning_dataset(training)
+
+
+def _finetuning_dataset(training: Sources) -> str:
+    """The text of the class that reads metadata files, "" where there is none."""
     for path in DATASETS:
-        text = training.read(path) or ""
-        _, found, rest = text.partition("class FineTuningDataset(")
+        _, found, rest = (training.read(path) or "").partition("class FineTuningDataset(")
         if found:
-            body = rest.split("\nclass ")[0]
-            return "strategy.cache_suffix" in body and "strategy is not None" not in body
-    return False
+            return rest.split("\nclass ")[0]
+    return ""

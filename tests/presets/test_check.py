@@ -9,18 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kohya_ext.errors import UnsupportedError
+from kohya_ext.presets.arguments import Argument
 from kohya_ext.presets.check import check
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import Migration
-from kohya_ext.presets.release import Release, pinned_gradio, read_release, wants_cached_latents
+from kohya_ext.presets.release import Release, pinned_gradio, read_release, refuses_no_upscale, wants_cached_latents
 from kohya_ext.presets.schema import Field, Schema
 from kohya_ext.presets.sources import TextSources
 from tests.presets import guis
 
+OPTIMIZERS = ("AdamW", "AdamW8bit", "AdamWScheduleFree", "Adafactor", "AdaCoor")
 FIELDS = [
-    Field("optimizer", "Dropdown", choices=("AdamW", "AdamW8bit", "Adafactor", "AdaCoor"), default="AdamW"),
+    Field("optimizer", "Dropdown", choices=OPTIMIZERS, default="AdamW"),
     Field("optimizer_args", "Textbox", default=""),
     Field("learning_rate", "Number", minimum=0, maximum=1, default=1e-6),
     Field("learning_rate_te1", "Number", minimum=0, maximum=1, default=1e-6),
@@ -90,6 +92,28 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
         ),
         ({"full_fp16": True}, ("warning", "full-fp16", "full_fp16")),
         ({"full_bf16": True}, ("error", "precision", "full_bf16")),
+        ({"epoch": True}, ("warning", "wrong-type", "epoch")),
+        ({"optimizer_args": True}, ("warning", "wrong-type", "optimizer_args")),
+        ({"epoch": 1.5}, ("warning", "rounded", "epoch")),
+        ({"optimizer": ...}, ("warning", "zeroed", "optimizer")),
+        ({"additional_parameters": "--wandb_api_key=x"}, ("error", "secret", "additional_parameters")),
+        ({"optimizer_args": "hf_" + "x" * 30}, ("error", "secret", "optimizer_args")),
+        ({"additional_parameters": "--vae /my/vae"}, ("warning", "path", "additional_parameters")),
+        ({"additional_parameters": "--ema_decay=0.9"}, ("warning", "ema", "additional_parameters")),
+        (
+            {"additional_parameters": "--enable_ema --ema_exp_beta=1 --ema_schedule=exp"},
+            ("error", "ema", "additional_parameters"),
+        ),
+        (
+            {"additional_parameters": "--enable_ema", "optimizer": "AdamWScheduleFree"},
+            ("error", "ema", "additional_parameters"),
+        ),
+        ({"additional_parameters": "--optimizer_type AdaCoor"}, ("error", "adacoor-rate", "learning_rate")),
+        ({"additional_parameters": "--cache_latents", "random_crop": True}, ("error", "cached-latents", "random_crop")),
+        (
+            {"additional_parameters": "--fused_backward_pass", "optimizer": "AdaCoor", "learning_rate": 1},
+            ("error", "fused-fp16", "additional_parameters"),
+        ),
         ({"fused_backward_pass": True}, ("error", "fused-optimizer", "fused_backward_pass")),
         (
             {"fused_backward_pass": True, "optimizer": "Adafactor", "gradient_accumulation_steps": 2},
@@ -119,9 +143,39 @@ def test_a_migration_of_the_release_comes_first() -> None:
     assert rules({"epoch": [1]}, migrating) == {("error", "load-fails", "epoch")}
 
 
-def test_a_release_that_zeroes_the_rate_is_an_error() -> None:
-    zeroing = replace(RELEASE, migration=Migration(zeroed=frozenset({"learning_rate"})))
+def test_a_release_that_zeroes_absent_keys_is_named() -> None:
+    zeroing = replace(RELEASE, migration=Migration(zeroed=frozenset({"learning_rate", "epoch"})))
     assert ("error", "zeroed", "learning_rate") in rules({"learning_rate": ...}, zeroing)
+    assert ("warning", "zeroed", "epoch") in rules({"epoch": ...}, zeroing)
+    assert ("warning", "missing-key", "clip_skip") in rules({"clip_skip": ...}, zeroing)
+
+
+def test_values_that_loading_changes() -> None:
+    whole = replace(RELEASE, migration=Migration(whole={"epoch": 0, "clip_skip": 1}, takes_wandb=True))
+    assert rules({"epoch": 0.5}, whole) == {("error", "release-defect", "epoch")}
+    assert rules({"epoch": "3.0"}, whole) == {("error", "lost-in-loading", "epoch")}
+    assert rules({"clip_skip": "many"}, whole) == {("warning", "lost-in-loading", "clip_skip")}
+    assert rules({"epoch": "3"}, whole) == set()
+    assert ("warning", "lost-in-loading", "use_wandb") in rules({"use_wandb": True}, whole)
+
+
+def test_a_text_where_the_script_takes_a_number() -> None:
+    release = replace(RELEASE, arguments={"optimizer_args": Argument("--optimizer_args", "optimizer_args", "int")})
+    assert ("error", "argument-type", "optimizer_args") in rules({"optimizer_args": "many"}, release)
+    assert rules({"optimizer_args": "3"}, release) == set()
+
+
+def test_prepared_buckets_without_upscaling() -> None:
+    more = {"bucket_no_upscale": "Checkbox", "create_buckets": "Checkbox", "use_latent_files": "Textbox"}
+    fields = {**SCHEMA.fields, **{key: Field(key, component) for key, component in more.items()}}
+    release = replace(RELEASE, schema=replace(SCHEMA, fields=fields), refuses_no_upscale=True)
+    prepared: dict[str, Any] = {"bucket_no_upscale": True, "create_buckets": True, "use_latent_files": "Yes"}
+    assert rules(prepared, release) == {("error", "release-defect", "bucket_no_upscale")}
+    assert rules({**prepared, "use_latent_files": "No"}, release) == set()
+    assert rules(prepared, replace(release, refuses_no_upscale=False)) == set()
+    text = "class FineTuningDataset(X):\n    def __init__(self):\n        assert not bucket_no_upscale"
+    assert refuses_no_upscale(TextSources({"library/train_util.py": text}))
+    assert not refuses_no_upscale(TextSources({}))
 
 
 def test_our_flags_and_optimizer_need_our_hooks() -> None:

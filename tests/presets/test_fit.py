@@ -45,6 +45,18 @@ def test_paths_secrets_and_machines_never_go_in() -> None:
     }
 
 
+def test_paths_and_secrets_inside_other_texts_go_too() -> None:
+    words = "--a=1 --wandb_api_key=hidden --cache_dir=/my/folder"
+    result = fitted({"optimizer": "Lion", "additional_parameters": words}, EMBEDDED)
+    assert result.values["additional_parameters"] == "--a=1"
+    assert "hidden" not in str(result.steps)
+    kept = fitted(
+        {"optimizer": "Lion", "additional_parameters": words, "train_dir": "/d"}, EMBEDDED, keep_personal=True
+    )
+    assert kept.values["additional_parameters"] == "--a=1 --cache_dir=/my/folder"
+    assert kept.values["train_dir"] == "/d"
+
+
 def test_values_are_converted_and_it_is_said() -> None:
     result = fitted({"epoch": "3", "max_token_length": 150, "optimizer": "Lion", "learning_rate": 5}, EMBEDDED)
     assert (result.values["epoch"], result.values["max_token_length"], result.values["learning_rate"]) == (3, "150", 1)

@@ -8,10 +8,11 @@ import pytest
 import toml
 
 from kohya_ext.errors import UnsupportedError, UsageError
-from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line
+from kohya_ext.presets.commandline import Project, as_sent, as_toml, commands, run, shell_line
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.rehearsal import Rehearsed, Surroundings, rehearse
 from kohya_ext.presets.release import read_release
+from kohya_ext.presets.schema import Field
 from kohya_ext.presets.sources import TextSources
 from tests.presets import guis
 
@@ -310,6 +311,46 @@ def test_commands_of_a_preset_for_a_project(tmp_path: Path) -> None:
     assert commands(silent, release, checkout, project, WHERE).complaints == []
     with pytest.raises(UsageError, match="cannot be listed"):
         commands(preset, release, checkout, Project(tmp_path / "no", "m", tmp_path, "x"), WHERE)
+
+
+def test_numbers_are_as_the_browser_sends_them() -> None:
+    number, slider = Field("a", "Number"), Field("a", "Slider")
+    for value, one, gradio, sent in (
+        (1.0, slider, 3, "1"),
+        (1, number, 3, "1.0"),
+        (1.0, number, 4, "1"),
+        (0.5, number, 6, "0.5"),
+        (1, Field("a", "Number", precision=0), 3, "1"),
+        (True, Field("a", "Checkbox"), 3, "True"),
+        (1.0, Field("a", "Dropdown"), 5, "1.0"),
+    ):
+        assert str(as_sent(value, one, gradio)) == sent
+
+
+def test_settings_that_a_shell_would_read_are_refused_too(tmp_path: Path) -> None:
+    gui = f"{guis.REGISTRY_TAB}\nexecutor = None\n\ndef train_model(headless, print_only, additional_parameters):\n"
+    text = f"{gui}    executor.execute_command('train launch ' + additional_parameters.strip('x'))\n"
+    checkout = guis.write({**guis.REGISTRY, "kohya_gui/finetune_gui.py": text}, tmp_path / "kohya_ss")
+    (tmp_path / "a.png").touch()
+    release = read_release(checkout, "finetune", patched=True)
+    project = Project(tmp_path, "m", tmp_path / "out", "mine")
+    for words, problem in (("--a=1", None), ("--a=1; rm here", "additional_parameters"), ("xx", None)):
+        preset = Preset("p", "finetune", {"optimizer": "Lion", "additional_parameters": words})
+        with pytest.raises(UsageError, match=problem) if problem else nullcontext():
+            commands(preset, release, checkout, project, WHERE)
+
+
+def test_what_belongs_to_the_machine_is_used_and_secrets_are_not(tmp_path: Path) -> None:
+    gui = f"{guis.REGISTRY_TAB}\nexecutor = None\n\ndef train_model(headless, print_only, additional_parameters):\n"
+    text = f"{gui}    executor.execute_command(['train', 'launch', additional_parameters])\n"
+    checkout = guis.write({**guis.REGISTRY, "kohya_gui/finetune_gui.py": text}, tmp_path / "kohya_ss")
+    (tmp_path / "a.png").touch()
+    release = read_release(checkout, "finetune", patched=True)
+    words = "--cache_dir=/my/folder --wandb_api_key=hidden --no"
+    preset = Preset("p", "finetune", {"optimizer": "Lion", "additional_parameters": words, "wandb_api_key": "hidden"})
+    result = commands(preset, release, checkout, Project(tmp_path, "m", tmp_path / "out", "mine"), WHERE)
+    assert result.training == ["train", "launch", "--cache_dir=/my/folder --no"]
+    assert "wandb_api_key left out" in result.complaints[0]
 
 
 def test_names_that_a_shell_would_read_are_refused_where_the_gui_builds_a_shell_line(tmp_path: Path) -> None:

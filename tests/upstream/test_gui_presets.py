@@ -1,7 +1,7 @@
 """Our presets in the real GUI, in a real browser: chosen, compared field by field, printed, trained.
 
 Every field is compared with what the page shows of it and with what the browser sends to the GUI when a button is
-clicked. In gradio 6 fields of other model families are not on the page; these are compared as sent alone.
+clicked. Fields that are not on the page (of other model families and kinds of networks) are compared as sent alone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from typing import Any
 import pytest
 import toml
 
-from kohya_ext.presets.commandline import as_toml
+from kohya_ext.presets.commandline import Project, as_toml
 from kohya_ext.presets.document import dump_values, find_bundled
+from kohya_ext.presets.schema import Tab
 from tests.upstream import real_gui
-from tests.upstream.real_gui import BUNDLE, ERAS, Era, Finetune
+from tests.upstream.gui_page import TabPage
+from tests.upstream.real_gui import BUNDLE, ERAS, Era
 
 pytestmark = pytest.mark.upstream
 
 STAMP = re.compile(r"\d{8}-\d{6}")
 PRINT, TRAIN = "Print training command", "Start training"
-UPSTREAMS_OWN = "adafactor"
+UPSTREAMS_OWN = {"finetune": "adafactor", "lora": "SDXL - LoRA aitrepreneur clothing v1.0"}
 
 # What a run on a CPU with a tiny model and pictures of 256 pixels cannot take from a preset for a 48 GB card.
 SMALL = {
@@ -48,26 +50,21 @@ SMALL = {
 class Workshop:
     """A checkout with our bundle, a project, and the fields of the GUI that name it."""
 
-    def __init__(self, era: Era, folder: Path) -> None:
+    def __init__(self, era: Era, folder: Path, tab: Tab = "finetune") -> None:
         self.era = era
+        self.tab = tab
         self.tree = real_gui.installed_copy(era, folder / "kohya_ss")
         assets = real_gui.rig_folder() / "assets"
         self.model = (assets / "tiny_sdxl.safetensors").resolve()
         self.data, self.output = folder / "pictures", folder / "out"
-        shutil.copytree(next(assets.glob("data/*")), self.data, ignore=shutil.ignore_patterns("*.npz"))
+        pictures = self.data if tab == "finetune" else self.data / "1_cat"
+        shutil.copytree(next(assets.glob("data/*")), pictures, ignore=shutil.ignore_patterns("*.npz"))
         self.output.mkdir()
         self.programs = folder / "programs"
         self.programs.mkdir()
 
     def fields(self) -> dict[str, str]:
-        output = str(self.output)
-        return {
-            "pretrained_model_name_or_path": str(self.model),
-            "image_folder": str(self.data),
-            "train_dir": output,
-            "output_dir": output,
-            "output_name": "mine",
-        }
+        return Project(self.data, str(self.model), self.output, "mine").settings(self.tab)
 
     def small(self, additional: str) -> dict[str, Any]:
         """SMALL, and where the tokenizers lie: there is no network."""
@@ -95,7 +92,7 @@ class Workshop:
 
 
 @contextmanager
-def opened(workshop: Workshop, folder: Path) -> Iterator[Finetune]:
+def opened(workshop: Workshop, folder: Path) -> Iterator[TabPage]:
     """The Finetune tab of the running GUI, the project's folders filled in."""
     from playwright.sync_api import sync_playwright
 
@@ -104,7 +101,8 @@ def opened(workshop: Workshop, folder: Path) -> Iterator[Finetune]:
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=real_gui.browser_program(), args=flags)
-            tab = Finetune(browser.new_page(viewport={"width": 1500, "height": 1800}), server)
+            page = browser.new_page(viewport={"width": 1500, "height": 1800})
+            tab = TabPage(page, server, workshop.tab)
             if workshop.era.gradio == 3:  # the field of the base model's path is hidden until then
                 tab.pick("model_list", "custom")
             for key, value in workshop.fields().items():
@@ -124,13 +122,17 @@ def equal(value: Any, shown: dict[str, Any]) -> bool:
     return str(value) == str(next(iter(shown.values())))
 
 
+@pytest.mark.parametrize("where", ["finetune", "lora"])
 @pytest.mark.parametrize("name", ERAS)
-def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(name: str, tmp_path: Path) -> None:
+def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(
+    name: str, where: Tab, tmp_path: Path
+) -> None:
     era = ERAS[name]
     real_gui.require(era)
-    workshop = Workshop(era, tmp_path)
-    presets = sorted((workshop.tree / "presets/finetune/user_presets").glob("*.json"))
-    assert len(presets) >= 6
+    workshop = Workshop(era, tmp_path, where)
+    presets = sorted((workshop.tree / "presets" / where / "user_presets").glob("*.json"))
+    assert len(presets) >= (6 if where == "finetune" else 1)
+    least = 1 if where == "finetune" and era.gradio < 6 else 0.5  # of the fields, on the page
     compared: dict[str, dict[str, int]] = {}
     with opened(workshop, tmp_path) as tab:
         for path in [*presets, presets[0]]:  # the first once more: after all others
@@ -138,7 +140,7 @@ def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(nam
             tab.choose(f"user_presets/{path.stem}")
             shown = tab.read()
             on_page = {key: shown[key] for key in values if key in shown}
-            assert len(on_page) >= len(values) * (0.5 if era.gradio >= 6 else 1), sorted(set(values) - set(on_page))
+            assert len(on_page) >= len(values) * least, sorted(set(values) - set(on_page))
             assert {key: one for key, one in on_page.items() if not equal(values[key], one)} == {}
             printed = print_command(tab, workshop)
             assert tab.complaints() == []
@@ -147,15 +149,15 @@ def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(nam
             check_command(workshop, path.stem, printed)
             compared[path.stem] = {"fields": len(values), "on the page": len(on_page), "unread": 0}
             picture(tab, name, path.stem)
-        tab.choose(UPSTREAMS_OWN)
+        tab.choose(UPSTREAMS_OWN[where])
         assert tab.complaints() == []
         assert tab.read()["optimizer"] == {"text": "Adafactor"}
     if target := os.environ.get("KOHYA_EXT_REPORT"):
         with Path(target).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"gui": name, "compared": compared}) + "\n")
+            file.write(json.dumps({"gui": name, "tab": where, "compared": compared}) + "\n")
 
 
-def print_command(tab: Finetune, workshop: Workshop) -> str:
+def print_command(tab: TabPage, workshop: Workshop) -> str:
     """What clicking "Print training command" prints as the training command."""
     record = workshop.tree / "logs" / "print_command.txt"
     before = record.read_text().count("\n") if record.exists() else 0
@@ -178,7 +180,7 @@ def check_command(workshop: Workshop, preset: str, printed: str) -> None:
         assert toml.loads(as_toml(settings)) == toml.loads(written[-1].read_text("utf-8"))
 
 
-def picture(tab: Finetune, era: str, preset: str) -> None:
+def picture(tab: TabPage, era: str, preset: str) -> None:
     """A picture of the fields that matter, for people: in the folder that KOHYA_GUI_PICTURES names."""
     if folder := os.environ.get("KOHYA_GUI_PICTURES"):
         tab.box("optimizer").scroll_into_view_if_needed()

@@ -18,7 +18,7 @@ from kohya_ext.presets.document import as_preset, bundled, parse_values
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import read_migration
 from kohya_ext.presets.rehearsal import Surroundings, rehearse
-from kohya_ext.presets.release import SCRIPTS, Release, pinned_gradio, wants_cached_latents
+from kohya_ext.presets.release import SCRIPTS, Release, pinned_gradio, refuses_no_upscale, wants_cached_latents
 from kohya_ext.presets.schema import Tab, read_schema
 from kohya_ext.presets.sources import Sources, TextSources
 from tests.upstream.presets_trees import GitSources
@@ -49,7 +49,8 @@ def release_of(revision: str, tab: Tab, gui: GitSources, training: Sources) -> R
     arguments = arguments_of(training, SCRIPTS[tab][0])
     migration, gradio = read_migration(gui), pinned_gradio(gui)
     assert gradio is not None
-    return Release(revision, schema, migration, arguments, gradio, True, wants_cached_latents(training))
+    faults = wants_cached_latents(training), refuses_no_upscale(training)
+    return Release(revision, schema, migration, arguments, gradio, True, *faults)
 
 
 @pytest.mark.parametrize("revision", kohya_revisions())
