@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +64,7 @@ def peers(model: Weights) -> dict[str, Callable[[], object]]:
             ema = EMAModel(model.parameters(), decay=DECAY, min_decay=DECAY, foreach=foreach)
             found[f"diffusers EMAModel foreach={foreach}"] = _stepper(ema, model)
     with contextlib.suppress(ImportError):
-        from timm.utils import ModelEmaV3
-
-        timm = ModelEmaV3(model, decay=DECAY)
+        timm = _model_ema_of_timm()(model, decay=DECAY)
         found["timm ModelEmaV3"] = lambda: timm.update(model)
     with contextlib.suppress(ImportError):
         from ema_pytorch import EMA
@@ -71,6 +72,19 @@ def peers(model: Weights) -> dict[str, Callable[[], object]]:
         pytorch = EMA(model, beta=DECAY, update_every=1, update_after_step=0)
         found["ema-pytorch"] = pytorch.update
     return found
+
+
+def _model_ema_of_timm() -> Callable[..., Any]:
+    """From its file: the package around it needs torchvision, the class does not."""
+    package = importlib.util.find_spec("timm")
+    if package is None or package.origin is None:
+        raise ImportError("timm is not installed")
+    spec = importlib.util.spec_from_file_location("model_ema", Path(package.origin).parent / "utils" / "model_ema.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Callable[..., Any] = module.ModelEmaV3
+    return made
 
 
 def _stepper(ema: object, model: nn.Module) -> Callable[[], object]:

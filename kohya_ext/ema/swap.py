@@ -1,14 +1,15 @@
 """The average in the place of the raw weights for a while, and the raw weights back, bit for bit, whatever happens.
 
 Where weights and shadow have one dtype they are *exchanged*, slice by slice through the host, which needs no memory of
-the size of the model anywhere. Otherwise the raw weights wait in host memory. An interruption between any two
-operations (Ctrl-C, a signal handler that raises) leaves a state from which `bring_back` still gets everything right.
+the size of the model anywhere. bfloat16 weights go into their float32 shadow bit by bit (see `packing`), which needs
+none either. Otherwise the raw weights wait in host memory. An interruption between any two operations (Ctrl-C, a signal
+handler that raises) leaves a state from which `bring_back` still gets everything right.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.elements import DEVICE_SLICE, flat_views, slices
+from kohya_ext.ema import packing
 
 
 class _Slice(NamedTuple):
@@ -59,7 +61,7 @@ class Swap:
         """The average goes into the weights."""
         with torch.no_grad():
             for where in self._order:
-                self._exchange(where, self._progress.done + 1)
+                self._exchange(where, self._progress.done + 1, packing.put_in)
             for number, (weights, shadow) in enumerate(self._copied):
                 self._raw[number] = weights.detach().to("cpu", copy=True)
                 _copy_sliced(shadow, weights)
@@ -74,7 +76,7 @@ class Swap:
                     weights.data.copy_(raw)
                     self._raw[number] = None
             while self._progress.done:
-                self._exchange(self._order[self._progress.done - 1], self._progress.done - 1)
+                self._exchange(self._order[self._progress.done - 1], self._progress.done - 1, packing.take_out)
         changed = [n for n, (weights, _) in enumerate(self._exchanged) if weights.dtype != self._dtypes[n]]
         if changed:
             warnings.warn(
@@ -83,12 +85,17 @@ class Swap:
                 stacklevel=2,
             )
 
-    def _exchange(self, where: _Slice, done_after: int) -> None:
+    def _exchange(self, where: _Slice, done_after: int, packed: Callable[[Tensor, Tensor], packing.Pair]) -> None:
         weights, shadow = self._views(where)
         crossing = _Crossing(where, weights.to("cpu", copy=True), shadow.to("cpu", copy=True))
         self._progress = _Progress(self._progress.done, crossing)
-        weights.copy_(crossing.in_shadow)
-        shadow.copy_(crossing.in_weights)
+        if self._dtypes[where.pair] == shadow.dtype:
+            weights.copy_(crossing.in_shadow)
+            shadow.copy_(crossing.in_weights)
+        else:
+            new_weights, new_shadow = packed(weights.to(self._dtypes[where.pair]), shadow.to(weights.device))
+            weights.copy_(new_weights)
+            shadow.copy_(new_shadow)
         self._progress = _Progress(done_after)
 
     def _undo_crossing(self) -> None:
@@ -110,7 +117,8 @@ class Swap:
 
 
 def _can_exchange(weights: Tensor, shadow: Tensor) -> bool:
-    return weights.dtype == shadow.dtype and flat_views(weights.data, shadow) is not None
+    alike = weights.dtype == shadow.dtype or packing.fits(weights, shadow)
+    return alike and flat_views(weights.data, shadow) is not None
 
 
 def _copy_sliced(source: Tensor, target: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Runs the real training scripts on a CPU with tiny random models, through a rig that the caller names.
 
 KOHYA_RIG is a folder with `train.sh KIND NAME FLAGS...` (KIND: sdxl, net SCRIPT MODEL, ft), RIG_WORK the folder it has
-prepared: `trees/NAME`, `assets/`, and where outputs go, `out/NAME`. Neither belongs to this repository.
+prepared: `trees/NAME`, `assets/`, `venv/NAME`, and where outputs go, `out/NAME`. `env.sh` sets what its runs need.
+Neither belongs to this repository.
 """
 
 from __future__ import annotations
@@ -65,6 +66,21 @@ def train(tree: Path, environment: str, kind: list[str], name: str, *flags: str,
     done = subprocess.run(
         [str(script), kind[0], name, *kind[1:], *flags],
         env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+    )  # fmt: skip
+    return Run(name, folder, done.stdout, done.returncode)
+
+
+def run_script(tree: Path, environment: str, name: str, script: str, *flags: str, launch: str = "") -> Run:
+    """Run any training script of `tree` in the rig's surroundings; the output folder starts empty."""
+    folder = work() / "out" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    python = work() / "venv" / environment / "bin" / "python"
+    words = [str(python), *launch.split(), script, f"--output_dir={folder}", f"--output_name={name}", *flags]
+    line = 'rig=$1 tree=$2; shift 2; . "$rig/env.sh"; cd "$tree"; exec "$@"'
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", os.environ["KOHYA_RIG"], str(tree), *words],
+        env={**os.environ, "RIG_EXTRA_PATH": str(BUNDLE)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip
     return Run(name, folder, done.stdout, done.returncode)
 

@@ -1,0 +1,96 @@
+"""Resume and samples on the real scripts: the average goes on bit for bit, and looking at it changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.upstream import rig
+from tests.upstream.rig_bench import EMA, EVERY_STEP, MAIN, NEWEST, OLD, Bench, assert_identical, different, remove
+
+pytestmark = pytest.mark.upstream
+
+STATE = "-step00000002-state"
+ONE_LEFT = "--max_train_steps=2"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    yield Bench(tmp_path_factory.mktemp("patched"))
+
+
+@pytest.fixture
+def one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Flags for a data set of one picture: upstream replays the first epoch's order after a resume."""
+    rig.require_rig(MAIN)
+    # accelerate of 2023 cannot read its own random states under a torch that is newer than it
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    folder = tmp_path / "data" / "1_rig"
+    folder.mkdir(parents=True)
+    for name in ("img0.png", "img0.txt"):
+        shutil.copy(rig.work() / "assets" / "data" / "1_rig" / name, folder / name)
+    return (f"--train_data_dir={folder.parent}",)
+
+
+@pytest.mark.parametrize(("tree", "kind"), [(MAIN, "full"), (NEWEST, "lora"), (OLD, "full"), (OLD, "lora")])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    bench: Bench, tree: str, kind: str, one_picture: tuple[str, ...]
+) -> None:
+    straight = bench.train(tree, kind, "straight", *EMA, *EVERY_STEP, *one_picture, "--save_state")
+    state = straight.folder / f"{straight.name}{STATE}"
+    assert (state / "kohya_ext_ema.safetensors").is_file()
+    # newer releases count the steps of the state, older ones begin at 0
+    left = () if tree != OLD and kind == "lora" else (ONE_LEFT,)
+    resumed = bench.train(tree, kind, "resumed", *EMA, *one_picture, *left, f"--resume={state}")
+    assert different(straight.tensors("-ema"), straight.tensors("-ema-step00000002"))
+    assert_identical(straight.tensors(), resumed.tensors())
+    assert_identical(straight.tensors("-ema"), resumed.tensors("-ema"))
+    remove(straight)
+    remove(resumed)
+
+
+@pytest.mark.parametrize(("tree", "kind"), [(NEWEST, "full"), (OLD, "lora")])
+def test_states_and_the_flag_may_disagree(bench: Bench, tree: str, kind: str, one_picture: tuple[str, ...]) -> None:
+    """A state without an average begins a new one, and says so; one with an average resumes without the flag."""
+    saving = (*EVERY_STEP, *one_picture, "--save_state")
+    without = bench.train(tree, kind, "without", *saving)
+    left = () if tree != OLD and kind == "lora" else (ONE_LEFT,)
+    begun = bench.train(
+        tree, kind, "begun", *EMA, *one_picture, *left, f"--resume={without.folder}/{without.name}{STATE}"
+    )
+    assert "holds no EMA" in begun.output
+    assert_identical(begun.tensors(), without.tensors())
+    assert different(begun.tensors("-ema"), begun.tensors())
+    remove(begun)
+    having = bench.train(tree, kind, "having", *EMA, *saving)
+    plain = bench.train(tree, kind, "plain", *one_picture, *left, f"--resume={having.folder}/{having.name}{STATE}")
+    assert_identical(plain.tensors(), without.tensors())
+    for run in (without, having, plain):
+        remove(run)
+
+
+@pytest.mark.parametrize(("tree", "kind"), [(MAIN, "lora"), (NEWEST, "full"), (OLD, "full")])
+def test_samples_of_both_lie_beside_each_other_and_change_nothing(bench: Bench, tree: str, kind: str) -> None:
+    prompts = Path(os.environ["KOHYA_RIG"]) / "prompts.txt"
+    sampling = ("--sample_every_n_steps=2", f"--sample_prompts={prompts}", "--no_half_vae")
+    fast = ("--learning_rate=300",) if kind == "lora" else ()  # else no pixel of the first steps changes
+    plain = bench.train(tree, kind, "no-samples", *EMA, *EVERY_STEP, *fast)
+    raw = bench.train(tree, kind, "raw-samples", *EMA, *EVERY_STEP, *fast, *sampling)
+    both = bench.train(tree, kind, "both-samples", *EMA, *EVERY_STEP, *fast, *sampling, "--ema_sample=both")
+    for suffix in ("", "-ema", "-step00000003", "-ema-step00000003"):
+        assert_identical(raw.tensors(suffix), both.tensors(suffix))
+        assert_identical(plain.tensors(suffix), both.tensors(suffix))
+    pictures = {path.name: path.read_bytes() for path in (both.folder / "sample").glob("*.png")}
+    of_raw = {path.name: path.read_bytes() for path in (raw.folder / "sample").glob("*.png")}
+    averages = {name for name in pictures if name.startswith(f"{both.name}-ema_")}
+    assert len(averages) == len(of_raw) == len(pictures) - len(averages) == 2, sorted(pictures)
+    beside = [pictures[name] for name in sorted(set(pictures) - averages)]
+    assert beside == [of_raw[name] for name in sorted(of_raw)], "the raw pictures are not those of a run without EMA's"
+    # at a real step's distance the two differ
+    assert pictures[sorted(averages)[-1]] != beside[-1]
+    for run in (plain, raw, both):
+        remove(run)
