@@ -13,6 +13,7 @@ import pytest
 import toml
 
 from kohya_ext.presets.schema import ATTRIBUTES, TABS, Field, Schema, Tab, read_schema
+from kohya_ext.presets.settings import described
 from kohya_ext.presets.sources import FolderSources
 from tests.upstream.presets_trees import GitSources, export_python
 from tests.upstream.trees import kohya_revisions
@@ -35,6 +36,7 @@ def test_every_component_of_every_release_is_known(revision: str) -> None:
         assert schema.notes == ()
         fields = schema.fields.values()
         assert [one.key for one in fields if one.component is None] == []
+        assert [one.key for one in fields if not described(one.key)] == []
         assert sum(one.exact for one in fields) / len(fields) >= LEAST_EXACT_AS_TEXT[tab]
 
 
