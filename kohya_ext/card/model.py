@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from kohya_ext.tensors.header import SIZES, Header, is_pickle, read_header
 MODELSPEC = "modelspec."
 DTYPE_NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 CHECKPOINT, LORA, EMBEDDING = "checkpoint", "LoRA", "embedding"
-_HASHED = 1 << 22  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -87,20 +85,6 @@ def read(path: Path) -> Model:
     return Model(
         path, kind, _family(header), header.metadata, dtypes.total(), DTYPE_NAMES.get(main, main.lower()), header.size
     )
-
-
-def sha256(path: Path, progress: Callable[[int, int], None]) -> str:
-    """Of the whole file, as CivitAI shows it. progress: bytes done, bytes in all. Raises UsageError."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_HASHED):
-                digest.update(block)
-                done += len(block)
-                progress(done, total)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _kind(header: Header) -> str:

@@ -53,6 +53,7 @@ def card(arguments: argparse.Namespace) -> int:
     from kohya_ext.card import model as models
     from kohya_ext.card import training
     from kohya_ext.card.page import page, title
+    from kohya_ext.files.largefile import sha256_of
 
     out = Output("card", arguments.json)
     before = _check_target(arguments.output, arguments.model, arguments.overwrite)
@@ -60,7 +61,7 @@ def card(arguments: argparse.Namespace) -> int:
     preset = _preset(arguments.preset)
     model = models.read(arguments.model)
     if arguments.hash:
-        model = replace(model, sha256=models.sha256(arguments.model, _show))
+        model = replace(model, sha256=sha256_of(arguments.model, _show))
     made = page(model, author, arguments.site, preset=preset, before=before)
     if arguments.output:
         _write(arguments.output, made, out)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kohya_ext.errors import ConflictError, UsageError
+
+_BLOCK = 1 << 22  # bytes read at a time
 
 
 @contextlib.contextmanager
@@ -33,3 +36,18 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise UsageError(f"the folder {path.parent} does not exist; make it first")
     if path.is_dir() or (path.exists() and not overwrite):
         raise ConflictError(f"{path} exists; give --overwrite to replace it, or another name. Nothing was written")
+
+
+def sha256_of(path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> str:
+    """Hexadecimal digest of a file of any size. progress: is told (bytes done, bytes in all). Raises UsageError."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                done += len(block)
+                progress(done, total)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""A checkpoint with another VAE in it, copied tensor by tensor: nothing is held in memory but a block of bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kohya_ext.basemodel.vae_names import PREFIX, in_checkpoint
+from kohya_ext.errors import UsageError
+from kohya_ext.files.atomic import NEW_FILE_MODE, TEMPORARY_SUFFIX, owner_for, sync_file, sync_folder, take_owner
+from kohya_ext.files.largefile import explained, sha256_of
+from kohya_ext.tensors.header import Entry, Header, encode, is_pickle, read_header
+
+BLOCK = 1 << 22  # bytes copied at a time
+VAE_HASH = "kohya_ext_vae_sha256"
+DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # they are of the old weights
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes where. entries: of the new file; sources: of each key, the file's header and the entry in it.
+
+    changed: names of VAE weights whose type in the checkpoint was another one; dtype: the type that they have now.
+    """
+
+    checkpoint: Header
+    vae: Header
+    entries: Mapping[str, Entry]
+    sources: Mapping[str, tuple[Header, Entry]]
+    weights: int
+    changed: int
+    dtype: str
+
+
+def plan(checkpoint: Path, vae: Path) -> Plan:
+    """Match the two files. vae: a VAE file, a whole checkpoint, or a diffusers folder. Raises UsageError."""
+    old, new = _opened(checkpoint), _opened(_file_of(vae))
+    there = {key: entry for key, entry in old.entries.items() if key.startswith(PREFIX)}
+    if not there:
+        raise UsageError(f"{checkpoint} has no VAE ({PREFIX}*): it is no full checkpoint of the original kind")
+    offered: dict[str, Entry] = {}
+    for key, entry in new.entries.items():
+        name = in_checkpoint(key)
+        if name in there:
+            offered[name] = entry
+    _compare(checkpoint, vae, there, offered)
+    entries, sources, end = {}, {}, 0
+    for key, entry in old.entries.items():
+        source, found = (new, offered[key]) if key in offered else (old, entry)
+        size = found.end - found.begin
+        entries[key] = Entry(found.dtype, entry.shape, end, end + size)
+        sources[key] = (source, found)
+        end += size
+    changed = sum(offered[key].dtype != entry.dtype for key, entry in there.items())
+    dtypes = sorted({entry.dtype for entry in offered.values()})
+    return Plan(old, new, entries, sources, len(offered), changed, ", ".join(dtypes))
+
+
+def write(made: Plan, path: Path, progress: Progress = lambda *_: None) -> None:
+    """Write the new checkpoint, or nothing. Raises ConflictError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    metadata = {key: value for key, value in made.checkpoint.metadata.items() if key not in _STALE}
+    total = max(entry.end for entry in made.entries.values())
+    with explained(path):
+        try:
+            metadata[VAE_HASH] = sha256_of(made.vae.path)
+            with temporary.open("wb") as file, _readers(made) as readers:
+                file.write(encode(made.entries, metadata))
+                for key, (source, entry) in made.sources.items():
+                    reader = readers[source.path]
+                    reader.seek(source.start + entry.begin)
+                    left = entry.end - entry.begin
+                    while left:
+                        block = reader.read(min(BLOCK, left))
+                        if not block:
+                            raise UsageError(f"{source.path} has become shorter while it was read; nothing was written")
+                        file.write(block)
+                        left -= len(block)
+                    progress(made.entries[key].end, total)
+            sync_file(temporary)
+            temporary.chmod(NEW_FILE_MODE)
+            take_owner(temporary, owner_for(path))
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _readers(made: Plan) -> Iterator[dict[Path, BinaryIO]]:
+    with contextlib.ExitStack() as stack:
+        yield {header.path: stack.enter_context(header.path.open("rb")) for header in (made.checkpoint, made.vae)}
+
+
+def _file_of(vae: Path) -> Path:
+    if not vae.is_dir():
+        return vae
+    for folder in (vae, vae / "vae"):
+        for name in DIFFUSERS:
+            if (folder / name).is_file():
+                return folder / name
+    raise UsageError(f"{vae} holds no {DIFFUSERS[0]}: give the file, or a diffusers folder")
+
+
+def _opened(path: Path) -> Header:
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, a checkpoint file is needed here")
+    if is_pickle(path):
+        raise UsageError(
+            f"{path} is a pickle (.ckpt), which can run code and is not opened; convert it to .safetensors"
+        )
+    return read_header(path)
+
+
+def _compare(checkpoint: Path, vae: Path, there: Mapping[str, Entry], offered: Mapping[str, Entry]) -> None:
+    missing = [key for key in there if key not in offered]
+    if len(missing) == len(there):
+        raise UsageError(f"{vae} holds no VAE that could go into {checkpoint}")
+    if missing:
+        raise UsageError(f"{vae} lacks {len(missing)} of the VAE's {len(there)} weights, e.g. {missing[0]}")
+    for key, entry in there.items():
+        # diffusers keeps 1x1 convolutions of the attention as matrices: the same numbers in the same order
+        if _squeezed(entry.shape) != _squeezed(offered[key].shape):
+            raise UsageError(f"{vae} does not fit: {key} has the shape {offered[key].shape}, not {entry.shape}")
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if shape[2:] == (1, 1) else shape

@@ -1,0 +1,106 @@
+"""Where a file of the Hugging Face hub lies, how long it is, and what its SHA-256 must be.
+
+Only what every `huggingface_hub` from 0.12 to 2 has is used: `hf_hub_url`, `get_hf_file_metadata`, `build_hf_headers`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from kohya_ext.errors import ConflictError, UsageError
+
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+TRUE = ("1", "true", "yes", "on")
+SECONDS = 20.0  # to wait for the hub's answer
+_FORBIDDEN, _MISSING = (401, 403), (404, 410)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file of a repository. sha256: what it must be, "" to take the hub's word. size: in bytes, None if unknown."""
+
+    repository: str
+    name: str
+    revision: str = "main"
+    sha256: str = ""
+    size: int | None = None
+
+
+# SDXL 1.0 with the VAE of 0.9, as the guide trains from it
+SDXL = Wanted(
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd_xl_base_1.0_0.9vae.safetensors",
+    sha256="e6bb9ea85bbf7bf6478a7c6d18b71246f22e95d41bcdd80ed40aa212c33cfeff",
+    size=6_938_078_334,
+)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file as the hub announces it. url: to get it from, valid for a while. authorization: a header, or ""."""
+
+    url: str
+    size: int
+    sha256: str
+    authorization: str = ""
+
+
+def look_up(wanted: Wanted) -> Remote:
+    """Ask the hub. Raises ConflictError (offline, no answer, no permission) and UsageError (no such file)."""
+    if any(os.environ.get(name, "").lower() in TRUE for name in OFFLINE):
+        raise ConflictError(
+            f"{wanted.name} must be fetched, but HF_HUB_OFFLINE forbids it: unset it. {_by_hand(wanted)}"
+        )
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+    except ImportError as error:
+        raise UsageError(f"fetching needs huggingface_hub ({error}): run it with Kohya's Python") from error
+    token = next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
+    page = hf_hub_url(wanted.repository, wanted.name, revision=wanted.revision)
+    try:
+        found: Any = get_hf_file_metadata(page, token=token, timeout=SECONDS)
+        header = build_hf_headers(token=token).get("authorization", "")
+    except Exception as error:  # their classes differ from version to version
+        raise _explained(error, wanted) from error
+    digest = (getattr(found, "etag", None) or "").strip('"').lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        digest = wanted.sha256
+    if wanted.sha256 and digest != wanted.sha256:
+        raise ConflictError(
+            f"{page} announces another file (SHA-256 {digest}) than the one wanted ({wanted.sha256}): "
+            "a mirror that is not one, or a new version. Nothing was fetched"
+        )
+    size = getattr(found, "size", None) or wanted.size
+    if not digest or not size:
+        raise UsageError(f"{page} publishes no size or SHA-256 of the file; give --sha256 if you know it")
+    url = urljoin(page, str(getattr(found, "location", None) or page))
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ConflictError(f"{page} sends to {url[:80]}, which is no web address. Nothing was fetched")
+    return Remote(url, int(size), digest, header if urlsplit(url).netloc == urlsplit(page).netloc else "")
+
+
+def _explained(error: Exception, wanted: Wanted) -> ConflictError | UsageError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    name = type(error).__name__
+    if status in _FORBIDDEN or name in ("GatedRepoError", "RepositoryNotFoundError"):
+        return ConflictError(
+            f"the hub does not give out {wanted.repository} ({name}): if it asks for a licence or is private, "
+            f"accept it there and set {TOKENS[0]} to your token; otherwise check the name. Nothing was fetched"
+        )
+    if status in _MISSING or name in ("EntryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError"):
+        return UsageError(f"{wanted.repository} has no {wanted.name} at revision {wanted.revision} ({name})")
+    first = (str(error).splitlines() or [""])[0][:200]
+    return ConflictError(f"the hub cannot be reached ({name}: {first}). Is this machine online? {_by_hand(wanted)}")
+
+
+def _by_hand(wanted: Wanted) -> str:
+    return (
+        f"Or put the file there by hand, from https://huggingface.co/{wanted.repository}: it is checked when the "
+        "command is run again. Nothing was changed"
+    )

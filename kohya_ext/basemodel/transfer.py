@@ -1,0 +1,113 @@
+"""Bytes of a large file, across connections that break: appended to a part that a later run goes on with.
+
+Not left to `huggingface_hub`, whose versions differ: the old ones fetch into a cache of their own and link or copy from
+there, none compares the SHA-256, and all give a file its final name before anybody could.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from kohya_ext.basemodel.remote import Remote
+from kohya_ext.errors import ConflictError
+from kohya_ext.files.atomic import sync_file
+
+BLOCK = 1 << 20  # bytes written at a time, at most
+SECONDS = 30.0  # without a byte until a connection counts as broken
+TRIES = 5  # in a row that bring nothing new
+LONGEST_PAUSE = 30.0
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class BrokenOffError(Exception):
+    """This connection brings no more; another one may."""
+
+
+def complete(
+    part: Path,
+    find: Callable[[], Remote],
+    progress: Progress = lambda *_: None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Remote:
+    """Append to `part` until it is as long as announced. find: asks for the address anew, since addresses expire.
+
+    Raises ConflictError after TRIES connections that bring nothing; what has arrived stays. OSError for the disk.
+    """
+    remote, furthest, failures, reason = find(), _size(part), 0, ""
+    if furthest > remote.size:
+        part.unlink()
+        furthest = 0
+    while _size(part) < remote.size:
+        try:
+            _stream(part, remote, progress)
+        except BrokenOffError as error:
+            reason = str(error)
+        else:
+            reason = "the connection ended early"
+        reached = _size(part)
+        failures = 0 if reached > furthest else failures + 1
+        furthest = max(furthest, reached)
+        if reached < remote.size:
+            if failures >= TRIES:
+                raise ConflictError(
+                    f"{remote.size - reached} of {remote.size} bytes did not come: {reason} ({TRIES} times in a row). "
+                    "What has come is kept: run the command again to go on from there"
+                )
+            pause(min(LONGEST_PAUSE, 2.0**failures - 1))
+            remote = find() if failures else remote
+    sync_file(part)
+    return remote
+
+
+def _stream(part: Path, remote: Remote, progress: Progress) -> None:
+    """One connection. Raises BrokenOffError; returns when it has no more bytes, or all of them are there."""
+    have = _size(part)
+    request = urllib.request.Request(remote.url, headers={"Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    if remote.authorization:
+        request.add_unredirected_header("Authorization", remote.authorization)  # never to the host it redirects to
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+            start = _start(response, have, remote.size)
+            with part.open("r+b" if start else "wb") as file:
+                file.seek(start)
+                while start < remote.size and (block := response.read1(min(BLOCK, remote.size - start))):
+                    file.write(block)
+                    start += len(block)
+                    progress(start, remote.size)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink(missing_ok=True)
+        raise BrokenOffError(f"the server answers {error.code} {error.reason}") from error
+    except http.client.HTTPException as error:
+        raise BrokenOffError(f"the connection broke off ({type(error).__name__})") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise BrokenOffError(f"the connection broke off ({getattr(error, 'reason', None) or error})") from error
+
+
+def _start(response: http.client.HTTPResponse, have: int, size: int) -> int:
+    """Where the bytes of this answer belong. Raises BrokenOffError for an answer that cannot be of this file."""
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        if not match or int(match[1]) != have or match[3] not in ("*", str(size)):
+            raise BrokenOffError(
+                f"the server answers with another range than asked for ({match[0] if match else 'none'})"
+            )
+        return have
+    stated = response.headers.get("Content-Length")
+    if stated is not None and stated.strip() != str(size):
+        raise BrokenOffError(f"the server sends {stated} bytes instead of the {size} announced")
+    return 0  # it does not know ranges: from the beginning
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0

@@ -1,0 +1,150 @@
+"""`kohya-ext base-model`: fetch the model the guide trains from, or put another VAE into a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kohya_ext.cli.common import add_json
+from kohya_ext.cli.output import Output
+from kohya_ext.errors import DONE, ConflictError, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.basemodel.fetch import Voice
+
+DEFAULT_FOLDER = Path("pretrained")
+STEP = 0.1  # part of the file after which a log without a terminal gets a line
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the group; without a verb it fetches."""
+    group = subparsers.add_parser("base-model", help="fetch SDXL 1.0 with the 0.9 VAE, or exchange a checkpoint's VAE")
+    add = group.add_argument
+    add("--to", type=Path, default=DEFAULT_FOLDER, metavar="FOLDER", help=f"default: {DEFAULT_FOLDER}/ (made)")
+    add("--overwrite", action="store_true", help="replace another file of that name")
+    add("--dry-run", action="store_true", help="say what would be fetched, write nothing")
+    add("--repo", metavar="OWNER/NAME", help="another repository of the hub (then --file too)")
+    add("--file", metavar="NAME", help="another file of it")
+    add("--revision", default="main", metavar="REV", help="branch, tag or commit (default main)")
+    add("--sha256", default="", metavar="HEX", help="what the file must be (default: what the hub publishes)")
+    add_json(group)
+    group.set_defaults(run=fetch)
+    verbs = group.add_subparsers(title="verbs", metavar="VERB")
+    build_verb = verbs.add_parser("build", help="put another VAE into a checkpoint at hand")
+    add = build_verb.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors checkpoint")
+    add("--vae", type=Path, required=True, metavar="VAE", help="a VAE file, another checkpoint, or a diffusers folder")
+    add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    add("--overwrite", action="store_true", help="replace FILE if it exists")
+    add("--dry-run", action="store_true", help="match the two files, write nothing")
+    add_json(build_verb)
+    build_verb.set_defaults(run=build)
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Look, fetch what is missing, verify."""
+    from kohya_ext.basemodel import fetch as fetching
+    from kohya_ext.basemodel.remote import SDXL, Wanted, look_up
+
+    out = Output("base-model", arguments.json)
+    if bool(arguments.repo) != bool(arguments.file):
+        raise UsageError("--repo and --file belong together")
+    wanted = SDXL
+    if arguments.repo:
+        wanted = Wanted(arguments.repo, fetching.require_name(arguments.file), arguments.revision, _digest(arguments))
+    folder = arguments.to
+    target = folder / wanted.name
+    if arguments.dry_run:
+        if target.exists():
+            out.item("would check", str(target))
+            return out.finish(DONE, path=str(target), exists=True)
+        remote = look_up(wanted)
+        out.item("would fetch", f"{wanted.repository}: {wanted.name}, {_bytes(remote.size)}, to {folder}")
+        return out.finish(DONE, path=str(target), exists=False, bytes=remote.size, sha256=remote.sha256)
+    _make(folder)
+    found = fetching.fetch(wanted, folder, overwrite=arguments.overwrite, voice=_voice(out))
+    if found.reused:
+        out.item("there already", f"{found.path}: the published file, SHA-256 {found.sha256}")
+    else:
+        out.item("fetched", f"{found.path}: {_bytes(found.size)}, SHA-256 {found.sha256} as published")
+    return out.finish(
+        DONE, path=str(found.path), bytes=found.size, sha256=found.sha256, reused=found.reused, resumed=found.resumed
+    )
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """Match, copy."""
+    from kohya_ext.basemodel import exchange
+    from kohya_ext.files.largefile import check_target
+
+    out = Output("base-model build", arguments.json)
+    check_target(arguments.out, arguments.overwrite or arguments.dry_run)
+    made = exchange.plan(arguments.checkpoint, arguments.vae)
+    if arguments.out.exists() and any(arguments.out.samefile(one.path) for one in (made.checkpoint, made.vae)):
+        raise UsageError(f"{arguments.out} is one of the inputs: give another name")
+    out.item("VAE", f"{made.weights} weights from {made.vae.path}, {made.dtype}")
+    if made.changed:
+        out.item(
+            "note", f"{made.changed} of them were of another type in the checkpoint; they stay as the VAE has them"
+        )
+    document = {"weights": made.weights, "dtype": made.dtype, "changed_type": made.changed, "path": str(arguments.out)}
+    if arguments.dry_run:
+        out.item("would write", str(arguments.out))
+        return out.finish(DONE, **document)
+    shown = _Progress(out)
+    exchange.write(made, arguments.out, lambda done, total: shown.show("writing", done, total))
+    out.item("written", f"{arguments.out}: {_bytes(arguments.out.stat().st_size)}")
+    return out.finish(DONE, **document)
+
+
+def _digest(arguments: argparse.Namespace) -> str:
+    digest: str = arguments.sha256.strip().lower()
+    if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+        raise UsageError(f"--sha256 {arguments.sha256!r}: 64 hexadecimal digits")
+    return digest
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is no folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConflictError(f"{folder} cannot be made: {error.strerror or error}") from error
+
+
+def _voice(out: Output) -> Voice:
+    from kohya_ext.basemodel.fetch import Voice
+
+    shown = _Progress(out)
+    return Voice(say=lambda text: out.item("note", text), bytes=shown.show)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+class _Progress:
+    """A line that moves on a terminal; elsewhere a line every tenth, so that logs stay short."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._moves = sys.stderr.isatty()
+        self._begun: dict[str, tuple[float, int]] = {}
+        self._said: dict[str, float] = {}
+
+    def show(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        begun, first = self._begun.setdefault(what, (now, done))
+        rate = (done - first) / max(1e-9, now - begun)
+        part = done / max(1, total)
+        line = f"{what}: {part:.0%} of {_bytes(total)}, {rate / 1e6:.1f} MB/s"
+        if self._moves:
+            print(f"\r{line}   ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif part >= self._said.get(what, 0.0) + STEP:
+            self._said[what] = part
+            if total > 1 << 28:
+                print(line, file=sys.stderr, flush=True)
