@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +49,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def card(arguments: argparse.Namespace) -> int:
     """Read the model's header, make the page, write or print it."""
+    from dataclasses import replace
+
     from kohya_ext.card import model as models
     from kohya_ext.card import training
     from kohya_ext.card.page import page, title
