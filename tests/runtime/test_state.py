@@ -73,6 +73,21 @@ def test_resumed_is_bit_for_bit_uninterrupted(begin: Begin, tmp_path: Path, sche
     assert same(averaged(resumed), uninterrupted)
 
 
+def test_a_state_saved_within_a_save_of_the_average_holds_the_raw_weights(begin: Begin, tmp_path: Path) -> None:
+    """Upstream's savers save the state themselves, and with `--ema_save only` the average stands in the model then."""
+    run = begin()
+    accelerator = watched(run)
+    run.step(3)
+    raw = run.weights()
+    average = averaging.current()
+    assert average is not None
+    with average.in_place():
+        accelerator.save_state(str(tmp_path / "state"))
+        assert not same(run.weights(), raw)
+    model, _ = torch.load(tmp_path / "state" / "state.pt")
+    assert same(model, raw)
+
+
 def test_a_state_without_an_average_begins_a_new_one(
     begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

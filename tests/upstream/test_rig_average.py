@@ -96,12 +96,17 @@ def test_steps_that_the_scaler_skips(bench: Bench, tree: str, kind: str) -> None
     run = bench.train(tree, kind, "overflow", *flags, launch=f"{LAUNCH} overflows")
     raw = run.at_steps(steps)
     before = [bench.start(tree, kind), *raw]
-    skipped = [step for step in range(1, steps + 1) if not different(before[step - 1], before[step])]
+    skipped = [step for step in range(1, steps + 1) if farthest(before[step - 1], before[step]) < 1e-20]
     assert skipped == [1, 3, 4, 7]
     real = [weights for step, weights in enumerate(raw, 1) if step not in skipped]
     assert_same_to_rounding(run.tensors("-ema"), average(real[0], real, bench_module.debiased))
     assert run.metadata("-ema")["kohya_ext_ema_steps"] == str(len(real))
     remove(run)
+
+
+def farthest(a: Weights, b: Weights) -> float:
+    """The start weights come from a run that has moved zeros by next to nothing, so equality will not do."""
+    return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
 
 
 @pytest.mark.parametrize("tree", [MAIN, NEWEST])

@@ -1,0 +1,190 @@
+"""Faults that an average of weights can have, each as one change to our code, and the tests that must notice it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """file: below kohya_ext. old, new: a text that stands there once, its successor. tests: for pytest."""
+
+    cause: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    Mutation(
+        "the start model keeps its share: the bias is not divided out",
+        "ema/schedules.py",
+        "return math.expm1(rate) / math.expm1(update * rate)",
+        "return -math.expm1(rate)",
+        "tests/ema/test_schedules.py -k debiased",
+    ),
+    Mutation(
+        "a constant target is not reached: the weights of the lerp are exchanged",
+        "ema/blend.py",
+        "            shadow.lerp_(weights, weight)\n",
+        "            shadow.lerp_(weights, 1 - weight)\n",
+        "tests/ema/test_shadow.py -k closed",
+    ),
+    Mutation(
+        "over a random walk the average is off: small tensors are blended with the weight of every update",
+        "ema/blend.py",
+        "torch._foreach_lerp_(shadows, weights, update.weight)",
+        "torch._foreach_lerp_(shadows, weights, 0.1)",
+        "tests/ema/test_shadow.py -k random_walk",
+    ),
+    Mutation(
+        "an interval makes the average longer: the decay of the steps in between is not multiplied (constant)",
+        "ema/schedules.py",
+        "return 1.0 if self.decay == 0 else -math.expm1(every * math.log(self.decay))",
+        "return 1.0 if self.decay == 0 else -math.expm1(math.log(self.decay))",
+        "tests/ema -k interval",
+    ),
+    Mutation(
+        "an interval makes the average longer (debiased)",
+        "ema/schedules.py",
+        "rate = every * math.log(self.decay)",
+        "rate = math.log(self.decay)",
+        "tests/ema -k interval",
+    ),
+    Mutation(
+        "a bfloat16 average is rounded to nearest: it stands still",
+        "ema/blend.py",
+        "shadow.copy_(round_stochastically(exact, words, torch.bfloat16))",
+        "shadow.copy_(exact)",
+        "tests/ema/test_shadow.py -k unbiased",
+    ),
+    Mutation(
+        "stochastic rounding is biased: always up",
+        "ema/blend.py",
+        "        words = random_words(key, element_indices(start, shadow.numel(), shadow.device))\n",
+        "        words = random_words(key, element_indices(start, shadow.numel(), shadow.device)) | 0xFFFF\n",
+        "tests/ema/test_shadow.py -k unbiased",
+    ),
+    Mutation(
+        "plain 16-bit shadows are let through",
+        "ema/shadow.py",
+        "    if dtype == torch.bfloat16 and stochastic:\n",
+        "    if dtype in (torch.bfloat16, torch.float16):\n",
+        "tests/ema/test_shadow.py -k refused",
+    ),
+    Mutation(
+        "an average that stands still stops nothing",
+        "ema/health.py",
+        "                raise FrozenShadowError(",
+        "                FrozenShadowError(",
+        "tests/ema/test_health.py -k 'stands_still or would_be_found'",
+    ),
+    Mutation(
+        "a false stop at a learning rate of 0: weights that did not move count",
+        "ema/health.py",
+        "if _moved([sample.weights for sample in before], [sample.weights for sample in now]) and not _moved(",
+        "if not _moved(",
+        "tests/ema/test_health.py -k false_alarm",
+    ),
+    Mutation(
+        "a false stop before a late start, and between the updates of an interval: steps count, not updates",
+        "ema/health.py",
+        "        if self._shadow.updates < 1:\n            return\n        if self._sample is None:\n"
+        "            self._begin()\n        elif self._shadow.updates - self._seen >= self._after:",
+        "        if self._sample is None:\n"
+        "            self._begin()\n        elif self._shadow.step - self._seen >= self._after:",
+        "tests/ema/test_health.py -k false_alarm",
+    ),
+    Mutation(
+        "a NaN in a large tensor enters the average",
+        "ema/blend.py",
+        "        elif math.isfinite(float(weights.sum())):",
+        "        elif True:",
+        "tests/ema/test_shadow.py -k non_finite",
+    ),
+    Mutation(
+        "a NaN in a small tensor enters the average",
+        "ema/blend.py",
+        "        if math.isfinite(float(torch.stack(norms).sum())):",
+        "        if norms:",
+        "tests/ema/test_shadow.py -k non_finite",
+    ),
+    Mutation(
+        "steps are averaged before Kohya has changed the weights (norms, frozen rows): at once, not deferred",
+        "runtime/average.py",
+        "    def after_step(self) -> None:\n        self._behind = True\n",
+        "    def after_step(self) -> None:\n        self.made().update()\n",
+        "tests/runtime/test_average.py -k changes_after",
+    ),
+    Mutation(
+        "in a fused backward pass a parameter is averaged before its step",
+        "runtime/fused.py",
+        "        step_param(parameter, group)\n        average.after_step_of(parameter)\n",
+        "        average.after_step_of(parameter)\n        step_param(parameter, group)\n",
+        "tests/runtime/test_average.py -k fused",
+    ),
+    Mutation(
+        "a save that fails leaves the average in the weights",
+        "ema/shadow.py",
+        "            yield\n        finally:\n            self.swap_out()\n",
+        "            yield\n        finally:\n            pass\n        self.swap_out()\n",
+        "tests/ema/test_swap.py tests/runtime/test_average.py -k exception",
+    ),
+    Mutation(
+        "raw bfloat16 weights or their average come back with other bits",
+        "ema/packing.py",
+        " - (low >= _HALF).to(torch.int32)",
+        "",
+        "tests/ema/test_packing.py",
+    ),
+    Mutation(
+        "the resume state holds the average in place of the raw weights",
+        "runtime/accelerators.py",
+        "with unwinding_on_sigterm(), averaging.raw_weights():",
+        "with unwinding_on_sigterm():",
+        "tests/runtime/test_state.py -k within",
+    ),
+    Mutation(
+        "a resumed average counts its steps from 0",
+        "ema/shadow.py",
+        '        self.step = int(state["step"])\n',
+        "        self.step = 0\n",
+        "tests/runtime/test_state.py tests/ema/test_checkpoint.py -k 'uninterrupted or same_bits'",
+    ),
+    Mutation(
+        "SIGTERM within a save ends the process on the spot",
+        "runtime/interruption.py",
+        "    signal.signal(signal.SIGTERM, unwind)\n",
+        "",
+        "tests/runtime/test_interrupted_saves.py -k sigterm",
+    ),
+    Mutation(
+        "the savers of sd-scripts 0.6 write the EMA's file in place",
+        "runtime/checkpoints.py",
+        "nullcontext() if savers else written.whole_files()",
+        "nullcontext()",
+        "tests/runtime/test_interrupted_saves.py -k 'old'",
+    ),
+    Mutation(
+        "EMA files outlive their raw twins",
+        "runtime/twins.py",
+        "            self._rotate(file)\n",
+        "            pass\n",
+        "tests/runtime/test_saving.py -k rotated",
+    ),
+    Mutation(
+        "textual inversion saves the raw rows twice",
+        "runtime/embeddings.py",
+        "            call.arguments[_PARAMETER] = rows_of_average(average, raw)\n",
+        "            call.arguments[_PARAMETER] = raw\n",
+        "tests/runtime/test_script_miniatures.py -k 'saves and v26-train_textual'",
+    ),
+    Mutation(
+        "samples are drawn from the raw weights whatever --ema_sample says",
+        "runtime/sampling.py",
+        "    with average.in_place():\n        return original(*call.args, **call.kwargs)\n",
+        "    return original(*call.args, **call.kwargs)\n",
+        "tests/runtime/test_saving.py -k samples_from_both",
+    ),
+)
