@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.upstream import rig
 from tests.upstream.rig_bench import EMA, EVERY_STEP, MAIN, NEWEST, OLD, Bench, assert_identical, different, remove
 
 pytestmark = pytest.mark.upstream
@@ -21,19 +19,6 @@ ONE_LEFT = "--max_train_steps=2"
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     yield Bench(tmp_path_factory.mktemp("patched"))
-
-
-@pytest.fixture
-def one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Flags for a data set of one picture: upstream replays the first epoch's order after a resume."""
-    rig.require_rig(MAIN)
-    # accelerate of 2023 cannot read its own random states under a torch that is newer than it
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    folder = tmp_path / "data" / "1_rig"
-    folder.mkdir(parents=True)
-    for name in ("img0.png", "img0.txt"):
-        shutil.copy(rig.work() / "assets" / "data" / "1_rig" / name, folder / name)
-    return (f"--train_data_dir={folder.parent}",)
 
 
 @pytest.mark.parametrize(("tree", "kind"), [(MAIN, "full"), (NEWEST, "lora"), (OLD, "full"), (OLD, "lora")])

@@ -1,0 +1,1 @@
+"""Parts of the convergence study: tasks, optimizers, intervals, figures."""

@@ -1,0 +1,24 @@
+"""What tests on the real training scripts share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.upstream import rig
+from tests.upstream.rig_bench import MAIN
+
+
+@pytest.fixture
+def one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Flags for a data set of one picture: upstream replays the first epoch's order after a resume."""
+    rig.require_rig(MAIN)
+    # accelerate of 2023 cannot read its own random states under a torch that is newer than it
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    folder = tmp_path / "data" / "1_rig"
+    folder.mkdir(parents=True)
+    for name in ("img0.png", "img0.txt"):
+        shutil.copy(rig.work() / "assets" / "data" / "1_rig" / name, folder / name)
+    return (f"--train_data_dir={folder.parent}",)
