@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kohya_ext.presets.gui_config import setting
@@ -225,12 +226,19 @@ def _invoke(evaluator: Evaluator, function: Function, node: ast.Call, scope: Sco
 
 def _builds_form(function: Function) -> bool:
     """Methods, and functions that mention gradio; generators give nothing that can be followed."""
-    mentions = function.owner is not None
-    for node in ast.walk(function.node):
-        if isinstance(node, (ast.Yield, ast.YieldFrom)):
-            return False
-        mentions = mentions or (isinstance(node, ast.Name) and node.id in ("gr", "gradio", "self"))
-    return mentions
+    if function.scope.module.yields and _is_generator(function.node):
+        return False
+    return function.owner is not None or _mentions_gradio(function.node)
+
+
+@lru_cache(maxsize=1024)
+def _is_generator(node: ast.AST) -> bool:
+    return any(isinstance(inner, (ast.Yield, ast.YieldFrom)) for inner in ast.walk(node))
+
+
+@lru_cache(maxsize=1024)
+def _mentions_gradio(node: ast.AST) -> bool:
+    return any(isinstance(inner, ast.Name) and inner.id in ("gr", "gradio", "self") for inner in ast.walk(node))
 
 
 def _bind_parameters(

@@ -135,37 +135,26 @@ def _average(values: Values, release: Release) -> Iterator[Finding]:
         yield Finding("error", "ema", EXTRA, "--enable_ema", effect, "remove it")
 
 
-def _flags(values: Values, release: Release) -> Iterator[Finding]:
-    """Flags of "additional parameters" that the training script does not take. Families other than SDXL pass unseen."""
-    if not release.arguments or not _is_sdxl(values):
-        return
-    for name in flags_in(values.get(EXTRA)):
-        if f"--{name}" not in release.flags and not name.startswith(OUR_FLAGS):
+def _arguments(values: Values, release: Release) -> Iterator[Finding]:
+    """Flags that the training script does not take, and values that the GUI takes and the script does not."""
+    arguments = release.arguments_for(values)
+    flags = {argument.flag for argument in arguments.values()}
+    for name in flags_in(values.get(EXTRA)) if arguments else ():
+        if f"--{name}" not in flags and not name.startswith(OUR_FLAGS):
             effect = f"the training script refuses --{name} and stops"
             yield Finding("error", "unknown-flag", EXTRA, f"--{name}", effect, "remove it")
-
-
-def _choices(values: Values, release: Release) -> Iterator[Finding]:
-    """Values that the GUI takes and the training script does not."""
-    if not _is_sdxl(values):
-        return
     for key, value in values.items():
-        argument = release.arguments.get(key)
-        if argument is not None and isinstance(value, str) and value and argument.type in ("int", "float"):
+        argument = arguments.get(key)
+        if argument is None or value in ("", None, False) or key in GUI_TRANSLATES:
+            continue
+        if isinstance(value, str) and argument.type in ("int", "float"):
             if parse_number(value) is None:
                 effect = f"the training script stops: {argument.flag} takes a number"
                 yield Finding("error", "argument-type", key, value, effect, "give it a number")
-            continue
-        if argument is None or argument.choices is None or value in ("", None, False) or key in GUI_TRANSLATES:
-            continue
-        if value not in argument.choices and str(value) not in map(str, argument.choices):
+        elif argument.choices is not None and str(value) not in map(str, argument.choices):
             offered = ", ".join(str(choice) for choice in argument.choices)
             effect = f"the training script may stop: {argument.flag} takes {offered}"
             yield Finding("warning", "unknown-value", key, value, effect, "use one of these")
-
-
-def _is_sdxl(values: Values) -> bool:
-    return values.get("sdxl_checkbox") is True or values.get("sdxl") is True
 
 
 RULES: tuple[Callable[[Values, Release], Iterator[Finding]], ...] = (
@@ -175,6 +164,5 @@ RULES: tuple[Callable[[Values, Release], Iterator[Finding]], ...] = (
     _fused,
     _unpatched,
     _average,
-    _flags,
-    _choices,
+    _arguments,
 )

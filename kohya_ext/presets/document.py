@@ -18,6 +18,7 @@ from kohya_ext.presets.schema import TABS, Tab
 ABOUT = "_about"
 MAX_BYTES = 1024 * 1024  # the largest preset of any release has 12 kB
 MAX_DEPTH = 20
+MAX_KEYS = 5000  # the largest tab of any release has 288
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def parse_values(data: bytes, origin: str) -> dict[str, Any]:
         raise UsageError(f"{origin}: not a preset: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{origin}: holds a {type(values).__name__}, a preset is an object of settings")
+    if len(values) > MAX_KEYS:
+        raise UsageError(f"{origin}: {len(values)} settings, no preset has more than {MAX_KEYS}")
     if _depth(values) > MAX_DEPTH:
         raise UsageError(f"{origin}: nested too deeply to be a preset")
     return values

@@ -67,7 +67,8 @@ class Evaluator:
         """The module at `path` with its top-level names; None where it is missing or does not parse."""
         if path not in self._modules:
             tree = self._parse(path)
-            module = self._modules[path] = None if tree is None else Module(path)
+            yields = "yield" in (self.sources.read(path) or "")
+            module = self._modules[path] = None if tree is None else Module(path, yields)
             if module is not None and tree is not None:
                 run_block(self, tree.body, Scope(module, names=module.names))
         return self._modules[path]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.arguments import Argument, arguments_of
@@ -21,23 +21,42 @@ REQUIREMENTS = ("requirements.txt", "setup/requirements.txt")
 
 DATASETS = ("library/finetuning_dataset.py", "library/train_util.py")
 
-# The script that a tab runs for SDXL and for SD 1.5/2; presets of other families run scripts of their own.
+# The scripts that a tab runs: for SDXL, and for SD 1.5 and 2.
 SCRIPTS: dict[Tab, tuple[str, str]] = {
     "finetune": ("sdxl_train.py", "fine_tune.py"),
     "lora": ("sdxl_train_network.py", "train_network.py"),
     "dreambooth": ("sdxl_train.py", "train_db.py"),
     "ti": ("sdxl_train_textual_inversion.py", "train_textual_inversion.py"),
 }
+SDXL = ("sdxl_checkbox", "sdxl")
+# The box that a model family has in the form -> how its scripts are called; networks have `_network` behind.
+FAMILIES = {
+    "flux1_checkbox": "flux_train",
+    "sd3_checkbox": "sd3_train",
+    "anima_checkbox": "anima_train",
+    "lumina_checkbox": "lumina_train",
+    "hunyuan_image_checkbox": "hunyuan_image_train",
+}
+
+
+def script_for(tab: Tab, values: Mapping[str, Any]) -> str:
+    """The script that the tab runs for a form."""
+    if any(values.get(key) is True for key in SDXL):
+        return SCRIPTS[tab][0]
+    for key, name in FAMILIES.items():
+        if values.get(key) is True:
+            return f"{name}{'_network' * (tab == 'lora')}.py"
+    return SCRIPTS[tab][1]
 
 
 @dataclass(frozen=True)
 class Release:
     """One tab of an installed GUI.
 
-    arguments: those of the training script for SDXL. gradio: its major version as far as requirements.txt pins it, else
-    None. patched: whether kohya_ext is installed in the checkout. wants_cached_latents: a fault of sd-scripts 0.10:
-    data sets from metadata files work with cached latents only. refuses_no_upscale: up to 0.9 these stop on
-    `bucket_no_upscale` once the buckets are prepared.
+    arguments: those of the training script for SDXL. training: where those of the other scripts are. gradio: its major
+    version as far as requirements.txt pins it, else None. patched: whether kohya_ext is installed in the checkout.
+    wants_cached_latents: a fault of sd-scripts 0.10: data sets from metadata files work with cached latents only.
+    refuses_no_upscale: up to 0.9 these stop on `bucket_no_upscale` once the buckets are prepared.
     """
 
     name: str
@@ -48,6 +67,14 @@ class Release:
     patched: bool = False
     wants_cached_latents: bool = False
     refuses_no_upscale: bool = False
+    training: Sources | None = None
+
+    def arguments_for(self, values: Mapping[str, Any]) -> Mapping[str, Argument]:
+        """The arguments of the script that a form would run; empty where they are not known."""
+        script = script_for(self.schema.tab, values)
+        if script == SCRIPTS[self.schema.tab][0]:
+            return self.arguments
+        return {} if self.training is None else arguments_of(self.training, script)
 
     @property
     def flags(self) -> frozenset[str]:
@@ -78,6 +105,7 @@ def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, g
         patched,
         wants_cached_latents(training),
         refuses_no_upscale(training),
+        training,
     )
 
 

@@ -45,9 +45,10 @@ class Config:
 
 @dataclass
 class Module:
-    """A module of the checkout: its file and, once loaded, its names."""
+    """A module of the checkout: its file and, once loaded, its names. yields: whether it may hold generators."""
 
     path: str
+    yields: bool = True
     names: dict[str, Value] = field(default_factory=dict)
     stars: list[Module] = field(default_factory=list)
 

@@ -39,6 +39,25 @@ def test_broken_presets_are_refused_with_a_reason(data: bytes, said: str) -> Non
         parse_values(data, "x.json")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' + "[" * 900_000,
+        '{"a":' * 150_000 + "1" + "}" * 150_000,
+        '{"epoch":' + "9" * 900_000 + "}",
+        "{" + ",".join(f'"k{n}":{n}' for n in range(60_000)) + "}",
+        "\0" * 900_000,
+    ],
+    ids=["lists", "objects", "digits", "keys", "nul"],
+)
+def test_a_giant_below_the_limit_is_refused(text: str, tmp_path: Path) -> None:
+    giant = tmp_path / "giant.json"
+    giant.write_text(text)
+    assert giant.stat().st_size <= MAX_BYTES
+    with pytest.raises(UsageError, match="giant"):
+        read_values(giant)
+
+
 def test_a_giant_is_not_even_read(tmp_path: Path) -> None:
     giant = tmp_path / "giant.json"
     with giant.open("wb") as file:
