@@ -41,10 +41,10 @@ class Weights(nn.Module):
         self.elements = elements
 
 
-def ours(model: Weights, dtype: torch.dtype = torch.float32, compiled: bool = False) -> Callable[[], object]:
-    """Our update, guard included."""
+def ours(model: Weights, dtype: torch.dtype = torch.float32, **options: bool) -> Callable[[], object]:
+    """Our update, guard included unless `guarded=False`."""
     stochastic = dtype == torch.bfloat16
-    shadow = Shadow(model.named_parameters(), constant(DECAY), dtype=dtype, stochastic=stochastic, compiled=compiled)
+    shadow = Shadow(model.named_parameters(), constant(DECAY), dtype=dtype, stochastic=stochastic, **options)
     shadow.capture()
     return shadow.update
 
@@ -120,7 +120,7 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = Weights(options.millions, dtype)
         if dtype == torch.float32:
-            runs = {"ours": ours(model), "ours, bfloat16 shadow": ours(model, torch.bfloat16), **peers(model)}
+            runs = {"ours": ours(model), "ours, unguarded": ours(model, guarded=False), **peers(model)}
         else:
             runs = {"ours": ours(model), "naive upcast": _naive_upcast(model)}
         if options.compile:

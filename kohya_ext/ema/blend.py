@@ -34,8 +34,9 @@ class Update:
 class Blender:
     """Blends weights into shadows and keeps the scratch memory this takes. `skipped()` counts non-finite weights."""
 
-    def __init__(self, use_compiled: bool = False) -> None:
+    def __init__(self, use_compiled: bool = False, guarded: bool = True) -> None:
         self._use_compiled = use_compiled
+        self._guarded = guarded
         self._staging = Staging()
         self._skipped = 0
         self._skipped_on: dict[torch.device, Tensor] = {}
@@ -49,7 +50,7 @@ class Blender:
         small: list[tuple[Tensor, Tensor]] = []
         elements = 0
         for index, weights, shadow in pairs:
-            if _is_simple(weights, shadow) and weights.numel() <= _SMALL:
+            if _is_simple(weights, shadow) and (weights.numel() <= _SMALL or not self._guarded):
                 small.append((weights, shadow))
                 elements += weights.numel()
                 if elements >= slice_size(shadow.device):
@@ -63,8 +64,7 @@ class Blender:
         if not pairs:
             return
         weights, shadows = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        norms = torch._foreach_norm(weights)
-        if math.isfinite(float(torch.stack(norms).sum())):
+        if not self._guarded or math.isfinite(float(torch.stack(torch._foreach_norm(weights)).sum())):
             torch._foreach_lerp_(shadows, weights, update.weight)
             return
         for weight, shadow in pairs:
@@ -99,7 +99,9 @@ class Blender:
         shadow.copy_(round_stochastically(exact, words, torch.bfloat16))
 
     def _lerp(self, shadow: Tensor, weights: Tensor, weight: float) -> None:
-        if shadow.device.type != "cpu":
+        if not self._guarded:
+            shadow.lerp_(weights, weight)
+        elif shadow.device.type != "cpu":
             self._lerp_unseen(shadow, weights, weight)
         elif math.isfinite(float(weights.sum())):
             shadow.lerp_(weights, weight)

@@ -29,7 +29,8 @@ class Shadow:
     start_step: real steps before averaging begins. dtype: float32 or float64, or bfloat16 with `stochastic=True`.
     device: None (beside each parameter), `auto` (there, if memory allows, else in host memory) or a device.
     seed: of the stochastic rounding. compiled: one compiled pass for large float32 and float64 averages beside their
-    weights; takes some seconds at the first update and a C++ compiler or Triton.
+    weights; takes some seconds at the first update and a C++ compiler or Triton. guarded: keep non-finite weights out;
+    False only where the weights are known to be finite.
 
     Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
     moved its weights. Parameters that need no gradient at that moment are left out, for good.
@@ -49,6 +50,7 @@ class Shadow:
         device: torch.device | str | None = None,
         seed: int = 0,
         compiled: bool = False,
+        guarded: bool = True,
     ) -> None:
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, got {update_every}")
@@ -71,7 +73,7 @@ class Shadow:
         self._started = False
         self._placed = False
         self._stepped: set[int] = set()  # parameters that update_param has done in the current step
-        self._blender = Blender(compiled)
+        self._blender = Blender(compiled, guarded)
         self._swap: Swap | None = None
 
     # ------------------------------------------------------------------ updating

@@ -174,6 +174,19 @@ def test_a_non_finite_weight_never_enters(size: tuple[int], fault: float) -> Non
     assert shadow.skipped == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_the_guard_finite_weights_are_averaged_alike(dtype: torch.dtype) -> None:
+    results = []
+    for guarded in (True, False):
+        params = make_params(dtype)
+        shadow = Shadow(params, debiased(0.9), guarded=guarded)
+        shadow.capture()
+        for _ in walk(params, 5):
+            shadow.update()
+        results.append(shadows_of(shadow))
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
 def test_a_huge_finite_weight_does_enter() -> None:
     parameter = nn.Parameter(torch.full((70_000,), 3e38))
     shadow = Shadow([parameter], debiased(0.5))
