@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.convert import convert, shown_at_start
 from kohya_ext.presets.document import Preset
-from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS
+from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS, ZERO_IS_UNSET
 from kohya_ext.presets.privacy import without_paths, without_secrets
 from kohya_ext.presets.schema import Schema
 
@@ -74,6 +74,8 @@ def fit(
                 fitted.values[key] = passed.value
             continue
         value = given.get(key)
+        if value == "" and one.component in ("Number", "Slider") and key not in ZERO_IS_UNSET:
+            value = None  # a text box of an older release, left to its default
         if value is not None:
             converted = convert(value, one)
             if converted.usable:

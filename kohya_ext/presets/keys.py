@@ -82,6 +82,7 @@ PRIVATE = SECRETS | PATHS | PERSONAL
 RENAMED = {
     "generate_caption_database": "create_caption",
     "generate_image_buckets": "create_buckets",
+    "lora_network_weights": "network_weights",
     "stop_text_encoder_training_pct": "stop_text_encoder_training",
     "use_wandb": "log_with",
 }

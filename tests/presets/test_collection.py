@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 from kohya_ext.presets import collect
 from kohya_ext.presets.collection import collect_all
 from kohya_ext.presets.document import bundled, find_bundled
 from kohya_ext.presets.guide import ADVICE, departures
+from kohya_ext.presets.keys import PRIVATE
 from kohya_ext.presets.settings import OTHER, described, grouped
 from tests.presets import guis
 
@@ -67,3 +69,22 @@ def test_the_guides_current_preset_departs_from_its_advice_in_nothing() -> None:
         "gradient_checkpointing",
     }
     assert all(described(key) for key in ADVICE)
+
+
+def test_every_preset_says_where_it_comes_from_and_what_it_needs() -> None:
+    presets = list(bundled())
+    assert len([preset for preset in presets if preset.tab == "finetune"]) == 7
+    for preset in presets:
+        about = preset.about
+        assert all(isinstance(about[key], str) and about[key] for key in ("title", "origin", "extract"))
+        date.fromisoformat(about["date"])
+        assert f"{about['vram']['tier_gb']}GB" in preset.name
+        assert "GB" in about["vram"]["reckoning"]
+        assert "measured" in about["vram"]["reckoning"]
+        assert set(preset.requires) <= {"AdaCoor", "EMA", "fused_backward_pass"}
+        assert ("AdaCoor" in preset.requires) is (preset.values["optimizer"] == "AdaCoor")
+        assert ("EMA" in preset.requires) is ("--enable_ema" in preset.values["additional_parameters"])
+        assert set(about["fill_in"]) <= PRIVATE
+        derived = [key.strip() for keys in about["derived"] for key in keys.split(",") if keys != "other fields"]
+        assert set(derived) <= set(preset.values)
+        assert not PRIVATE & set(preset.values)

@@ -119,3 +119,8 @@ def test_fitting_twice_changes_nothing(values: dict[str, Any], schema: Schema) -
     again = fitted(once, schema)
     assert again.values == once
     assert {step.action for step in again.steps} <= {"filled"}
+
+
+def test_empty_texts_of_old_number_fields_mean_their_default() -> None:
+    result = fitted({"optimizer": "Lion", "learning_rate": "", "epoch": ""}, EMBEDDED).values
+    assert (result["learning_rate"], result["epoch"]) == (1e-5, 1)
