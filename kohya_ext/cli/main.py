@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from kohya_ext.about import CONSOLE_SCRIPTS, SUMMARY, VERSION
-from kohya_ext.cli import audit, basemodel, captions, card, demo, health, install, lora, presets, prompts, update
+from kohya_ext.cli import audit, basemodel, captions, card, demo, grid, health, install, lora, presets, prompts, update
 from kohya_ext.errors import FOUND_PROBLEMS, KohyaExtError
 
 PROGRAM = next(iter(CONSOLE_SCRIPTS))
-GROUPS = (install, health, update, presets, basemodel, captions, audit, lora, prompts, card, demo)
+GROUPS = (install, health, update, presets, basemodel, captions, audit, lora, prompts, grid, card, demo)
 INTERRUPTED = 130  # what shells report for Ctrl+C
 FRAMES_SHOWN = 4
 EPILOG = """exit codes: 0 done or nothing to do; 1 a check found problems; 2 wrong usage or bad input;

@@ -23,6 +23,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70re
        color: #222; background: #fff }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
+td:first-child { min-width: 7rem } td:nth-child(2) { min-width: 2.5rem; text-align: right }
 .bar { background: #4a7ab5; height: .8rem; display: inline-block; vertical-align: middle }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem }
 .card { border: 1px solid #ddd; border-radius: 6px; padding: .7rem; display: flex; gap: .8rem; min-width: 0 }
@@ -99,6 +100,8 @@ def _cards(audit: Audit) -> Iterator[str]:
 def _thumbnail(path: Path) -> str:
     with contextlib.suppress(Exception), Image.open(path) as image:  # it may have gone since
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+        if image.mode.startswith("I"):  # 16 bits a channel, which a conversion would clip to white
+            image = image.convert("I").point(lambda value: value / 256).convert("L")
         small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         written = io.BytesIO()

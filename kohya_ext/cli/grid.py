@@ -1,0 +1,205 @@
+"""`kohya-ext grid`: contact sheets of what models make of a prompt file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kohya_ext.cli.common import add_json
+from kohya_ext.cli.output import Output
+from kohya_ext.errors import DONE, ConflictError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kohya_ext.evaluation.grid import Grid
+    from kohya_ext.evaluation.models import Column
+    from kohya_ext.evaluation.nearest import TrainingImages
+    from kohya_ext.evaluation.promptfile import Prompt
+    from kohya_ext.evaluation.rendering import Renderer
+
+PAGE, SHEET = "grid.html", "grid.png"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("grid", help="draw a prompt file with models side by side, averages beside raw ones")
+    add = parser.add_argument
+    add("models", type=Path, nargs="+", metavar="MODEL", help="checkpoints, LoRAs, diffusers folders, folders of them")
+    add("--prompts", type=Path, required=True, metavar="FILE", help="a Kohya prompt file, e.g. of `kohya-ext prompts`")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help=f"gets {PAGE}, {SHEET} and pictures/; is gone on with",
+    )
+    add("--images", type=Path, metavar="FOLDER", help="the training images: shows the nearest one, and near copies")
+    add("--clip", nargs="?", const="", metavar="DIR", help="compare by CLIP (in the local cache, or DIR), not by hash")
+    add("--base", type=Path, metavar="MODEL", help="what LoRAs go onto")
+    add("--weight", type=float, default=1.0, metavar="X", help="of LoRAs (default 1)")
+    add("--no-average", action="store_true", help="leave out the -ema files beside the given ones")
+    add("--limit", type=int, metavar="N", help="only the first N prompts of each section")
+    add("--config", type=Path, metavar="DIR", help="a diffusers folder that describes single files, when offline")
+    add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    add("--dtype", choices=("auto", "fp16", "bf16", "fp32"), default="auto", help="auto: fp16 on a GPU, fp32 on a CPU")
+    add("--dry-run", action="store_true", help="list models and prompts, draw nothing")
+    add_json(parser)
+    parser.set_defaults(run=grid)
+
+
+def grid(arguments: argparse.Namespace) -> int:
+    """List, draw what is missing, compare, write the sheets."""
+    try:
+        from kohya_ext.evaluation import grid as grids
+        from kohya_ext.evaluation import models
+    except ImportError as error:
+        raise UsageError(f"grid needs Pillow ({error}): run it with Kohya's Python") from error
+
+    out = Output("grid", arguments.json)
+    columns = models.columns(arguments.models, averages=not arguments.no_average)
+    prompts = _prompts(arguments, out)
+    for column in columns:
+        out.item("model", f"{column.label} ({column.kind}): {column.path}")
+    out.item("pictures", f"{len(prompts)} prompts by {len(columns)} models: {len(prompts) * len(columns)}")
+    if arguments.dry_run:
+        return out.finish(DONE, models=[str(column.path) for column in columns], prompts=len(prompts))
+    training = _training(arguments, out)
+    _make(arguments.output)
+    renderer, salt = make_renderer(arguments, columns)
+    made = grids.render(
+        columns, prompts, renderer, arguments.output, training=training, salt=salt, progress=_progress()
+    )
+    _write(made, arguments.output)
+    for place, column in enumerate(columns if made.images else ()):
+        copies, total = made.copies(place)
+        out.item("near copies", f"{copies} of {total}: {column.label}")
+    out.item("page", str(arguments.output / PAGE))
+    out.item("sheet", str(arguments.output / SHEET))
+    return out.finish(DONE, **_document(made, arguments.output))
+
+
+def make_renderer(arguments: argparse.Namespace, columns: Sequence[Column]) -> tuple[Renderer, str]:
+    """The renderer, and what its pictures depend on beside model and prompt."""
+    from kohya_ext.evaluation.models import LORA
+    from kohya_ext.evaluation.models import columns as columns_of
+
+    base = columns_of([arguments.base], averages=False)[0] if arguments.base else None
+    loras = [column for column in columns if column.kind == LORA]
+    if loras and base is None:
+        raise UsageError(f"{loras[0].path} is a LoRA: name the model it was trained on with --base")
+    if base is not None and base.kind == LORA:
+        raise UsageError(f"--base {arguments.base} is a LoRA itself")
+    try:
+        from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, Settings
+    except ImportError as error:
+        raise UsageError(f"grid needs torch and diffusers ({error}): run it with Kohya's Python") from error
+    renderer = DiffusersRenderer(Settings(base, arguments.config, arguments.device, arguments.dtype, arguments.weight))
+    on_base = f"{base.identity}|{arguments.weight}" if base and loras else ""
+    return renderer, f"{renderer.dtype}|{on_base}"
+
+
+def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
+    from kohya_ext.evaluation.promptfile import has_weights, parse
+
+    try:
+        text = arguments.prompts.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{arguments.prompts} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{arguments.prompts} is not UTF-8 text (byte {error.start})") from error
+    try:
+        prompts = parse(text)
+    except UsageError as error:
+        raise UsageError(f"{arguments.prompts}: {error}") from error
+    if any(has_weights(one) for one in text.splitlines() if not one.startswith("#")):
+        out.warn("brackets in prompts are weights to Kohya; here they are drawn as plain text")
+    if any(prompt.seed is None for prompt in prompts):
+        out.warn("prompts without a seed (--d) get another one for each model, and cannot be compared")
+    if arguments.limit is None:
+        return prompts
+    seen: dict[str, int] = {}
+    kept = []
+    for prompt in prompts:
+        seen[prompt.section] = seen.get(prompt.section, 0) + 1
+        if seen[prompt.section] <= arguments.limit:
+            kept.append(prompt)
+    if not kept:
+        raise UsageError(f"--limit {arguments.limit}: at least 1")
+    return kept
+
+
+def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | None:
+    if arguments.images is None:
+        return None
+    from kohya_ext.dataset.images import images_in, require_folder
+    from kohya_ext.evaluation.nearest import CLIP_MODEL, Clip, Hash, TrainingImages
+
+    folder = require_folder(arguments.images)
+    measure = Hash() if arguments.clip is None else Clip(arguments.clip or CLIP_MODEL)
+    training = TrainingImages(folder, images_in(folder, recursive=True), measure, _progress())
+    if training.unreadable:
+        out.warn(
+            f"{len(training.unreadable)} training images cannot be read, e.g. {training.unreadable[0]}: see `audit`"
+        )
+    return training
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConflictError(f"{folder} is a file; --output wants a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConflictError(f"{folder} cannot be made: {error.strerror or error}") from error
+
+
+def _write(made: Grid, folder: Path) -> None:
+    from kohya_ext.evaluation import sheet, sheetpage
+    from kohya_ext.files.atomic import write_atomic
+
+    names = sorted({column.name for column in made.columns})
+    title = f"Grid of {', '.join(names[:3])}" + (" and others" if len(names) > 3 else "")
+    try:
+        write_atomic(folder / SHEET, sheet.draw(made, folder))
+        write_atomic(folder / PAGE, sheetpage.page(made, folder, title).encode("utf-8"))
+    except OSError as error:
+        raise ConflictError(f"{folder} cannot be written to: {error.strerror or error}") from error
+
+
+def _document(made: Grid, folder: Path) -> dict[str, object]:
+    def cell(place: int, row: int) -> dict[str, object]:
+        one = made.cells[row][place]
+        return {"picture": one.path, "nearest": vars(one.nearest) if one.nearest else None}
+
+    return {
+        "page": str(folder / PAGE),
+        "sheet": str(folder / SHEET),
+        "prompts": [vars(prompt) for prompt in made.prompts],
+        "models": [
+            {
+                "path": str(column.path), "label": column.label, "average": column.average,
+                "near_copies": made.copies(place)[0] if made.images else None,
+                "pictures": [cell(place, row) for row in range(len(made.prompts))],
+            }
+            for place, column in enumerate(made.columns)
+        ],
+    }  # fmt: skip
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    """A counter on the terminal; elsewhere a line for each model."""
+    moves, said = sys.stderr.isatty(), set()
+
+    def show(what: str, done: int, total: int) -> None:
+        if moves:
+            print(
+                f"\r{done} of {total}: {what[:60]:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True
+            )
+        elif what not in said:
+            said.add(what)
+            print(f"{done} of {total}: {what}", file=sys.stderr, flush=True)
+
+    return show

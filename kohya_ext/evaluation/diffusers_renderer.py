@@ -1,0 +1,115 @@
+"""Pictures drawn by diffusers: single-file checkpoints, folders of its own, and LoRAs on a base model.
+
+Nothing is fetched: a single file needs the configuration of its family, from a folder (`config`) or the local cache.
+Noise comes from the CPU, so that a seed means the same picture on every device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kohya_ext.errors import UsageError
+from kohya_ext.evaluation.models import FOLDER, LORA, Column
+from kohya_ext.evaluation.promptfile import Prompt
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """base: the model that LoRAs go onto. config: a diffusers folder that describes single files; None for the cache.
+
+    device: auto, cpu, cuda. dtype: auto is fp16 on a GPU, fp32 on a CPU. weight: of LoRAs.
+    """
+
+    base: Column | None = None
+    config: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    weight: float = 1.0
+
+
+class DiffusersRenderer:
+    """One pipeline at a time in memory; the base stays while LoRA after LoRA goes onto it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        device = "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device
+        self.device = "cpu" if device == "auto" else device
+        self.dtype = DTYPES.get(settings.dtype, torch.float32 if self.device == "cpu" else torch.float16)
+        self._pipeline: Any = None
+        self._loaded: Column | None = None
+        self._lora = False
+
+    def load(self, column: Column) -> None:
+        if self._lora:
+            self._pipeline.unload_lora_weights()
+            self._lora = False
+        model = self.settings.base if column.kind == LORA else column
+        if model is None:
+            raise UsageError(f"{column.path} is a LoRA: name the model it was trained on with --base")
+        if model != self._loaded:
+            self._pipeline = self._loaded = None
+            gc.collect()
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            with _explained(model.path, "cannot be loaded by diffusers"):
+                pipeline = self._folder(model) if model.kind == FOLDER else self._single_file(model)
+                self._pipeline = pipeline.to(self.device)
+            self._pipeline.set_progress_bar_config(disable=True)
+            self._loaded = model
+        if column.kind == LORA:
+            with _explained(column.path, "cannot be put onto the base model"):
+                self._pipeline.load_lora_weights(str(column.path.parent), weight_name=column.path.name)
+            self._lora = True
+
+    def draw(self, prompt: Prompt) -> Any:
+        seed = prompt.seed if prompt.seed is not None else torch.seed() % 2**32
+        more = {"cross_attention_kwargs": {"scale": self.settings.weight}} if self._lora else {}
+        with torch.no_grad():
+            done = self._pipeline(
+                prompt=prompt.text, negative_prompt=prompt.negative or None, width=prompt.width, height=prompt.height,
+                num_inference_steps=prompt.steps, guidance_scale=prompt.cfg,
+                generator=torch.Generator("cpu").manual_seed(seed), **more,
+            )  # fmt: skip
+        return done.images[0]
+
+    def _folder(self, model: Column) -> Any:
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline.from_pretrained(str(model.path), torch_dtype=self.dtype, local_files_only=True)
+
+    def _single_file(self, model: Column) -> Any:
+        import diffusers
+
+        kind: Any = diffusers.StableDiffusionXLPipeline if model.sdxl else diffusers.StableDiffusionPipeline
+        more: dict[str, Any] = {} if model.sdxl else {"safety_checker": None, "requires_safety_checker": False}
+        if self.settings.config:
+            more["config"] = str(self.settings.config)
+        return kind.from_single_file(str(model.path), torch_dtype=self.dtype, local_files_only=True, **more)
+
+
+@contextlib.contextmanager
+def _explained(path: Path, what: str) -> Iterator[None]:
+    """What diffusers raises, as an error with its cure: its classes differ from version to version."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        lowered = text.lower()
+        if "peft" in lowered:
+            cure = "this version of diffusers needs the package peft for LoRAs: pip install peft"
+        elif any(sign in lowered for sign in ("local_files_only", "offline", "connect", "cached", "config")):
+            cure = "give --config FOLDER, a diffusers folder of the same family (its configuration and tokenizers)"
+        else:
+            cure = "is the file whole, and of the family that it seems to be?"
+        raise UsageError(f"{path} {what} ({type(error).__name__}: {text}). {cure}") from error

@@ -1,0 +1,99 @@
+"""A grid: every prompt by every model. Pictures are kept as files, so that a stopped grid goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.errors import ConflictError
+from kohya_ext.evaluation.models import Column
+from kohya_ext.evaluation.nearest import Nearest, TrainingImages
+from kohya_ext.evaluation.promptfile import Prompt, line
+from kohya_ext.evaluation.rendering import Renderer
+from kohya_ext.files.atomic import TEMPORARY_SUFFIX
+
+PICTURES = "pictures"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture. path: relative to the grid's folder. nearest: None without training images."""
+
+    path: str
+    nearest: Nearest | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """rows: prompts; cells: for each prompt one for each column. measure: what compared them, "" for nothing."""
+
+    columns: Sequence[Column]
+    prompts: Sequence[Prompt]
+    cells: Sequence[Sequence[Cell]]
+    measure: str = ""
+    images: Path | None = None
+
+    def copies(self, column: int) -> tuple[int, int]:
+        """(near copies of training images, pictures) among those of `column`."""
+        found = [row[column].nearest for row in self.cells]
+        return sum(one.copy for one in found if one), len(found)
+
+
+def render(
+    columns: Sequence[Column],
+    prompts: Sequence[Prompt],
+    renderer: Renderer,
+    folder: Path,
+    *,
+    training: TrainingImages | None = None,
+    salt: str = "",
+    progress: Progress = lambda *_: None,
+) -> Grid:
+    """Draw what is missing in `folder`/pictures, model by model, and compare. salt: changes when the renderer does.
+
+    Raises UsageError (a model that cannot be used) and ConflictError (disk).
+    """
+    from PIL import Image
+
+    (folder / PICTURES).mkdir(exist_ok=True)
+    cells: list[list[Cell]] = [[] for _ in prompts]
+    total, done = len(columns) * len(prompts), 0
+    for column in columns:
+        loaded = False
+        for row, prompt in enumerate(prompts):
+            name = f"{PICTURES}/{_key(column, prompt, salt)}.png"
+            if not (folder / name).exists():
+                if not loaded:
+                    renderer.load(column)
+                    loaded = True
+                _save(renderer.draw(prompt), folder / name)
+            nearest = None
+            if training:
+                with Image.open(folder / name) as picture:
+                    nearest = training.nearest(picture)
+            cells[row].append(Cell(name, nearest))
+            done += 1
+            progress(column.label, done, total)
+    return Grid(
+        columns, prompts, cells, training.measure.name if training else "", training.folder if training else None
+    )
+
+
+def _key(column: Column, prompt: Prompt, salt: str) -> str:
+    return hashlib.sha256("\n".join((column.identity, line(prompt), salt)).encode()).hexdigest()[:20]
+
+
+def _save(picture: Any, path: Path) -> None:
+    """Under its name only when it is whole: a picture that exists is not drawn again."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        picture.save(temporary, "PNG")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConflictError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,103 @@
+"""A grid as one PNG: models side by side, prompts below each other, the nearest training image in the last column."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from kohya_ext.evaluation.grid import Cell, Grid
+from kohya_ext.evaluation.nearest import Nearest
+
+CELL = 256  # pixels, of the longer side of a picture
+GAP = 8
+MARGIN = 220  # for the prompts
+HEAD = 56
+LINES = 14  # of a prompt
+LIMIT = 30_000  # pixels, of a side: what viewers still open
+BACKGROUND, INK, FAINT, ALARM = "#ffffff", "#222222", "#777777", "#b00020"
+TITLE = "nearest training image"
+
+
+def draw(grid: Grid, folder: Path) -> bytes:
+    """The sheet as the bytes of a PNG. Pictures shrink when it would be larger than viewers open."""
+    width_in_cells = len(grid.columns) + (1 if grid.images else 0)
+    cell = min(CELL, (LIMIT - MARGIN) // width_in_cells - GAP, (LIMIT - HEAD) // max(1, len(grid.prompts)) - GAP)
+    cell = max(cell, 16)
+    size = (MARGIN + width_in_cells * (cell + GAP) + GAP, HEAD + len(grid.prompts) * (cell + GAP))
+    sheet = Image.new("RGB", size, BACKGROUND)
+    pen, font = ImageDraw.Draw(sheet), _font(13)
+    for place, label in enumerate([column.label for column in grid.columns] + ([TITLE] if grid.images else [])):
+        _text(pen, (MARGIN + place * (cell + GAP), GAP), label, cell, font, lines=2)
+    before = ""
+    for row, (prompt, cells) in enumerate(zip(grid.prompts, grid.cells, strict=True)):
+        top = HEAD + row * (cell + GAP)
+        if prompt.section != before:
+            pen.line((GAP, top - GAP // 2, size[0] - GAP, top - GAP // 2), fill=FAINT)
+            before = prompt.section
+        seed = "" if prompt.seed is None else f"\nseed {prompt.seed}"
+        _text(pen, (GAP, top), f"{prompt.text}{seed}", MARGIN - 2 * GAP, font, lines=min(LINES, cell // 16))
+        for place, one in enumerate(cells):
+            _paste(sheet, folder / one.path, (MARGIN + place * (cell + GAP), top), cell, _is_copy(one))
+        if nearest := best(cells):
+            assert grid.images is not None
+            left = MARGIN + len(cells) * (cell + GAP)
+            _paste(sheet, grid.images / nearest.path, (left, top), cell, nearest.copy)
+            pen.rectangle((left, top + cell - 18, left + cell - 1, top + cell - 1), fill=BACKGROUND)
+            pen.text((left + 3, top + cell - 17), nearest.text, fill=ALARM if nearest.copy else INK, font=font)
+    written = io.BytesIO()
+    sheet.save(written, "PNG", optimize=True)
+    return written.getvalue()
+
+
+def best(cells: list[Cell] | tuple[Cell, ...] | Any) -> Nearest | None:
+    """The training image that any picture of a row comes nearest to."""
+    found = [one.nearest for one in cells if one.nearest]
+    return max(found, key=lambda one: one.likeness) if found else None
+
+
+def thumbnail(path: Path, side: int) -> Image.Image | None:
+    """The picture within side x side pixels, turned as a viewer turns it; None when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (side, side))
+            if image.mode.startswith("I"):  # 16 bits a channel, which a conversion would clip to white
+                image = image.convert("I").point(lambda value: value / 256).convert("L")
+            small = ImageOps.exif_transpose(image).convert("RGB")
+            small.thumbnail((side, side))
+            return small
+    except Exception:  # decoders raise what they like on broken input
+        return None
+
+
+def _is_copy(one: Cell) -> bool:
+    return bool(one.nearest and one.nearest.copy)
+
+
+def _paste(sheet: Image.Image, path: Path, corner: tuple[int, int], cell: int, alarm: bool) -> None:
+    small = thumbnail(path, cell)
+    if small is None:
+        return
+    left, top = corner[0] + (cell - small.width) // 2, corner[1] + (cell - small.height) // 2
+    sheet.paste(small, (left, top))
+    if alarm:
+        box = (left, top, left + small.width - 1, top + small.height - 1)
+        ImageDraw.Draw(sheet).rectangle(box, outline=ALARM, width=3)
+
+
+def _text(pen: Any, corner: tuple[int, int], text: str, width: int, font: Any, *, lines: int) -> None:
+    letters = max(8, width // 7)
+    wrapped = [part for piece in text.splitlines() for part in textwrap.wrap(piece, letters)]
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: letters - 4] + " ..."]
+    pen.multiline_text(corner, "\n".join(wrapped), fill=INK, font=font, spacing=3)
+
+
+def _font(size: int) -> Any:
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has one size
+        return ImageFont.load_default()

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("PIL")
+pytest.importorskip("imagehash")
+from kohya_ext.cli import grid as command
+from kohya_ext.errors import CONFLICT, DONE, WRONG_USAGE
+from tests.cli.conftest import Ran
+from tests.evaluation.painter import LORA_KEYS, Painter, models, training_set
+
+Run = Callable[..., Ran]
+CAPTIONS = ["a b", "c d"]
+PROMPTS = "# == captions\na b --w 128 --h 128 --d 1\nc d --w 128 --h 128 --d 1\n# == generic\ne --w 128 --h 128 --d 1\n"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    return tmp_path / "prompts.txt"
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
+    painter = Painter({"femme": 2}, CAPTIONS)
+
+    def make(*_: Any) -> tuple[Painter, str]:
+        return painter, ""
+
+    monkeypatch.setattr(command, "make_renderer", make)
+    return painter
+
+
+def test_a_grid(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> None:
+    models(tmp_path / "models", "femme", "femme-ema")
+    images = training_set(tmp_path / "set", CAPTIONS)
+    words = ("grid", tmp_path / "models", "--prompts", prompts, "--output", tmp_path / "out", "--images", images)
+    done = run(*words)
+    assert done.code == DONE and "near copies  2 of 3: femme\n" in done.text and "0 of 3: femme, average" in done.text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"grid.html", "grid.png", "pictures"}
+    document = run(*words, "--json", "--limit", "1").document
+    assert [model["near_copies"] for model in document["models"]] == [1, 0] and len(document["prompts"]) == 2
+    assert document["models"][0]["pictures"][0]["nearest"]["path"] == "0.png"
+    assert len(painter.drawn) == 6
+
+
+def test_dry_run(tmp_path: Path, prompts: Path, run: Run) -> None:
+    file = models(tmp_path / "models", "femme")[0]
+    done = run("grid", file, "--prompts", prompts, "--output", tmp_path / "out", "--dry-run")
+    assert done.code == DONE and "3 prompts by 1 models: 3" in done.text and not (tmp_path / "out").exists()
+
+
+def test_warnings(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> None:
+    file = models(tmp_path / "models", "femme")[0]
+    prompts.write_text("a (red:1.2) fox --w 64 --h 64\n")
+    done = run("grid", file, "--prompts", prompts, "--output", tmp_path / "out")
+    assert done.code == DONE and "weights to Kohya" in done.errors and "without a seed" in done.errors
+
+
+def test_wrong_input(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> None:
+    file = models(tmp_path / "models", "femme")[0]
+    out = ("--output", tmp_path / "out")
+    (tmp_path / "none.txt").write_text("# nothing\n")
+    assert run("grid", file, "--prompts", tmp_path / "absent", *out).code == WRONG_USAGE
+    assert run("grid", file, "--prompts", tmp_path / "none.txt", *out).code == WRONG_USAGE
+    assert run("grid", tmp_path / "absent", "--prompts", prompts, *out).code == WRONG_USAGE
+    assert run("grid", file, "--prompts", prompts, *out, "--images", tmp_path / "absent").code == WRONG_USAGE
+    assert run("grid", file, "--prompts", prompts, "--output", prompts).code == CONFLICT
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_wants_its_base(tmp_path: Path, prompts: Path, run: Run) -> None:
+    lora = models(tmp_path / "models", "lora", keys=LORA_KEYS)[0]
+    done = run("grid", lora, "--prompts", prompts, "--output", tmp_path / "out")
+    assert done.code == WRONG_USAGE and "--base" in done.errors
