@@ -1,26 +1,36 @@
-"""The study's one plot."""
+"""The study's plots."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study.intervals import Interval
 
 Curves = dict[str, dict[float, Interval]]  # optimizer -> rate -> result
 
 
-def plot(path: Path, panels: dict[str, Curves], recommended: dict[str, float]) -> None:
-    """One panel a task: result by rate as a multiple of the recommended one, with its 95 % band. Needs matplotlib."""
+def pyplot() -> Any:
+    """matplotlib's, writing SVG that is the same for the same numbers. Raises SystemExit that says what to install."""
     try:
         import matplotlib
     except ImportError as error:
         raise SystemExit("the plot needs matplotlib: pip install matplotlib") from error
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "study"  # the same picture from the same numbers
-    from matplotlib import pyplot
+    matplotlib.rcParams["svg.hashsalt"] = "study"
+    return importlib.import_module("matplotlib.pyplot")
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 5), layout="constrained")
+
+def save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def plot(path: Path, panels: dict[str, Curves], recommended: dict[str, float]) -> None:
+    """One panel a task: result by rate as a multiple of the recommended one, with its 95 % band. Needs matplotlib."""
+    figure, axes = pyplot().subplots(1, len(panels), figsize=(6 * len(panels), 5), layout="constrained")
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for number, (name, points) in enumerate(curves.items()):
             known = [(rate / recommended[name], one) for rate, one in points.items() if math.isfinite(one.mean)]
@@ -33,5 +43,4 @@ def plot(path: Path, panels: dict[str, Curves], recommended: dict[str, float]) -
     axes[0].set(ylabel="held-out loss by that before the fine-tune", ylim=(0, 1.2))
     axes[-1].set(ylabel="log10 of f at the end by f at the start, mean of the zoo", ylim=(None, 0.5))
     axes[-1].legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
