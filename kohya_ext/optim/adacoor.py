@@ -31,8 +31,8 @@ class AdaCoor(torch.optim.Optimizer):
     rounded stochastically. stochastic_state: round 16 bits stochastically, which keeps the accumulator unbiased.
     stochastic_weights: round float16 and bfloat16 weights stochastically, without which they stop moving.
     seed: of all rounding, which depends on (seed, step, parameter index, element) and nothing else.
-    maximize: ascend. foreach: gather small tensors. fused: torch's fused Adagrad (32 bits, CPU; used unless False) or
-    compiled kernels (needs a C++ compiler or Triton).
+    maximize: ascend. foreach: gather small tensors (on a GPU unless False). fused: torch's fused Adagrad (32 bits, CPU;
+    used unless False) or compiled kernels (needs a C++ compiler or Triton).
 
     A gradient element that is not finite, or whose square is not, leaves its weight and its state as they were;
     `skipped` counts them. Raises TypeError and ValueError that name the argument or the parameter.
@@ -161,15 +161,14 @@ class AdaCoor(torch.optim.Optimizer):
 
     @staticmethod
     def _is_gathered(group: dict[str, Any], rule: Rule, job: Job) -> bool:
-        if group["foreach"]:
+        if gathers(group, job.weights.device):
             return True
         return job.weights.numel() <= torch_adagrad.SMALL and _takes_torchs_kernel(group, rule, job)
 
     def _step_small(self, group: dict[str, Any], rule: Rule, small: list[Job]) -> None:
-        if group["foreach"]:
-            step_many(self._sliced, rule, small)
-        else:
-            torch_adagrad.step_many(self._sliced, rule, small)
+        together = [job for job in small if gathers(group, job.weights.device)]
+        step_many(self._sliced, rule, together)
+        torch_adagrad.step_many(self._sliced, rule, [job for job in small if not gathers(group, job.weights.device)])
 
     def _dispatch(self, group: dict[str, Any], rule: Rule, job: Job) -> None:
         if _takes_torchs_kernel(group, rule, job):
@@ -239,6 +238,13 @@ class AdaCoor(torch.optim.Optimizer):
         )
         self.state[parameter] = {"step": int(saved.get("step", 0)), **accumulator}
         return converted
+
+
+def gathers(group: dict[str, Any], device: torch.device) -> bool:
+    """Whether small tensors are stepped together: where asked for, and, as torch's optimizers do, on any GPU."""
+    if group["foreach"] is None:
+        return device.type != "cpu" and not group["fused"]
+    return bool(group["foreach"])
 
 
 def _takes_torchs_kernel(group: dict[str, Any], rule: Rule, job: Job) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 from kohya_ext import elements
 from kohya_ext.optim import AdaCoor
+from kohya_ext.optim.adacoor import gathers
 from tests.optim.reference import Exact, decades, published_step
 
 SHAPES = [(1,), (3,), (257,), (5, 7), (64, 33), (4, 3, 3, 3), (), (0,), (700, 500)]
@@ -262,3 +263,12 @@ def test_parameters_it_cannot_train_are_refused_by_name() -> None:
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse gradient"):
         AdaCoor(embedding.parameters()).step()
+
+
+def test_small_tensors_are_gathered_on_a_gpu_unless_told_otherwise() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert gathers({"foreach": None, "fused": None}, gpu)
+    assert not gathers({"foreach": None, "fused": True}, gpu)
+    assert not gathers({"foreach": False, "fused": None}, gpu)
+    assert not gathers({"foreach": None, "fused": None}, cpu)
+    assert gathers({"foreach": True, "fused": None}, cpu)
