@@ -33,7 +33,8 @@ class Shadow:
     False only where the weights are known to be finite.
 
     Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
-    moved its weights. Parameters that need no gradient at that moment are left out, for good.
+    moved its weights. Parameters that need no gradient at that moment are left out, for good, unless `frozen_too`:
+    DyLoRA freezes and thaws its own at every step.
 
     Raises ValueError for settings out of range and for dtypes in which an average would stand still.
     """
@@ -51,6 +52,7 @@ class Shadow:
         seed: int = 0,
         compiled: bool = False,
         guarded: bool = True,
+        frozen_too: bool = False,
     ) -> None:
         if update_every < 1:
             raise ValueError(f"update_every must be at least 1, got {update_every}")
@@ -67,6 +69,7 @@ class Shadow:
         self.placement: Placement | None = None
         self._wanted = device
         self._params = _named(params)
+        self._frozen_too = frozen_too
         self._index = {id(parameter): number for number, parameter in enumerate(self._params.values())}
         self._names = list(self._params)
         self._shadows: dict[str, Tensor] = {}
@@ -82,7 +85,7 @@ class Shadow:
         """Take the start model. Call it before the first real step; later calls do nothing."""
         self._refuse_if_swapped("capture")
         if not self._shadows:
-            chosen = {name: parameter for name, parameter in self._params.items() if parameter.requires_grad}
+            chosen = {name: self._params[name] for name in self._chosen()}
             self.placement = place(list(chosen.values()), self.dtype, self._wanted)
             with torch.no_grad():
                 for name, parameter in chosen.items():
@@ -258,6 +261,10 @@ class Shadow:
                 for _, weights, shadow in triples:
                     copy_finite(weights, shadow)
 
+    def _chosen(self) -> list[str]:
+        """The names of what is to be averaged, as things stand now."""
+        return [name for name in self._names if self._frozen_too or self._params[name].requires_grad]
+
     def _require_start(self) -> None:
         if not self._started and not self.schedule.starts_fresh:
             raise RuntimeError(
@@ -283,7 +290,7 @@ class Shadow:
             raise RuntimeError(f"{what} while the average is in the place of the weights; leave swap() first")
 
     def _check_names(self, shadows: dict[str, Tensor]) -> None:
-        expected = list(self._shadows) or [name for name in self._names if self._params[name].requires_grad]
+        expected = list(self._shadows) or self._chosen()
         missing = [name for name in expected if name not in shadows]
         unknown = [name for name in shadows if name not in self._params]
         if missing or unknown:

@@ -254,5 +254,6 @@ class _Track:
                 dtype=getattr(torch, options.dtype),
                 stochastic=options.dtype == "bfloat16",
                 device=None if options.device == "cuda" else options.device,
+                frozen_too=True,  # what an optimizer holds may be thawed at any step
             )
         return self.shadow

@@ -29,14 +29,14 @@ MUTATIONS = (
         "ema/blend.py",
         "float(weights.sum())):\n            shadow.lerp_(weights, weight)\n",
         "float(weights.sum())):\n            shadow.lerp_(weights, 1 - weight)\n",
-        "tests/ema/test_shadow.py -k closed",
+        "tests/ema/test_shadow.py -k random_walk",
     ),
     Mutation(
         "over a random walk the average is off: small tensors are blended with the weight of every update",
         "ema/blend.py",
         "torch._foreach_lerp_(shadows, weights, update.weight)",
         "torch._foreach_lerp_(shadows, weights, 0.1)",
-        "tests/ema/test_shadow.py -k random_walk",
+        "tests/ema/test_shadow.py -k 'closed_form or random_walk'",
     ),
     Mutation(
         "an interval makes the average longer: the decay of the steps in between is not multiplied (constant)",
@@ -116,6 +116,13 @@ MUTATIONS = (
         "    def after_step(self) -> None:\n        self._behind = True\n",
         "    def after_step(self) -> None:\n        self.made().update()\n",
         "tests/runtime/test_average.py -k changes_after",
+    ),
+    Mutation(
+        "weights that are frozen at the first step stay out for good (DyLoRA)",
+        "runtime/average.py",
+        "                frozen_too=True,",
+        "                frozen_too=False,",
+        "tests/runtime/test_average.py -k thawed",
     ),
     Mutation(
         "in a fused backward pass a parameter is averaged before its step",

@@ -53,6 +53,16 @@ def test_weights_that_the_trainer_changes_after_the_step_are_the_ones_averaged(b
     assert close(averaged(run), run.expected())
 
 
+def test_weights_that_are_frozen_and_thawed_are_all_averaged(begin: Begin) -> None:
+    """DyLoRA trains another rank at every step and freezes the others."""
+    run = begin()
+    for step in range(5):
+        for number, parameter in enumerate(run.model.parameters()):
+            parameter.requires_grad_(number == step % 2)
+        run.step()
+    assert close(averaged(run), run.expected())
+
+
 def test_a_step_that_the_scaler_skips_is_no_step(begin: Begin) -> None:
     run = begin()
     run.step(2)

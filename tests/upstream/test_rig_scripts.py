@@ -108,14 +108,25 @@ def flags_of(script: str, folder: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("tree", "script"), RUNS)
 def test_what_it_saves_is_the_average(bench: Bench, tree: str, script: str, tmp_path: Path) -> None:
-    root = bench.tree(tree)
-    flags = flags_of(script, tmp_path)
     launch = SMALL if script in ("train_control_net", "sdxl_train_control_net") else ""
-    ema = (*EMA, "--ema_schedule=debiased")
-    run = rig.run_script(root, rig.TREES[tree], f"{tree}-{script}", f"{script}.py", *flags, *ema, launch=launch)
-    assert run.returncode == 0, run.output[-4000:]
     # LECO leaves the save of the last step to the end
     counted = STEPS - 1 if script.endswith("leco") else STEPS
+    check(bench, tree, script, *flags_of(script, tmp_path), launch=launch, counted=counted)
+
+
+@pytest.mark.parametrize("module", ["networks.dylora", "networks.lora_fa", "networks.oft"])
+def test_other_networks(bench: Bench, module: str, tmp_path: Path) -> None:
+    """LoRA-FA keeps one of its two matrices frozen; the others save what they compute from their parameters."""
+    flags = (*flags_of("train_network", tmp_path), f"--network_module={module}")
+    check(bench, MAIN, "train_network", *flags, counted=STEPS)
+
+
+def check(bench: Bench, tree: str, script: str, *flags: str, counted: int, launch: str = "") -> None:
+    """Run it and compare the average after every step; the first `counted` steps have files of their own."""
+    ema = (*EMA, "--ema_schedule=debiased")
+    root = bench.tree(tree)
+    run = rig.run_script(root, rig.TREES[tree], f"{tree}-{script}", f"{script}.py", *flags, *ema, launch=launch)
+    assert run.returncode == 0, run.output[-4000:]
     raw = run.at_steps(counted)
     raw += [run.tensors()] if counted < STEPS else []
     assert_identical(run.tensors(), raw[-1])
