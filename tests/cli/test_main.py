@@ -81,7 +81,8 @@ def test_importing_it_loads_nothing_heavy() -> None:
         "import sys, kohya_ext.cli.main as m; m.build_parser();"
         "print([n for n in ('torch', 'numpy', 'subprocess', 'ast', 'zipfile', 'accelerate') if n in sys.modules])"
     )
-    assert python("-c", code).stdout == "[]\n"
+    # -S: what hooks in this machine's site-packages load is not ours
+    assert python("-S", "-c", code).stdout == "[]\n"
 
 
 def test_an_old_python_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def make_venv(folder: Path, packages: Mapping[str, str] = {}, *, by_uv: bool = F
             config.write("uv = 0.5.1\n")
     pretend(folder / SITE, packages)
     return folder / "bin" / "python"
+
+
+def make_system_python(folder: Path) -> Path:
+    """A system's Python on which nothing is installed, whatever this machine's own has; its interpreter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    python = folder / "python3"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(str(BASE_PYTHON))} -S "$@"\n')
+    python.chmod(0o755)
+    return python
 
 
 def copy_venv(template: Path, folder: Path) -> Path:

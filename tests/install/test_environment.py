@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from kohya_ext.errors import WRONG_USAGE, UsageError
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.environment import FoundEnvironment, clean_environ, inspect, search
-from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend, process
+from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_system_python, make_venv, pretend, process
 
 Make = Callable[..., Checkout]
 
@@ -227,14 +226,15 @@ def test_without_torch_anywhere_the_best_is_taken_with_a_warning(
 ) -> None:
     checkout = make("embedded")
     own = venv(checkout.root / "venv", {})
-    found = look(machine, checkout, fallback=BASE_PYTHON)
+    found = look(machine, checkout, fallback=make_system_python(machine / "system"))
     assert found.environment.python == own
     assert "no torch" in found.warnings[0]
 
 
 def test_a_systems_python_without_torch_is_never_taken(make: Make, machine: Path) -> None:
+    system = make_system_python(machine / "system")
     with pytest.raises(UsageError, match=r"no Python with torch and accelerate found.*--python"):
-        look(machine, make("embedded"), PATH=os.path.dirname(BASE_PYTHON), fallback=BASE_PYTHON)  # noqa: PTH120
+        look(machine, make("embedded"), PATH=str(system.parent), fallback=system)
 
 
 def test_the_python_of_the_installer_is_the_last_resort(make: Make, machine: Path, venv: Callable[..., Path]) -> None:
