@@ -54,6 +54,19 @@ def find_checkout(argument: str | None, out: Output) -> Checkout:
     return checkout
 
 
+def find_gui(argument: str | None, out: Output) -> Checkout:
+    """The same for commands that read the GUI: they go on, with a warning, where the training code is missing."""
+    from kohya_ext.install.checkout import HalfCheckoutError
+
+    try:
+        return find_checkout(argument, out)
+    except HalfCheckoutError as error:
+        if error.gui is None:
+            raise
+        out.warn(f"{error} Until then nothing is judged by the training script's arguments")
+        return error.gui
+
+
 def find_environment(checkout: Checkout, argument: str | None, out: Output) -> Environment:
     """Search, and say what was found. Raises UsageError."""
     from kohya_ext.install.environment import search

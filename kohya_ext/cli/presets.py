@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli import presets_apply
-from kohya_ext.cli.common import add_checkout, add_json, find_checkout
+from kohya_ext.cli.common import add_checkout, add_json, find_gui
 from kohya_ext.cli.output import Output
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, presets_of, release_of, written
 from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
@@ -159,7 +159,7 @@ def _same(first: Any, second: Any) -> bool:
 def schema(arguments: argparse.Namespace) -> int:
     """The fields of one tab. As JSON nothing but the fields, by key."""
     out = Output("presets schema", arguments.json)
-    release = release_of(find_checkout(arguments.checkout, out), arguments.tab)
+    release = release_of(find_gui(arguments.checkout, out), arguments.tab)
     if arguments.json:
         print(json.dumps(release.schema.as_json(), indent=2))
         return DONE
@@ -183,7 +183,7 @@ def check(arguments: argparse.Namespace) -> int:
     names = [name for name in arguments.files if name not in folders]
     if len(folders) > 1 or not (names or arguments.all):
         raise UsageError("name the presets to check, or --all; and at most one checkout")
-    checkout = find_checkout(folders[0] if folders else None, out)
+    checkout = find_gui(folders[0] if folders else None, out)
     releases: dict[str, Release] = {}
     reports: list[dict[str, Any]] = []
     for item in presets_of(checkout) if arguments.all else [preset_named(name, arguments.tab) for name in names]:
@@ -194,7 +194,7 @@ def check(arguments: argparse.Namespace) -> int:
             if item.tab not in releases:
                 releases[item.tab] = release_of(checkout, item.tab, arguments.gradio)
             findings = _checked(item, releases[item.tab])
-            findings += list(departures(item.values)) if arguments.guide else []
+            findings += list(departures(item)) if arguments.guide else []
         _say(name, tab, findings, out)
         reports.append({"preset": name, "tab": tab, "findings": [finding.as_json() for finding in findings]})
     failed = any(finding["level"] == "error" for report in reports for finding in report["findings"])

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.cli.common import add_changing, add_checkout, add_json, find_checkout, find_environment
+from kohya_ext.cli.common import add_changing, add_checkout, add_json, find_checkout, find_environment, find_gui
 from kohya_ext.cli.output import Output
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, release_of, written
 from kohya_ext.errors import DONE, UsageError
@@ -18,6 +18,7 @@ def register(verbs: argparse._SubParsersAction[Any]) -> None:
     verb.add_argument("name", metavar="FILE", help=NAME_HELP)
     verb.add_argument("--out", metavar="FILE", required=True, help="where to write it")
     verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
+    verb.add_argument("--dry-run", action="store_true", help="say what would be changed, write nothing")
     add_checkout(verb)
     add_json(verb)
     verb.set_defaults(run=fit)
@@ -69,13 +70,14 @@ def fit(arguments: argparse.Namespace) -> int:
 
     out = Output("presets fit", arguments.json)
     preset = preset_named(arguments.name, arguments.tab)
-    release = release_of(find_checkout(arguments.checkout, out), preset.tab)
+    release = release_of(find_gui(arguments.checkout, out), preset.tab)
     fitted = fit_preset(preset, offering_adacoor(release.schema), arguments=release.flags)
     target = Path(arguments.out)
-    try:
-        write_atomic(target, dump_values(fitted.values))
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+    if not arguments.dry_run:
+        try:
+            write_atomic(target, dump_values(fitted.values))
+        except OSError as error:
+            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
     filled = [step for step in fitted.steps if step.action == "filled"]
     for step in fitted.steps:
         if step not in filled:
@@ -83,7 +85,7 @@ def fit(arguments: argparse.Namespace) -> int:
             out.item(step.action, f"{step.key}: {written(step.before)}{after} ({step.reason})")
     if filled:
         out.item("filled", f"{len(filled)} absent keys with the GUI's own defaults")
-    out.item("written", f"{target} ({len(fitted.values)} settings)")
+    out.item("would write" if arguments.dry_run else "written", f"{target} ({len(fitted.values)} settings)")
     return out.finish(DONE, file=str(target), values=fitted.values, steps=[step.as_json() for step in fitted.steps])
 
 

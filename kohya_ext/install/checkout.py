@@ -43,7 +43,12 @@ GENERATIONS = (
 
 
 class HalfCheckoutError(UnsupportedError):
-    """A Kohya checkout, but with parts missing; the text holds the command that brings them back."""
+    """A Kohya checkout, but with parts missing; the text holds the command that brings them back.
+
+    gui: the checkout where all that is missing is the training code: enough to read the GUI.
+    """
+
+    gui: Checkout | None = None
 
 
 @dataclass(frozen=True)
@@ -184,23 +189,25 @@ def _describe_kohya_ss(root: Path) -> Checkout:
         raise HalfCheckoutError(
             f"{root} is half a checkout: it has a {GUI_SCRIPT} but no presets/ folder. {_restore(root)}"
         )
-    training_root = root / SUBMODULE if submodule else root
-    if submodule and not (training_root / "library").is_dir():
-        raise HalfCheckoutError(
-            f"{root} is half a checkout: its submodule {SUBMODULE}/ is empty. "
-            f"Fetch it: git -C {shlex.quote(str(root))} submodule update --init --recursive"
-        )
-    _require_training_code(training_root)
-    return Checkout(
+    checkout = Checkout(
         root=root,
         kind="kohya_ss",
         release=_release_of_kohya_ss(root),
-        training_root=training_root,
+        training_root=root / SUBMODULE if submodule else root,
         layout="submodule" if submodule else "embedded",
         gui_root=gui_root,
         gui_package="kohya_gui" if submodule else "library",
         presets_dir=root / "presets",
     )
+    if submodule and not checkout.library.is_dir():
+        error = HalfCheckoutError(
+            f"{root} is half a checkout: its submodule {SUBMODULE}/ is empty. "
+            f"Fetch it: git -C {shlex.quote(str(root))} submodule update --init --recursive"
+        )
+        error.gui = checkout
+        raise error
+    _require_training_code(checkout.training_root)
+    return checkout
 
 
 def _describe_sd_scripts(root: Path) -> Checkout:

@@ -8,13 +8,12 @@ from typing import Any
 from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.keys import EXTRA, RATE_ONE
+from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES
 from kohya_ext.presets.release import Release
 from kohya_ext.upstream import ADACOOR
 
 Values = Mapping[str, Any]
 
-RATES = ("learning_rate", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "text_encoder_lr", "unet_lr")
 HIGH_RATE = 0.1
 OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
 # the GUI has words of its own for the default, or means accelerate, which takes others

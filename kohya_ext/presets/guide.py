@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
+from kohya_ext.presets.keys import EXTRA, RATES
+from kohya_ext.upstream import ADACOOR
 
 # Key -> the value advised, and why.
 ADVICE: dict[str, tuple[Any, str]] = {
     "max_train_epochs": (100, "beyond a hundred epochs hardly anything is learned"),
+    "max_train_steps": (0, "an epoch is always a whole pass over the pictures, steps are not"),
+    "save_every_n_epochs": (100, "the last model is enough, with a hundred epochs"),
+    "dataset_repeats": (1, "the newest configurations; 2 went with an accumulation of 3 before"),
+    "gradient_accumulation_steps": (1, "the newest configurations; it dampens learning like a larger batch"),
     "lr_scheduler": ("constant", "a cosine only equals a lower constant rate"),
     "lr_warmup": (0, "a warm-up only equals a lower constant rate"),
     "lr_warmup_steps": (0, "a warm-up only equals a lower constant rate"),
     "train_batch_size": (1, "larger batches dampen what is learned and need another rate"),
+    "enable_bucket": (True, "pictures of any shape are trained without cropping them by hand"),
+    "create_buckets": (True, "pictures of any shape are trained without cropping them by hand"),
     "min_snr_gamma": (5, "likeness improves noticeably"),
     "mixed_precision": ("fp16", "gave better results than bf16 and fp32"),
     "save_precision": ("fp16", "gave better results than bf16 and fp32"),
@@ -29,6 +40,7 @@ ADVICE: dict[str, tuple[Any, str]] = {
     "clip_skip": (1, "other values are for models that were trained with them"),
     "max_token_length": (75, "captions are short"),
     "noise_offset": (0, "better light, but worse results overall"),
+    "adaptive_noise_scale": (0, "belongs to the noise offset"),
     "multires_noise_iterations": (0, "left off with the other kinds of noise"),
     "caption_dropout_rate": (0, "training without captions is worse"),
     "caption_dropout_every_n_epochs": (0, "training without captions is worse"),
@@ -46,16 +58,92 @@ ADVICE: dict[str, tuple[Any, str]] = {
     "min_timestep": (0, "other ranges gave worse results"),
     "max_timestep": (1000, "other ranges gave worse results"),
     "v_pred_like_loss": (0, "gave bad results in the GUI author's own tests"),
+    "scale_v_pred_loss_like_noise_pred": (False, "matters to SD 2 models only"),
+    "mem_eff_attn": (False, "left off"),
+    "persistent_data_loader_workers": (False, "left off"),
 }
 
+# The optimizers that it has configurations for -> their learning rate, and why that one.
+ADVISED_RATES: dict[str, tuple[float, str]] = {
+    "adacoor": (1, "its configuration has this rate, together with eps=1e-8"),
+    "lion": (1e-7, "anything higher distorts"),
+    "adamw": (1e-6, "anything higher ruins the model, anything lower learns too little"),
+    "adamw8bit": (1e-6, "anything higher ruins the model, anything lower learns too little"),
+}
+ADAPTIVE = ("prodigy", "dadapt")
+ADACOOR_EPS = 1e-8
+EMA_DECAY = 0.9995
 
-def departures(values: Mapping[str, Any]) -> Iterator[Finding]:
-    """A note for each setting that differs from the guide's advice; absent settings are no departure."""
-    for key, (advised, reason) in ADVICE.items():
+
+def departures(preset: Preset) -> Iterator[Finding]:
+    """A note for each setting that differs from the guide's advice; absent settings are no departure.
+
+    Where the preset's own `_about` block says why it departs, that is quoted.
+    """
+    values, purposes = preset.values, _purposes(preset.about)
+    for key, advised, reason in _advice(preset):
         value = values.get(key)
         if value is None or _same(value, advised):
             continue
-        yield Finding("note", "guide", key, value, f"the guide advises {advised!r}: {reason}", f"set it to {advised!r}")
+        cure = f"on purpose in this preset: {purposes[key]}" if key in purposes else f"set it to {json.dumps(advised)}"
+        yield Finding("note", "guide", key, value, f"the guide advises {json.dumps(advised)}: {reason}", cure)
+    yield from _optimizer(values)
+    yield from _flags(values)
+
+
+def _advice(preset: Preset) -> Iterator[tuple[str, Any, str]]:
+    """Key, advised value, reason; the learning rates depend on the optimizer, and are those of a full fine-tune."""
+    for key, (advised, reason) in ADVICE.items():
+        yield key, advised, reason
+    rate = ADVISED_RATES.get(_name(preset.values))
+    if rate is not None and preset.tab in ("finetune", "dreambooth"):
+        for key in RATES:
+            yield key, *rate
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    return str(values.get("optimizer") or "").casefold().rpartition(".")[2]
+
+
+def _optimizer(values: Mapping[str, Any]) -> Iterator[Finding]:
+    name, value = _name(values), values.get("optimizer")
+    if name.startswith(ADAPTIVE):
+        effect = "the guide advises against it: adaptive optimizers only ever raise the rate, until the model is ruined"
+        yield Finding("note", "guide", "optimizer", value, effect, f"use {ADACOOR}, Lion or AdamW")
+    elif name == "pagedadamw8bit":
+        effect = "the guide advises against it: half as fast, and no better"
+        yield Finding("note", "guide", "optimizer", value, effect, "use AdamW8bit")
+    elif name and name not in ADVISED_RATES:
+        effect = "the guide has no configuration for it, and so no learning rate"
+        yield Finding("note", "guide", "optimizer", value, effect, f"use {ADACOOR}, Lion or AdamW")
+    arguments = str(values.get("optimizer_args") or "")
+    if name == ADACOOR.casefold() and _argument(arguments, "eps") != ADACOOR_EPS:
+        effect = "the guide gives AdaCoor eps=1e-8"
+        yield Finding("note", "guide", "optimizer_args", arguments, effect, "set it to eps=1e-8")
+
+
+def _flags(values: Mapping[str, Any]) -> Iterator[Finding]:
+    flags = flags_in(values.get(EXTRA))
+    decay = flags.get("ema_decay", EMA_DECAY)
+    if "enable_ema" in flags and parse_number(decay) != EMA_DECAY:
+        effect = f"the guide advises {EMA_DECAY}: the decay of its configuration"
+        yield Finding("note", "guide", EXTRA, f"--ema_decay={decay}", effect, f"set it to {EMA_DECAY}")
+
+
+def _argument(text: str, name: str) -> float | int | None:
+    """The number that `name=number` gives among an optimizer's arguments; None without one."""
+    for word in text.replace(",", " ").split():
+        key, _, value = word.partition("=")
+        if key == name:
+            return parse_number(value)
+    return None
+
+
+def _purposes(about: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> reason, of a preset's `derived` settings."""
+    derived = about.get("derived")
+    rows = derived.items() if isinstance(derived, Mapping) else ()
+    return {key.strip(): str(reason) for keys, reason in rows for key in str(keys).split(",")}
 
 
 def _same(value: Any, advised: Any) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,28 @@ def test_fit_writes_a_preset_that_checks_clean(
     assert run("fit", "Lion-48GB", checkout, "--out", target) == 0
     code, document = as_json(capsys, "check", target, checkout, "--tab", "finetune")
     assert (code, document["presets"][0]["findings"]) == (0, [])
+
+
+def test_a_dry_run_of_fit_reports_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], checkout: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "fitted.json"
+    assert run("fit", "Lion-48GB", checkout, "--out", target, "--dry-run") == 0
+    assert "would write" in capsys.readouterr().out
+    assert not target.exists()
+
+
+def test_a_gui_without_its_training_code_is_read_with_a_warning(
+    capsys: pytest.CaptureFixture[str], checkout: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(checkout / "sd-scripts")
+    assert run("schema", checkout) == 0
+    assert "submodule update --init" in capsys.readouterr().err
+    code, document = as_json(capsys, "check", "Lion-48GB", checkout)
+    assert (code, len(document["warnings"])) == (0, 1)
+    assert run("fit", "Lion-48GB", checkout, "--out", tmp_path / "fitted.json") == 0
+    with pytest.raises(UnsupportedError, match="submodule update --init"):
+        run("install", "Lion-48GB", checkout)
 
 
 def test_fit_into_nowhere_is_a_usage_error(checkout: Path, tmp_path: Path) -> None:

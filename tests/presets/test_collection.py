@@ -8,8 +8,7 @@ from pathlib import Path
 
 from kohya_ext.presets import collect
 from kohya_ext.presets.collection import collect_all
-from kohya_ext.presets.document import bundled, find_bundled
-from kohya_ext.presets.guide import ADVICE, departures
+from kohya_ext.presets.document import bundled
 from kohya_ext.presets.keys import PRIVATE
 from kohya_ext.presets.settings import OTHER, described, grouped
 from tests.presets import guis
@@ -58,17 +57,6 @@ def test_every_setting_of_ours_has_a_section_and_a_text() -> None:
     for preset in bundled():
         assert OTHER not in grouped(list(preset.values)), grouped(list(preset.values))[OTHER]
         assert all(described(key) for key in preset.values)
-
-
-def test_the_guides_current_preset_departs_from_its_advice_in_nothing() -> None:
-    assert list(departures(find_bundled("AdaCoor-48GB").values)) == []
-    assert {finding.key for finding in departures(find_bundled("AdaCoor-24GB").values)} == {
-        "full_bf16",
-        "mixed_precision",
-        "save_precision",
-        "gradient_checkpointing",
-    }
-    assert all(described(key) for key in ADVICE)
 
 
 def test_every_preset_says_where_it_comes_from_and_what_it_needs() -> None:

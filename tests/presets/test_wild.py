@@ -59,7 +59,7 @@ def judge(data: bytes, gradio: int | None) -> str:
         return "refused"
     preset = as_preset(values, "wild", "finetune")
     release = replace(RELEASE, gradio=gradio, migration=MIGRATION)
-    findings = [*check(preset, release), *departures(preset.values)]
+    findings = [*check(preset, release), *departures(preset)]
     json.dumps([finding.as_json() for finding in findings])
     try:
         fitted = fit(preset, release.schema, arguments=frozenset())

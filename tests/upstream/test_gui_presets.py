@@ -135,7 +135,9 @@ def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(
     least = 1 if where == "finetune" and era.gradio < 6 else 0.5  # of the fields, on the page
     compared: dict[str, dict[str, int]] = {}
     with opened(workshop, tmp_path) as tab:
-        for path in [*presets, presets[0]]:  # the first once more: after all others
+        for path in [*presets, presets[0]]:
+            if path.stem in compared:  # the first once more: after all others, and one of upstream's
+                choose_upstreams_own(tab, where)
             values = json.loads(path.read_text("ascii"))
             tab.choose(f"user_presets/{path.stem}")
             shown = tab.read()
@@ -145,16 +147,23 @@ def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(
             printed = print_command(tab, workshop)
             assert tab.complaints() == []
             sent = tab.sent()
-            assert {key: sent.get(key, "unread") for key, value in values.items() if sent[key] != value} == {}
+            unread = set(values) - set(sent) - set(on_page)
+            assert unread == set()
+            assert {key: sent[key] for key, value in values.items() if sent[key] != value} == {}
             check_command(workshop, path.stem, printed)
-            compared[path.stem] = {"fields": len(values), "on the page": len(on_page), "unread": 0}
+            compared[path.stem] = {"fields": len(values), "on the page": len(on_page), "unread": len(unread)}
             picture(tab, name, path.stem)
-        tab.choose(UPSTREAMS_OWN[where])
-        assert tab.complaints() == []
-        assert tab.read()["optimizer"] == {"text": "Adafactor"}
+        choose_upstreams_own(tab, where)
     if target := os.environ.get("KOHYA_EXT_REPORT"):
         with Path(target).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"gui": name, "tab": where, "compared": compared}) + "\n")
+
+
+def choose_upstreams_own(tab: TabPage, where: Tab) -> None:
+    """Chooses a preset that ships with Kohya: nothing of ours stands in its way."""
+    tab.choose(UPSTREAMS_OWN[where])
+    assert tab.complaints() == []
+    assert tab.read()["optimizer"] == {"text": "Adafactor"}
 
 
 def print_command(tab: TabPage, workshop: Workshop) -> str:
