@@ -212,7 +212,8 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
 
     if preset.about:
         try:
-            fitted = fit_preset(preset, offering_adacoor(release.schema), arguments=release.flags)
+            schema = offering_adacoor(release.schema)
+            fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration)
         except UnsupportedError as error:
             return [Finding("error", "refused", preset.name, None, str(error), "use another preset or a newer release")]
         preset = as_preset(fitted.values, preset.name, preset.tab)

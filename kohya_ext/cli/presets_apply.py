@@ -71,7 +71,8 @@ def fit(arguments: argparse.Namespace) -> int:
     out = Output("presets fit", arguments.json)
     preset = preset_named(arguments.name, arguments.tab)
     release = release_of(find_gui(arguments.checkout, out), preset.tab)
-    fitted = fit_preset(preset, offering_adacoor(release.schema), arguments=release.flags)
+    schema = offering_adacoor(release.schema)
+    fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration)
     target = Path(arguments.out)
     if not arguments.dry_run:
         try:

@@ -62,7 +62,8 @@ def _loading(given: Mapping[str, Any], values: Mapping[str, Any], release: Relea
                 continue
             effect = f"this release turns it into {values[key]!r} when it loads the preset"
             if isinstance(value, float):
-                yield Finding("error", DEFECT, key, value, effect, "type it into the field after loading")
+                cure = "fit the preset, or type it into the field after loading"
+                yield Finding("error", DEFECT, key, value, effect, cure)
             else:
                 level: Level = "warning" if number is None or values[key] else "error"
                 yield Finding(level, "lost-in-loading", key, value, effect, "write the number as the field takes it")

@@ -10,6 +10,7 @@ from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.arguments import flags_of
 from kohya_ext.presets.document import Preset, bundled, dump_values
 from kohya_ext.presets.fit import fit
+from kohya_ext.presets.migration import read_migration
 from kohya_ext.presets.release import SCRIPTS
 from kohya_ext.presets.schema import Schema, Tab, read_schema
 from kohya_ext.presets.sources import FolderSources
@@ -35,6 +36,7 @@ def collect_all(checkout: Checkout, presets: Iterable[Preset] | None = None) -> 
     if checkout.gui_root is None:
         return collection
     sources = FolderSources(checkout.root)
+    migration = read_migration(sources)
     schemas: dict[Tab, Schema | None] = {}
     flags: dict[Tab, frozenset[str]] = {}
     for preset in bundled() if presets is None else presets:
@@ -47,7 +49,7 @@ def collect_all(checkout: Checkout, presets: Iterable[Preset] | None = None) -> 
             collection.refused[preset.name] = f"this GUI has no {tab} tab that loads presets"
             continue
         try:
-            fitted = fit(preset, schema, arguments=flags[tab])
+            fitted = fit(preset, schema, arguments=flags[tab], migration=migration)
         except UnsupportedError as error:
             collection.refused[preset.name] = str(error)
             continue

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kohya_ext.errors import UnsupportedError
-from kohya_ext.presets.convert import convert, shown_at_start
+from kohya_ext.presets.convert import convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS, ZERO_IS_UNSET
+from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.privacy import without_paths, without_secrets
 from kohya_ext.presets.schema import Schema
+
+ADAPTIVE_NOISE = "adaptive_noise_scale"
 
 Action = Literal["dropped", "renamed", "converted", "changed", "filled", "moved"]
 
@@ -52,11 +55,17 @@ class Fitted:
 
 
 def fit(
-    preset: Preset, schema: Schema, *, arguments: Collection[str] | None = None, keep_personal: bool = False
+    preset: Preset,
+    schema: Schema,
+    *,
+    arguments: Collection[str] | None = None,
+    migration: Migration | None = None,
+    keep_personal: bool = False,
 ) -> Fitted:
     """The preset for the tab that `schema` describes.
 
     keep_personal: leave paths and what belongs to one machine as they are, where the field takes them; secrets never.
+    migration: what the release does to values while it loads them, None when the preset is not going to be loaded.
     arguments: the flags that the installed training script takes, None when they are not known; a setting the GUI has
     no field for yet can go through "additional parameters" if the script knows its flag.
     Raises UnsupportedError when the preset requires something that this release lacks, its optimizer included.
@@ -94,7 +103,27 @@ def fit(
             fitted.note("filled" if value is None else "changed", key, value, start.value, reason)
         elif value is not None:
             fitted.note("dropped", key, value, None, convert(value, one).problem)
+    _survive_loading(migration or Migration(), fitted)
     return fitted
+
+
+def _survive_loading(migration: Migration, fitted: Fitted) -> None:
+    """Fractions that the release would cut off while it loads the preset."""
+    values = fitted.values
+    for key in migration.whole:
+        value = values.get(key)
+        if not isinstance(value, float) or value.is_integer():
+            continue
+        values[key] = int(value)
+        noisy = values.get("noise_offset_type", "Original") == "Original" and parse_number(values.get("noise_offset"))
+        if key != ADAPTIVE_NOISE or EXTRA not in values:
+            fitted.note("changed", key, value, values[key], "this release cuts the fraction off when it loads a preset")
+        elif noisy:  # the flag has the last word over the field
+            values[EXTRA] = f"{values[EXTRA]} --{key}={value}".strip()
+            reason = f"this release cuts the fraction off when it loads a preset; --{key} in {EXTRA} does the same"
+            fitted.note("moved", key, value, values[EXTRA], reason)
+        else:
+            fitted.note("changed", key, value, values[key], "it does nothing without a noise offset")
 
 
 def _renamed(values: Mapping[str, Any], schema: Schema, fitted: Fitted) -> dict[str, Any]:

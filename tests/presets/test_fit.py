@@ -10,7 +10,8 @@ from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import Fitted, fit
 from kohya_ext.presets.keys import PRIVATE
-from kohya_ext.presets.schema import Schema, read_schema
+from kohya_ext.presets.migration import Migration
+from kohya_ext.presets.schema import Field, Schema, read_schema
 from kohya_ext.presets.sources import TextSources
 from tests.presets import guis
 
@@ -55,6 +56,34 @@ def test_paths_and_secrets_inside_other_texts_go_too() -> None:
     )
     assert kept.values["additional_parameters"] == "--a=1 --cache_dir=/my/folder"
     assert kept.values["train_dir"] == "/d"
+
+
+NOISE = ("noise_offset", "adaptive_noise_scale", "lr_warmup", "additional_parameters")
+NOISY = Schema(
+    "finetune",
+    "gui.py",
+    {key: Field(key, "Textbox" if key == "additional_parameters" else "Number", default=0) for key in NOISE},
+    presets_list=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({"adaptive_noise_scale": 0.005, "noise_offset": 0.05}, (0, "--adaptive_noise_scale=0.005")),
+        ({"adaptive_noise_scale": 0.005, "noise_offset": 0}, (0, "")),
+        ({"adaptive_noise_scale": 2.0, "noise_offset": 0.05}, (2.0, "")),
+    ],
+)
+def test_a_fraction_that_loading_cuts_off_goes_where_it_counts(given: dict[str, Any], left: tuple[Any, str]) -> None:
+    loading = Migration(whole={"adaptive_noise_scale": 0, "lr_warmup": 0})
+    start = {"additional_parameters": "", "lr_warmup": 0.5}
+    once = fitted({**start, **given}, NOISY, migration=loading).values
+    assert (once["adaptive_noise_scale"], once["additional_parameters"]) == left
+    assert once["lr_warmup"] == 0
+    assert fitted(once, NOISY, migration=loading).steps == []
+    kept = fitted({**start, **given}, NOISY).values  # nothing is cut off where nothing is loaded
+    assert (kept["adaptive_noise_scale"], kept["lr_warmup"]) == (given["adaptive_noise_scale"], 0.5)
 
 
 def test_values_are_converted_and_it_is_said() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,12 +15,13 @@ from kohya_ext.errors import UnsupportedError
 from kohya_ext.presets.arguments import arguments_of
 from kohya_ext.presets.check import check
 from kohya_ext.presets.convert import shown_at_start
-from kohya_ext.presets.document import as_preset, bundled, parse_values
+from kohya_ext.presets.document import Preset, as_preset, bundled, parse_values
+from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import read_migration
 from kohya_ext.presets.rehearsal import Surroundings, rehearse
 from kohya_ext.presets.release import SCRIPTS, Release, pinned_gradio, refuses_no_upscale, wants_cached_latents
-from kohya_ext.presets.schema import Tab, read_schema
+from kohya_ext.presets.schema import TABS, Tab, read_schema
 from kohya_ext.presets.sources import Sources, TextSources
 from tests.upstream.presets_trees import GitSources
 from tests.upstream.trees import git, kohya_revisions
@@ -61,14 +63,13 @@ def test_our_presets_check_clean_and_give_a_command_or_are_refused_with_the_reas
     for preset in bundled():
         release = releases.setdefault(preset.tab, release_of(revision, preset.tab, gui, training))
         try:
-            fitted = fit(preset, release.schema, arguments=release.flags)
+            fitted = fit(preset, release.schema, arguments=release.flags, migration=release.migration)
         except UnsupportedError as error:
             assert preset.name == "AdaCoor-24GB"
             assert "--fused_backward_pass" in str(error)
             assert "--fused_backward_pass" not in release.flags
             continue
-        left = check(as_preset(fitted.values, preset.name, preset.tab), release)
-        assert [finding for finding in left if finding.rule != "release-defect"] == []
+        assert check(as_preset(fitted.values, preset.name, preset.tab), release) == []
         assert "--optimizer_type" in release.flags
         if preset.tab == "finetune":
             result = commanded(gui, release, dict(fitted.values))
@@ -95,44 +96,74 @@ def commanded(gui: Sources, release: Release, values: dict[str, Any]) -> Any:
     return result
 
 
-# revision -> tab -> files with: text where a number belongs, values that are not offered, numbers out of range;
-# and the keys that the release does not know: how many, in how many files
-COUNTED = {
-    "v22.3.1": {"finetune": (4, 0, 0, 4, 3), "lora": (27, 0, 4, 34, 20)},
-    "v24.1.7": {"finetune": (0, 0, 0, 4, 3), "lora": (0, 8, 6, 63, 29)},
-    "v25.2.1": {"lora": (0, 8, 6, 64, 30)},
-    "v26.0.0": {"finetune": (0, 0, 0, 4, 3), "lora": (0, 8, 6, 64, 30)},
-    "master": {"lora": (0, 8, 6, 64, 30)},
+# Revision -> tab -> what is found in upstream's own presets of the same revision: findings, and files that have any.
+# unknown: keys that the GUI does not know. slider, number: text where a number belongs. offered: values that are not.
+# range: numbers outside. blocked: the next click of anything fails.
+Counts = dict[str, tuple[int, int]]
+COUNTED: dict[str, dict[Tab, Counts]] = {
+    "v21.8.10": {"lora": {"unknown": (29, 17), "text": (36, 19)}},
+    "v22.3.1": {
+        "finetune": {"unknown": (4, 3), "text": (3, 2), "doubtful text": (2, 2)},
+        "lora": {"unknown": (34, 20), "text": (46, 27), "range": (7, 4)},
+    },
+    "v24.1.7": {
+        "finetune": {"unknown": (4, 3), "text": (0, 0)},
+        "lora": {"unknown": (63, 29), "text": (0, 0), "offered": (8, 8), "range": (11, 6), "blocked": (0, 0)},
+    },
+    "v25.2.1": {
+        "lora": {"unknown": (64, 30), "text": (0, 0), "offered": (8, 8), "range": (11, 6), "blocked": (8, 8)},
+    },
+    "v26.0.0": {
+        "finetune": {"unknown": (4, 3), "text": (0, 0), "blocked": (0, 0)},
+        "lora": {"unknown": (64, 30), "text": (0, 0), "offered": (8, 8), "range": (11, 6), "blocked": (8, 8)},
+    },
+    "master": {"lora": {"unknown": (64, 30), "offered": (8, 8), "range": (11, 6), "blocked": (19, 14)}},
 }
-UNKNOWN = {"unknown-key", "renamed-key", "dead-key"}
+COUNTS: dict[str, Callable[[Finding], bool]] = {
+    "unknown": lambda one: one.rule in ("unknown-key", "renamed-key", "dead-key"),
+    "text": lambda one: one.rule == "text-for-number" and one.level == "error",
+    "doubtful text": lambda one: one.rule == "text-for-number" and one.level == "warning",
+    "offered": lambda one: one.rule == "not-offered",
+    "range": lambda one: one.rule == "out-of-range",
+    "blocked": lambda one: one.rule in ("not-offered", "out-of-range") and one.level == "error",
+}
+
+
+def upstreams_own(gui: GitSources, tab: Tab) -> list[Preset]:
+    paths = [path for path in gui.texts if path.startswith(f"presets/{tab}/") and path.endswith(".json")]
+    return [as_preset(parse_values(gui.texts[path].encode(), path), path, tab) for path in paths]
 
 
 @pytest.mark.parametrize("revision", COUNTED)
-def test_upstreams_own_presets_have_the_known_faults_and_fitting_cures_them(revision: str) -> None:
+def test_upstreams_own_presets_have_the_known_faults(revision: str) -> None:
     gui = GitSources(revision, endings=(".py", ".txt", ".json"))
     training = training_of(revision, gui)
     for tab, expected in COUNTED[revision].items():
-        release = release_of(revision, tab, gui, training)  # type: ignore[arg-type]
-        faulty = dict.fromkeys(("text-for-number", "not-offered", "out-of-range"), 0)
-        blocking = unknown = strange = 0
-        for path, text in gui.texts.items():
-            if not path.startswith(f"presets/{tab}/") or not path.endswith(".json"):
-                continue
-            preset = as_preset(parse_values(text.encode(), path), path, release.schema.tab)
-            findings = check(preset, release)
-            rules = {finding.rule for finding in findings}
-            for rule in faulty:
-                faulty[rule] += rule in rules
-            unknown += sum(finding.rule in UNKNOWN for finding in findings)
-            strange += bool(rules & UNKNOWN)
-            blocking += any(f.level == "error" and f.rule in ("not-offered", "out-of-range") for f in findings)
-            fitted = fit(preset, release.schema, arguments=release.flags)
-            again = check(as_preset(fitted.values, path, release.schema.tab), release)
-            assert [finding for finding in again if finding.rule != "release-defect"] == []
-            json.dumps(fitted.values, allow_nan=False)
-        assert (*faulty.values(), unknown, strange) == expected
-        if revision == "master":
-            assert blocking == 14
+        release = release_of(revision, tab, gui, training)
+        found = [check(preset, release) for preset in upstreams_own(gui, tab)]
+        for name, counts in expected.items():
+            each = [sum(map(COUNTS[name], findings)) for findings in found]
+            assert (name, sum(each), sum(map(bool, each))) == (name, *counts)
+
+
+@pytest.mark.parametrize("revision", kohya_revisions())
+def test_fitting_repairs_every_preset_of_upstreams_own_and_once_is_enough(revision: str) -> None:
+    gui = GitSources(revision, endings=(".py", ".txt", ".json"))
+    training = training_of(revision, gui)
+    fitted = 0
+    for tab in TABS:
+        presets = upstreams_own(gui, tab)
+        release = release_of(revision, tab, gui, training) if presets else None
+        for preset in presets:
+            assert release is not None
+            once = fit(preset, release.schema, arguments=release.flags, migration=release.migration)
+            repaired = as_preset(once.values, preset.name, tab)
+            assert check(repaired, release) == []
+            json.dumps(once.values, allow_nan=False)
+            twice = fit(repaired, release.schema, arguments=release.flags, migration=release.migration)
+            assert (twice.values, twice.steps) == (once.values, [])
+            fitted += 1
+    assert fitted > 20
 
 
 def test_bare_sd_scripts_has_arguments_and_no_tab() -> None:
