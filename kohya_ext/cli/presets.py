@@ -221,15 +221,22 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
 
 
 def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> None:
+    """One preset's findings; absent keys, of which an old preset has a hundred, as one."""
     out.line(f"{name} ({tab or 'unreadable'}): {_summary(findings)}")
     missing = [finding for finding in findings if finding.rule == "missing-key"]
     for finding in findings:
-        if finding not in missing[MISSING_SHOWN:]:
-            value = "" if finding.value is None else f" = {written(finding.value)}"
-            out.line(f"  {finding.level:<8} {finding.key}{value}")
-            out.line(f"           {finding.effect}. {finding.cure}.")
-    if len(missing) > MISSING_SHOWN:
-        out.line(f"           ... and {len(missing) - MISSING_SHOWN} more keys that are missing (--json lists them)")
+        if finding in missing[1:]:
+            continue
+        value = "" if finding.value is None else f" = {written(finding.value)}"
+        subject = f"{finding.key}{value}" if finding not in missing else _enumerated([one.key for one in missing])
+        out.line(f"  {finding.level:<8} {subject}")
+        out.line(f"           {finding.effect}")
+        out.line(f"           cure: {finding.cure}")
+
+
+def _enumerated(keys: list[str]) -> str:
+    rest = f" and {len(keys) - MISSING_SHOWN} more that are" if len(keys) > MISSING_SHOWN else ""
+    return f"{', '.join(keys[:MISSING_SHOWN])}{rest} missing"
 
 
 def _summary(findings: list[Finding]) -> str:

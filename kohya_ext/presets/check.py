@@ -50,7 +50,7 @@ def _unknown(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             yield Finding("note", "dead-key", key, values[key], "ignored by every release", "remove it")
         else:
             effect = f"ignored: {release.name} has no such field in the {release.schema.tab} tab"
-            yield Finding("warning", "unknown-key", key, values[key], effect, "remove it, or fit the preset")
+            yield Finding("warning", "unknown-key", key, values[key], effect, "remove it; `kohya-ext presets fit` does")
 
 
 def _loading(given: Mapping[str, Any], values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
@@ -62,7 +62,7 @@ def _loading(given: Mapping[str, Any], values: Mapping[str, Any], release: Relea
                 continue
             effect = f"this release turns it into {values[key]!r} when it loads the preset"
             if isinstance(value, float):
-                cure = "fit the preset, or type it into the field after loading"
+                cure = "`kohya-ext presets fit` helps, or type it into the field after loading"
                 yield Finding("error", DEFECT, key, value, effect, cure)
             else:
                 level: Level = "warning" if number is None or values[key] else "error"
@@ -152,7 +152,7 @@ def _choice(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
 
 
 def _missing(given: Mapping[str, Any], values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
-    cure = "fit the preset: it is completed"
+    cure = "complete it with `kohya-ext presets fit`"
     for key, one in release.schema.fields.items():
         if key in PRIVATE or one.wired_to is not None or given.get(key) is not None:
             continue

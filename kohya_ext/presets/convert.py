@@ -119,7 +119,7 @@ def _choice(value: Any, field: Field) -> Converted:
                 return Converted(choice)
     if field.custom or not choices:
         return Converted(text_of(value, field.key))
-    return unusable(f"{value!r} is not offered: {', '.join(map(str, choices))}")
+    return unusable(f"{value!r} is not offered: {', '.join(map(repr, choices))}")
 
 
 def _spellings(value: Any) -> list[Any]:

@@ -64,7 +64,7 @@ def parse_values(data: bytes, origin: str) -> dict[str, Any]:
     except RecursionError as error:
         raise UsageError(f"{origin}: nested too deeply to be a preset") from error
     except ValueError as error:  # an integer of thousands of digits
-        raise UsageError(f"{origin}: not a preset: {error}") from error
+        raise UsageError(f"{origin}: not a preset: it holds a number of thousands of digits") from error
     if not isinstance(values, dict):
         raise UsageError(f"{origin}: holds a {type(values).__name__}, a preset is an object of settings")
     if len(values) > MAX_KEYS:
