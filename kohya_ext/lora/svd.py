@@ -1,6 +1,6 @@
 """The best low-rank approximation of a matrix, without the full SVD that nobody needs.
 
-exact       eigenvectors of the Gram matrix on the small side, refined by one subspace iteration in the matrix itself.
+exact       eigenvectors of the Gram matrix on the small side, corrected by what the matrix itself couples them with.
 randomized  a block Krylov space from a Gaussian start (Halko, Martinsson, Tropp 2011; Musco, Musco 2015), grown until
             what a further block could still gain no longer matters, judged by what the last ones gained.
 
@@ -21,7 +21,8 @@ WIDEST = 0.36  # of the small side: a Krylov space beyond this costs as much as 
 WORTHWHILE = 5  # auto: the small side must be this many times the rank
 SMALL = 256  # up to this width float64 throughout costs nothing
 OVERSAMPLE = 16
-STEEP = 3e-3  # singular values that fall below this part of the first are lost in a float32 Gram matrix
+STEEP = 1.5e-2  # singular values below this part of the first have lost their directions in a float32 Gram matrix
+NEIGHBOURS = 1e-3  # eigenvalues nearer than this part of them are not told apart by the correction
 CHUNK = 2048  # rows of float64 at a time
 CANCELLED = 1e-4  # below this part of the energy the difference of squares is no longer to be trusted
 
@@ -151,8 +152,22 @@ def _leading_eigenvectors(tall: Tensor, rank: int) -> Tensor:
     squares, vectors = torch.linalg.eigh(tall.T @ tall)
     if float(squares[-rank]) < STEEP**2 * float(squares[-1]):
         return _double_eigenvectors(tall, rank)
-    basis = vectors[:, -min(columns, rank + OVERSAMPLE) :]
-    return _orthonormal(tall.T @ (tall @ basis))
+    width = min(columns, rank + OVERSAMPLE)
+    return _corrected(tall, vectors[:, -width:], vectors[:, :-width], squares[:-width])
+
+
+def _corrected(tall: Tensor, leading: Tensor, others: Tensor, squares: Tensor) -> Tensor:
+    """Eigenvectors of a rounded Gram matrix, freed to first order from what rounding has mixed in of the others.
+
+    squares: eigenvalues of `others`. The coupling of two vectors is measured in the matrix itself.
+    """
+    image = tall @ leading
+    values, rotation = torch.linalg.eigh(transposed_product(image, image))
+    turn = rotation.to(tall.dtype)
+    coupling = others.T @ (tall.T @ (image @ turn))
+    own = values.to(tall.dtype).clamp(min=torch.finfo(tall.dtype).tiny)
+    coupling /= torch.maximum(own - squares[:, None], NEIGHBOURS * own)
+    return _orthonormal(leading @ turn + others @ coupling)
 
 
 def _double_eigenvectors(tall: Tensor, rank: int) -> Tensor:

@@ -114,6 +114,24 @@ def test_extracting_low_is_extracting_high_and_resizing(pair: tuple[Path, Path],
         assert torch.allclose(exact, models.product(two, name), atol=1e-5 * float(exact.norm())), name
 
 
+def test_extracting_at_16_is_extracting_at_512_and_resizing(tmp_path: Path) -> None:
+    """The guide's claim in its own numbers, on layers large enough for them."""
+    block = "model.diffusion_model.middle_block.1.transformer_blocks.0"
+    shapes = {f"{block}.attn1.to_q.weight": (640, 600), f"{block}.ff.net.2.weight": (560, 700)}
+    weights = models.random_weights({"model.diffusion_model.label_emb.0.0.weight": (4, 4), **shapes})
+    base = models.save(weights, tmp_path / "base.safetensors")
+    tuned = models.save(models.changed(weights), tmp_path / "tuned.safetensors")
+    run(base, tuned, tmp_path / "low.safetensors", ranks=(16,), method="exact", **FLOAT)
+    run(base, tuned, tmp_path / "high.safetensors", ranks=(512,), method="exact", **FLOAT)
+    settings = ResizeSettings(rank=16)
+    resize(opened(tmp_path / "high.safetensors", settings), tmp_path / "resized.safetensors", settings)
+    one, two = models.read(tmp_path / "low.safetensors"), models.read(tmp_path / "resized.safetensors")
+    assert one.keys() == two.keys() and len(models.names(one)) == 2
+    for name in models.names(one):
+        exact = models.product(one, name)
+        assert float((exact - models.product(two, name)).norm()) < 1e-5 * float(exact.norm()), name
+
+
 def test_ranks_by_energy(pair: tuple[Path, Path], tmp_path: Path) -> None:
     result = run(*pair, tmp_path / "o.safetensors", ranks=(30,), energy=0.9, method="exact", **FLOAT)
     base, tuned = models.read(pair[0]), models.read(pair[1])

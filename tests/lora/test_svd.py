@@ -42,6 +42,17 @@ def test_exact_is_the_truncated_svd(shape: tuple[int, int], rank: int) -> None:
     assert found.residual**0.5 == pytest.approx(error, rel=1e-4, abs=2 * ROUNDING * float(values[0]))
 
 
+@pytest.mark.parametrize(("decay", "floor"), [(0.7, 0.03), (1.0, 0.01), (1.5, 0.003), (1.0, 0.3), (3.0, 0.0003)])
+def test_exact_finds_the_directions_too(decay: float, floor: float) -> None:
+    """To rounding, also within a noise floor far below the first values, where a float32 Gram matrix mixes them."""
+    a = matrix(420, 360, decay=decay, floor=floor)
+    left, values, right = torch.linalg.svd(a.double(), full_matrices=False)
+    for rank in (16, 128):
+        found = low_rank(a, rank, "exact", "m")
+        best = left[:, :rank] * values[:rank] @ right[:rank]
+        assert float((found.up.double() @ found.down.double() - best).norm() / best.norm()) < 1e-5
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("floor", [0.0, 0.01, 0.3])
 @pytest.mark.parametrize("shape", [(420, 300), (300, 900)])
