@@ -44,6 +44,7 @@ class DiffusersRenderer:
         device = "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device
         self.device = "cpu" if device == "auto" else device
         self.dtype = DTYPES.get(settings.dtype, torch.float32 if self.device == "cpu" else torch.float16)
+        quieten_diffusers()
         self._pipeline: Any = None
         self._loaded: Column | None = None
         self._lora = False
@@ -96,6 +97,15 @@ class DiffusersRenderer:
         return kind.from_single_file(str(model.path), torch_dtype=self.dtype, local_files_only=True, **more)
 
 
+def quieten_diffusers() -> None:
+    """No bars of its own beside ours, and only errors; what goes wrong is raised anyway."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    if hasattr(logging, "disable_progress_bar"):
+        logging.disable_progress_bar()
+
+
 @contextlib.contextmanager
 def _explained(path: Path, what: str) -> Iterator[None]:
     """What diffusers raises, as an error with its cure: its classes differ from version to version."""
@@ -106,7 +116,9 @@ def _explained(path: Path, what: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         lowered = text.lower()
-        if "peft" in lowered:
+        if isinstance(error, ImportError) and "peft" not in lowered:
+            cure = "run it with Kohya's Python, which has what diffusers needs"
+        elif "peft" in lowered:
             cure = "this version of diffusers needs the package peft for LoRAs: pip install peft"
         elif any(sign in lowered for sign in ("local_files_only", "offline", "connect", "cached", "config")):
             cure = "give --config FOLDER, a diffusers folder of the same family (its configuration and tokenizers)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import textwrap
 from pathlib import Path
@@ -17,9 +18,13 @@ GAP = 8
 MARGIN = 220  # for the prompts
 HEAD = 56
 LINES = 14  # of a prompt
+LINE = 17  # pixels from one to the next
+LABELLED = 6 * LINE  # height of a row that has room for the name of its section
 LIMIT = 30_000  # pixels, of a side: what viewers still open
 BACKGROUND, INK, FAINT, ALARM = "#ffffff", "#222222", "#777777", "#b00020"
 TITLE = "nearest training image"
+# what Linux, Windows and macOS have; the font within Pillow knows no letters but those of English
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial Unicode.ttf")
 
 
 def draw(grid: Grid, folder: Path) -> bytes:
@@ -35,11 +40,16 @@ def draw(grid: Grid, folder: Path) -> bytes:
     before = ""
     for row, (prompt, cells) in enumerate(zip(grid.prompts, grid.cells, strict=True)):
         top = HEAD + row * (cell + GAP)
+        below = top
         if prompt.section != before:
             pen.line((GAP, top - GAP // 2, size[0] - GAP, top - GAP // 2), fill=FAINT)
             before = prompt.section
+            if before and cell >= LABELLED:
+                _text(pen, (GAP, top), before, MARGIN - 2 * GAP, font, lines=1, fill=FAINT)
+                below += LINE
         seed = "" if prompt.seed is None else f"\nseed {prompt.seed}"
-        _text(pen, (GAP, top), f"{prompt.text}{seed}", MARGIN - 2 * GAP, font, lines=min(LINES, cell // 16))
+        lines = min(LINES, (top + cell - below) // LINE)
+        _text(pen, (GAP, below), f"{prompt.text}{seed}", MARGIN - 2 * GAP, font, lines=lines)
         for place, one in enumerate(cells):
             _paste(sheet, folder / one.path, (MARGIN + place * (cell + GAP), top), cell, _is_copy(one))
         if nearest := best(cells):
@@ -88,15 +98,29 @@ def _paste(sheet: Image.Image, path: Path, corner: tuple[int, int], cell: int, a
         ImageDraw.Draw(sheet).rectangle(box, outline=ALARM, width=3)
 
 
-def _text(pen: Any, corner: tuple[int, int], text: str, width: int, font: Any, *, lines: int) -> None:
-    letters = max(8, width // 7)
-    wrapped = [part for piece in text.splitlines() for part in textwrap.wrap(piece, letters)]
+def _text(pen: Any, corner: tuple[int, int], text: str, width: int, font: Any, *, lines: int, fill: str = INK) -> None:
+    wrapped = _wrapped(text, width, font)
     if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: letters - 4] + " ..."]
-    pen.multiline_text(corner, "\n".join(wrapped), fill=INK, font=font, spacing=3)
+        last = wrapped[lines - 1]
+        while last and font.getlength(f"{last} ...") > width:
+            last = last[:-1]
+        wrapped = [*wrapped[: lines - 1], f"{last} ..."]
+    pen.multiline_text(corner, "\n".join(wrapped), fill=fill, font=font, spacing=3)
+
+
+def _wrapped(text: str, width: int, font: Any) -> list[str]:
+    """Lines that are no wider than `width` pixels, unless not even eight letters fit."""
+    for letters in range(max(8, width // 4), 7, -1):
+        lines = [part for piece in text.splitlines() for part in textwrap.wrap(piece, letters)]
+        if all(font.getlength(line) <= width for line in lines):
+            break
+    return lines
 
 
 def _font(size: int) -> Any:
+    for name in FONTS:
+        with contextlib.suppress(OSError, ImportError):  # no such font, or a Pillow without FreeType
+            return ImageFont.truetype(name, size)
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one size

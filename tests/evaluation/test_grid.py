@@ -105,6 +105,14 @@ def test_the_sheet(tmp_path: Path, training: TrainingImages) -> None:
     assert sum(count for count, colour in colours if colour == red) > 3 * 2 * 600, "near copies are framed"
 
 
+@pytest.mark.parametrize("text", ["a word and another " * 9, "W" * 80, "Łódź " * 30, "iiii " * 60, ""])
+def test_prompts_stay_beside_the_pictures(text: str) -> None:
+    font = sheet._font(13)
+    lines = sheet._wrapped(text, sheet.MARGIN - 2 * sheet.GAP, font)
+    assert all(font.getlength(line) <= sheet.MARGIN - 2 * sheet.GAP for line in lines)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+
+
 def test_the_page(tmp_path: Path, training: TrainingImages) -> None:
     grid = make(tmp_path, Painter({"femme": 3}, CAPTIONS), training)
     page = sheetpage.page(grid, tmp_path / "out", "Grid of <femme>")
