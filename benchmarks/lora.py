@@ -1,6 +1,6 @@
 """Extraction and resizing beside sd-scripts' own routines, one run, one machine.
 
-    SD_SCRIPTS_GIT=<git directory> python -m benchmarks.lora [extract|resize|both] [--rank 128] [--rounds 1]
+    SD_SCRIPTS_GIT=<git directory> python -m benchmarks.lora [extract|resize|both] [--rank 128] [--rounds 2]
 
 Method. Two full SDXL models and their float32 differences, which sd-scripts holds in memory at once, exceed a small
 machine; so each distinct shape of the layers that a LoRA of SDXL has (U-Net and both text encoders) is measured, and
@@ -20,34 +20,38 @@ import os
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks import sdxl
 from benchmarks.timing import table
 from kohya_ext.lora import workers
+from kohya_ext.lora.layout import Architecture, targets
 from kohya_ext.lora.smallcore import decompose
 from kohya_ext.lora.svd import LowRank, low_rank
 
-# (out, in) -> how often: 70 transformer blocks of SDXL's U-Net with their projections, CLIP-L and OpenCLIP bigG
-SHAPES: dict[tuple[int, int], int] = {
-    (640, 640): 10 * 6 + 5 * 2,
-    (640, 2048): 10 * 2,
-    (5120, 640): 10,
-    (640, 2560): 10,
-    (1280, 1280): 60 * 6 + 6 * 2 + 32 * 4,
-    (1280, 2048): 60 * 2,
-    (10240, 1280): 60,
-    (1280, 5120): 60 + 32,
-    (5120, 1280): 32,
-    (768, 768): 12 * 4,
-    (3072, 768): 12,
-    (768, 3072): 12,
-}
-DEEP = 512
-DECAY, FLOOR = 0.7, 0.03
+
+def _shapes() -> dict[tuple[int, int], int]:
+    """(out, in) -> how often: what a LoRA of SDXL changes in its U-Net (70 transformer blocks) and text encoders."""
+    counts: Counter[tuple[int, int]] = Counter()
+    for key, shape in sdxl.tensors().items():
+        for target in targets(key, Architecture.SDXL) if len(shape) > 1 else ():
+            if not target.inner:
+                counts[shape[0] // (1 if target.part is None else 3), shape[1]] += 1
+    return dict(counts)
+
+
+SHAPES = _shapes()
+DEEP = sdxl.RANK
+METHODS = ("auto", "exact")
+PEER = "sd-scripts"
+
+Spectrum = tuple[float, float]
+"""How steeply singular values fall, and the noise below them."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,9 @@ class Row:
     worst: dict[str, float]
 
 
-def layer(shape: tuple[int, int], seed: int) -> Tensor:
-    """A float32 difference: falling singular values over a noise floor of about a third of the norm."""
-    generator = torch.Generator().manual_seed(seed)
-    inner = min(DEEP, *shape)
-    left = torch.randn(shape[0], inner, generator=generator) / shape[0] ** 0.5
-    right = torch.randn(inner, shape[1], generator=generator) / shape[1] ** 0.5
-    values = torch.arange(1, inner + 1) ** -DECAY
-    return (left * values) @ right + FLOOR * torch.randn(shape, generator=generator) / shape[0] ** 0.5
+def layer(shape: tuple[int, int], seed: int, spectrum: Spectrum) -> Tensor:
+    """A float32 difference."""
+    return sdxl.difference(shape, torch.Generator().manual_seed(seed), *spectrum)
 
 
 def upstream(path: str) -> str:
@@ -135,13 +134,14 @@ def peer_resize(rank: int) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     return run
 
 
-def timed(run: Callable[[], object], rounds: int) -> float:
-    """The best of a few rounds, in seconds."""
-    best = float("inf")
+def best_in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The best of a few rounds in seconds; all take turns, so that a busy machine disturbs all of them alike."""
+    best = dict.fromkeys(candidates, float("inf"))
     for _ in range(rounds):
-        begin = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - begin)
+        for name, run in candidates.items():
+            begin = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - begin)
     return best
 
 
@@ -159,13 +159,13 @@ def squared_values(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).flip(0)
 
 
-def measure_extract(shape: tuple[int, int], rank: int, rounds: int) -> Row:
+def measure_extract(shape: tuple[int, int], rank: int, rounds: int, spectrum: Spectrum) -> Row:
     number = workers.count(shape[0] * shape[1], torch.device("cpu"))
-    layers = [layer(shape, seed) for seed in range(number)]
+    layers = [layer(shape, seed, spectrum) for seed in range(number)]
     squares = [squared_values(matrix) for matrix in layers]
-    peer = peer_extract(rank)
-    ours, worst = {}, {}
-    for method in ("auto", "exact"):
+    peer, worst = peer_extract(rank), {}
+    candidates: dict[str, Callable[[], object]] = {PEER: lambda: peer(layers[0])}
+    for method in METHODS:
 
         def run(method: str = method) -> list[LowRank]:
             jobs = [(matrix, f"{shape}-{index}") for index, matrix in enumerate(layers)] * 2
@@ -173,35 +173,36 @@ def measure_extract(shape: tuple[int, int], rank: int, rounds: int) -> Row:
 
         found = run()
         worst[method] = max(excess(*row) for row in zip(layers, squares, found[:number], strict=True))
-        ours[method] = timed(run, rounds + 1) / (2 * number)
+        candidates[method] = run
     peer(layers[0][:64, :64])
-    return Row(shape, SHAPES[shape], timed(lambda: peer(layers[0]), rounds), ours, worst)
+    best = best_in_turn(candidates, rounds)
+    return Row(shape, SHAPES[shape], best[PEER], {name: best[name] / (2 * number) for name in METHODS}, worst)
 
 
-def measure_resize(shape: tuple[int, int], rank: int, rounds: int, orthogonal: bool) -> Row:
+def measure_resize(shape: tuple[int, int], rank: int, rounds: int, spectrum: Spectrum, orthogonal: bool) -> Row:
     number = workers.count(shape[0] * shape[1], torch.device("cpu"))
-    pairs = [factors(shape, seed, orthogonal) for seed in range(number)]
+    pairs = [factors(shape, seed, spectrum, orthogonal) for seed in range(number)]
     peer = peer_resize(rank)
 
     def run() -> list[LowRank]:
         return list(workers.in_order(lambda pair: decompose(*pair, rank), pairs * 2, number))
 
     found = run()
-    ours = timed(run, rounds + 1) / (2 * number)
     product = peer(*pairs[0])
     sizes = product["lora_up"].double().norm(dim=0)
     off = float(((found[0].values[:rank] - sizes) / sizes).abs().max())
-    return Row(shape, SHAPES[shape], timed(lambda: peer(*pairs[0]), rounds), {"ours": ours}, {"ours": off})
+    best = best_in_turn({PEER: lambda: peer(*pairs[0]), "ours": run}, rounds)
+    return Row(shape, SHAPES[shape], best[PEER], {"ours": best["ours"] / (2 * number)}, {"ours": off})
 
 
-def factors(shape: tuple[int, int], seed: int, orthogonal: bool) -> tuple[Tensor, Tensor]:
+def factors(shape: tuple[int, int], seed: int, spectrum: Spectrum, orthogonal: bool) -> tuple[Tensor, Tensor]:
     """A LoRA of rank 512: as extracted (orthogonal, in float16), or as trained (any factors)."""
     inner = min(DEEP, *shape)
     if orthogonal:
-        found = low_rank(layer(shape, seed), inner, "exact", "m")
+        found = low_rank(layer(shape, seed, spectrum), inner, "exact", "m")
         return found.up.half().float(), found.down.half().float()
     generator = torch.Generator().manual_seed(seed)
-    up = torch.randn(shape[0], inner, generator=generator) * torch.arange(1, inner + 1) ** -DECAY
+    up = torch.randn(shape[0], inner, generator=generator) * torch.arange(1, inner + 1) ** -spectrum[0]
     return up, torch.randn(inner, shape[1], generator=generator)
 
 
@@ -213,9 +214,9 @@ def report_extract(rows: list[Row], rank: int) -> None:
     lines = [
         (
             f"{row.shape[0]}x{row.shape[1]}", str(row.count), f"{row.peer * 1e3:.0f}",
-            *(f"{row.ours[name] * 1e3:.0f}" for name in ("auto", "exact")),
-            *(f"{row.peer / row.ours[name]:.1f}" for name in ("auto", "exact")),
-            *(f"{row.worst[name]:.6f}" for name in ("auto", "exact")),
+            *(f"{row.ours[name] * 1e3:.0f}" for name in METHODS),
+            *(f"{row.peer / row.ours[name]:.1f}" for name in METHODS),
+            *(f"{row.worst[name]:.6f}" for name in METHODS),
         )
         for row in rows
     ]  # fmt: skip
@@ -223,7 +224,7 @@ def report_extract(rows: list[Row], rank: int) -> None:
     print(f"extract, rank {rank}")
     print(table(lines, head))
     count = sum(row.count for row in rows)
-    for name in ("auto", "exact"):
+    for name in METHODS:
         peer, ours = total(rows, name)
         print(f"SDXL, {count} layers: {peer:.0f} s and {ours:.0f} s ({name}): {peer / ours:.1f} times")
 
@@ -247,16 +248,24 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=("extract", "resize", "both"), default="both")
     parser.add_argument("--rank", type=int, default=128, help="of the extraction")
     parser.add_argument("--to", type=int, default=16, help="rank of the resized LoRA")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2, help="the best of them counts, for both (default 2)")
+    parser.add_argument("--decay", type=float, default=sdxl.DECAY, help=f"of singular values (default {sdxl.DECAY})")
+    parser.add_argument("--floor", type=float, default=sdxl.FLOOR, help=f"noise below them (default {sdxl.FLOOR})")
     parser.add_argument("--trained", action="store_true", help="resize: factors that are not orthogonal")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    spectrum = (arguments.decay, arguments.floor)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, singular values j^-{spectrum[0]:g}, "
+        f"noise {spectrum[1]:g}"
+    )
     if arguments.part != "resize":
-        report_extract([measure_extract(shape, arguments.rank, arguments.rounds) for shape in SHAPES], arguments.rank)
+        rank = arguments.rank
+        report_extract([measure_extract(shape, rank, arguments.rounds, spectrum) for shape in SHAPES], rank)
     if arguments.part != "extract":
         kind = "trained" if arguments.trained else "extracted"
-        rows = [measure_resize(shape, arguments.to, arguments.rounds, not arguments.trained) for shape in SHAPES]
-        report_resize(rows, arguments.to, kind)
+        to, orthogonal = arguments.to, not arguments.trained
+        rows = [measure_resize(shape, to, arguments.rounds, spectrum, orthogonal) for shape in SHAPES]
+        report_resize(rows, to, kind)
 
 
 if __name__ == "__main__":
