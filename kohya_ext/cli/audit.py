@@ -47,6 +47,8 @@ def audit(arguments: argparse.Namespace) -> int:
     folder = require_folder(arguments.folder)
     bucketing = Bucketing(resolution=_resolution(arguments.resolution), no_upscale=arguments.no_upscale)
     settings = audits.Settings(bucketing, arguments.token, arguments.extension)
+    if arguments.html:
+        _check_page(arguments.html)
     found = audits.audit(folder, settings, tokens.counter(arguments.tokenizer), _progress())
     _report(out, found, every=arguments.all)
     if arguments.html:
@@ -78,7 +80,11 @@ def _progress() -> Callable[[int, int], None]:
 
 
 def _report(out: Output, found: Audit, *, every: bool) -> None:
-    out.item("images", str(len(found.pictures)))
+    from kohya_ext.dataset.balance import how_many
+    from kohya_ext.dataset.findings import numbered
+
+    readable = sum(one.readable for one in found.pictures)
+    out.item("images", f"{len(found.pictures)}, {how_many(readable)}")
     out.item("buckets", ", ".join(f"{w}x{h}: {count}" for (w, h), count in found.buckets.items()) or "none")
     estimated = " (estimated: no tokenizer at hand)" if found.tokens_estimated else ""
     lengths = ", ".join(f"up to {limit}: {n}" if limit else f"more: {n}" for limit, n in found.tokens.items())
@@ -93,7 +99,15 @@ def _report(out: Output, found: Audit, *, every: bool) -> None:
         out.item("PROBLEM" if finding.level == "problem" else finding.level, f"{finding.path} {finding.text}".strip())
     if len(shown) < len(found.findings):
         out.item("", f"and {len(found.findings) - len(shown)} more: --all, --html FILE or --json show them")
-    out.line(f"{found.problems} problems, {len(found.findings) - found.problems} pieces of advice.")
+    out.line(f"{', '.join(numbered(found.findings))}.")
+
+
+def _check_page(path: Path) -> None:
+    """Refuse early what could only fail after all images."""
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: give the name of a page, such as audit.html")
 
 
 def _write_page(path: Path, found: Audit) -> None:

@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="captions from file names, and edits of all captions of a folder",
         usage="kohya-ext captions FOLDER [options]\n       kohya-ext captions VERB FOLDER [options]",
     )
-    verbs = group.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = group.add_subparsers(title="verbs", metavar="VERB", required=True, prog=f"kohya-ext {GROUP}")
     write = _verb(
         verbs, WRITE, write_captions, "write what each image's file name says beside it (when no verb is given)"
     )
@@ -157,6 +157,7 @@ def undo_last(arguments: argparse.Namespace) -> int:
 def check_captions(arguments: argparse.Namespace) -> int:
     """The findings; exit 1 when one of them is a problem."""
     from kohya_ext.dataset import caption_check
+    from kohya_ext.dataset.findings import numbered
     from kohya_ext.dataset.images import require_folder
 
     out = Output("captions check", arguments.json)
@@ -167,7 +168,7 @@ def check_captions(arguments: argparse.Namespace) -> int:
     for finding in findings:
         out.item("PROBLEM" if finding.level == "problem" else finding.level, f"{finding.path} {finding.text}")
     problems = sum(finding.level == "problem" for finding in findings)
-    out.line(f"{problems} problems, {len(findings) - problems} pieces of advice.")
+    out.line(f"{', '.join(numbered(findings))}.")
     return out.finish(FOUND_PROBLEMS if problems else DONE, findings=[finding.as_json() for finding in findings])
 
 

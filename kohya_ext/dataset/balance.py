@@ -24,13 +24,24 @@ LOPSIDED = 0.8  # share of one kind among those that name one
 ENOUGH = 10  # captions that must name one before anything is said
 
 # The guide: fewer than 20 images are too few, 20 to 60 enough with its newest config, 150 the most that helps.
-FEWEST, USUAL, MOST = 20, 60, 150
+FEWEST, ENOUGH_IMAGES, MOST = 20, 60, 150
 
 
 def kinds(captions: Iterable[str], groups: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
     """How many captions name each kind; one that names none is not counted."""
     counts = Counter(next((kind for kind, terms in groups.items() if words_in(text, terms)), None) for text in captions)
     return {kind: counts[kind] for kind in groups if counts[kind]}
+
+
+def how_many(images: int) -> str:
+    """What the guide says to so many images of one concept."""
+    if images < FEWEST:
+        return f"fewer than the {FEWEST} that the guide asks for"
+    if images <= ENOUGH_IMAGES:
+        return f"within the {FEWEST} to {ENOUGH_IMAGES} that are enough with the guide's newest config"
+    if images <= MOST:
+        return f"more than the {ENOUGH_IMAGES} that the guide's newest config needs, within its {MOST}"
+    return f"more than the {MOST} that the guide goes to"
 
 
 def advice(images: int, styles: Mapping[str, int], views: Mapping[str, int]) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,3 +22,13 @@ class Finding:
     def as_json(self) -> dict[str, Any]:
         """The finding as `--json` prints it."""
         return asdict(self)
+
+
+def numbered(findings: Sequence[Finding]) -> tuple[str, str]:
+    """("3 problems", "1 piece of advice")."""
+    problems = sum(finding.level == PROBLEM for finding in findings)
+    others = len(findings) - problems
+    return (
+        f"{problems} problem{'s' if problems != 1 else ''}",
+        f"{others} {'pieces' if others != 1 else 'piece'} of advice",
+    )

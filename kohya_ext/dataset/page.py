@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from kohya_ext.dataset.audit import Audit
-from kohya_ext.dataset.findings import PROBLEM, Finding
+from kohya_ext.dataset.findings import PROBLEM, Finding, numbered
 
 THUMBNAIL = 160  # pixels
 MOST_THUMBNAILS = 500  # a page of some 5 MB
@@ -39,11 +39,11 @@ ul { margin: .2rem 0; padding-left: 1.1rem }
 def page(audit: Audit) -> str:
     """The whole page; nothing in it is loaded from elsewhere."""
     title = html.escape(f"Audit of {audit.folder.name}")
-    problems, others = audit.problems, len(audit.findings) - audit.problems
+    problems, others = numbered(audit.findings)
     body = [
         f"<h1>{title}</h1>",
-        f"<p>{len(audit.pictures)} images, <span class=problem>{problems} problems</span>, "
-        f"<span class=advice>{others} pieces of advice</span>.</p>",
+        f"<p>{len(audit.pictures)} images, <span class=problem>{problems}</span>, "
+        f"<span class=advice>{others}</span>.</p>",
         *_about_all(audit),
         "<h2>Buckets</h2>", _bars({f"{w} x {h}": n for (w, h), n in audit.buckets.items()}),
         f"<h2>Tokens of captions{' (estimated)' if audit.tokens_estimated else ''}</h2>",

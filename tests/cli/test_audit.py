@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_good_one(folder: Path, run: Run) -> None:
     done = run("audit", folder, "--resolution", "128,128", "--token", "ewpp")
-    assert done.code == DONE and "0 problems" in done.text and "128x128: 3" in done.text
+    assert done.code == DONE and "0 problems, 1 piece of advice" in done.text and "128x128: 3" in done.text
 
 
 def test_a_bad_one(folder: Path, run: Run) -> None:
@@ -52,4 +52,14 @@ def test_errors(folder: Path, run: Run, words: tuple[str, str]) -> None:
 
 
 def test_a_page_that_cannot_be_written(folder: Path, run: Run, tmp_path: Path) -> None:
-    assert run("audit", folder, "--html", tmp_path / "absent" / "page.html").code == WRONG_USAGE
+    for page in (tmp_path / "absent" / "page.html", tmp_path):
+        done = run("audit", folder, "--html", page)
+        assert done.code == WRONG_USAGE and not done.text, "before any image is looked at"
+
+
+@pytest.mark.parametrize(("count", "said"), [(19, "fewer"), (20, "enough"), (60, "enough"), (61, "more than the 60"),
+                                             (150, "more than the 60"), (151, "more than the 150")])  # fmt: skip
+def test_how_many(count: int, said: str) -> None:
+    from kohya_ext.dataset.balance import how_many
+
+    assert said in how_many(count)
