@@ -24,7 +24,7 @@ OLDEST = (3, 10)
 PROBE = Path(__file__).with_name("probe.py")
 PROBE_SECONDS = 60
 LANDMARKS = ("torch", "accelerate")
-MODULES = (*LANDMARKS, "diffusers", "transformers", "safetensors", "toml", "scipy", "gradio", "kohya_ext")
+MODULES = (*LANDMARKS, "diffusers", "transformers", "safetensors", "toml", "scipy", "xformers", "gradio", "kohya_ext")
 SYSTEM_PYTHONS = ("python3", "python3.11", "python3.10", "python3.12", "python3.13")
 
 

@@ -56,7 +56,7 @@ def check(checkout: Checkout, environment: Environment, *, deep: bool = False, p
     if patched:
         checks.append(_own_package(environment, checkout))
     if checkout.gui_root is not None:
-        checks.append(gradio(checkout, environment))
+        checks += [gradio(checkout, environment), _xformers(environment)]
     if deep:
         checks += _imports(checkout, environment, {one.name for one in checks})
     if shutil.which("git") is None:
@@ -138,6 +138,19 @@ def gradio(checkout: Checkout, environment: Environment) -> Check:
             f"{checkout.root / gui_gradio.CONFIG}, section [{gui_gradio.SECTION}]: {gui_gradio.CURE}",
         )
     return Check("gradio", "ok", version)
+
+
+def _xformers(environment: Environment) -> Check:
+    """What most presets choose for attention; rented machines' templates leave it out, to keep their torch."""
+    if environment.modules.get("xformers"):
+        return Check("xformers", "ok", environment.packages.get("xformers", "present"))
+    version = environment.packages.get(TORCH, "")
+    return Check(
+        "xformers",
+        "warning",
+        f"not in {environment.place}: training stops with a preset that chooses it under CrossAttention",
+        "choose sdpa there, torch's own; or install the xformers that was built for torch " + version,
+    )
 
 
 def _setup(checkout: Checkout) -> str:

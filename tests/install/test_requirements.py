@@ -73,6 +73,12 @@ def test_missing_scipy_is_a_warning_with_the_exact_command(make: Make) -> None:
     assert "install scipy numpy==2.1.0" in str(named(check(checkout, environment(packages)), "scipy").cure)
 
 
+def test_missing_xformers_is_a_warning_that_names_the_way_around(make: Make) -> None:
+    found = named(check(make("submodule"), environment(without("xformers"))), "xformers")
+    assert found.level == "warning"
+    assert "sdpa" in str(found.cure)
+
+
 def test_the_cure_speaks_to_the_right_installer() -> None:
     assert pip_command(environment({}, kind="uv", uv=Path("/bin/uv")), "x").startswith("/bin/uv pip install --python ")
     assert "--user" in pip_command(environment({}, kind="user-site"), "x")
@@ -110,8 +116,9 @@ def test_the_slider_that_gradio_6_refuses(make: Make, release: str, gradio: str,
     assert level == "ok" or "lr_warmup = 0" in str(found.cure)
 
 
-def test_sd_scripts_need_no_gradio(make: Make) -> None:
-    assert "gradio" not in [one.name for one in check(make("bare"), environment(without("gradio")))]
+def test_sd_scripts_need_nothing_that_serves_the_gui_and_its_presets(make: Make) -> None:
+    checks = check(make("bare"), environment(without("gradio", "xformers")))
+    assert not {"gradio", "xformers"} & {one.name for one in checks}
 
 
 def test_git_is_missed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
