@@ -61,6 +61,17 @@ def round_stochastically(values: Tensor, words: Tensor, dtype: torch.dtype) -> T
     raise TypeError(f"stochastic rounding is to bfloat16 or float16, not {dtype}")
 
 
+def as_bfloat16(values: Tensor) -> Tensor:
+    """float32 values rounded to the nearest bfloat16, even on a tie, still as float32."""
+    return values.to(torch.bfloat16).to(torch.float32)
+
+
+def as_bfloat16_by_bits(values: Tensor) -> Tensor:
+    """The same for finite values, by integers: in compiled code on a CPU several times as fast as converting twice."""
+    bits = values.view(torch.int32)
+    return (bits + ((bits >> 16 & 1) + 0x7FFF) & -0x10000).view(torch.float32)
+
+
 def _mix(word: int) -> int:
     """A 32-bit finaliser with full avalanche."""
     word ^= word >> 16

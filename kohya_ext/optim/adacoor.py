@@ -71,24 +71,25 @@ class AdaCoor(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def _set_up(self) -> None:
-        self._skips = SkipCount()
-        self._sliced = SlicedStep(self._skips)
+        self.skip_count = SkipCount()
+        self._sliced = SlicedStep(self.skip_count)
         self._compiled = CompiledStep()
         self._places: dict[int, tuple[int, int]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._set_up()
+        if not hasattr(self, "_sliced"):  # a copy or an unpickled one; `load_state_dict` comes here too
+            self._set_up()
         super().__setstate__(state)
 
     @property
     def skipped(self) -> int:
         """How many gradient elements were not usable so far. Waits for the device."""
-        return self._skips.total()
+        return self.skip_count.total()
 
     @property
     def skipped_steps(self) -> int:
         """How many calls of `step` found no usable element: clipping spreads one NaN over all. Waits for the device."""
-        return self._skips.whole_steps()
+        return self.skip_count.whole_steps()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its settings are checked like the constructor's. Nothing is added when they are refused."""
@@ -121,7 +122,7 @@ class AdaCoor(torch.optim.Optimizer):
                 index += 1
             self._step_small(group, rule, small)
         if elements:
-            self._skips.end_step(elements)
+            self.skip_count.end_step(elements)
         return loss
 
     @torch.no_grad()
@@ -175,7 +176,7 @@ class AdaCoor(torch.optim.Optimizer):
             torch_adagrad.step_(self._sliced, rule, job.weights, job.gradient, job.state["vt"])
         elif group["fused"] and job.weights.numel() >= SMALLEST:
             skipped = self._compiled.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
-            self._skips.add_count(skipped)
+            self.skip_count.add_count(skipped)
         else:
             self._sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
 

@@ -1,7 +1,8 @@
 """The `fused` path: the formula of `rule`, compiled into one kernel by torch (C++ on a CPU, Triton on a GPU).
 
-Elementwise code that reads and writes everything once runs near the memory's speed. Two settings keep the bits of the
-eager path: intermediate roundings to bfloat16 are kept, and the constants are those of the device.
+Elementwise code that reads and writes everything once runs near the memory's speed. It has the bits of the eager path:
+roundings to bfloat16 are written as integer arithmetic, which no compiler leaves out, and the constants are those of
+the device.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.rule import Constants, Rule, constants, needs_words, step_full, step_half
-from kohya_ext.rounding import random_words, stream_key
+from kohya_ext.optim.rule import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
+from kohya_ext.rounding import as_bfloat16_by_bits, random_words, stream_key
 
 # Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
 SMALLEST = 1 << 12
@@ -22,7 +24,8 @@ SMALLEST = 1 << 12
 # torch generates code for the size it sees first, even with dynamic shapes: a small one would get serial loops.
 _FIRST_SIZE = (1 << 20) + 3
 
-_OPTIONS = {"emulate_precision_casts": True}
+# The first keeps a GPU from joining a product and a sum into one rounding; torch has it since 2.6 and needs 2.7 for it.
+_OPTIONS: tuple[dict[str, Any], ...] = ({"emulate_precision_casts": True}, {})
 _Kernel = Callable[..., Tensor]
 
 
@@ -83,7 +86,9 @@ def _kernel(
     device: torch.device,
 ) -> _Kernel:
     """A compiled kernel for one combination of settings and types."""
-    formula = step_half if state_dtype == torch.bfloat16 else step_full
+    formula: Callable[..., Stepped] = step_full
+    if state_dtype == torch.bfloat16:
+        formula = functools.partial(step_half, rounded=as_bfloat16_by_bits)
 
     def step(weights: Tensor, gradient: Tensor, vt: Tensor, numbers: Tensor, key: Tensor) -> Tensor:
         words = None
@@ -98,16 +103,22 @@ def _kernel(
     # torch caches compilations by code object and gives up after a few: each combination gets its own
     code = step.__code__.replace(co_name=f"adacoor_step_{_kernel.cache_info().misses}")
     own = types.FunctionType(code, step.__globals__, code.co_name, step.__defaults__, step.__closure__)
-    try:
-        kernel = torch.compile(own, dynamic=True, fullgraph=True, options=_OPTIONS)
-        dummies = [
+    dummies = [
+        *(
             torch.zeros(_FIRST_SIZE, dtype=dtype, device=device)
             for dtype in (weights_dtype, gradient_dtype, state_dtype)
-        ]
-        kernel(*dummies, _numbers(rule, state_dtype, device), _word(0, device))
-    except Exception as error:  # the compilers raise whatever they like
-        raise RuntimeError(
-            f"fused=True: torch {torch.__version__} cannot compile the step on {device} "
-            f"({type(error).__name__}); it needs a C++ compiler or Triton. Leave `fused` out to go on without"
-        ) from error
-    return kernel
+        ),
+        _numbers(rule, state_dtype, device),
+        _word(0, device),
+    ]
+    for options in _OPTIONS:
+        try:
+            kernel = torch.compile(own, dynamic=True, fullgraph=True, options=options)
+            kernel(*dummies)
+            return kernel
+        except Exception as error:  # noqa: PERF203  (the compilers raise whatever they like)
+            failure = error
+    raise RuntimeError(
+        f"fused=True: torch {torch.__version__} cannot compile the step on {device} ({type(failure).__name__}); "
+        "it needs a recent torch and a C++ compiler or Triton. Leave `fused` out to go on without"
+    ) from failure

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kohya_ext.rounding import round_stochastically
+from kohya_ext.rounding import as_bfloat16, round_stochastically
 
 
 @dataclass(frozen=True)
@@ -87,33 +88,37 @@ def constants(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Con
 
 
 def step_half(
-    weights: Tensor, gradient: Tensor, vt: Tensor, numbers: Constants, rule: Rule, words: Tensor | None
+    weights: Tensor,
+    gradient: Tensor,
+    vt: Tensor,
+    numbers: Constants,
+    rule: Rule,
+    words: Tensor | None,
+    rounded: Callable[[Tensor], Tensor] = as_bfloat16,
 ) -> Stepped:
-    """One step with a bfloat16 accumulator. words: random bits (int32) for whatever is rounded stochastically."""
-    exact, up = weights.to(torch.float32), _upcast(gradient, torch.float32, rule)
-    square = up * up
-    usable = square < math.inf  # false for NaN too
-    growth = square * numbers.growth
+    """One step with a bfloat16 accumulator. words: random bits (int32) for whatever is rounded stochastically.
+
+    rounded: rounds float32 to the nearest bfloat16 and leaves it in float32; the ways of `rounding` have one result.
+    """
+    up, usable = _usable(gradient, torch.float32, rule)
+    growth = up * up * numbers.growth
     if rule.stochastic_state and words is not None:
-        grown = round_stochastically(vt.to(torch.float32) + growth, words >> 16, torch.bfloat16)
+        grown = round_stochastically(vt.to(torch.float32) + growth, words >> 16, torch.bfloat16).to(torch.float32)
     else:
-        grown = (vt.to(torch.float32) + growth.to(torch.bfloat16).to(torch.float32)).to(torch.bfloat16)
-    root = torch.sqrt(grown.to(torch.float32)).to(torch.bfloat16)
-    denominator = (root.to(torch.float32) + numbers.added).to(torch.bfloat16).to(torch.float32)
-    moved = _move(exact, up * numbers.scale, denominator, numbers, rule)
-    return _finish(weights, vt, moved, grown, usable, rule, words)
+        grown = rounded(vt.to(torch.float32) + rounded(growth))
+    denominator = rounded(rounded(torch.sqrt(grown)) + numbers.added)
+    moved = _move(weights.to(torch.float32), up * numbers.scale, denominator, numbers, rule, usable)
+    return Stepped(round_weights(moved, rule, weights.dtype, words), grown.to(torch.bfloat16), usable)
 
 
 def step_full(
     weights: Tensor, gradient: Tensor, total: Tensor, numbers: Constants, rule: Rule, words: Tensor | None
 ) -> Stepped:
     """One step with a float32 or float64 accumulator."""
-    exact, up = weights.to(total.dtype), _upcast(gradient, total.dtype, rule)
-    square = up * up
-    usable = square < math.inf  # false for NaN too
-    grown = total + square * numbers.growth
-    moved = _move(exact, up, torch.sqrt(grown) + numbers.added, numbers, rule)
-    return _finish(weights, total, moved, grown, usable, rule, words)
+    up, usable = _usable(gradient, total.dtype, rule)
+    grown = total + up * up * numbers.growth
+    moved = _move(weights.to(total.dtype), up, torch.sqrt(grown) + numbers.added, numbers, rule, usable)
+    return Stepped(round_weights(moved, rule, weights.dtype, words), grown, usable)
 
 
 def rounds_weights_stochastically(rule: Rule, weights_dtype: torch.dtype) -> bool:
@@ -140,19 +145,17 @@ def round_weights(moved: Tensor, rule: Rule, dtype: torch.dtype, words: Tensor |
     return moved.to(dtype)
 
 
-def _upcast(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> Tensor:
+def _usable(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> tuple[Tensor, Tensor]:
+    """The gradient to step by, and where it could be used. Elsewhere it is 0, which moves neither weight nor state."""
     up = gradient.to(dtype)
-    return -up if rule.maximize else up
+    up = -up if rule.maximize else up
+    usable = up * up < math.inf  # false for NaN too
+    return torch.where(usable, up, 0.0), usable
 
 
-def _move(weights: Tensor, numerator: Tensor, denominator: Tensor, numbers: Constants, rule: Rule) -> Tensor:
-    decayed = weights if rule.decay == 1 else weights * numbers.decay
+def _move(
+    weights: Tensor, numerator: Tensor, denominator: Tensor, numbers: Constants, rule: Rule, usable: Tensor
+) -> Tensor:
+    decayed = weights if rule.decay == 1 else torch.where(usable, weights * numbers.decay, weights)
     # the order of operations of torch's addcdiv on a CPU
     return decayed + numbers.negative_lr * numerator / denominator
-
-
-def _finish(
-    weights: Tensor, state: Tensor, moved: Tensor, grown: Tensor, usable: Tensor, rule: Rule, words: Tensor | None
-) -> Stepped:
-    rounded = round_weights(moved, rule, weights.dtype, words)
-    return Stepped(torch.where(usable, rounded, weights), torch.where(usable, grown, state), usable)

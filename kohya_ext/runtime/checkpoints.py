@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from kohya_ext.runtime import averaging, naming, written
+from kohya_ext.runtime import averaging, naming, skips, written
 from kohya_ext.runtime.interruption import unwinding_on_sigterm
 
 
@@ -25,6 +25,7 @@ def save_at_end(original: Callable[..., Any], *positional: Any, **named: Any) ->
 
 
 def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, default_name: str) -> Any:
+    skips.report()
     average = averaging.current()
     only = average is not None and average.options.save == "only"
     if average is None or not average.ready(say_so=only):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from kohya_ext.runtime import averaging, legacy, options, telemetry
+from kohya_ext.runtime import averaging, legacy, options, skips, telemetry
 from kohya_ext.upstream import ADACOOR_PATH
 
 
@@ -21,6 +21,7 @@ def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest:
     # trainable_params may be a one-shot iterator and is used up by now: the optimizer knows its parameters
     averaging.follow(result[-1])
     telemetry.follow(result[-1])
+    skips.follow(result[-1])
     return result
 
 

@@ -17,6 +17,8 @@ from kohya_ext.upstream import ADACOOR, ADACOOR_PATH
 
 T = TypeVar("T")
 
+# All of them step in the backward pass: before gradients are accumulated, and before a loss scale is taken out.
+_FUSED_FLAGS = ("fused_backward_pass", "fused_optimizer_groups", "blockwise_fused_optimizers")
 _ADACOOR_NAMES = (ADACOOR.lower(), ADACOOR_PATH.lower())
 
 
@@ -84,14 +86,13 @@ def check(args: argparse.Namespace) -> None:
         return
     if getattr(args, "deepspeed", False):
         stop("AdaCoor does not work with DeepSpeed, which replaces the parameters it was given; leave one out")
-    if not getattr(args, "fused_backward_pass", False):
+    fused = next((flag for flag in _FUSED_FLAGS if getattr(args, flag, None)), None)
+    if fused is None:
         return
     if int(getattr(args, "gradient_accumulation_steps", 1) or 1) != 1:
-        stop("--fused_backward_pass steps in the backward pass: set --gradient_accumulation_steps 1")
+        stop(f"--{fused} steps in the backward pass: set --gradient_accumulation_steps 1")
     if getattr(args, "mixed_precision", None) == "fp16":
-        stop(
-            "--fused_backward_pass with AdaCoor cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no"
-        )
+        stop(f"--{fused} with AdaCoor cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no")
 
 
 def _refuse_what_cannot_work(args: argparse.Namespace) -> None:

@@ -64,19 +64,25 @@ def test_slicing_does_not_change_a_bit(path: dict[str, Any], monkeypatch: pytest
 
 
 @pytest.mark.parametrize("maximize", [False, True])
-def test_float64_weights_follow_torchs_adagrad(maximize: bool) -> None:
+def test_float64_weights_follow_the_definition_and_torchs_adagrad(maximize: bool) -> None:
     params, twins = params_of(SHAPES[:6], torch.float64), params_of(SHAPES[:6], torch.float64)
+    exact = [Exact(parameter.detach()) for parameter in params]
     optimizer = AdaCoor(params, maximize=maximize)
     adagrad = torch.optim.Adagrad(twins, lr=1e-4, eps=1e-4, maximize=maximize, foreach=False)
     for step in range(1000):
         set_gradients(params, step)
-        for parameter, twin in zip(params, twins, strict=True):
+        for parameter, twin, definition in zip(params, twins, exact, strict=True):
+            assert parameter.grad is not None
             twin.grad = parameter.grad
+            definition.step(-parameter.grad if maximize else parameter.grad)
         optimizer.step()
         adagrad.step()
-    for parameter, twin in zip(params, twins, strict=True):
-        assert optimizer.state[parameter]["vt"].dtype == torch.float64
+    for parameter, twin, definition in zip(params, twins, exact, strict=True):
+        vt = optimizer.state[parameter]["vt"]
+        assert vt.dtype == torch.float64
         torch.testing.assert_close(parameter, twin, rtol=1e-12, atol=0)
+        torch.testing.assert_close(parameter.detach(), definition.weights, rtol=1e-12, atol=0)
+        torch.testing.assert_close(vt, definition.total, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)

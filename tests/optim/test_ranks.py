@@ -17,12 +17,14 @@ from kohya_ext.optim import AdaCoor
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")]
 
 
-def _train(rank: int, port: int, folder: str) -> None:
+MODES: tuple[dict[str, Any], ...] = ({"stochastic_state": True, "seed": 5}, {"state_bits": 8}, {"state_bits": 32})
+
+
+def _train(rank: int, port: int, folder: str, settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = nn.Linear(40, 30).to(torch.bfloat16)
-    settings: dict[str, Any] = {"stochastic_state": True, "seed": 5}
     optimizer = AdaCoor(model.parameters(), **settings)
     torch.manual_seed(100 + rank)  # each rank sees other data, and other global random numbers
     for _ in range(5):
@@ -38,11 +40,12 @@ def _train(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_keep_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", MODES, ids=str)
+def test_two_ranks_keep_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_train, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(_train, args=(port, str(tmp_path), settings), nprocs=2)
     (first, first_state), (second, second_state) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(first_state[key]["vt"], second_state[key]["vt"]) for key in first_state)

@@ -11,7 +11,14 @@ from torch import nn
 
 from kohya_ext import elements
 from kohya_ext.optim import AdaCoor, blockwise
-from kohya_ext.rounding import element_indices, random_words, round_stochastically, stream_key
+from kohya_ext.rounding import (
+    as_bfloat16,
+    as_bfloat16_by_bits,
+    element_indices,
+    random_words,
+    round_stochastically,
+    stream_key,
+)
 from tests.optim.reference import Exact, decades
 
 MODES: list[dict[str, Any]] = [
@@ -123,6 +130,16 @@ def test_rounding_keeps_the_mean(dtype: torch.dtype, value: float) -> None:
     gap = float(steps.max() - steps.min())
     assert abs(float(rounded.mean()) - float(values[0].double())) <= 0.01 * gap
     assert steps.min() <= float(values[0].double()) <= steps.max()
+
+
+def test_the_nearest_bfloat16_is_found_by_integers_too() -> None:
+    """Random bits, every tie, the largest and the smallest; what is finite stays finite or becomes infinite alike."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(1 << 31), 1 << 31, (1 << 18,), generator=generator).to(torch.int32)
+    ties = torch.arange(1 << 16, dtype=torch.int32) * 65536 + 0x8000
+    for values in (bits.view(torch.float32), ties.view(torch.float32)):
+        finite = values[values.isfinite()]
+        assert torch.equal(as_bfloat16_by_bits(finite).view(torch.int32), as_bfloat16(finite).view(torch.int32))
 
 
 LONG = pytest.param(100_000, 10_000, 0.35, marks=pytest.mark.slow)

@@ -98,13 +98,24 @@ def test_what_cannot_be_honoured_ends_the_run(
         {"optimizer_type": "adacoor", "deepspeed": True},
         {"optimizer_type": "AdaCoor", "fused_backward_pass": True, "gradient_accumulation_steps": "2"},
         {"optimizer_type": "kohya_ext.optim.AdaCoor", "fused_backward_pass": True, "mixed_precision": "fp16"},
+        {"optimizer_type": "AdaCoor", "fused_optimizer_groups": 10, "mixed_precision": "fp16"},
+        {"optimizer_type": "AdaCoor", "fused_optimizer_groups": 10, "gradient_accumulation_steps": 4},
+        {"optimizer_type": "AdaCoor", "blockwise_fused_optimizers": True, "mixed_precision": "fp16"},
     ],
 )
-def test_what_cannot_be_done_is_refused_before_the_models_are_loaded(settings: dict[str, object]) -> None:
-    with pytest.raises(SystemExit):
+def test_what_cannot_be_done_is_refused_before_the_models_are_loaded(
+    settings: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
         options.check(argparse.Namespace(**settings))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert all(
+        flag.startswith("optimizer") or f"--{flag}" in said or flag == "deepspeed" for flag in list(settings)[:2]
+    )
 
 
 def test_what_can_be_done_is_let_through() -> None:
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_backward_pass=True, mixed_precision="bf16"))
+    options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_optimizer_groups=None, mixed_precision="fp16"))
     options.check(argparse.Namespace(optimizer_type="AdamW", deepspeed=True))
