@@ -16,7 +16,7 @@ from kohya_ext.presets.document import Preset
 from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS, ZERO_IS_UNSET
 from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.privacy import without_paths, without_secrets
-from kohya_ext.presets.schema import Schema
+from kohya_ext.presets.schema import Field, Schema
 
 ADAPTIVE_NOISE = "adaptive_noise_scale"
 
@@ -76,35 +76,40 @@ def fit(
     _drop(given, schema, fitted, SECRETS if keep_personal else PRIVATE)
     _clean(given, fitted, keep_personal=keep_personal)
     for key, one in schema.fields.items():
-        if one.wired_to is not None or (key in PRIVATE and key not in given):
-            continue
-        if one.component is None:  # wiring unknown: nothing to convert by
-            if key in given and (passed := convert(given[key], one)).usable:
-                fitted.values[key] = passed.value
-            continue
-        value = given.get(key)
-        if value == "" and one.component in ("Number", "Slider") and key not in ZERO_IS_UNSET:
-            value = None  # a text box of an older release, left to its default
-        if value is not None:
-            converted = convert(value, one)
-            if converted.usable:
-                fitted.values[key] = converted.value
-                if converted.problem:
-                    fitted.note("changed", key, value, converted.value, converted.problem)
-                elif converted.value != value or type(converted.value) is not type(value):
-                    fitted.note("converted", key, value, converted.value, f"the field is a {one.component}")
-                continue
-        if key == "optimizer" and value is not None:  # another one would need another learning rate
-            raise UnsupportedError(f"preset {preset.name}: {convert(value, one).problem}")
-        start = shown_at_start(one)
-        if start.usable:
-            fitted.values[key] = start.value
-            reason = convert(value, one).problem if value is not None else "absent; the GUI's own default"
-            fitted.note("filled" if value is None else "changed", key, value, start.value, reason)
-        elif value is not None:
-            fitted.note("dropped", key, value, None, convert(value, one).problem)
+        if one.wired_to is None and (key not in PRIVATE or key in given):
+            _put(given.get(key), one, preset.name, fitted)
     _survive_loading(migration or Migration(), fitted)
     return fitted
+
+
+def _put(value: Any, one: Field, preset: str, fitted: Fitted) -> None:
+    """One field's value, as the field takes it; what it shows at first where that is not possible."""
+    key = one.key
+    converted = convert(value, one)
+    if one.component is None:  # wiring unknown: nothing to convert by
+        if converted.usable:
+            fitted.values[key] = converted.value
+        return
+    if value == "" and one.component in ("Number", "Slider") and key not in ZERO_IS_UNSET:
+        value = None  # a text box of an older release, left to its default
+    if value is not None and converted.usable:
+        fitted.values[key] = converted.value
+        if converted.problem:
+            fitted.note("changed", key, value, converted.value, converted.problem)
+        elif converted.value != value or type(converted.value) is not type(value):
+            fitted.note("converted", key, value, converted.value, f"the field is a {one.component}")
+        return
+    if key == "optimizer" and value is not None:  # another one would need another learning rate
+        raise UnsupportedError(f"preset {preset}: {converted.problem}")
+    start = shown_at_start(one)
+    if start.usable:
+        fitted.values[key] = start.value
+        if value is None:
+            fitted.note("filled", key, value, start.value, "absent; the GUI's own default")
+        else:
+            fitted.note("changed", key, value, start.value, converted.problem)
+    elif value is not None:
+        fitted.note("dropped", key, value, None, converted.problem)
 
 
 def _survive_loading(migration: Migration, fitted: Fitted) -> None:
