@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kohya_ext.presets.release import Release
 
 MISSING_SHOWN = 3
+WIDTH = 100  # of running text, beside its label
 
 
 class _AnyOrder(argparse.ArgumentParser):
@@ -116,20 +118,26 @@ def show(arguments: argparse.Namespace) -> int:
 def _show_about(preset: Preset, out: Output) -> None:
     about = preset.about
     out.line(f"{preset.name} ({preset.tab} tab)")
-    for label in ("title", "origin", "date", "extract"):
+    for label in ("title", "origin", "date"):
         if about.get(label):
-            out.item(label, str(about[label]))
+            out.item(label, _wrapped(about[label]))
     memory = about.get("vram")
     if isinstance(memory, dict):
-        out.item("memory", f"{memory.get('tier_gb')} GB\n{memory.get('reckoning', '')}")
+        out.item("memory", f"{memory.get('tier_gb')} GB\n{_wrapped(memory.get('reckoning', ''))}")
     for label, key in (("requires", "requires"), ("fill in", "fill_in")):
         if isinstance(about.get(key), list) and about[key]:
-            out.item(label, ", ".join(map(str, about[key])))
+            out.item(label, _wrapped(", ".join(map(str, about[key]))))
+    for note in about.get("notes", []) if isinstance(about.get("notes"), list) else []:
+        out.item("note", _wrapped(note))
     if isinstance(about.get("derived"), dict):
         for keys, reason in about["derived"].items():
-            out.item("derived", f"{keys}: {reason}")
-    for note in about.get("notes", []) if isinstance(about.get("notes"), list) else []:
-        out.item("note", str(note))
+            out.item("derived", _wrapped(f"{keys}: {reason}"))
+    if about.get("extract"):
+        out.item("afterwards", "\n".join([_wrapped(about["extract"]), str(about.get("extract_command", ""))]))
+
+
+def _wrapped(text: Any) -> str:
+    return textwrap.fill(str(text), WIDTH)
 
 
 def diff(arguments: argparse.Namespace) -> int:

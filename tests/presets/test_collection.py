@@ -64,7 +64,8 @@ def test_every_preset_says_where_it_comes_from_and_what_it_needs() -> None:
     assert len([preset for preset in presets if preset.tab == "finetune"]) == 7
     for preset in presets:
         about = preset.about
-        assert all(isinstance(about[key], str) and about[key] for key in ("title", "origin", "extract"))
+        for key in ("title", "origin", "extract", "extract_command"):
+            assert isinstance(about[key], str) and about[key]
         date.fromisoformat(about["date"])
         assert f"{about['vram']['tier_gb']}GB" in preset.name
         assert "GB" in about["vram"]["reckoning"]
