@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,8 +95,7 @@ class PickledFile:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UsageError(f"{path} is not a plain file of tensors and is not loaded ({first})") from error
+            raise UsageError(f"{path} is not a plain file of tensors and is not loaded ({_reason(error)})") from error
         content = content.get("state_dict", content) if isinstance(content, dict) else content
         if not isinstance(content, dict):
             raise UsageError(f"{path} holds no state dict")
@@ -122,6 +122,16 @@ def open_tensors(path: Path, *, allow_pickle: bool = False) -> TensorSource:
             "or give --allow-pickle to load only plain tensors from it"
         )
     return PickledFile(path)
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to load the file all the same."""
+    text = str(error)
+    if found := re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)):? ([\w.]+)", text):
+        return f"it asks for {found[1]}, which is more than tensors need"
+    if "central directory" in text:
+        return "it is cut off or damaged: fetch it again"
+    return "it is no whole pickle of tensors" if "eights only" in text or not text else text.splitlines()[0]
 
 
 def _mapped(path: Path) -> dict[str, bool]:
