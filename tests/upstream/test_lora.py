@@ -25,7 +25,7 @@ from tests.upstream import rig
 
 pytestmark = pytest.mark.upstream
 
-TREE = "sd-scripts-main"
+TREE, NEWEST = "sd-scripts-main", "sd-scripts-0.11.1"
 RANK, CONV_RANK = 8, 4
 ROUNDING = 2e-5  # of a product's norm: two float32 SVDs of the same matrix
 
@@ -41,15 +41,15 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.save(models.changed(models.read(base)), tmp_path_factory.mktemp("tuned") / "tuned.safetensors")
 
 
-def script(name: str, *arguments: object) -> None:
+def script(name: str, *arguments: object, tree: str = TREE) -> None:
     """Run one of the real tools in the rig's tree and environment."""
-    tree = rig.work() / "trees" / TREE
+    folder = rig.work() / "trees" / tree
     shim = Path(os.environ["KOHYA_RIG"]) / "shim"
-    python = rig.work() / "venv" / rig.TREES[TREE] / "bin" / "python"
-    environment = {**os.environ, "RIG_TINY": "1", "PYTHONPATH": f"{shim}:{tree}", "CUDA_VISIBLE_DEVICES": ""}
+    python = rig.work() / "venv" / rig.TREES[tree] / "bin" / "python"
+    environment = {**os.environ, "RIG_TINY": "1", "PYTHONPATH": f"{shim}:{folder}", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [str(python), str(tree / "networks" / name), *map(str, arguments)],
-        env=environment, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        [str(python), str(folder / "networks" / name), *map(str, arguments)],
+        env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
 
@@ -112,7 +112,7 @@ def test_the_same_modules_and_products_as_sd_scripts(
 
 
 def test_resizing_agrees_with_sd_scripts(base: Path, tuned: Path, tmp_path: Path) -> None:
-    """Each its own file at rank 4 from one of rank 8 with 3x3 convolutions; the dynamic rules on v0.11.1's numbers."""
+    """Each its own file at rank 4 from one of rank 8 with 3x3 convolutions."""
     source = tmp_path / "in.safetensors"
     ours(base, tuned, source, ranks=(RANK,), conv_ranks=(RANK,), dtype=torch.float32)
     settings = ResizeSettings(rank=4, conv_rank=2)
@@ -128,6 +128,30 @@ def test_resizing_agrees_with_sd_scripts(base: Path, tuned: Path, tmp_path: Path
         if our[f"{name}.lora_down.weight"].shape != their[f"{name}.lora_down.weight"].shape:
             assert "skip_connection" in name
             continue
+        exact = models.product(their, name)
+        assert float((models.product(our, name) - exact).norm() / exact.norm()) < ROUNDING, name
+
+
+@pytest.mark.parametrize(("method", "parameter"), [("sv_ratio", 3.0), ("sv_fro", 0.9), ("sv_cumulative", 0.7)])
+def test_dynamic_ranks_are_those_of_sd_scripts(
+    base: Path, tuned: Path, tmp_path: Path, method: str, parameter: float
+) -> None:
+    """Of v0.11.1; earlier releases keep one value more."""
+    rig.require_rig(NEWEST)
+    source = tmp_path / "in.safetensors"
+    ours(base, tuned, source, ranks=(RANK,), dtype=torch.float32)
+    settings = ResizeSettings(rank=6, dynamic=method, parameter=parameter)
+    resize(opened(source, settings), tmp_path / "ours.safetensors", settings)
+    script(
+        "resize_lora.py", "--model", source, "--save_to", tmp_path / "theirs.safetensors", "--new_rank", 6,
+        "--dynamic_method", method, "--dynamic_param", parameter, "--device", "cpu", "--save_precision", "float",
+        "--svd_lowrank_niter", 0, tree=NEWEST,
+    )  # fmt: skip
+    our, their = models.read(tmp_path / "ours.safetensors"), models.read(tmp_path / "theirs.safetensors")
+    ranks = {name: our[f"{name}.lora_down.weight"].shape[0] for name in models.names(our)}
+    assert ranks == {name: their[f"{name}.lora_down.weight"].shape[0] for name in models.names(their)}
+    assert len(set(ranks.values())) > 1
+    for name in ranks:
         exact = models.product(their, name)
         assert float((models.product(our, name) - exact).norm() / exact.norm()) < ROUNDING, name
 
