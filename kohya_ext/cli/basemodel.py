@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +66,8 @@ def fetch(arguments: argparse.Namespace) -> int:
         remote = look_up(wanted)
         out.item("would fetch", f"{wanted.repository}: {wanted.name}, {_bytes(remote.size)}, to {folder}")
         return out.finish(DONE, path=str(target), exists=False, bytes=remote.size, sha256=remote.sha256)
-    _make(folder)
-    found = fetching.fetch(wanted, folder, overwrite=arguments.overwrite, voice=_voice(out))
+    with _made(folder):
+        found = fetching.fetch(wanted, folder, overwrite=arguments.overwrite, voice=_voice(out))
     if found.reused:
         out.item("there already", f"{found.path}: the published file, SHA-256 {found.sha256}")
     else:
@@ -107,13 +109,23 @@ def _digest(arguments: argparse.Namespace) -> str:
     return digest
 
 
-def _make(folder: Path) -> None:
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """`folder`, made where it is missing; gone again when an error leaves nothing in it."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is no folder")
     try:
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConflictError(f"{folder} cannot be made: {error.strerror or error}") from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # something has come already, and stays for the next run
+            for one in missing:
+                one.rmdir()
+        raise
 
 
 def _voice(out: Output) -> Voice:
