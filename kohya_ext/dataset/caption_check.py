@@ -39,7 +39,9 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
     try:
         caption = texts.read(folder, path)
     except KohyaExtError as error:
-        yield Finding("unreadable-caption", name, str(error).replace("; nothing was changed", ""))
+        yield Finding(
+            "unreadable-caption", name, str(error).replace("; nothing was changed", "").removeprefix(f"{path} ")
+        )
         return
     if caption is None:
         yield Finding("no-caption", image.as_posix(), f"has no {path.name}: Kohya would train it without a caption")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from kohya_ext.dataset import balance
 from kohya_ext.dataset.audit import Audit
 from kohya_ext.dataset.findings import PROBLEM, Finding, numbered
 
@@ -25,7 +26,7 @@ h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom
 table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
 td:first-child { min-width: 7rem } td:nth-child(2) { min-width: 2.5rem; text-align: right }
 .bar { background: #4a7ab5; height: .8rem; display: inline-block; vertical-align: middle }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 .card { border: 1px solid #ddd; border-radius: 6px; padding: .7rem; display: flex; gap: .8rem; min-width: 0 }
 .card > div { min-width: 0; overflow-wrap: anywhere }
 .card img { width: 96px; height: 96px; object-fit: contain; background: #f3f3f3; flex: none }
@@ -40,10 +41,11 @@ def page(audit: Audit) -> str:
     """The whole page; nothing in it is loaded from elsewhere."""
     title = html.escape(f"Audit of {audit.folder.name}")
     problems, others = numbered(audit.findings)
+    readable = sum(picture.readable for picture in audit.pictures)
     body = [
         f"<h1>{title}</h1>",
         f"<p>{len(audit.pictures)} images, <span class=problem>{problems}</span>, "
-        f"<span class=advice>{others}</span>.</p>",
+        f"<span class=advice>{others}</span>. That is {html.escape(balance.how_many(readable))}.</p>",
         *_about_all(audit),
         "<h2>Buckets</h2>", _bars({f"{w} x {h}": n for (w, h), n in audit.buckets.items()}),
         f"<h2>Tokens of captions{' (estimated)' if audit.tokens_estimated else ''}</h2>",
@@ -73,7 +75,7 @@ def _bars(counts: dict[str, int]) -> str:
     most = max(counts.values(), default=1)
     rows = [
         f"<tr><td>{html.escape(name)}</td><td>{count}</td>"
-        f"<td><span class=bar style='width:{20 * count / most:.2f}rem'></span></td></tr>"
+        f"<td><span class=bar style='width:calc(min(20rem, 45vw) * {count / most:.4f})'></span></td></tr>"
         for name, count in counts.items()
     ]
     return f"<table>{''.join(rows)}</table>"

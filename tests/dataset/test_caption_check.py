@@ -53,3 +53,9 @@ def test_captions_without_image_and_shared_ones(tmp_path: Path) -> None:
     assert [(finding.code, finding.path) for finding in check(tmp_path)] == [
         ("shared-caption", "a.png"), ("no-image", "gone.txt"),
     ]  # fmt: skip
+
+
+def test_a_name_is_said_once(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": b"caf\xe9"})
+    (found,) = check(tmp_path)
+    assert found.path == "a.txt" and found.text.startswith("is not UTF-8")
