@@ -138,8 +138,6 @@ def command(arguments: argparse.Namespace) -> int:
     python = find_environment(checkout, arguments.python, quiet).python
     preset = preset_named(arguments.name, arguments.tab)
     release = release_of(checkout, preset.tab)
-    if not release.patched and preset.requires:
-        out.warn(f"{preset.name} needs {', '.join(preset.requires)}, and kohya_ext is not installed in {checkout.root}")
     fields = _fields(arguments.fields)
     project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name, fields)
     where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))

@@ -27,7 +27,7 @@ def check(preset: Preset, release: Release) -> list[Finding]:
     except LoadError as error:
         value = preset.values.get(error.key)
         return [Finding("error", "load-fails", error.key, value, f"nothing is applied: {error}", "give it one value")]
-    form = _effective(values, release)
+    form = effective(values, release)
     findings = [
         *_unknown({key: value for key, value in values.items() if key in preset.values}, release),
         *private_findings(values),
@@ -167,7 +167,7 @@ def _missing(given: Mapping[str, Any], values: Mapping[str, Any], release: Relea
             yield Finding("warning", "missing-key", key, None, effect, cure)
 
 
-def _effective(values: Mapping[str, Any], release: Release) -> dict[str, Any]:
+def effective(values: Mapping[str, Any], release: Release) -> dict[str, Any]:
     """What training gets after the preset is loaded into a fresh GUI; "additional parameters" have the last word."""
     result: dict[str, Any] = {}
     for key, one in release.schema.fields.items():

@@ -7,13 +7,16 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.errors import UsageError
+from kohya_ext.presets.check import effective
+from kohya_ext.presets.contradictions import contradictions
 from kohya_ext.presets.convert import convert, shown_at_start
+from kohya_ext.presets.defects import training_defects
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
@@ -113,17 +116,24 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     pictures = project.pictures(schema.tab)
     result = rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
     _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
+    result.complaints += _complaints(preset, form, release, result)
+    return result
+
+
+def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, result: Rehearsed) -> Iterator[str]:
+    """What the user should know before running the commands."""
     secret = sorted({key for key in SECRETS if preset.values.get(key)})
     if secret:
-        result.complaints.append(
-            f"{', '.join(secret)} left out: secrets are not taken from presets; give them with --set"
-        )
+        yield f"{', '.join(secret)} left out: secrets are not taken from presets; give them with --set"
+    trained = effective(form, release)
+    for finding in (*contradictions(trained, release), *training_defects(trained, release)):
+        if finding.level == "error":
+            yield f"{finding.key}: {finding.effect}; {finding.cure}"
     if form.get("create_caption") is True and MERGE not in str(result.preparation):
-        result.complaints.append(
+        yield (
             f"this release's GUI never runs {MERGE} (a fault of v24.1.2 and v24.1.3): no metadata is there unless "
             "you run it first; or use another release"
         )
-    return result
 
 
 def as_sent(value: Any, one: Field | None, gradio: int | None) -> Any:

@@ -13,12 +13,14 @@ RULE = "release-defect"
 
 def release_defects(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
     """values: what the form holds once the preset is loaded."""
-    if release.schema.tab == "finetune" and not values.get("dataset_config"):
-        yield from _metadata_files(values, release)
+    yield from training_defects(values, release)
     yield from _warm_up(release)
 
 
-def _metadata_files(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+def training_defects(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+    """Those that training runs into, with or without the GUI."""
+    if release.schema.tab != "finetune" or values.get("dataset_config"):
+        return
     if release.wants_cached_latents and values.get("cache_latents") is not True:
         effect = (
             "the training script stops with AttributeError: this sd-scripts needs cached latents with metadata files"

@@ -306,7 +306,7 @@ def test_commands_of_a_preset_for_a_project(tmp_path: Path) -> None:
         "mine",
         str(tmp_path / "out"),
     ]
-    assert "merge_captions_to_metadata.py" in result.complaints[0]
+    assert "merge_captions_to_metadata.py" in result.complaints[-1]
     silent = Preset("p", "finetune", {"optimizer": "AdaCoor", "create_caption": False})
     assert commands(silent, release, checkout, project, WHERE).complaints == []
     with pytest.raises(UsageError, match="cannot be listed"):
@@ -351,6 +351,21 @@ def test_what_belongs_to_the_machine_is_used_and_secrets_are_not(tmp_path: Path)
     result = commands(preset, release, checkout, Project(tmp_path, "m", tmp_path / "out", "mine"), WHERE)
     assert result.training == ["train", "launch", "--cache_dir=/my/folder --no"]
     assert "wandb_api_key left out" in result.complaints[0]
+
+
+def test_what_will_stop_the_training_is_said_before_it_is_run(tmp_path: Path) -> None:
+    gui = f"{guis.REGISTRY_TAB}\nexecutor = None\n\ndef train_model(headless, print_only, optimizer):\n"
+    text = f"{gui}    executor.execute_command(['train', 'launch', optimizer])\n"
+    checkout = guis.write({**guis.REGISTRY, "kohya_gui/finetune_gui.py": text}, tmp_path / "kohya_ss")
+    (tmp_path / "a.png").touch()
+    project = Project(tmp_path, "m", tmp_path / "out", "mine")
+    complaints = []
+    for optimizer, rate in (("AdaCoor", 1), ("Lion", 1e-7)):
+        preset = Preset("p", "finetune", {"optimizer": optimizer, "learning_rate": rate, "create_caption": False})
+        release = read_release(checkout, "finetune", patched=False)
+        complaints.append(commands(preset, release, checkout, project, WHERE).complaints)
+    assert [len(one) for one in complaints] == [1, 0]
+    assert "kohya-ext install" in complaints[0][0]
 
 
 def test_names_that_a_shell_would_read_are_refused_where_the_gui_builds_a_shell_line(tmp_path: Path) -> None:
