@@ -291,7 +291,7 @@ def test_commands_of_a_preset_for_a_project(tmp_path: Path) -> None:
     data = tmp_path / "pictures"
     data.mkdir()
     project = Project(data, "some/model", tmp_path / "out", "mine")
-    preset = Preset("p", "finetune", {"optimizer": "AdaCoor", "epoch": 7})
+    preset = Preset("p", "finetune", {"optimizer": "AdaCoor", "learning_rate": 1, "epoch": 7})
     with pytest.raises(UsageError, match="no picture"):
         commands(preset, release, checkout, project, WHERE)
     (data / "a.png").touch()
@@ -306,8 +306,8 @@ def test_commands_of_a_preset_for_a_project(tmp_path: Path) -> None:
         "mine",
         str(tmp_path / "out"),
     ]
-    assert "merge_captions_to_metadata.py" in result.complaints[-1]
-    silent = Preset("p", "finetune", {"optimizer": "AdaCoor", "create_caption": False})
+    assert "merge_captions_to_metadata.py" in result.complaints[0]
+    silent = Preset("p", "finetune", {"optimizer": "AdaCoor", "learning_rate": 1, "create_caption": False})
     assert commands(silent, release, checkout, project, WHERE).complaints == []
     with pytest.raises(UsageError, match="cannot be listed"):
         commands(preset, release, checkout, Project(tmp_path / "no", "m", tmp_path, "x"), WHERE)
