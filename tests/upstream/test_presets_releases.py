@@ -163,7 +163,7 @@ def test_fitting_repairs_every_preset_of_upstreams_own_and_once_is_enough(revisi
             twice = fit(repaired, release.schema, arguments=release.flags, migration=release.migration)
             assert (twice.values, twice.steps) == (once.values, [])
             fitted += 1
-    assert fitted >= 17  # as many as v21.8.0 ships
+    assert fitted >= 13  # as many as v21.8.0 ships
 
 
 def test_bare_sd_scripts_has_arguments_and_no_tab() -> None:
