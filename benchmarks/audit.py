@@ -24,7 +24,7 @@ from PIL import Image, ImageChops
 
 WIDTH, HEIGHT = 4000, 3000
 FORMATS = {
-    "jpeg": (".jpg", {"quality": 88}),
+    "jpeg": (".jpg", {"quality": 92}),
     "png": (".png", {"compress_level": 1}),
     "webp": (".webp", {"quality": 85}),
 }

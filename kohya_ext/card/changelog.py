@@ -48,6 +48,8 @@ def pruned(versions: Sequence[Version]) -> list[str]:
     lines: list[str] = []
     for place, (major, group) in enumerate(groupby(versions, key=lambda version: version.number[0])):
         members = list(group)
+        if place == 1:  # else the list would go on with that of the version above
+            lines += ["### Earlier", ""]
         if place:
             lines.append(_in_a_line(major, members))
             continue

@@ -41,6 +41,7 @@ def test_older_majors_shrink_to_a_line() -> None:
     lines = "\n".join(pruned(parse(LOG)))
     assert "### 2.1.0 (2023-12-05)" in lines and "- hands" in lines and "- new data set" in lines
     assert "- **1.x** (1.9 to 1.10, 10.10.2023): better eyes" in lines
+    assert lines.count("### Earlier\n\n- **1.x**") == 1, "a list of its own"
     assert "and more" not in lines and "- first" not in lines
 
 
