@@ -13,6 +13,7 @@ from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED
 
 if TYPE_CHECKING:
     from kohya_ext.dataset.plan import Plan
+    from kohya_ext.files.transaction import Recovery
 
 GROUP = "captions"
 WRITE = "write"
@@ -146,12 +147,24 @@ def undo_last(arguments: argparse.Namespace) -> int:
     out = Output("captions undo", arguments.json)
     folder = require_folder(arguments.folder)
     recovered = _recovered(out, folder) if not arguments.dry_run else None
+    if recovered and history.has_undone(recovered):
+        had = "is taken back" if recovered.verb else "had not begun"
+        out.item("done", f"the interrupted command {had}; undo again takes back the one before it")
+        return out.finish(
+            RECOVERED,
+            recovered=recovered.side,
+            dry_run=False,
+            verb=recovered.verb,
+            paths=[],
+            edited=list(recovered.kept),
+        )
     undone = history.undo(folder, keep_edited=arguments.keep_edited, dry_run=arguments.dry_run)
     out.item("would undo" if arguments.dry_run else "undone", f"{undone.verb}: {len(undone.paths)} changes")
     for path in undone.kept:
         out.item("edited since", path)
     document = {"verb": undone.verb, "paths": list(undone.paths), "edited": list(undone.kept)}
-    return out.finish(RECOVERED if recovered else DONE, recovered=recovered, dry_run=arguments.dry_run, **document)
+    side = recovered.side if recovered else None
+    return out.finish(RECOVERED if recovered else DONE, recovered=side, dry_run=arguments.dry_run, **document)
 
 
 def check_captions(arguments: argparse.Namespace) -> int:
@@ -188,7 +201,7 @@ def _do(arguments: argparse.Namespace, planned: Callable[[Path], Plan]) -> int:
         RECOVERED if recovered else DONE,
         folder=str(folder),
         dry_run=arguments.dry_run,
-        recovered=recovered,
+        recovered=recovered.side if recovered else None,
         written=[{"path": path, "before": old, "after": new} for path, (old, new) in plan.written.items()],
         renamed=[{"from": old, "to": new} for old, new in plan.renamed],
         kept=[{"path": path, "why": why} for path, why in plan.kept],
@@ -197,14 +210,14 @@ def _do(arguments: argparse.Namespace, planned: Callable[[Path], Plan]) -> int:
     )
 
 
-def _recovered(out: Output, folder: Path) -> str | None:
+def _recovered(out: Output, folder: Path) -> Recovery | None:
     from kohya_ext.dataset import history
 
     recovery = history.recover(folder)
     if recovery is None:
         return None
     out.item("recovered", str(recovery))
-    return recovery.side
+    return recovery
 
 
 def _report(out: Output, plan: Plan, *, every: bool) -> None:

@@ -24,6 +24,7 @@ from kohya_ext.files.transaction import STATE_FOLDER, Recovery, Transaction
 
 FORMAT = 1
 PATTERN = "captions-*.json"
+UNDO = "captions undo"
 
 
 class _Rename:
@@ -82,6 +83,14 @@ def recover(folder: Path) -> Recovery | None:
         return Transaction(folder, OPERATIONS).recover()
 
 
+def has_undone(recovery: Recovery) -> bool:
+    """Whether tidying up has left the last command taken back already, so that `undo` would go one further.
+
+    Of remains that no longer say what they are of, the careful answer.
+    """
+    return (recovery.side == "after") == (recovery.verb == UNDO)
+
+
 def undo(folder: Path, *, keep_edited: bool = False, dry_run: bool = False) -> Undone:
     """Take back the last command on `folder` that has not been taken back yet.
 
@@ -103,7 +112,7 @@ def undo(folder: Path, *, keep_edited: bool = False, dry_run: bool = False) -> U
         touched = tuple(step.path if isinstance(step, Change) else str(step.arguments["to"]) for step in steps)
         if not dry_run:
             removal = Change(path.relative_to(folder).as_posix(), read_state(path), None)
-            Transaction(folder, OPERATIONS).run("captions undo", [*steps, removal])
+            Transaction(folder, OPERATIONS).run(UNDO, [*steps, removal])
         return Undone(str(document["verb"]), touched, tuple(kept))
 
 

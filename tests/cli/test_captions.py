@@ -9,7 +9,7 @@ from kohya_ext.dataset import captions, history
 from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from tests.cli.conftest import Ran
 from tests.dataset.folders import everything, folder_of, text_of
-from tests.files.faults import killed_at
+from tests.files.faults import boundaries, killed_at
 
 Run = Callable[..., Ran]
 
@@ -76,3 +76,47 @@ def test_errors(folder: Path, run: Run) -> None:
     (folder / "a dog (1).txt").write_text("edited")
     assert run("captions", "undo", folder).code == CONFLICT
     assert run("captions").code == WRONG_USAGE
+
+
+def test_undo_after_a_kill_takes_back_no_more_than_the_command_that_was_killed(tmp_path: Path, run: Run) -> None:
+    """Whether the killed command comes out done or not, its forerunner stays, if there is any trace of it at all."""
+
+    def prepared(name: str) -> Path:
+        folder = folder_of(tmp_path / name, {"a dog.png": None, "b.jpg": None})
+        history.apply(folder, captions.from_names(folder))
+        return folder
+
+    def prefix(folder: Path) -> None:
+        history.apply(folder, captions.prefixed(folder, "ewpp, "))
+
+    whole = prepared("whole")
+    first = everything(whole)
+    codes = []
+    for number in range(len(boundaries(lambda: prefix(whole)))):
+        folder = prepared(str(number))
+        traces = {path.name for path in (folder / ".kohya_ext").iterdir()}
+        assert killed_at(number, lambda folder=folder: prefix(folder))  # type: ignore[misc]
+        traced = {path.name for path in (folder / ".kohya_ext").iterdir()} != traces
+        codes.append(run("captions", "undo", folder).code)
+        assert everything(folder) == first or not traced
+    assert RECOVERED in codes and DONE in codes
+
+
+def test_undo_again_after_a_killed_undo_goes_no_further(tmp_path: Path, run: Run) -> None:
+    def prepared(name: str) -> Path:
+        folder = folder_of(tmp_path / name, {"a dog.png": None})
+        history.apply(folder, captions.from_names(folder))
+        history.apply(folder, captions.prefixed(folder, "ewpp, "))
+        return folder
+
+    whole = prepared("whole")
+    both = everything(whole)
+    count = len(boundaries(lambda: history.undo(whole)))
+    once, records = everything(whole), {path.name for path in (whole / ".kohya_ext").iterdir()}
+    for number in range(count):
+        folder = prepared(str(number))
+        assert killed_at(number, lambda folder=folder: history.undo(folder))  # type: ignore[misc]
+        finished = {path.name for path in (folder / ".kohya_ext").iterdir()} == records
+        code = run("captions", "undo", folder).code
+        if not finished:  # else nothing tells that it was killed, after its last write
+            assert everything(folder) == once or (everything(folder) == both and code == RECOVERED)
