@@ -112,14 +112,17 @@ def _sizes(pictures: tuple[Picture, ...], bucketing: Bucketing) -> Iterator[Find
             continue
         size = f"{picture.width}x{picture.height}"
         area = picture.width * picture.height
-        if area < wanted:
-            factor = math.sqrt(wanted / area)
-            target = f"{bucketing.resolution[0]}x{bucketing.resolution[1]}"
-            yield Finding(
-                "too-small", picture.path,
-                f"is {size}, smaller than {target} in area: enlarge it {factor:.2f} times by hand",
-            )  # fmt: skip
         place = bucketing.place(picture.width, picture.height)
+        if area < wanted:
+            target = f"{bucketing.resolution[0]}x{bucketing.resolution[1]}"
+            text = f"is {size}, smaller than {target} in area"
+            if place.scale > 1 or bucketing.no_upscale:
+                factor = math.sqrt(wanted / area)
+                yield Finding("too-small", picture.path, f"{text}: enlarge it {factor:.2f} times by hand")
+            else:
+                share = f"{1 - area / wanted:.1%}"
+                text = f"{text} by {share}, but fills its bucket {place.bucket[0]}x{place.bucket[1]} as it is"
+                yield Finding("too-small", picture.path, text, ADVICE)
         if 0 in place.bucket:
             yield Finding("no-bucket", picture.path, f"is {size}: too narrow for any bucket, Kohya stops at it")
         elif place.cropped > CROPPED:

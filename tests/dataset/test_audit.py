@@ -77,6 +77,19 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.parametrize(
+    ("size", "level", "text"),
+    [((1152, 896), "advice", "by 1.6%, but fills its bucket 1152x896"), ((832, 1216), "advice", "fills its bucket"),
+     ((1151, 896), "problem", "enlarge it 1.01 times"), ((800, 600), "problem", "enlarge it 1.48 times")],
+)  # fmt: skip
+def test_below_the_area_of_the_training(tmp_path: Path, size: tuple[int, int], level: str, text: str) -> None:
+    """Sizes that are buckets themselves are trained as they are, though they have a little less area."""
+    builder = Builder(tmp_path, 128)
+    builder.save(tmp_path / "a.png", builder.picture(*size))
+    (found,) = (one for one in audit(tmp_path, Settings(), COUNTER).findings if one.path)
+    assert (found.code, found.level) == ("too-small", level) and text in found.text
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no image"):
         run(tmp_path)
