@@ -70,7 +70,6 @@ PERSONAL = frozenset(
         "resume_from_huggingface",
         "sample_prompts",
         "token_string",
-        "training_comment",
         "training_preset",
         "wandb_run_name",
     }

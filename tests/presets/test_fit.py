@@ -58,6 +58,12 @@ def test_paths_and_secrets_inside_other_texts_go_too() -> None:
     assert kept.values["train_dir"] == "/d"
 
 
+def test_the_remark_of_a_preset_chosen_before_does_not_stay() -> None:
+    schema = Schema("lora", "gui.py", {"training_comment": Field("training_comment", "Textbox")}, presets_list=True)
+    assert fitted({}, schema).values == {"training_comment": ""}
+    assert fitted({"training_comment": "trigger: sks"}, schema).values == {"training_comment": "trigger: sks"}
+
+
 NOISE = ("noise_offset", "adaptive_noise_scale", "lr_warmup", "additional_parameters")
 NOISY = Schema(
     "finetune",
