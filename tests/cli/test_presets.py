@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,30 @@ def test_a_gui_without_its_training_code_is_read_with_a_warning(
     assert run("fit", "Lion-48GB", checkout, "--out", tmp_path / "fitted.json") == 0
     with pytest.raises(UnsupportedError, match="submodule update --init"):
         run("install", "Lion-48GB", checkout)
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
+from kohya_ext.cli.main import main
+sys.exit(main(["presets", "check", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("giant", ["hole", "lists", "keys"])
+def test_giants_are_refused_within_little_memory(giant: str, checkout: Path, tmp_path: Path) -> None:
+    file = tmp_path / "giant.json"
+    if giant == "hole":
+        with file.open("wb") as opened:
+            opened.truncate(20 << 30)
+    elif giant == "lists":
+        file.write_text('{"a":' + "[" * 1_000_000)
+    else:
+        file.write_text("{" + ",".join(f'"k{n}":{n}' for n in range(70_000)) + "}")
+    command = [sys.executable, "-c", LIMITED, str(file), str(checkout)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "giant.json" in done.stderr
 
 
 def test_fit_into_nowhere_is_a_usage_error(checkout: Path, tmp_path: Path) -> None:
