@@ -1,8 +1,9 @@
 """One EMA update beside its peers: torch's AveragedModel, diffusers, timm and ema-pytorch, as far as importable.
 
-    python -m benchmarks.ema [--millions 100] [--rounds 7] [--threads N] [--clock wall|cpu]
+    python -m benchmarks.ema [--millions 100] [--rounds 31] [--threads N] [--clock wall|cpu] [--no-compile]
 
 All average the same weights at a constant decay, taking turns. Ours keeps non-finite weights out, the others do not.
+"ours" is what a run gets: compiled where torch can compile.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import argparse
 import contextlib
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import table, take_turns
+from benchmarks.timing import Timing, table, take_turns
 from kohya_ext.ema import Shadow, constant
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DECAY = 0.9995
+# no peer: the pass that most of them end in, without anything around it
+BARE = "foreach lerp, bare"
 
 
 class Weights(nn.Module):
@@ -41,7 +44,7 @@ class Weights(nn.Module):
         self.elements = elements
 
 
-def ours(model: Weights, dtype: torch.dtype = torch.float32, **options: bool) -> Callable[[], object]:
+def ours(model: Weights, dtype: torch.dtype = torch.float32, **options: bool | None) -> Callable[[], object]:
     """Our update, guard included unless `guarded=False`."""
     stochastic = dtype == torch.bfloat16
     shadow = Shadow(model.named_parameters(), constant(DECAY), dtype=dtype, stochastic=stochastic, **options)
@@ -54,7 +57,7 @@ def peers(model: Weights) -> dict[str, Callable[[], object]]:
     averages = torch.optim.swa_utils
     averaged = averages.AveragedModel(model, multi_avg_fn=averages.get_ema_multi_avg_fn(DECAY))
     found: dict[str, Callable[[], object]] = {
-        "foreach lerp, bare": _foreach(model),
+        BARE: _foreach(model),
         "torch AveragedModel foreach": lambda: averaged.update_parameters(model),
     }
     with contextlib.suppress(ImportError):
@@ -108,32 +111,39 @@ def _naive_upcast(model: nn.Module) -> Callable[[], object]:
     return update
 
 
+def _print(title: str, timings: Mapping[str, Timing], elements: int, against: str) -> None:
+    rows = []
+    for name, timing in timings.items():
+        middle, low, high = timing.ratio_to(timings[against])
+        best = f"{timing.best / elements * 1e9:.2f}"
+        ratio = f"{1 / middle:.2f} ({1 / high:.2f}-{1 / low:.2f})"
+        rows.append((name, f"{timing.median * 1e3:.1f}", best, ratio))
+    print(title)
+    print(table(rows, ("", "ms", "best ns/weight", f"time / {against}")), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, default=100)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true", help="also our compiled update")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what takes a compiler")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: for one thread on a busy machine")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    setting = f"{options.threads} threads, {options.clock} clock, {options.rounds} rounds"
     for dtype in (torch.float32, torch.bfloat16):
         model = Weights(options.millions, dtype)
+        mine = {} if options.no_compile else {"ours": ours(model)}
+        mine["ours, not compiled"] = ours(model, compiled=False)
         if dtype == torch.float32:
-            runs = {"ours": ours(model), "ours, unguarded": ours(model, guarded=False), **peers(model)}
+            mine["ours, unguarded"] = ours(model, guarded=False)
+            others = peers(model)
         else:
-            runs = {"ours": ours(model), "naive upcast": _naive_upcast(model)}
-        if options.compile:
-            runs["ours, compiled"] = ours(model, compiled=True)
-        timings = take_turns(runs, options.rounds, CLOCKS[options.clock])
-        rows = []
-        for name, timing in timings.items():
-            # how many times as long as ours
-            middle, low, high = timings["ours"].ratio_to(timing)
-            best = f"{timing.best / model.elements * 1e9:.2f}"
-            rows.append((name, f"{timing.median * 1e3:.0f}", best, f"{middle:.2f} ({low:.2f}-{high:.2f})"))
-        print(f"{dtype} weights, {model.elements / 1e6:.0f} M, {options.threads} threads, {options.clock} clock")
-        print(table(rows, ("", "ms", "best ns/p", "time / ours")))
+            others = {"naive upcast": _naive_upcast(model)}
+        timings = take_turns({**mine, **others}, options.rounds, CLOCKS[options.clock])
+        best = min((name for name in others if name != BARE), key=lambda name: timings[name].median)
+        _print(f"{dtype} weights, {model.elements / 1e6:.0f} M, {setting}", timings, model.elements, best)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,32 @@
-"""The arithmetic of one update: shadow = lerp(shadow, weights, w), slice by slice, never taking in a non-finite weight.
+"""The arithmetic of one update: shadow = lerp(shadow, weights, w), never taking in a non-finite weight.
 
-Checking every weight in passes of its own costs more than the update does. On a CPU the *sum* of a slice, taken while
-the slice is in the cache, tells whether all of it is finite; only a slice that fails is looked at in detail. On a GPU
-reading a sum would stall the queue, so non-finite differences are cleared in place instead.
+Checking every weight in passes of its own costs as much as the update does. So large averages are blended by a compiled
+pass that checks as it goes (see `compiled`), where torch can compile. Elsewhere, on a CPU, the *sum* of a slice, taken
+while the slice is in the cache, tells whether all of it is finite; only a slice that fails is looked at in detail. On a
+GPU reading a sum would stall the queue, so non-finite differences are cleared in place instead.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import flat_views, slice_size, slices
+from kohya_ext.elements import DEVICE_SLICE, flat_views, slice_size, slices
 from kohya_ext.ema import compiled
+from kohya_ext.ema.gathered import blend_gathered
 from kohya_ext.ema.staging import Staging
 from kohya_ext.rounding import element_indices, random_words, round_stochastically, stream_key
 
-# Parameters up to this size are checked and blended in groups: their number, not their size, costs time.
+# Parameters up to this size are checked and blended together: their number, not their size, costs time.
 _SMALL = 1 << 15
+
+_Kind = tuple[torch.dtype, torch.dtype, torch.device]
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,38 @@ class Update:
     seed: int = 0
 
 
-class Blender:
-    """Blends weights into shadows and keeps the scratch memory this takes. `skipped()` counts non-finite weights."""
+@dataclass
+class _Lot:
+    """Flat tensors of one kind that are blended in one go."""
 
-    def __init__(self, use_compiled: bool = False, guarded: bool = True) -> None:
-        self._use_compiled = use_compiled
+    shadows: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    elements: int = 0
+
+    def add(self, shadow: Tensor, weights: Tensor) -> None:
+        self.shadows.append(shadow)
+        self.weights.append(weights)
+        self.elements += shadow.numel()
+
+
+class Blender:
+    """Blends weights into shadows and keeps the scratch memory this takes. `skipped()` counts non-finite weights.
+
+    use_compiled: None leaves it to the number of weights (`size_up`) and to whether torch can compile.
+    """
+
+    def __init__(self, use_compiled: bool | None = None, guarded: bool = True) -> None:
+        self._asked_for = use_compiled
+        self._use_compiled = bool(use_compiled)
         self._guarded = guarded
         self._staging = Staging()
         self._skipped = 0
         self._skipped_on: dict[torch.device, Tensor] = {}
+
+    def size_up(self, elements: int) -> None:
+        """Learn how many weights there are, before the first of them is blended."""
+        if self._asked_for is None:
+            self._use_compiled = elements >= compiled.WORTHWHILE
 
     def skipped(self) -> int:
         """How many non-finite weights were kept out so far. Waits for the device."""
@@ -47,45 +77,84 @@ class Blender:
 
     def blend(self, pairs: list[tuple[int, Tensor, Tensor]], update: Update) -> None:
         """Update the shadow of every (index, weights, shadow)."""
-        small: list[tuple[Tensor, Tensor]] = []
-        elements = 0
+        large: dict[_Kind, _Lot] = defaultdict(_Lot)
+        small: dict[_Kind, _Lot] = defaultdict(_Lot)
         for index, weights, shadow in pairs:
-            if _is_simple(weights, shadow) and (weights.numel() <= _SMALL or not self._guarded):
-                small.append((weights, shadow))
-                elements += weights.numel()
-                if elements >= slice_size(shadow.device):
-                    self._blend_small(small, update)
-                    small, elements = [], 0
-            else:
+            views = flat_views(weights, shadow)
+            if views is None or shadow.dtype == torch.bfloat16 or weights.device != shadow.device:
                 self._blend_one(index, weights, shadow, update)
-        self._blend_small(small, update)
+                continue
+            kind = (shadow.dtype, weights.dtype, shadow.device)
+            if self._in_one_pass(kind, shadow.numel(), update.weight):
+                large[kind].add(views[1], views[0])
+            elif shadow.numel() > _SMALL:
+                self._blend_one(index, weights, shadow, update)
+            else:
+                small[kind].add(views[1], views[0])
+                if small[kind].elements >= slice_size(shadow.device):
+                    self._blend_small(small.pop(kind), update.weight)
+        for kind, lot in large.items():
+            self._blend_large(kind, lot, update)
+        for lot in small.values():
+            self._blend_small(lot, update.weight)
 
-    def _blend_small(self, pairs: list[tuple[Tensor, Tensor]], update: Update) -> None:
-        if not pairs:
+    def _in_one_pass(self, kind: _Kind, elements: int, weight: float) -> bool:
+        """True for what `_blend_large` takes: without a guard, torch's own pass does where there is nothing to cast."""
+        return (not self._guarded and kind[0] == kind[1]) or self._compilable(elements, weight)
+
+    def _compilable(self, elements: int, weight: float) -> bool:
+        return self._use_compiled and elements >= compiled.SMALLEST and weight < compiled.HEAVIEST
+
+    def _blend_large(self, kind: _Kind, lot: _Lot, update: Update) -> None:
+        if not self._guarded and kind[0] == kind[1]:
+            torch._foreach_lerp_(lot.shadows, lot.weights, update.weight)
+        elif not self._blend_compiled(lot.shadows, lot.weights, update.weight):
+            for weights, shadow in zip(lot.weights, lot.shadows, strict=True):
+                self._blend_one(0, weights, shadow, update)
+
+    def _blend_compiled(self, shadows: Sequence[Tensor], weights: Sequence[Tensor], weight: float) -> bool:
+        """False, from the first failure on, where torch cannot compile and nobody has insisted."""
+        if not self._use_compiled:
+            return False
+        try:
+            compiled.blend_(shadows, weights, weight)
+        except compiled.CannotCompileError as error:
+            if self._asked_for:
+                raise
+            self._use_compiled = False
+            warnings.warn(f"{error}. Updates of the EMA take about twice as long without", RuntimeWarning, stacklevel=2)
+        return self._use_compiled
+
+    def _blend_small(self, lot: _Lot, weight: float) -> None:
+        """Tensors up to _SMALL, of one kind, on one device."""
+        shadows, weights = lot.shadows, lot.weights
+        if shadows[0].dtype == weights[0].dtype and _may_look_at(shadows[0].device):
+            if math.isfinite(float(torch.stack(torch._foreach_norm(weights)).sum())):
+                torch._foreach_lerp_(shadows, weights, weight)
+                return
+            for newest, shadow in zip(weights, shadows, strict=True):
+                self._skipped += _lerp_finite(shadow, newest, weight)
             return
-        weights, shadows = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        if not self._guarded or math.isfinite(float(torch.stack(torch._foreach_norm(weights)).sum())):
-            torch._foreach_lerp_(shadows, weights, update.weight)
-            return
-        for weight, shadow in pairs:
-            self._skipped += _lerp_finite(shadow, weight, update.weight)
+        blend_gathered(shadows, weights, lambda shadow, newest: self._lerp(shadow, newest, weight))
 
     def _blend_one(self, index: int, weights: Tensor, shadow: Tensor, update: Update) -> None:
         views = flat_views(weights, shadow)
         if views is None:  # layouts differ: rare, and then not worth slicing
             views = [weights, shadow] if shadow.dtype != torch.bfloat16 else [weights.reshape(-1), shadow.reshape(-1)]
-            self._blend_slice(index, 0, views[0].to(shadow.device), views[1], update)
+            exact = torch.float32 if shadow.dtype == torch.bfloat16 else shadow.dtype
+            self._blend_slice(index, 0, views[0].to(shadow.device, exact), views[1], update)
             if shadow.dtype == torch.bfloat16:
                 shadow.copy_(views[1].view_as(shadow))
             return
         flat_weights, flat_shadow = views
-        if self._use_compiled and _is_compilable(weights, shadow, update.weight):
-            compiled.blend_(flat_shadow, flat_weights, update.weight)
-            return
-        size = slice_size(shadow.device)
-        bounds = list(slices(flat_shadow.numel(), size))
-        for (start, length), part in zip(bounds, self._staging.bring(flat_weights, bounds, shadow), strict=True):
-            self._blend_slice(index, start, part, flat_shadow[start : start + length], update)
+        elsewhere = weights.device != shadow.device
+        in_one_pass = elsewhere and shadow.dtype != torch.bfloat16 and self._compilable(shadow.numel(), update.weight)
+        bounds = list(slices(flat_shadow.numel(), DEVICE_SLICE if elsewhere else slice_size(shadow.device)))
+        arrivals = self._staging.bring(flat_weights, bounds, shadow, cast=not in_one_pass)
+        for (start, length), part in zip(bounds, arrivals, strict=True):
+            goal = flat_shadow[start : start + length]
+            if not (in_one_pass and self._blend_compiled([goal], [part], update.weight)):
+                self._blend_slice(index, start, part.to(goal.dtype) if in_one_pass else part, goal, update)
 
     def _blend_slice(self, index: int, start: int, weights: Tensor, shadow: Tensor, update: Update) -> None:
         """weights: on the device of the shadow, in the shadow's dtype or (for a bfloat16 shadow) in float32."""
@@ -101,7 +170,7 @@ class Blender:
     def _lerp(self, shadow: Tensor, weights: Tensor, weight: float) -> None:
         if not self._guarded:
             shadow.lerp_(weights, weight)
-        elif shadow.device.type != "cpu":
+        elif not _may_look_at(shadow.device):
             self._lerp_unseen(shadow, weights, weight)
         elif math.isfinite(float(weights.sum())):
             shadow.lerp_(weights, weight)
@@ -135,15 +204,9 @@ def copy_finite(weights: Tensor, shadow: Tensor) -> None:
         part.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _is_compilable(weights: Tensor, shadow: Tensor, weight: float) -> bool:
-    worth_it = weights.numel() >= compiled.SMALLEST and weight < compiled.HEAVIEST
-    return worth_it and shadow.dtype != torch.bfloat16 and weights.device == shadow.device
-
-
-def _is_simple(weights: Tensor, shadow: Tensor) -> bool:
-    """True where the pair can go into a grouped call on the CPU."""
-    same_kind = weights.dtype == shadow.dtype != torch.bfloat16 and weights.device == shadow.device
-    return same_kind and shadow.device.type == "cpu"
+def _may_look_at(device: torch.device) -> bool:
+    """True where reading a result does not stall anything."""
+    return device.type == "cpu"
 
 
 def _lerp_finite(shadow: Tensor, weights: Tensor, weight: float) -> int:

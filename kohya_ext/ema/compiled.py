@@ -1,4 +1,4 @@
-"""The guarded update as one compiled pass: about as fast as an unguarded one, after some seconds of compiling.
+"""The guarded update in compiled passes: as fast as an unguarded one, after some seconds of compiling.
 
 It keeps non-finite weights out but does not count them: the sum would cost more than the rest of the pass.
 """
@@ -7,27 +7,47 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-# Smaller tensors are blended eagerly.
+# Smaller tensors are blended eagerly, many at once.
 SMALLEST = 1 << 15
 # The compiled formula is exact for weights near 0; the first few updates, with heavier ones, are not worth a second.
 HEAVIEST = 0.5
-# The first call sees a large tensor, or torch would generate serial loops.
-_FIRST_SIZE = (1 << 20) + 3
+# Averages of fewer weights take milliseconds anyway, and a compilation takes seconds.
+WORTHWHILE = 16_000_000
+# Tensors a call: before each, torch checks its arguments, which takes as long as blending 100,000 weights.
+GROUP = 8
+# The first call sees large tensors, or torch would generate serial loops; no two are alike, or torch would take them
+# for always alike.
+_FIRST_SIZE = (1 << 18) + 3
+_PADDING_SIZE = 64
+
+_Kernel = Callable[[list[Tensor], list[Tensor], Tensor], None]
 
 
-def blend_(shadow: Tensor, weights: Tensor, weight: float) -> None:
+class CannotCompileError(RuntimeError):
+    """torch cannot compile here; nothing has been blended."""
+
+
+def blend_(shadows: Sequence[Tensor], weights: Sequence[Tensor], weight: float) -> None:
     """lerp in place where the weights are finite.
 
-    Flat tensors on one device; a float32 or float64 shadow; a weight below HEAVIEST. Raises RuntimeError where torch
-    cannot compile.
+    Flat tensors on one device; the shadows all float32 or all float64, the weights of one floating dtype; a weight
+    below HEAVIEST. Raises CannotCompileError before it has blended anything.
     """
-    kernel = _kernel(shadow.dtype, weights.dtype, shadow.device)
-    kernel(shadow, weights, _scalar(weight, shadow.dtype, shadow.device))
+    kind = (shadows[0].dtype, weights[0].dtype, shadows[0].device)
+    number = _scalar(weight, shadows[0].dtype, shadows[0].device)
+    if len(shadows) == 1:
+        _kernel(*kind, 1)(list(shadows), list(weights), number)
+        return
+    kernel = _kernel(*kind, GROUP)
+    for first in range(0, len(shadows), GROUP):
+        into, newest = list(shadows[first : first + GROUP]), list(weights[first : first + GROUP])
+        filled = len(into)
+        kernel(into + _padding(kind[0], kind[2])[filled:], newest + _padding(kind[1], kind[2])[filled:], number)
 
 
 @functools.lru_cache(maxsize=8)
@@ -36,20 +56,42 @@ def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _kernel(shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> Callable[..., None]:
+def _padding(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Stand-ins that fill up the last group: another number of tensors would be compiled anew."""
+    return [torch.zeros(_PADDING_SIZE, dtype=dtype, device=device) for _ in range(GROUP)]
+
+
+@functools.lru_cache(maxsize=16)
+def _kernel(shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int) -> _Kernel:
     try:
-        kernel = torch.compile(_guarded_lerp, dynamic=True, fullgraph=True)
-        dummies = [torch.zeros(_FIRST_SIZE, dtype=dtype, device=device) for dtype in (shadow_dtype, weights_dtype)]
-        kernel(*dummies, _scalar(0.5, shadow_dtype, device))
+        kernel: _Kernel = torch.compile(_guarded_lerp, dynamic=True, fullgraph=True)
+        right = _is_right(kernel, shadow_dtype, weights_dtype, device, tensors)
     except Exception as error:  # the compilers raise whatever they like
-        raise RuntimeError(
+        raise CannotCompileError(
             f"torch {torch.__version__} cannot compile the EMA update on {device} ({type(error).__name__}); "
-            "it needs a C++ compiler or Triton. Leave `compiled` out to go on without"
+            "it needs a C++ compiler or Triton"
         ) from error
+    if not right:
+        raise CannotCompileError(f"torch {torch.__version__} compiles the EMA update on {device} to something wrong")
     return kernel
 
 
-def _guarded_lerp(shadow: Tensor, weights: Tensor, weight: Tensor) -> None:
-    upcast = weights.to(shadow.dtype)
-    finite = upcast.abs() < math.inf
-    shadow.copy_(torch.where(finite, shadow + weight * (upcast - shadow), shadow))
+def _is_right(
+    kernel: _Kernel, shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int
+) -> bool:
+    """Compile by a first call, on numbers whose average is known."""
+    sizes = [_FIRST_SIZE + 64 * number for number in range(tensors)]
+    shadows = [torch.full((size,), 0.25, dtype=shadow_dtype, device=device) for size in sizes]
+    weights = [torch.ones(size, dtype=weights_dtype, device=device) for size in sizes]
+    for newest in weights:
+        newest[5], newest[6], newest[-1] = math.nan, math.inf, -math.inf
+    kernel(shadows, weights, _scalar(0.25, shadow_dtype, device))
+    kept_out = all(bool((shadow[[5, 6, -1]] == 0.25).all()) for shadow in shadows)
+    return kept_out and all(int((shadow == 0.4375).sum()) == shadow.numel() - 3 for shadow in shadows)
+
+
+def _guarded_lerp(shadows: list[Tensor], weights: list[Tensor], weight: Tensor) -> None:
+    for shadow, newest in zip(shadows, weights, strict=True):
+        upcast = newest.to(shadow.dtype)
+        finite = upcast.abs() < math.inf
+        shadow.copy_(torch.where(finite, shadow + weight * (upcast - shadow), shadow))

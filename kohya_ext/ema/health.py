@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -19,13 +20,13 @@ class FrozenShadowError(RuntimeError):
     """The raw weights moved and their average did not."""
 
 
-def relative_distance(shadow: Shadow) -> float:
+def relative_distance(*shadows: Shadow) -> float:
     """||average - weights|| / ||weights|| over all parameters; 0 for an average that sits on the weights.
 
     Non-finite weights are left out. Reads everything once, and waits for the device.
     """
     apart = size = 0.0
-    for _, weights, average in shadow.pairs():
+    for _, weights, average in itertools.chain.from_iterable(shadow.pairs() for shadow in shadows):
         views = flat_views(weights, average) or [weights.reshape(-1), average.reshape(-1)]
         for start, length in slices(average.numel(), slice_size(average.device)):
             part = slice(start, start + length)

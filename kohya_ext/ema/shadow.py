@@ -28,9 +28,10 @@ class Shadow:
     schedule: see `kohya_ext.ema.schedules`. update_every: real steps an update; the decay is compensated.
     start_step: real steps before averaging begins. dtype: float32 or float64, or bfloat16 with `stochastic=True`.
     device: None (beside each parameter), `auto` (there, if memory allows, else in host memory) or a device.
-    seed: of the stochastic rounding. compiled: one compiled pass for large float32 and float64 averages beside their
-    weights; takes some seconds at the first update and a C++ compiler or Triton. guarded: keep non-finite weights out;
-    False only where the weights are known to be finite.
+    seed: of the stochastic rounding. compiled: True for compiled passes over all but small float32 and float64
+    averages, which take some seconds at the first update and a C++ compiler or Triton; None for the same where it pays
+    (from 16 million weights on) and where torch can compile. guarded: keep non-finite weights out; False only where the
+    weights are known to be finite.
 
     Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
     moved its weights. Parameters that need no gradient at that moment are left out, for good, unless `frozen_too`:
@@ -50,7 +51,7 @@ class Shadow:
         stochastic: bool = False,
         device: torch.device | str | None = None,
         seed: int = 0,
-        compiled: bool = False,
+        compiled: bool | None = None,
         guarded: bool = True,
         frozen_too: bool = False,
     ) -> None:
@@ -91,6 +92,7 @@ class Shadow:
                 for name, parameter in chosen.items():
                     self._shadows[name] = self._like(parameter)
                     copy_finite(parameter.detach(), self._shadows[name])
+            self._blender.size_up(sum(shadow.numel() for shadow in self._shadows.values()))
             self._placed = True
             self._started = True
         elif not self._placed:
@@ -279,6 +281,7 @@ class Shadow:
         for name, loaded in self._shadows.items():
             shadow = self._like(self._params[name])
             self._shadows[name] = shadow.copy_(loaded)
+        self._blender.size_up(sum(shadow.numel() for shadow in self._shadows.values()))
         self._placed = True
 
     def _like(self, parameter: Tensor) -> Tensor:

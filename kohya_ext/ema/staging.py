@@ -15,10 +15,12 @@ class Staging:
         self._buffers: dict[tuple[torch.device, torch.dtype, str], Tensor] = {}
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def bring(self, weights: Tensor, bounds: list[tuple[int, int]], shadow: Tensor) -> Iterator[Tensor]:
+    def bring(
+        self, weights: Tensor, bounds: list[tuple[int, int]], shadow: Tensor, *, cast: bool = True
+    ) -> Iterator[Tensor]:
         """Each slice of flat `weights` on the shadow's device, in the dtype its arithmetic uses.
 
-        A yielded slice is valid until the next one is asked for.
+        cast: False leaves the weights in their own dtype. A yielded slice is valid until the next one is asked for.
         """
         dtype = torch.float32 if shadow.dtype == torch.bfloat16 else shadow.dtype
         if weights.device == shadow.device:
@@ -28,7 +30,7 @@ class Staging:
         else:
             arrivals = self._copied(weights, bounds, shadow.device)
         for arrival in arrivals:
-            if arrival.dtype == dtype:
+            if arrival.dtype == dtype or not cast:
                 yield arrival
             else:
                 buffer = self._buffer("cast", dtype, arrival.device, arrival.numel())

@@ -34,7 +34,7 @@ MUTATIONS = (
     Mutation(
         "over a random walk the average is off: small tensors are blended with the weight of every update",
         "ema/blend.py",
-        "torch._foreach_lerp_(shadows, weights, update.weight)",
+        "torch._foreach_lerp_(shadows, weights, weight)",
         "torch._foreach_lerp_(shadows, weights, 0.1)",
         "tests/ema/test_shadow.py -k 'closed_form or random_walk'",
     ),
@@ -106,9 +106,30 @@ MUTATIONS = (
     Mutation(
         "a NaN in a small tensor enters the average",
         "ema/blend.py",
-        "if not self._guarded or math.isfinite(float(torch.stack(torch._foreach_norm(weights)).sum())):",
+        "if math.isfinite(float(torch.stack(torch._foreach_norm(weights)).sum())):",
         "if weights:",
         "tests/ema/test_shadow.py -k non_finite",
+    ),
+    Mutation(
+        "a NaN enters the average in the compiled pass",
+        "ema/compiled.py",
+        "        finite = upcast.abs() < math.inf\n",
+        "        finite = torch.ones_like(upcast, dtype=torch.bool)\n",
+        "tests/ema/test_compiled.py --slow -k agree",
+    ),
+    Mutation(
+        "of the tensors of a compiled pass only the first few are blended",
+        "ema/compiled.py",
+        "    for first in range(0, len(shadows), GROUP):\n",
+        "    for first in range(0, GROUP, GROUP):\n",
+        "tests/ema/test_compiled.py --slow -k agree",
+    ),
+    Mutation(
+        "where torch cannot compile, large averages stand still",
+        "ema/blend.py",
+        "        return self._use_compiled\n\n    def _blend_small",
+        "        return True\n\n    def _blend_small",
+        "tests/ema/test_compiled.py -k cannot_compile",
     ),
     Mutation(
         "steps are averaged before Kohya has changed the weights (norms, frozen rows): at once, not deferred",
@@ -123,6 +144,13 @@ MUTATIONS = (
         "                frozen_too=True,",
         "                frozen_too=False,",
         "tests/runtime/test_average.py -k thawed",
+    ),
+    Mutation(
+        "weights are averaged, or exchanged, while a thread of Kohya's moves their block",
+        "runtime/blockswap.py",
+        "                    wait(block)\n",
+        "                    pass\n",
+        "tests/runtime/test_blockswap.py",
     ),
     Mutation(
         "in a fused backward pass a parameter is averaged before its step",

@@ -3,36 +3,127 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kohya_ext.ema import Schedule, Shadow, constant, debiased
+from kohya_ext.ema import Schedule, Shadow, blend, compiled, constant, debiased
+from tests.ema.stand_in_device import OnDevice
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler"),
-]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler"
+)
+# more large ones than a compiled pass takes at once, and small ones in between
+SIZES = (70_001, 40_000, 5, *range(33_000, 33_010), 7)
 
 
+def averages(dtype: torch.dtype, schedule: Schedule, **options: object) -> list[Tensor]:
+    """Of a short random walk on which single weights are not finite."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(size, generator=generator).to(dtype)) for size in SIZES]
+    shadow = Shadow(params, schedule, **options)  # type: ignore[arg-type]
+    shadow.capture()
+    for _ in range(8):
+        for parameter in params:
+            parameter.data += torch.randn(parameter.shape, generator=generator).to(dtype)
+        params[0].data[3] = float("nan")
+        params[1].data[7] = float("inf")
+        params[-2].data[-1] = -float("inf")
+        shadow.update()
+        params[0].data[3] = params[1].data[7] = params[-2].data[-1] = 0.0
+    return [average for _, _, average in shadow.pairs()]
+
+
+@pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("schedule", [debiased(0.9), constant(0.999)], ids=lambda schedule: schedule.name)
 def test_compiled_and_eager_agree(dtype: torch.dtype, schedule: Schedule) -> None:
+    eagerly, fast = (averages(dtype, schedule, compiled=choice) for choice in (False, True))
+    for eager, quick in zip(eagerly, fast, strict=True):
+        assert torch.isfinite(quick).all()
+        torch.testing.assert_close(quick, eager, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_one_parameter_at_a_time_has_the_same_bits() -> None:
     results = []
-    for compiled in (False, True):
+    for single in (False, True):
         generator = torch.Generator().manual_seed(0)
-        params = [nn.Parameter(torch.randn(size, generator=generator).to(dtype)) for size in (70_001, 40_000, 5)]
-        shadow = Shadow(params, schedule, compiled=compiled)
+        params = [nn.Parameter(torch.randn(size, generator=generator)) for size in SIZES]
+        shadow = Shadow(params, constant(0.9), compiled=True)
         shadow.capture()
-        for _ in range(8):
+        for _ in range(3):
             for parameter in params:
-                parameter.data += torch.randn(parameter.shape, generator=generator).to(dtype)
-            params[0].data[3] = float("nan")
-            params[1].data[7] = float("inf")
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+                if single:
+                    shadow.update_param(parameter)
             shadow.update()
-            params[0].data[3] = params[1].data[7] = 0.0
         results.append([average for _, _, average in shadow.pairs()])
-    for eager, fast in zip(*results, strict=True):
-        assert torch.isfinite(fast).all()
-        torch.testing.assert_close(fast, eager, rtol=1e-6, atol=1e-6)
+    for whole, one_by_one in zip(*results, strict=True):
+        assert torch.equal(whole, one_by_one)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_come_from_another_device(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    monkeypatch.setattr(blend, "DEVICE_SLICE", 30_000)
+    for elsewhere in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(100_000, generator=generator).to(dtype)
+        parameter = nn.Parameter(OnDevice(values) if elsewhere else values)
+        shadow = Shadow([parameter], constant(0.9), device="cpu", compiled=True)
+        shadow.capture()
+        for step in range(3):
+            parameter.data.mul_(1.0 + step)
+            shadow.update()
+        results.append(next(shadow.pairs())[2])
+    assert torch.equal(*results)
+
+
+def refuse(*_: object) -> None:
+    raise compiled.CannotCompileError("no compiler here")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_torch_cannot_compile_updates_are_eager(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = averages(dtype, debiased(0.9), compiled=False)
+    monkeypatch.setattr(compiled, "_kernel", refuse)
+    monkeypatch.setattr(compiled, "WORTHWHILE", 1)
+    with pytest.warns(RuntimeWarning, match=r"no compiler here.*twice as long") as warned:
+        found = averages(dtype, debiased(0.9))
+    assert len(warned) == 1, "said once"
+    for average, exact in zip(found, wanted, strict=True):
+        assert torch.equal(average, exact)
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        averages(dtype, debiased(0.9), compiled=True)
+
+
+def test_compiling_is_for_many_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of compiling are not spent on an average that takes milliseconds."""
+    calls: list[Sequence[Tensor]] = []
+    monkeypatch.setattr(compiled, "blend_", lambda shadows, *_: calls.append(shadows))
+    averages(torch.float32, constant(0.9))
+    assert not calls
+    monkeypatch.setattr(compiled, "WORTHWHILE", sum(SIZES))
+    averages(torch.float32, constant(0.9))
+    assert calls and all(shadow.numel() >= compiled.SMALLEST for shadows in calls for shadow in shadows)
+
+
+def test_a_kernel_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unguarded(shadows: list[Tensor], weights: list[Tensor], weight: Tensor) -> None:
+        for shadow, newest in zip(shadows, weights, strict=True):
+            shadow.lerp_(newest, float(weight))
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: unguarded)
+    compiled._kernel.cache_clear()
+    try:
+        with pytest.raises(compiled.CannotCompileError, match="wrong"):
+            compiled.blend_([torch.zeros(40_000)], [torch.ones(40_000)], 0.25)
+    finally:
+        compiled._kernel.cache_clear()
