@@ -19,10 +19,12 @@ import torch
 
 from kohya_ext import __version__
 from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
-from kohya_ext.ema.health import FrozenCheck, FrozenShadowError
+from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
+from kohya_ext.runtime.blockswap import finish_moves
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.report import is_main_process, say, stop
+from kohya_ext.runtime.stopwatch import Stopwatch
 
 # Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
 UPDATES_TO_MOVE = 100
@@ -36,9 +38,10 @@ class Average:
     def __init__(self, args: argparse.Namespace, options: EmaOptions) -> None:
         self.args, self.options = args, options
         self._names: dict[int, str] = {}
-        self._models = 0
+        self.models: list[Any] = []
         self._tracks: list[_Track] = []
         self._announced = False
+        self._cost_told = False
 
     def meet(self, model: Any) -> None:
         """Learn the parameters' names of a model, for the state files: `0.` for the first model met, and so on."""
@@ -46,8 +49,8 @@ class Average:
         if named_parameters is None:
             return
         for name, parameter in named_parameters():
-            self._names.setdefault(id(parameter), f"{self._models}.{name}")
-        self._models += 1
+            self._names.setdefault(id(parameter), f"{len(self.models)}.{name}")
+        self.models.append(model)
 
     def follow(self, optimizer: Any) -> None:
         """Average the weights of `optimizer` from its first step on."""
@@ -84,16 +87,19 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The average stands in the model's parameters while this lasts; the raw weights come back bit for bit."""
+        finish_moves(self.models)
         with ExitStack() as stack:
             for track in self._tracks:
                 track.catch_up()
                 if track.shadow is not None and track.shadow.started:
                     stack.enter_context(track.shadow.swap())
+            stack.callback(finish_moves, self.models)  # sampling moves blocks; the weights come back after that
             yield
 
     @contextmanager
     def raw(self) -> Iterator[None]:
         """The raw weights stand in the parameters while this lasts, also within `in_place`."""
+        finish_moves(self.models)
         with ExitStack() as stack:
             for track in self._tracks:
                 if track.shadow is not None:
@@ -121,6 +127,34 @@ class Average:
         else:
             entries["decay"] = self.options.decay
         return {METADATA_PREFIX + key: str(value) for key, value in entries.items()}
+
+    def health(self) -> dict[str, float]:
+        """What the newest update left of the average before it, and ||average - weights|| / ||weights||.
+
+        Empty before the first update. Nothing is caught up with: looking changes nothing.
+        """
+        started = [track.shadow for track in self._tracks if track.shadow is not None and track.shadow.started]
+        if not started:
+            return {}
+        finish_moves(self.models)
+        return {"ema_decay": started[0].decay, "ema_distance": relative_distance(*started)}
+
+    def tell_health(self) -> None:
+        """Say with each save how the average stands."""
+        if is_main_process() and (health := self.health()):
+            steps = self.metadata()[f"{METADATA_PREFIX}steps"]
+            say(
+                f"EMA saved after {steps} steps: decay {health['ema_decay']:.6g}, "
+                f"||EMA - weights|| / ||weights|| = {health['ema_distance']:.3g}"
+            )
+
+    def tell_cost(self) -> None:
+        """Say once what the updates take, when that is known."""
+        costs = [track.stopwatch.milliseconds for track in self._tracks]
+        known = [cost for cost in costs if cost is not None]
+        if not self._cost_told and len(known) == len(costs):
+            self._cost_told = True
+            say(f"the EMA takes {sum(known):.3g} ms a step")
 
     def names_of(self, parameters: Sequence[Any]) -> list[str]:
         """A name for each parameter; its place where no model with it was met."""
@@ -204,6 +238,7 @@ class _Track:
         self.shadow: Shadow | None = None
         self._behind = False
         self._check: FrozenCheck | None = None
+        self.stopwatch = Stopwatch()
         self._parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
 
     def has(self, parameter: Any) -> bool:
@@ -223,14 +258,19 @@ class _Track:
         self._behind = True
 
     def after_step_of(self, parameter: Any) -> None:
-        self.made().update_param(parameter)
+        with self.stopwatch.around(self.made()):
+            self.made().update_param(parameter)
+        self.average.tell_cost()
         self._behind = True  # the step is closed by the next catch_up, or by this parameter's next turn
 
     def catch_up(self) -> None:
         """Average the newest step, if that has not been done."""
         if self._behind:
             self._behind = False
-            self.made().update()
+            finish_moves(self.average.models)
+            with self.stopwatch.around(self.made()):
+                self.made().update()
+            self.average.tell_cost()
             self._stop_if_it_stands_still()
 
     def _stop_if_it_stands_still(self) -> None:

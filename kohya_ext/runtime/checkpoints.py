@@ -40,6 +40,7 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
     whole = nullcontext() if savers else written.whole_files()
     with unwinding_on_sigterm(), average.in_place(), whole, written.with_metadata(average.metadata()):
         of_average = original(*call.args, **call.kwargs)
+    average.tell_health()
     return of_average if only else result
 
 

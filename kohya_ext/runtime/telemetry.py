@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext.runtime import averaging
 from kohya_ext.runtime.report import is_main_process, stop
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class Telemetry:
         if counts:
             fresh[f"{PREFIX}skipped_elements"] = float(sum(optimizer.skipped for optimizer in counts))
             fresh[f"{PREFIX}skipped_steps"] = float(max(optimizer.skipped_steps for optimizer in counts))
+        average = averaging.current()
+        if average is not None:
+            fresh.update({PREFIX + name: value for name, value in average.health().items()})
         self._latest = fresh
         self._serial += 1
 

@@ -38,6 +38,7 @@ class Twins:
             target = naming.file_of_average(file, self._output_name)
         with unwinding_on_sigterm(), average.in_place(), written.moved_into_place(target) as temporary:
             write(temporary, average)
+        average.tell_health()
         if not only:
             self._upload(target)
             self._rotate(file)
