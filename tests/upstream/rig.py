@@ -22,6 +22,8 @@ BUNDLE = Path(__file__).resolve().parents[2]
 
 # tree of the rig -> its environment
 TREES = {"sd-scripts-main": "main", "sd-scripts-0.11.1": "main", "kohya_ss-v22": "v22"}
+# Trees that only some tests use. v06 is v22's environment with accelerate 0.15.0 and diffusers 0.10.2 before it.
+FURTHER_TREES = {"sd-scripts-0.8.7": "main", "sd-scripts-0.6.6": "v06"}
 
 
 def work() -> Path:
@@ -34,6 +36,13 @@ def require_rig(tree: str) -> None:
         pytest.skip(f"needs the training rig: set {', '.join(missing)}")
     if not (work() / "trees" / tree).is_dir():
         pytest.skip(f"the rig has no tree {tree}")
+    if not (work() / "venv" / environment(tree)).is_dir():
+        pytest.skip(f"the rig has no environment {environment(tree)}")
+
+
+def environment(tree: str) -> str:
+    """The name of the environment that runs `tree`."""
+    return {**TREES, **FURTHER_TREES}[tree]
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,13 @@ class Run:
         return [self.tensors(f"{suffix}-step{step:08d}") for step in range(1, steps + 1)]
 
 
-def train(tree: Path, environment: str, kind: list[str], name: str, *flags: str, launch: str = "") -> Run:
-    """Run `train.sh` in `tree`; the output folder starts empty."""
+def train(
+    tree: Path, environment: str, kind: list[str], name: str, *flags: str, launch: str = "", keep: bool = False
+) -> Run:
+    """Run `train.sh` in `tree`; the output folder starts empty unless `keep`."""
     folder = work() / "out" / name
-    shutil.rmtree(folder, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
     variables = {**os.environ, "TREE": str(tree), "VENV": environment, "RIG_EXTRA_PATH": str(BUNDLE), "LAUNCH": launch}
     script = Path(os.environ["KOHYA_RIG"]) / "train.sh"
     done = subprocess.run(

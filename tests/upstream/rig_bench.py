@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.upstream import rig
 from tests.upstream.test_every_release import kohya_ext
 
 MAIN, NEWEST, OLD = rig.TREES
+MIDDLE, OLDEST = rig.FURTHER_TREES
 STEPS = 4
 DECAY = 0.9
 LAUNCH = Path(__file__).with_name("rig_launch.py")
@@ -51,15 +54,28 @@ class Bench:
             self._trees[name] = tree
         return self._trees[name]
 
-    def train(self, tree: str, kind: str, name: str, *flags: str, launch: str = "", fails: bool = False) -> rig.Run:
+    def train(
+        self, tree: str, kind: str, name: str, *flags: str, launch: str = "", fails: bool = False, keep: bool = False
+    ) -> rig.Run:
         """One run of STEPS steps on the patched tree; later flags win."""
         train_sh, usual = KINDS[kind]
         label = f"{tree}-{kind}-{name}"
-        run = rig.train(
-            self.tree(tree), rig.TREES[tree], train_sh, label, *COMMON, *usual, *ADACOOR, *flags, launch=launch
-        )
+        words = (*COMMON, *usual, *ADACOOR, *flags)
+        run = rig.train(self.tree(tree), rig.environment(tree), train_sh, label, *words, launch=launch, keep=keep)
         assert fails or run.returncode == 0, run.output[-4000:]
         return run
+
+    def train_all(
+        self, tree: str, kind: str, name: str, variants: dict[str, Sequence[str]], *flags: str, what: str = "nothing",
+        launch: str = "",
+    ) -> dict[str, rig.Run]:  # fmt: skip
+        """A run with each of the variants' further flags, one after the other in one process."""
+        os.environ["RIG_VARIANTS"] = json.dumps({key: list(more) for key, more in variants.items()})
+        try:
+            run = self.train(tree, kind, name, *flags, launch=f"{launch} {LAUNCH} {what}")
+        finally:
+            del os.environ["RIG_VARIANTS"]
+        return {key: rig.Run(f"{run.name}-{key}", run.folder, run.output, run.returncode) for key in variants}
 
     def start(self, tree: str, kind: str) -> Weights:
         """The weights that runs of this kind begin with: a learning rate of next to nothing leaves them as they are."""

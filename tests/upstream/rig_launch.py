@@ -1,39 +1,63 @@
-"""Runs a training script with something about its surroundings changed: `rig_launch.py WHAT SCRIPT FLAGS...`.
+"""Runs a training script with something about its surroundings changed: `rig_launch.py WHAT[+WHAT] SCRIPT FLAGS...`.
 
+nothing: as it is.
 frozen_alone: models without gradients are not wrapped for several processes. accelerate does so on GPUs; on CPUs it
 fails, and a LoRA run prepares its frozen U-Net.
+older_diffusers: a module of diffusers under the name it had in 2023, which XTI imports.
 small_control_nets: ControlNets of the size of the rig's models; upstream writes their widths out.
 overflows: a gradient scaler as under fp16, which accelerate keeps on a GPU only. Here it is torch's own, for the CPU,
 handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows.
+compiled: the average is blended by compiled passes, as it is for models of real size.
+
+of_2023_spring: what sd-scripts 0.6 takes from elsewhere and no offline machine has: the shape of SD1.5's text encoder
+(from a hub; here the rig's own), an augmentation library that it imports and, unless told to, never calls, and
+xformers, which its diffusers insists on before it can switch it off.
+
+RIG_VARIANTS, a JSON object of name -> further flags, runs the script once for each in one process, which saves most of
+the time; the name is appended to that of the output.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import runpy
 import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 OVERFLOWS = (1, 3, 4, 7)
+
+
+def nothing() -> None:
+    pass
+
+
+def compiled() -> None:
+    from kohya_ext.ema import compiled as module
+
+    module.WORTHWHILE = 0
+    module.SMALLEST = 1 << 10
 
 
 def overflows() -> None:
     import accelerate
     import torch
 
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    scale = scaler.scale
-    losses = itertools.count(1)
-
-    def scale_or_overflow(loss: Any) -> Any:
-        return scale(loss) * (float("inf") if next(losses) in OVERFLOWS else 1.0)
-
-    scaler.scale = scale_or_overflow
     init = accelerate.Accelerator.__init__
 
     def init_with_scaler(self: Any, *args: Any, **named: Any) -> None:
         init(self, *args, **named)
-        self.scaler = scaler
+        self.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        scale, losses = scaler.scale, itertools.count(1)
+
+        def scale_or_overflow(loss: Any) -> Any:
+            return scale(loss) * (float("inf") if next(losses) in OVERFLOWS else 1.0)
+
+        scaler.scale = scale_or_overflow
 
     accelerate.Accelerator.__init__ = init_with_scaler
 
@@ -48,6 +72,33 @@ def frozen_alone() -> None:
         return prepare_model(self, model, *args, **named) if trained else model.to(self.device)
 
     accelerate.Accelerator.prepare_model = prepare_if_trained
+
+
+def of_2023_spring() -> None:
+    import transformers
+
+    def from_pretrained(name: str, **_: Any) -> Any:
+        shape = transformers.CLIPTextConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=12, num_attention_heads=2, projection_dim=32
+        )
+        return transformers.CLIPTextModel(shape)
+
+    transformers.CLIPTextModel.from_pretrained = from_pretrained
+    from diffusers.models import attention
+
+    for block in vars(attention).values():
+        if hasattr(block, "set_use_memory_efficient_attention_xformers"):
+            block.set_use_memory_efficient_attention_xformers = lambda self, _: None
+    unused = types.ModuleType("albumentations")
+    for name in ("OneOf", "HueSaturationValue", "RandomGamma", "HorizontalFlip", "Compose"):
+        setattr(unused, name, type(name, (), {"__init__": lambda self, *_, **__: None}))
+    sys.modules["albumentations"] = unused
+
+
+def older_diffusers() -> None:
+    from diffusers.models.unets import unet_2d_condition
+
+    sys.modules["diffusers.models.unet_2d_condition"] = unet_2d_condition
 
 
 def small_control_nets() -> None:
@@ -77,11 +128,40 @@ def small_control_nets() -> None:
     sdxl.SdxlControlNet.__init__ = init_small
 
 
-WHATS = {what.__name__: what for what in (overflows, frozen_alone, small_control_nets)}
+def stay_together() -> None:
+    """The processes of one run go on to the next: newer accelerate parts them at the end of training."""
+    import accelerate
+
+    accelerate.Accelerator.end_training = lambda self: None
+
+
+def forget_the_scripts() -> None:
+    """Modules of the tree hold what may be set once in a process only."""
+    here = str(Path.cwd())
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(here):
+            del sys.modules[name]
+
+
+def runs_of(arguments: list[str]) -> Iterator[list[str]]:
+    variants: dict[str, list[str]] = json.loads(os.environ.get("RIG_VARIANTS", "null")) or {}
+    if not variants:
+        yield arguments
+        return
+    stay_together()
+    for name, flags in variants.items():
+        forget_the_scripts()
+        yield [f"{word}-{name}" if word.startswith("--output_name=") else word for word in arguments] + flags
+
+
+_ALL = (nothing, compiled, overflows, frozen_alone, older_diffusers, small_control_nets, of_2023_spring)
+WHATS = {what.__name__: what for what in _ALL}
 
 if __name__ == "__main__":
-    what, script = sys.argv[1:3]
-    sys.argv = sys.argv[2:]
+    _, whats, script, *flags = sys.argv
     sys.path[0] = ""
-    WHATS[what]()
-    runpy.run_path(script, run_name="__main__")
+    for what in whats.split("+"):
+        WHATS[what]()
+    for arguments in runs_of(flags):
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")

@@ -21,11 +21,11 @@ pytestmark = [pytest.mark.upstream, pytest.mark.filterwarnings("ignore::SyntaxWa
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "ema-scripts.md"
 
-# columns of the table -> (the variable that names the repository, the revision), and the rig's tree where it has one
+# columns of the table -> (the variable that names the repository, the revision), and the rig's tree
 ERAS = {
-    "v0.6.6": (("SD_SCRIPTS_GIT", "v0.6.6"), None),
+    "v0.6.6": (("SD_SCRIPTS_GIT", "v0.6.6"), "sd-scripts-0.6.6"),
     "v22.3.1": (("KOHYA_SS_GIT", "v22.3.1"), "kohya_ss-v22"),
-    "v0.8.7": (("SD_SCRIPTS_GIT", "v0.8.7"), None),
+    "v0.8.7": (("SD_SCRIPTS_GIT", "v0.8.7"), "sd-scripts-0.8.7"),
     "main": (("SD_SCRIPTS_GIT", "main"), "sd-scripts-main"),
     "v0.11.1": (("SD_SCRIPTS_FORK_GIT", trees.V0_11_1), "sd-scripts-0.11.1"),
 }
@@ -124,9 +124,11 @@ def trained_on_the_rig() -> set[tuple[str, str]]:
     pytest.importorskip("torch")
     from tests.upstream import rig, test_rig_scripts
 
-    eras = {tree: era for era, (_, tree) in ERAS.items() if tree}
-    assert set(eras) == set(rig.TREES)
-    by_kind = {(script, eras[tree]) for tree in eras for script in ("sdxl_train", "sdxl_train_network", "fine_tune")}
+    eras = {tree: era for era, (_, tree) in ERAS.items()}
+    assert set(eras) == {*rig.TREES, *rig.FURTHER_TREES}
+    by_kind = {
+        (script, eras[tree]) for tree in rig.TREES for script in ("sdxl_train", "sdxl_train_network", "fine_tune")
+    }
     return by_kind | {(script, eras[tree]) for tree, script in test_rig_scripts.RUNS}
 
 

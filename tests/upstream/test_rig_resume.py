@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.upstream.rig import Run
 from tests.upstream.rig_bench import EMA, EVERY_STEP, MAIN, NEWEST, OLD, Bench, assert_identical, different, remove
 
 pytestmark = pytest.mark.upstream
@@ -56,6 +57,22 @@ def test_states_and_the_flag_may_disagree(bench: Bench, tree: str, kind: str, on
     assert_identical(plain.tensors(), without.tensors())
     for run in (without, having, plain):
         remove(run)
+
+
+@pytest.mark.parametrize("tree", [MAIN, NEWEST])
+def test_files_from_before_a_resume_are_rotated(bench: Bench, tree: str, one_picture: tuple[str, ...]) -> None:
+    """A LoRA's epochs go on counting there (its steps do not); with one picture a step is an epoch."""
+    flags = (*EMA, "--save_every_n_epochs=1", "--save_last_n_epochs=1", *one_picture, "--save_state")
+    begun = bench.train(tree, "lora", "rotated", *flags, ONE_LEFT)
+    assert counted(begun) == {f"{begun.name}{ema}-000001.safetensors" for ema in ("", "-ema")}
+    state = f"--resume={begun.folder}/{begun.name}-000001-state"
+    resumed = bench.train(tree, "lora", "rotated", *flags, state, keep=True)
+    assert counted(resumed) == {f"{begun.name}{ema}-000003.safetensors" for ema in ("", "-ema")}
+    remove(resumed)
+
+
+def counted(run: Run) -> set[str]:
+    return {path.name for path in run.folder.glob("*-0*.safetensors")}
 
 
 @pytest.mark.parametrize(("tree", "kind"), [(MAIN, "lora"), (NEWEST, "full"), (OLD, "full")])

@@ -13,8 +13,10 @@ from tests.upstream.rig_bench import (
     EMA,
     LAUNCH,
     MAIN,
+    MIDDLE,
     NEWEST,
     OLD,
+    OLDEST,
     STEPS,
     Bench,
     assert_identical,
@@ -36,6 +38,7 @@ DATA = ("--resolution=256,256", "--enable_bucket", "--caption_extension=.txt", "
 TOKENS = ("--token_string=zqxj", "--init_word=pattern", "--num_vectors_per_token=2", "--use_object_template")
 LLLITE = ("--cond_emb_dim=8", "--network_dim=4")
 SMALL = f"{LAUNCH} small_control_nets"
+CONTROL_NETS = ("train_controlnet", "train_control_net", "sdxl_train_control_net")
 PROMPTS = """
 [[prompts]]
 target = "a red circle"
@@ -46,20 +49,25 @@ resolution = 128
 
 # script -> the model it starts from, its own flags, and the kind of data it takes
 SCRIPTS = {
+    "fine_tune": ("sd15", ("--train_text_encoder", "--cache_latents"), "metadata"),
+    "sdxl_train": ("sdxl", ("--train_text_encoder",), "pictures"),
+    "sdxl_train_network": ("sdxl", ("--network_module=networks.lora", "--network_dim=4"), "pictures"),
     "train_db": ("sd15", (), "pictures"),
     "train_network": ("sd15", ("--network_module=networks.lora", "--network_dim=4"), "pictures"),
     "train_textual_inversion": ("sd15", TOKENS, "pictures"),
     "train_textual_inversion_XTI": ("sd15", TOKENS, "pictures"),
     "sdxl_train_textual_inversion": ("sdxl", TOKENS, "pictures"),
     "train_control_net": ("sd15", (), "conditions"),
+    "train_controlnet": ("sd15", (), "conditions"),
     "sdxl_train_control_net": ("sdxl", (), "conditions"),
     "sdxl_train_control_net_lllite": ("sdxl", LLLITE, "conditions"),
+    "sdxl_train_control_net_lllite_old": ("sdxl", LLLITE, "conditions"),
     "train_leco": ("sd15", ("--max_denoising_steps=4", "--network_dim=4"), "prompts"),
     "sdxl_train_leco": ("sdxl", ("--max_denoising_steps=4", "--network_dim=4"), "prompts"),
 }
 
-# Which of them run on the rig. With or without us, these do not: the ControlNets of the oldest tree (its data set asks
-# for an argument that nobody gives), LLLite's old script in main (no tokenizer), and what imports open_clip.
+# Which of them run on the rig. With or without us, these do not: the ControlNets of v22.3.1 (its data set asks for an
+# argument that nobody gives), what imports open_clip there, and in main LLLite's old script and XTI (no tokenizer).
 RUNS = [
     (MAIN, "train_db"),
     (NEWEST, "train_db"),
@@ -75,12 +83,29 @@ RUNS = [
     (OLD, "train_textual_inversion_XTI"),
     (MAIN, "train_control_net"),
     (NEWEST, "train_control_net"),
+    (MAIN, "train_controlnet"),
     (MAIN, "sdxl_train_control_net"),
     (NEWEST, "sdxl_train_control_net"),
     (MAIN, "sdxl_train_control_net_lllite"),
     (NEWEST, "sdxl_train_control_net_lllite"),
     (NEWEST, "train_leco"),
     (NEWEST, "sdxl_train_leco"),
+    (MIDDLE, "fine_tune"),
+    (MIDDLE, "sdxl_train"),
+    (MIDDLE, "train_db"),
+    (MIDDLE, "sdxl_train_network"),
+    (MIDDLE, "train_network"),
+    (MIDDLE, "train_textual_inversion"),
+    (MIDDLE, "train_textual_inversion_XTI"),
+    (MIDDLE, "sdxl_train_textual_inversion"),
+    (MIDDLE, "train_controlnet"),
+    (MIDDLE, "sdxl_train_control_net_lllite"),
+    (MIDDLE, "sdxl_train_control_net_lllite_old"),
+    (OLDEST, "fine_tune"),
+    (OLDEST, "train_db"),
+    (OLDEST, "train_network"),
+    (OLDEST, "train_textual_inversion"),
+    (OLDEST, "train_textual_inversion_XTI"),
 ]
 
 
@@ -100,6 +125,8 @@ def flags_of(script: str, folder: Path) -> tuple[str, ...]:
     pictures = folder / "data" / "1_rig"
     shutil.copytree(assets / "data" / "1_rig", pictures, ignore=shutil.ignore_patterns("*.npz"))
     flags += [*DATA, *(["--no_half_vae"] if model == "sdxl" else [])]
+    if kind == "metadata":
+        return (*flags, f"--train_data_dir={pictures}", f"--in_json={assets}/meta_lat.json")
     if kind == "pictures":
         return (*flags, f"--train_data_dir={pictures.parent}")
     shutil.copytree(pictures, folder / "conditions", ignore=shutil.ignore_patterns("*.txt"))
@@ -108,7 +135,11 @@ def flags_of(script: str, folder: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("tree", "script"), RUNS)
 def test_what_it_saves_is_the_average(bench: Bench, tree: str, script: str, tmp_path: Path) -> None:
-    launch = SMALL if script in ("train_control_net", "sdxl_train_control_net") else ""
+    launch = SMALL if script in CONTROL_NETS else ""
+    if tree == OLDEST:
+        launch = f"{LAUNCH} of_2023_spring"
+    elif script.endswith("XTI") and tree != OLD:
+        launch = f"{LAUNCH} older_diffusers"
     # LECO leaves the save of the last step to the end
     counted = STEPS - 1 if script.endswith("leco") else STEPS
     check(bench, tree, script, *flags_of(script, tmp_path), launch=launch, counted=counted)
@@ -125,7 +156,7 @@ def check(bench: Bench, tree: str, script: str, *flags: str, counted: int, launc
     """Run it and compare the average after every step; the first `counted` steps have files of their own."""
     ema = (*EMA, "--ema_schedule=debiased")
     root = bench.tree(tree)
-    run = rig.run_script(root, rig.TREES[tree], f"{tree}-{script}", f"{script}.py", *flags, *ema, launch=launch)
+    run = rig.run_script(root, rig.environment(tree), f"{tree}-{script}", f"{script}.py", *flags, *ema, launch=launch)
     assert run.returncode == 0, run.output[-4000:]
     raw = run.at_steps(counted)
     raw += [run.tensors()] if counted < STEPS else []
@@ -146,7 +177,9 @@ def test_only_the_average(bench: Bench, tree: str, script: str, tmp_path: Path) 
     """Under the plain name; old files go as upstream's rules say."""
     flags = (*flags_of(script, tmp_path), *EMA, "--save_last_n_steps=1")
     runs = [
-        rig.run_script(bench.tree(tree), rig.TREES[tree], f"{tree}-{script}-{save}", f"{script}.py", *flags, *more)
+        rig.run_script(
+            bench.tree(tree), rig.environment(tree), f"{tree}-{script}-{save}", f"{script}.py", *flags, *more
+        )
         for save, more in (("beside", ()), ("only", ("--ema_save=only",)))
     ]
     beside, only = runs
