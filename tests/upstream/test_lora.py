@@ -111,6 +111,23 @@ def test_the_same_modules_and_products_as_sd_scripts(
         assert off < ROUNDING, f"{name}: {off}"
 
 
+def test_sd15_has_the_modules_and_products_of_sd_scripts(base: Path, tmp_path: Path) -> None:
+    old = base.with_name("tiny_sd15.safetensors")
+    new = models.save(models.changed(models.read(old)), tmp_path / "tuned.safetensors")
+    script(
+        "extract_lora_from_models.py", "--model_org", old, "--model_tuned", new,
+        "--save_to", tmp_path / "t.safetensors", "--dim", RANK, "--conv_dim", CONV_RANK, "--device", "cpu",
+        "--save_precision", "float", "--clamp_quantile", 1, "--min_diff", 1e-6,
+    )  # fmt: skip
+    ours(old, new, tmp_path / "o.safetensors", ranks=(RANK,), conv_ranks=(CONV_RANK,), dtype=torch.float32)
+    our, their = models.read(tmp_path / "o.safetensors"), models.read(tmp_path / "t.safetensors")
+    assert our.keys() == their.keys() and "lora_unet_mid_block_attentions_0_proj_in.alpha" in our
+    for name in models.names(our):
+        assert our[f"{name}.lora_down.weight"].shape == their[f"{name}.lora_down.weight"].shape, name
+        exact = models.product(their, name)
+        assert float((clipped_alike(our, their, name) - exact).norm() / exact.norm()) < ROUNDING, name
+
+
 def test_resizing_agrees_with_sd_scripts(base: Path, tuned: Path, tmp_path: Path) -> None:
     """Each its own file at rank 4 from one of rank 8 with 3x3 convolutions."""
     source = tmp_path / "in.safetensors"
