@@ -41,8 +41,7 @@ class DiffusersRenderer:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        device = "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device
-        self.device = "cpu" if device == "auto" else device
+        self.device = _device(settings.device)
         self.dtype = DTYPES.get(settings.dtype, torch.float32 if self.device == "cpu" else torch.float16)
         quieten_diffusers()
         self._pipeline: Any = None
@@ -95,6 +94,17 @@ class DiffusersRenderer:
         if self.settings.config:
             more["config"] = str(self.settings.config)
         return kind.from_single_file(str(model.path), torch_dtype=self.dtype, local_files_only=True, **more)
+
+
+def _device(name: str) -> str:
+    """The device of that name. Raises UsageError when there is none here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name}: torch has no such device here; auto takes what there is") from error
+    return name
 
 
 def quieten_diffusers() -> None:

@@ -71,6 +71,12 @@ def test_a_single_file_without_its_configuration(tmp_path: Path) -> None:
         DiffusersRenderer(Settings(device="cpu", config=tmp_path / "absent")).load(column)
 
 
+@pytest.mark.parametrize("name", ["quantum", "cuda:99"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {name}: torch has no such device"):
+        DiffusersRenderer(Settings(device=name))
+
+
 def test_a_lora_without_a_base(tmp_path: Path) -> None:
     column = columns(models(tmp_path, "lora", keys=LORA_KEYS))[0]
     with pytest.raises(UsageError, match="--base"):
