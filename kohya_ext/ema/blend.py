@@ -75,17 +75,21 @@ class Blender:
         """How many non-finite weights were kept out so far. Waits for the device."""
         return self._skipped + sum(int(count) for count in self._skipped_on.values())
 
-    def blend(self, pairs: list[tuple[int, Tensor, Tensor]], update: Update) -> None:
-        """Update the shadow of every (index, weights, shadow)."""
+    def blend(self, averaged: list[tuple[int, Tensor, Tensor]], update: Update) -> None:
+        """Update the shadow of every (index, weights, shadow). To be called without gradients."""
+        bare = _Lot()
         large: dict[_Kind, _Lot] = defaultdict(_Lot)
         small: dict[_Kind, _Lot] = defaultdict(_Lot)
-        for index, weights, shadow in pairs:
+        for index, weights, shadow in averaged:
+            if not self._guarded and _alike(weights, shadow):
+                bare.add(shadow, weights)
+                continue
             views = flat_views(weights, shadow)
             if views is None or shadow.dtype == torch.bfloat16 or weights.device != shadow.device:
                 self._blend_one(index, weights, shadow, update)
                 continue
             kind = (shadow.dtype, weights.dtype, shadow.device)
-            if self._in_one_pass(kind, shadow.numel(), update.weight):
+            if self._compilable(shadow.numel(), update.weight):
                 large[kind].add(views[1], views[0])
             elif shadow.numel() > _SMALL:
                 self._blend_one(index, weights, shadow, update)
@@ -93,22 +97,18 @@ class Blender:
                 small[kind].add(views[1], views[0])
                 if small[kind].elements >= slice_size(shadow.device):
                     self._blend_small(small.pop(kind), update.weight)
-        for kind, lot in large.items():
-            self._blend_large(kind, lot, update)
+        if bare.shadows:
+            torch._foreach_lerp_(bare.shadows, bare.weights, update.weight)
+        for lot in large.values():
+            self._blend_large(lot, update)
         for lot in small.values():
             self._blend_small(lot, update.weight)
-
-    def _in_one_pass(self, kind: _Kind, elements: int, weight: float) -> bool:
-        """True for what `_blend_large` takes: without a guard, torch's own pass does where there is nothing to cast."""
-        return (not self._guarded and kind[0] == kind[1]) or self._compilable(elements, weight)
 
     def _compilable(self, elements: int, weight: float) -> bool:
         return self._use_compiled and elements >= compiled.SMALLEST and weight < compiled.HEAVIEST
 
-    def _blend_large(self, kind: _Kind, lot: _Lot, update: Update) -> None:
-        if not self._guarded and kind[0] == kind[1]:
-            torch._foreach_lerp_(lot.shadows, lot.weights, update.weight)
-        elif not self._blend_compiled(lot.shadows, lot.weights, update.weight):
+    def _blend_large(self, lot: _Lot, update: Update) -> None:
+        if not self._blend_compiled(lot.shadows, lot.weights, update.weight):
             for weights, shadow in zip(lot.weights, lot.shadows, strict=True):
                 self._blend_one(0, weights, shadow, update)
 
@@ -202,6 +202,12 @@ def copy_finite(weights: Tensor, shadow: Tensor) -> None:
         part = target[start : start + length]
         part.copy_(source[start : start + length])
         part.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _alike(weights: Tensor, shadow: Tensor) -> bool:
+    """True where torch's own pass can take the pair as it is."""
+    same = weights.dtype == shadow.dtype != torch.bfloat16 and weights.device == shadow.device
+    return same and weights.is_contiguous() and shadow.is_contiguous()
 
 
 def _may_look_at(device: torch.device) -> bool:

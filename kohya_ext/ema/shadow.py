@@ -20,6 +20,9 @@ FORMAT = 1
 # How often bringing the raw weights back is begun again after an interruption before it counts as a failure.
 _PATIENCE = 10
 
+# (place among the parameters, weights, shadow)
+_Averaged = tuple[int, Tensor, Tensor]
+
 
 class Shadow:
     """A running average of parameters, updated after each real optimizer step.
@@ -74,6 +77,7 @@ class Shadow:
         self._index = {id(parameter): number for number, parameter in enumerate(self._params.values())}
         self._names = list(self._params)
         self._shadows: dict[str, Tensor] = {}
+        self._averaged: list[_Averaged] = []  # the same and its weights, at hand for every step
         self._started = False
         self._placed = False
         self._stepped: set[int] = set()  # parameters that update_param has done in the current step
@@ -92,8 +96,7 @@ class Shadow:
                 for name, parameter in chosen.items():
                     self._shadows[name] = self._like(parameter)
                     copy_finite(parameter.detach(), self._shadows[name])
-            self._blender.size_up(sum(shadow.numel() for shadow in self._shadows.values()))
-            self._placed = True
+            self._settle()
             self._started = True
         elif not self._placed:
             self._place_loaded()
@@ -106,7 +109,7 @@ class Shadow:
         self._refuse_if_swapped("update")
         self._require_start()
         due = self._due()
-        self._advance([name for number, name in enumerate(self._names) if number not in self._stepped], due)
+        self._advance([entry for entry in self._averaged if entry[0] not in self._stepped], due)
         if due is not None:
             self.updates = due.number
         self.step += 1
@@ -126,7 +129,9 @@ class Shadow:
         self._refuse_if_swapped("update_param")
         self._require_start()
         self._stepped.add(number)
-        self._advance([self._names[number]], self._due())
+        shadow = self._shadows.get(self._names[number])
+        if shadow is not None:
+            self._advance([(number, parameter, shadow)], self._due())
 
     # ------------------------------------------------------------------ reading
 
@@ -249,18 +254,13 @@ class Shadow:
         number = averaged // self.update_every
         return Update(self.schedule.weight(number, self.update_every), number, self.seed)
 
-    def _advance(self, names: list[str], due: Update | None) -> None:
+    def _advance(self, averaged: list[_Averaged], due: Update | None) -> None:
         """Take the weights as they are after this step: into the average, or as the start model of a late start."""
-        triples = [
-            (self._index[id(self._params[name])], self._params[name].detach(), self._shadows[name])
-            for name in names
-            if name in self._shadows
-        ]
         with torch.no_grad():
             if due is not None:
-                self._blender.blend(triples, due)
+                self._blender.blend(averaged, due)
             elif self.step + 1 == self.start_step:
-                for _, weights, shadow in triples:
+                for _, weights, shadow in averaged:
                     copy_finite(weights, shadow)
 
     def _chosen(self) -> list[str]:
@@ -281,6 +281,13 @@ class Shadow:
         for name, loaded in self._shadows.items():
             shadow = self._like(self._params[name])
             self._shadows[name] = shadow.copy_(loaded)
+        self._settle()
+
+    def _settle(self) -> None:
+        """The shadows are there, and where they belong."""
+        self._averaged = [
+            (self._index[id(self._params[name])], self._params[name], shadow) for name, shadow in self._shadows.items()
+        ]
         self._blender.size_up(sum(shadow.numel() for shadow in self._shadows.values()))
         self._placed = True
 
