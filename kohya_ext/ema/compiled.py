@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,10 +21,12 @@ HEAVIEST = 0.5
 WORTHWHILE = 16_000_000
 # Tensors a call: before each, torch checks its arguments, which takes as long as blending 100,000 weights.
 GROUP = 8
+# The kernels see tables of this width, so that they need not look for a loose end at every step of their loops; what is
+# left over is blended eagerly.
+WIDTH = 64
 # The first call sees large tensors, or torch would generate serial loops; no two are alike, or torch would take them
 # for always alike.
-_FIRST_SIZE = (1 << 18) + 3
-_PADDING_SIZE = 64
+_FIRST_ROWS = 1 << 12
 
 _Kernel = Callable[[list[Tensor], list[Tensor], Tensor], None]
 
@@ -40,14 +43,43 @@ def blend_(shadows: Sequence[Tensor], weights: Sequence[Tensor], weight: float) 
     """
     kind = (shadows[0].dtype, weights[0].dtype, shadows[0].device)
     number = _scalar(weight, shadows[0].dtype, shadows[0].device)
-    if len(shadows) == 1:
-        _kernel(*kind, 1)(list(shadows), list(weights), number)
-        return
-    kernel = _kernel(*kind, GROUP)
+    into, newest = _tables(shadows), _tables(weights)
+    if len(into) == 1:
+        _kernel(*kind, 1)(into, newest, number)
+    elif into:
+        _blend_groups(_kernel(*kind, GROUP), into, newest, number)
+    loose = [part for part in zip(_ends(shadows), _ends(weights), strict=True) if part[0].numel()]
+    _guarded_lerp([shadow for shadow, _ in loose], [end for _, end in loose], number)
+
+
+def _blend_groups(kernel: _Kernel, shadows: list[Tensor], weights: list[Tensor], weight: Tensor) -> None:
     for first in range(0, len(shadows), GROUP):
-        into, newest = list(shadows[first : first + GROUP]), list(weights[first : first + GROUP])
+        into, newest = shadows[first : first + GROUP], weights[first : first + GROUP]
         filled = len(into)
-        kernel(into + _padding(kind[0], kind[2])[filled:], newest + _padding(kind[1], kind[2])[filled:], number)
+        if filled < GROUP:
+            into = into + _padding(into[0].dtype, into[0].device)[filled:]
+            newest = newest + _padding(newest[0].dtype, newest[0].device)[filled:]
+        kernel(into, newest, weight)
+
+
+def _rows(elements: int) -> int:
+    """How many rows of the table; a single one would be compiled anew."""
+    rows = elements // WIDTH
+    return rows if rows > 1 else 0
+
+
+def _tables(flat: Sequence[Tensor]) -> list[Tensor]:
+    found = []
+    for tensor in flat:
+        rows = _rows(tensor.numel())
+        if rows:
+            whole = tensor if tensor.numel() == rows * WIDTH else tensor[: rows * WIDTH]
+            found.append(whole.view(rows, WIDTH))
+    return found
+
+
+def _ends(flat: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor[_rows(tensor.numel()) * WIDTH :] for tensor in flat]
 
 
 @functools.lru_cache(maxsize=8)
@@ -58,13 +90,16 @@ def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _padding(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Stand-ins that fill up the last group: another number of tensors would be compiled anew."""
-    return [torch.zeros(_PADDING_SIZE, dtype=dtype, device=device) for _ in range(GROUP)]
+    return [torch.zeros(2, WIDTH, dtype=dtype, device=device) for _ in range(GROUP)]
 
 
 @functools.lru_cache(maxsize=16)
 def _kernel(shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int) -> _Kernel:
+    # torch caches compilations by code object and gives up after a few: each kernel gets its own
+    code = _guarded_lerp.__code__.replace(co_name=f"guarded_lerp_{_kernel.cache_info().misses}")
+    own = types.FunctionType(code, _guarded_lerp.__globals__, code.co_name)
     try:
-        kernel: _Kernel = torch.compile(_guarded_lerp, dynamic=True, fullgraph=True)
+        kernel: _Kernel = torch.compile(own, fullgraph=True)
         right = _is_right(kernel, shadow_dtype, weights_dtype, device, tensors)
     except Exception as error:  # the compilers raise whatever they like
         raise CannotCompileError(
@@ -80,13 +115,15 @@ def _is_right(
     kernel: _Kernel, shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int
 ) -> bool:
     """Compile by a first call, on numbers whose average is known."""
-    sizes = [_FIRST_SIZE + 64 * number for number in range(tensors)]
-    shadows = [torch.full((size,), 0.25, dtype=shadow_dtype, device=device) for size in sizes]
+    sizes = [(_FIRST_ROWS + number, WIDTH) for number in range(tensors)]
+    shadows = [torch.full(size, 0.25, dtype=shadow_dtype, device=device) for size in sizes]
     weights = [torch.ones(size, dtype=weights_dtype, device=device) for size in sizes]
     for newest in weights:
-        newest[5], newest[6], newest[-1] = math.nan, math.inf, -math.inf
+        newest[5, 0], newest[6, 1], newest[-1, -1] = math.nan, math.inf, -math.inf
+    for table in (*shadows, *weights):
+        torch._dynamo.mark_dynamic(table, 0)
     kernel(shadows, weights, _scalar(0.25, shadow_dtype, device))
-    kept_out = all(bool((shadow[[5, 6, -1]] == 0.25).all()) for shadow in shadows)
+    kept_out = all(shadow[place] == 0.25 for shadow in shadows for place in ((5, 0), (6, 1), (-1, -1)))
     return kept_out and all(int((shadow == 0.4375).sum()) == shadow.numel() - 3 for shadow in shadows)
 
 

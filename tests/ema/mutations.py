@@ -125,6 +125,13 @@ MUTATIONS = (
         "tests/ema/test_compiled.py --slow -k agree",
     ),
     Mutation(
+        "what is left over from the rows of a compiled pass is not blended",
+        "ema/compiled.py",
+        "    _guarded_lerp([shadow for shadow, _ in loose], [end for _, end in loose], number)\n",
+        "",
+        "tests/ema/test_compiled.py --slow -k agree",
+    ),
+    Mutation(
         "where torch cannot compile, large averages stand still",
         "ema/blend.py",
         "        return self._use_compiled\n\n    def _blend_small",
