@@ -34,7 +34,7 @@ def held(state: dict[str, Any]) -> Tensor:
     """The sum of squares that a state stands for, float64."""
     if "scale" in state:
         return decode(state["vt"], state["scale"]).double()
-    found: Tensor = state["vt"].double() / EPS
+    found: Tensor = state["vt"].double() / (EPS if state["vt"].dtype == torch.bfloat16 else 1.0)
     return found
 
 

@@ -14,7 +14,9 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +54,14 @@ def one(job: tuple[int, float, int]) -> Outcome:
     declines = [quadratics.decline(problem, candidate.make, rate, seed) for problem in quadratics.ZOO]
     logs = tuple(math.log10(value) if math.isfinite(value) else math.inf for value in declines)
     return Outcome(candidate.name, rate, seed, loss, logs, time.process_time() - begin)
+
+
+def told(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+    """The same, with a line on the terminal that says how many have come."""
+    for number, outcome in enumerate(outcomes, 1):
+        print(f"\r{number} of {total} runs", end="", file=sys.stderr, flush=True)
+        yield outcome
+    print(file=sys.stderr)
 
 
 def curves(outcomes: list[Outcome], task: str) -> Curves:
@@ -101,7 +111,7 @@ def main() -> None:
         # seed by seed, so that a process pretrains each model once
         jobs = [(n, rate, s) for s in range(options.seeds) for n, one in enumerate(chosen) for rate in one.rates]
         with ProcessPoolExecutor(options.processes) as pool:
-            outcomes = list(pool.map(one, jobs))
+            outcomes = list(told(pool.map(one, jobs), len(jobs)))
     if options.json:
         options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
     report(outcomes, chosen)

@@ -87,7 +87,7 @@ def candidates(compiled: bool) -> dict[str, Maker]:
         ("bitsandbytes.optim", "Adagrad8bit"),
         ("pytorch_optimizer", "CAME"),
         ("pytorch_optimizer", "SM3"),
-        ("pytorch_optimizer", "Adafactor"),
+        ("pytorch_optimizer", "AdaFactor"),
     ):
         with contextlib.suppress(ImportError, AttributeError):
             makers[f"{name} ({module.partition('.')[0]})"] = getattr(importlib.import_module(module), name)

@@ -48,6 +48,7 @@ class Meter:
 
 def watch(meter: Meter) -> None:
     import torch
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     register = torch.Tensor.register_post_accumulate_grad_hook
 
@@ -66,7 +67,7 @@ def watch(meter: Meter) -> None:
             for parameter in group["params"]:
                 meter.note(parameter)
 
-    torch.optim.optimizer.register_optimizer_step_pre_hook(before_step)
+    register_optimizer_step_pre_hook(before_step)
     threading.Thread(target=meter.watch_memory, daemon=True).start()
 
 
