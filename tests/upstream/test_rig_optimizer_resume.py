@@ -24,7 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("tree", "kind"), [(MAIN, "full"), (NEWEST, "lora"), (OLD, "fine_tune")])
+@pytest.mark.parametrize(("tree", "kind"), [(MAIN, "full"), (NEWEST, "lora"), (OLD, "full")])
 def test_a_resumed_run_is_the_uninterrupted_one(
     bench: Bench, tree: str, kind: str, mode: str, one_picture: tuple[str, ...]
 ) -> None:
