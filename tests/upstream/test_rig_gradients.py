@@ -69,6 +69,6 @@ def test_half_depth_beside_unfused(bench: Bench, monkeypatch: pytest.MonkeyPatch
 def full_size(model: str) -> tuple[str, ...]:
     return (
         f"--pretrained_model_name_or_path={model}", "--full_bf16", "--mixed_precision=bf16", "--save_precision=bf16",
-        "--gradient_checkpointing", "--max_train_steps=2", "--resolution=128,128", "--no_metadata",
+        "--gradient_checkpointing", "--max_train_steps=2", "--resolution=128,128",
         "--learning_rate_te1=0", "--learning_rate_te2=0",
     )  # fmt: skip
