@@ -1,8 +1,9 @@
-"""Runs a script and counts what its gradients take: `rig_gradients.py [--half-depth] SCRIPT FLAGS...`.
+"""Runs a script and counts what its gradients take: `rig_gradients.py [--half-depth] [--unsaved] SCRIPT FLAGS...`.
 
 Prints, as the last line, {"live": most bytes of gradients at a time, "largest": bytes of the largest parameter's
 gradient, "anonymous": most bytes of anonymous memory resident, "parameters": how many}. --half-depth: SDXL's U-Net with
-half of its transformer blocks, for machines that the whole one does not fit unfused.
+half of its transformer blocks, for machines that the whole one does not fit unfused. --unsaved: the trained SDXL is not
+saved at the end, which would take the memory of another model.
 """
 
 from __future__ import annotations
@@ -84,12 +85,20 @@ def halve_depth() -> None:
     unet.Transformer2DModel.__init__ = init_half
 
 
+def save_nothing() -> None:
+    import library.sdxl_train_util as util
+
+    util.save_sd_model_on_train_end = lambda *_, **__: print("not saved")
+
+
+PREPARATIONS = {"--half-depth": halve_depth, "--unsaved": save_nothing}
+
 if __name__ == "__main__":
-    half = sys.argv[1] == "--half-depth"
-    sys.argv = sys.argv[1 + half :]
+    sys.argv = sys.argv[1:]
     sys.path[0] = ""
-    if half:
-        halve_depth()
+    while prepare := PREPARATIONS.get(sys.argv[0]):
+        prepare()
+        sys.argv = sys.argv[1:]
     meter = Meter()
     watch(meter)
     try:

@@ -46,7 +46,7 @@ def test_full_size(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     if not model:
         pytest.skip("needs KOHYA_RIG_FULL_SDXL, an SDXL checkpoint of full size, and 24 GB of memory")
     monkeypatch.setenv("RIG_TINY", "")
-    fused = counted(bench, MAIN, "full-size", *full_size(model), "--fused_backward_pass")
+    fused = counted(bench, MAIN, "full-size", *full_size(model), "--fused_backward_pass", launch=f"{LAUNCH} --unsaved")
     print(fused)
     assert fused["live"] == fused["largest"]
 
@@ -58,7 +58,7 @@ def test_half_depth_beside_unfused(bench: Bench, monkeypatch: pytest.MonkeyPatch
     if not model:
         pytest.skip("needs KOHYA_RIG_HALF_SDXL, an SDXL checkpoint with half of the transformer blocks")
     monkeypatch.setenv("RIG_TINY", "")
-    launch = f"{LAUNCH} --half-depth"
+    launch = f"{LAUNCH} --half-depth --unsaved"
     plain = counted(bench, MAIN, "half", *full_size(model), launch=launch)
     fused = counted(bench, MAIN, "half-fused", *full_size(model), "--fused_backward_pass", launch=launch)
     print(plain, fused)
