@@ -72,7 +72,7 @@ def test_files_from_before_a_resume_are_rotated(bench: Bench, tree: str, one_pic
 
 
 def counted(run: Run) -> set[str]:
-    return {path.name for path in run.folder.glob("*-0*.safetensors")}
+    return {path.name for path in run.folder.glob("*-0[0-9]*.safetensors")}
 
 
 @pytest.mark.parametrize(("tree", "kind"), [(MAIN, "lora"), (NEWEST, "full"), (OLD, "full")])
