@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import copy_bandwidth, table, take_turns
+from benchmarks.timing import Timing, copy_bandwidth, table, take_turns
 from kohya_ext.optim import AdaCoor, torch_adagrad
 
 # Convolutions, attention and feed-forward matrices, norms and biases in the proportions of SDXL's U-Net.
@@ -167,6 +167,7 @@ def main() -> None:
                 f"{timing.best * 1e3:.0f}",
                 f"{timing.best / elements * 1e9:.2f}",
                 f"{faster:.2f} ({low:.2f}-{high:.2f})",
+                _time_beside(timing, timings.get("Adagrad fused")),
                 f"{state / elements:.2f}",
                 f"{extra / 2**20:.0f}",
                 f"{touched / timing.best / bandwidth:.0%}",
@@ -176,8 +177,16 @@ def main() -> None:
         f"{elements / 1e6:.0f} M parameters, {options.device}, {options.threads} threads, torch {torch.__version__}, "
     )
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s, {options.rounds} rounds, {options.clock} clock")
-    header = ("", "ms", "best ms", "best ns/p", "x published", "B/p", "extra MB", "of copy")
+    header = ("", "ms", "best ms", "best ns/p", "x published", "time / Adagrad fused", "B/p", "extra MB", "of copy")
     print(table(rows, header))
+
+
+def _time_beside(timing: Timing, other: Timing | None) -> str:
+    """How many times as long as `other`, median and quartiles over the rounds."""
+    if other is None:
+        return ""
+    faster, low, high = timing.ratio_to(other)
+    return f"{1 / faster:.2f} ({1 / high:.2f}-{1 / low:.2f})"
 
 
 def _options() -> argparse.Namespace:

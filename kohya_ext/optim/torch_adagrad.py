@@ -7,21 +7,22 @@ the cache, and the kernel finds it there. The gradient makes no second trip to m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import slices
 from kohya_ext.optim.batched import Job
 from kohya_ext.optim.rule import Rule, constants
 from kohya_ext.optim.sliced import SlicedStep
 
 # Measured: larger slices fall out of the cache between check and kernel, smaller ones cost calls and waits for threads.
-_SLICE = 1 << 19
+_SLICE = 1 << 21
 # Below this size calls cost more than arithmetic: such tensors are checked together and stepped in one call.
 SMALL = 1 << 15
 _ONE = torch.ones(())
+
+_Kernel = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 
 
 def available(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool:
@@ -32,12 +33,13 @@ def available(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool
 
 def step_(sliced: SlicedStep, rule: Rule, weights: Tensor, gradient: Tensor, total: Tensor) -> None:
     """One step in place for flat tensors."""
-    for start, length in slices(weights.numel(), _SLICE):
-        part = slice(start, start + length)
-        if usable(gradient[part]):
-            _kernel([weights[part]], [gradient[part]], [total[part]], rule)
+    kernel = _kernel(rule, weights.device)
+    parts = zip(weights.split(_SLICE), gradient.split(_SLICE), total.split(_SLICE), strict=True)
+    for own, newest, sums in parts:
+        if usable(newest):
+            kernel([own], [newest], [sums])
         else:
-            sliced.step(rule, weights[part], gradient[part], {"vt": total[part]}, 0, 0)
+            sliced.step(rule, own, newest, {"vt": sums}, 0, 0)
 
 
 def step_many(sliced: SlicedStep, rule: Rule, jobs: Sequence[Job]) -> None:
@@ -66,24 +68,31 @@ def _step_batch(sliced: SlicedStep, rule: Rule, jobs: Sequence[Job]) -> None:
         return
     gradients = [job.gradient for job in jobs]
     if usable(torch.cat(gradients)):
-        _kernel([job.weights for job in jobs], gradients, [job.state["vt"] for job in jobs], rule)
+        kernel = _kernel(rule, gradients[0].device)
+        kernel([job.weights for job in jobs], gradients, [job.state["vt"] for job in jobs])
         return
     for job in jobs:
         step_(sliced, rule, job.weights, job.gradient, job.state["vt"])
 
 
-def _kernel(weights: list[Tensor], gradients: list[Tensor], totals: list[Tensor], rule: Rule) -> None:
-    if rule.decay != 1:
-        torch._foreach_mul_(weights, rule.decay)
-    numbers = constants(rule, torch.float32, weights[0].device)
-    torch._fused_adagrad_(
-        weights,
-        gradients,
-        totals,
-        [_ONE] * len(weights),
-        lr=-float(numbers.negative_lr),
-        lr_decay=0.0,
-        weight_decay=0.0,
-        eps=float(numbers.added),
-        maximize=rule.maximize,
-    )
+def _kernel(rule: Rule, device: torch.device) -> _Kernel:
+    """A step of (weights, gradients, accumulators) by torch's kernel: decay, then Adagrad."""
+    numbers = constants(rule, torch.float32, device)
+    lr, eps = -float(numbers.negative_lr), float(numbers.added)
+
+    def step(weights: list[Tensor], gradients: list[Tensor], totals: list[Tensor]) -> None:
+        if rule.decay != 1:
+            torch._foreach_mul_(weights, rule.decay)
+        torch._fused_adagrad_(
+            weights,
+            gradients,
+            totals,
+            [_ONE] * len(weights),
+            lr=lr,
+            lr_decay=0.0,
+            weight_decay=0.0,
+            eps=eps,
+            maximize=rule.maximize,
+        )
+
+    return step
