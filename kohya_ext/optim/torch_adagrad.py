@@ -6,8 +6,9 @@ the cache, and the kernel finds it there. The gradient makes no second trip to m
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ def available(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool
 def step_(sliced: SlicedStep, rule: Rule, weights: Tensor, gradient: Tensor, total: Tensor) -> None:
     """One step in place for flat tensors."""
     kernel = _kernel(rule, weights.device)
-    parts = zip(weights.split(_SLICE), gradient.split(_SLICE), total.split(_SLICE), strict=True)
+    parts: Iterable[tuple[Tensor, Tensor, Tensor]] = [(weights, gradient, total)]
+    if weights.numel() > _SLICE:
+        parts = zip(weights.split(_SLICE), gradient.split(_SLICE), total.split(_SLICE), strict=True)
     for own, newest, sums in parts:
         if usable(newest):
             kernel([own], [newest], [sums])
@@ -60,7 +63,7 @@ def usable(gradient: Tensor) -> bool:
 
     A sum that overflows although no square does sends the slice down the careful path, which takes longer and no harm.
     """
-    return math.isfinite(float(torch.dot(gradient, gradient)))
+    return math.isfinite(torch.dot(gradient, gradient).item())
 
 
 def _step_batch(sliced: SlicedStep, rule: Rule, jobs: Sequence[Job]) -> None:
@@ -75,6 +78,7 @@ def _step_batch(sliced: SlicedStep, rule: Rule, jobs: Sequence[Job]) -> None:
         step_(sliced, rule, job.weights, job.gradient, job.state["vt"])
 
 
+@functools.lru_cache(maxsize=64)
 def _kernel(rule: Rule, device: torch.device) -> _Kernel:
     """A step of (weights, gradients, accumulators) by torch's kernel: decay, then Adagrad."""
     numbers = constants(rule, torch.float32, device)
