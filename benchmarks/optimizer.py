@@ -81,6 +81,7 @@ def candidates(compiled: bool) -> dict[str, Maker]:
     }
     if compiled:
         makers["AdaCoor 16 compiled"] = lambda p: AdaCoor(p, fused=True)
+        makers["AdaCoor 32 compiled"] = lambda p: AdaCoor(p, state_bits=32, fused=True)
         makers["AdaCoor 16 compiled, stochastic state"] = lambda p: AdaCoor(p, fused=True, stochastic_state=True)
     for module, name in (
         ("bitsandbytes.optim", "AdamW8bit"),

@@ -31,8 +31,8 @@ class AdaCoor(torch.optim.Optimizer):
     rounded stochastically. stochastic_state: round 16 bits stochastically, which keeps the accumulator unbiased.
     stochastic_weights: round float16 and bfloat16 weights stochastically, without which they stop moving.
     seed: of all rounding, which depends on (seed, step, parameter index, element) and nothing else.
-    maximize: ascend. foreach: gather small tensors (on a GPU unless False). fused: torch's fused Adagrad (32 bits, CPU;
-    used unless False) or compiled kernels (needs a C++ compiler or Triton).
+    maximize: ascend. foreach: gather small tensors (on a GPU unless False). fused: True for compiled kernels (needs
+    a C++ compiler or Triton); None for torch's own fused Adagrad where it does the same (32 bits, CPU).
 
     A gradient element that is not finite, or whose square is not, leaves its weight and its state as they were;
     `skipped` counts them. Raises TypeError and ValueError that name the argument or the parameter.
@@ -249,8 +249,8 @@ def gathers(group: dict[str, Any], device: torch.device) -> bool:
 
 
 def _takes_torchs_kernel(group: dict[str, Any], rule: Rule, job: Job) -> bool:
-    asked = group["fused"] or (group["fused"] is None and not group["foreach"])
-    return bool(asked) and torch_adagrad.available(rule, job.weights, job.gradient, job.state["vt"])
+    free = group["fused"] is None and not group["foreach"]
+    return free and torch_adagrad.available(rule, job.weights, job.gradient, job.state["vt"])
 
 
 class _flattened:  # noqa: N801  (used as a context, like a function)

@@ -10,22 +10,23 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from kohya_ext.optim import compiler
 from kohya_ext.optim.rule import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
-from kohya_ext.rounding import as_bfloat16_by_bits, random_words, stream_key
+from kohya_ext.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
 # Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
 SMALLEST = 1 << 12
 
+# The kernels see tables of this width, so that they need not look for a loose end at every step of their loops; what is
+# left over is stepped eagerly.
+_WIDTH = 64
 # torch generates code for the size it sees first, even with dynamic shapes: a small one would get serial loops.
-_FIRST_SIZE = (1 << 20) + 3
+_FIRST_ROWS = (1 << 14) + 3
 
-# The first keeps a GPU from joining a product and a sum into one rounding; torch has it since 2.6 and needs 2.7 for it.
-_OPTIONS: tuple[dict[str, Any], ...] = ({"emulate_precision_casts": True}, {})
 _Kernel = Callable[..., Tensor]
 
 
@@ -40,7 +41,23 @@ class CompiledStep:
         random = needs_words(rule, weights.dtype, vt.dtype)
         kernel = _kernel(_shape_of(rule), random, weights.dtype, gradient.dtype, vt.dtype, weights.device)
         key = stream_key(rule.seed, step, index) if random else 0
-        return kernel(weights, gradient, vt, _numbers(rule, vt.dtype, weights.device), _word(key, weights.device))
+        rows, left = divmod(weights.numel(), _WIDTH)
+        end = rows * _WIDTH
+        tables = (flat[:end].view(rows, _WIDTH) for flat in (weights, gradient, vt))
+        skipped = kernel(*tables, _numbers(rule, vt.dtype, weights.device), _word(key, weights.device))
+        if left:
+            words = random_words(key, element_indices(end, left, weights.device)) if random else None
+            skipped = skipped + _step_end(rule, weights[end:], gradient[end:], vt[end:], words)
+        return skipped
+
+
+def _step_end(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor, words: Tensor | None) -> Tensor:
+    """The same, eagerly, for the elements that fill no row."""
+    formula = step_half if vt.dtype == torch.bfloat16 else step_full
+    new = formula(weights, gradient, vt, constants(rule, vt.dtype, weights.device), rule, words)
+    weights.copy_(new.weights)
+    vt.copy_(new.state)
+    return (~new.usable).sum(dtype=torch.int32)
 
 
 def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -57,6 +74,7 @@ def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device)
     return vector if device.type == "cpu" else vector.pin_memory().to(device, non_blocking=True)
 
 
+@functools.lru_cache(maxsize=1)
 def _word(key: int, device: torch.device) -> Tensor:
     return torch.full((), key, dtype=torch.int32, device=device)
 
@@ -93,7 +111,8 @@ def _kernel(
     def step(weights: Tensor, gradient: Tensor, vt: Tensor, numbers: Tensor, key: Tensor) -> Tensor:
         words = None
         if random:
-            words = random_words(key, torch.arange(weights.numel(), dtype=torch.int32, device=weights.device))
+            elements = torch.arange(weights.numel(), dtype=torch.int32, device=weights.device)
+            words = random_words(key, elements.view(weights.shape))
         growth, scale, added, negative_lr, decay = numbers.unbind()
         new = formula(weights, gradient, vt, Constants(growth, scale, added, negative_lr, decay), rule, words)
         weights.copy_(new.weights)
@@ -103,18 +122,16 @@ def _kernel(
     # torch caches compilations by code object and gives up after a few: each combination gets its own
     code = step.__code__.replace(co_name=f"adacoor_step_{_kernel.cache_info().misses}")
     own = types.FunctionType(code, step.__globals__, code.co_name, step.__defaults__, step.__closure__)
-    dummies = [
-        *(
-            torch.zeros(_FIRST_SIZE, dtype=dtype, device=device)
-            for dtype in (weights_dtype, gradient_dtype, state_dtype)
-        ),
-        _numbers(rule, state_dtype, device),
-        _word(0, device),
+    tables = [
+        torch.zeros(_FIRST_ROWS, _WIDTH, dtype=dtype, device=device)
+        for dtype in (weights_dtype, gradient_dtype, state_dtype)
     ]
-    for options in _OPTIONS:
+    for table in tables:
+        torch._dynamo.mark_dynamic(table, 0)
+    for options in compiler.OPTIONS:
         try:
-            kernel = torch.compile(own, dynamic=True, fullgraph=True, options=options)
-            kernel(*dummies)
+            kernel = torch.compile(own, fullgraph=True, options=options)
+            kernel(*tables, _numbers(rule, state_dtype, device), _word(0, device))
             return kernel
         except Exception as error:  # noqa: PERF203  (the compilers raise whatever they like)
             failure = error

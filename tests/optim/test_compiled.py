@@ -57,6 +57,7 @@ def test_compiled_is_the_published_trajectory_bit_for_bit() -> None:
         (torch.float32, {"lr": 0.3, "weight_decay": 100.0, "vt_rate": 0.5, "maximize": True}),
         (torch.float32, {"stochastic_state": True, "lr": 0.7}),
         (torch.float32, {"state_bits": 32, "vt_rate": 0.5, "weight_decay": 10.0}),
+        (torch.float32, {"state_bits": 32}),
         (torch.float64, {"lr": 0.3}),
         (torch.bfloat16, {}),
         (torch.bfloat16, {"stochastic_weights": False}),

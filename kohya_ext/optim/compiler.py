@@ -1,0 +1,44 @@
+"""How torch is asked to compile a step: what it leaves alone, and one loop instead of two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_SUMS = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
+
+
+def sums_last(graph: torch.fx.Graph) -> None:
+    """Move sums behind everything else that a graph does.
+
+    torch joins a reduction to an elementwise loop only where the loop comes first. A step writes weights and state at
+    the end of its graph, so the count of skipped elements would read every gradient again, in a loop of its own.
+    """
+    output = next(node for node in graph.nodes if node.op == "output")
+    for node in list(graph.nodes):
+        if node.target in _SUMS and all(user is output for user in node.users):
+            output.prepend(node)
+
+
+def _graph_pass() -> Any:
+    """`sums_last` in the form in which torch still keeps compilations on disk, where it has that form."""
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass
+    except ImportError:  # before torch 2.6
+        return sums_last
+
+    class SumsLast(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            sums_last(graph)
+
+        def uuid(self) -> str:
+            return "kohya_ext sums_last 1"
+
+    return SumsLast()
+
+
+# In the order in which they are tried. emulate_precision_casts keeps a GPU from joining a product and a sum into one
+# rounding; torch has it since 2.6 and needs 2.7 for it. The last is for any torch.
+_EXACT: dict[str, Any] = {"emulate_precision_casts": True}
+OPTIONS: tuple[dict[str, Any], ...] = ({**_EXACT, "post_grad_custom_post_pass": _graph_pass()}, _EXACT, {})
