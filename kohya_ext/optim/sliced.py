@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -94,6 +95,9 @@ class SlicedStep:
         vt.add_(narrow)
         torch.sqrt(vt, out=narrow)
         wide.copy_(narrow.add_(rule.eps))
+        if numbers.negative_lr == -1:  # the sign changes no rounding, so both factors are one
+            _move_(weights, gradient, wide, replace(numbers, negative_lr=-float(numbers.scale)), rule)
+            return True
         scaled = torch.mul(gradient, numbers.scale, out=self.scratch.take("scaled", torch.float32, vt))
         _move_(weights, scaled, wide, numbers, rule)
         return True
