@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from kohya_ext.elements import flat_views
-from kohya_ext.optim import settings, torch_adagrad, widths
+from kohya_ext.optim import compiled, settings, torch_adagrad, widths
 from kohya_ext.optim.batched import Job, step_many
-from kohya_ext.optim.compiled import SMALLEST, CompiledStep
 from kohya_ext.optim.counting import SkipCount
 from kohya_ext.optim.rule import Rule
 from kohya_ext.optim.sliced import SlicedStep
@@ -73,7 +72,6 @@ class AdaCoor(torch.optim.Optimizer):
     def _set_up(self) -> None:
         self.skip_count = SkipCount()
         self._sliced = SlicedStep(self.skip_count)
-        self._compiled = CompiledStep()
         self._places: dict[int, tuple[int, int]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -114,13 +112,13 @@ class AdaCoor(torch.optim.Optimizer):
         index = elements = 0
         for group in self.param_groups:
             rule = settings.rule_of(group)
-            small: list[Job] = []
+            together: list[Job] = []
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_one(parameter, index, group, rule, small)
+                    self._step_one(parameter, index, group, rule, together)
                     elements += parameter.numel()
                 index += 1
-            self._step_small(group, rule, small)
+            self._step_together(group, rule, together)
         if elements:
             self.skip_count.end_step(elements)
         return loss
@@ -139,9 +137,9 @@ class AdaCoor(torch.optim.Optimizer):
         self._step_one(parameter, index, own, settings.rule_of(own), None)
 
     def _step_one(
-        self, parameter: Tensor, index: int, group: dict[str, Any], rule: Rule, small: list[Job] | None
+        self, parameter: Tensor, index: int, group: dict[str, Any], rule: Rule, together: list[Job] | None
     ) -> None:
-        """Step a parameter, or add it to `small`, if given, where it is to be stepped together with others."""
+        """Step a parameter, or add it to `together`, if given, where it is to be stepped with others."""
         gradient = parameter.grad
         if gradient is None or not parameter.numel():
             return
@@ -155,28 +153,36 @@ class AdaCoor(torch.optim.Optimizer):
         with _flattened(parameter, gradient, state["vt"]) as flat:
             weights, grad, vt = flat.views
             job = Job(weights, grad, {**state, "vt": vt}, state["step"], index)
-            if small is not None and flat.in_place and self._is_gathered(group, rule, job):
-                small.append(job)
+            if together is not None and flat.in_place and self._is_gathered(group, rule, job):
+                together.append(job)
             else:
                 self._dispatch(group, rule, job)
 
     @staticmethod
     def _is_gathered(group: dict[str, Any], rule: Rule, job: Job) -> bool:
-        if gathers(group, job.weights.device):
+        if gathers(group, job.weights.device) or _is_compiled(group, job):
             return True
         return job.weights.numel() <= torch_adagrad.SMALL and _takes_torchs_kernel(group, rule, job)
 
-    def _step_small(self, group: dict[str, Any], rule: Rule, small: list[Job]) -> None:
-        together = [job for job in small if gathers(group, job.weights.device)]
-        step_many(self._sliced, rule, together)
-        torch_adagrad.step_many(self._sliced, rule, [job for job in small if not gathers(group, job.weights.device)])
+    def _step_together(self, group: dict[str, Any], rule: Rule, jobs: list[Job]) -> None:
+        """Step what `_is_gathered`."""
+        gathered = [job for job in jobs if gathers(group, job.weights.device)]
+        step_many(self._sliced, rule, gathered)
+        if group["fused"]:
+            self._step_compiled(rule, jobs)
+        else:
+            small = [job for job in jobs if not gathers(group, job.weights.device)]
+            torch_adagrad.step_many(self._sliced, rule, small)
+
+    def _step_compiled(self, rule: Rule, jobs: list[Job]) -> None:
+        for count in compiled.step_many(rule, jobs):
+            self.skip_count.add_count(count)
 
     def _dispatch(self, group: dict[str, Any], rule: Rule, job: Job) -> None:
         if _takes_torchs_kernel(group, rule, job):
             torch_adagrad.step_(self._sliced, rule, job.weights, job.gradient, job.state["vt"])
-        elif group["fused"] and job.weights.numel() >= SMALLEST:
-            skipped = self._compiled.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
-            self.skip_count.add_count(skipped)
+        elif _is_compiled(group, job):
+            self._step_compiled(rule, [job])
         else:
             self._sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
 
@@ -246,6 +252,10 @@ def gathers(group: dict[str, Any], device: torch.device) -> bool:
     if group["foreach"] is None:
         return device.type != "cpu" and not group["fused"]
     return bool(group["foreach"])
+
+
+def _is_compiled(group: dict[str, Any], job: Job) -> bool:
+    return bool(group["fused"]) and job.weights.numel() >= compiled.SMALLEST
 
 
 def _takes_torchs_kernel(group: dict[str, Any], rule: Rule, job: Job) -> bool:

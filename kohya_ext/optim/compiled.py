@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from kohya_ext.optim import compiler
+from kohya_ext.optim.batched import Job
 from kohya_ext.optim.rule import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
 from kohya_ext.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
@@ -27,37 +29,69 @@ _WIDTH = 64
 # torch generates code for the size it sees first, even with dynamic shapes: a small one would get serial loops.
 _FIRST_ROWS = (1 << 14) + 3
 
+# Tensors a call: the more, the fewer calls, and the longer it takes to compile.
+GROUP = 4
+
+# weights, gradient, accumulator, device
+_Kind = tuple[torch.dtype, torch.dtype, torch.dtype, torch.device]
 _Kernel = Callable[..., Tensor]
 
 
-class CompiledStep:
-    """Steps flat tensors in place with compiled kernels."""
+def step_many(rule: Rule, jobs: Sequence[Job]) -> list[Tensor]:
+    """One step in place of flat tensors of at least SMALLEST elements, GROUP at a time.
 
-    def step(
-        self, rule: Rule, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, index: int
-    ) -> Tensor:
-        """One step of a flat tensor; returns how many elements were skipped, a 0-dimensional tensor."""
-        vt = state["vt"]
-        random = needs_words(rule, weights.dtype, vt.dtype)
-        kernel = _kernel(_shape_of(rule), random, weights.dtype, gradient.dtype, vt.dtype, weights.device)
-        key = stream_key(rule.seed, step, index) if random else 0
-        rows, left = divmod(weights.numel(), _WIDTH)
-        end = rows * _WIDTH
-        tables = (flat[:end].view(rows, _WIDTH) for flat in (weights, gradient, vt))
-        skipped = kernel(*tables, _numbers(rule, vt.dtype, weights.device), _word(key, weights.device))
-        if left:
-            words = random_words(key, element_indices(end, left, weights.device)) if random else None
-            skipped = skipped + _step_end(rule, weights[end:], gradient[end:], vt[end:], words)
-        return skipped
+    Returns how many elements were skipped, in 0-dimensional tensors. Raises RuntimeError where torch cannot compile.
+    """
+    kinds: dict[_Kind, list[Job]] = defaultdict(list)
+    for job in jobs:
+        vt = job.state["vt"]
+        kinds[job.weights.dtype, job.gradient.dtype, vt.dtype, vt.device].append(job)
+    counts: list[Tensor] = []
+    for kind, alike in kinds.items():
+        size = GROUP if len(alike) > 1 else 1
+        groups = (alike[first : first + size] for first in range(0, len(alike), size))
+        counts += [_step_group(rule, kind, group, size) for group in groups]
+        counts += [_step_end(rule, job) for job in alike if job.weights.numel() % _WIDTH]
+    return counts
 
 
-def _step_end(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor, words: Tensor | None) -> Tensor:
+def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
+    """Jobs of one kind, at most `size` of them, in one call: before each, torch checks its arguments for 50 us."""
+    random = needs_words(rule, kind[0], kind[2])
+    kernel = _kernel(_shape_of(rule), random, kind, size)
+    rows = [_table(job.weights, job.gradient, job.state["vt"]) for job in jobs]
+    rows += [_padding(kind)] * (size - len(rows))
+    weights, gradients, sums = ([row[column] for row in rows] for column in range(3))
+    keys = [stream_key(rule.seed, job.step, job.index) for job in jobs] if random else []
+    words = _keys(tuple(keys + [0] * (size - len(keys))), kind[3])
+    return kernel(weights, gradients, sums, _numbers(rule, kind[2], kind[3]), words)
+
+
+def _step_end(rule: Rule, job: Job) -> Tensor:
     """The same, eagerly, for the elements that fill no row."""
+    vt = job.state["vt"]
+    start = job.weights.numel() // _WIDTH * _WIDTH
+    weights, gradient, end = job.weights[start:], job.gradient[start:], vt[start:]
+    words = None
+    if needs_words(rule, weights.dtype, vt.dtype):
+        key = stream_key(rule.seed, job.step, job.index)
+        words = random_words(key, element_indices(start, weights.numel(), vt.device))
     formula = step_half if vt.dtype == torch.bfloat16 else step_full
-    new = formula(weights, gradient, vt, constants(rule, vt.dtype, weights.device), rule, words)
+    new = formula(weights, gradient, end, constants(rule, vt.dtype, vt.device), rule, words)
     weights.copy_(new.weights)
-    vt.copy_(new.state)
+    end.copy_(new.state)
     return (~new.usable).sum(dtype=torch.int32)
+
+
+def _table(*flat: Tensor) -> list[Tensor]:
+    rows = flat[0].numel() // _WIDTH
+    return [tensor[: rows * _WIDTH].view(rows, _WIDTH) for tensor in flat]
+
+
+@functools.lru_cache(maxsize=64)
+def _padding(kind: _Kind) -> list[Tensor]:
+    """A stand-in that fills up a group: without a gradient it stays as it is."""
+    return [torch.zeros(2, _WIDTH, dtype=dtype, device=kind[3]) for dtype in kind[:3]]
 
 
 def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -70,13 +104,17 @@ def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tens
 
 @functools.lru_cache(maxsize=256)
 def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    vector = torch.tensor(values, dtype=dtype)
-    return vector if device.type == "cpu" else vector.pin_memory().to(device, non_blocking=True)
+    return _on(torch.tensor(values, dtype=dtype), device)
 
 
-@functools.lru_cache(maxsize=1)
-def _word(key: int, device: torch.device) -> Tensor:
-    return torch.full((), key, dtype=torch.int32, device=device)
+@functools.lru_cache(maxsize=2)
+def _keys(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return _on(torch.tensor(values, dtype=torch.int32), device)
+
+
+def _on(numbers: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _shape_of(rule: Rule) -> Rule:
@@ -95,47 +133,50 @@ def _shape_of(rule: Rule) -> Rule:
 
 
 @functools.lru_cache(maxsize=64)
-def _kernel(
-    rule: Rule,
-    random: bool,
-    weights_dtype: torch.dtype,
-    gradient_dtype: torch.dtype,
-    state_dtype: torch.dtype,
-    device: torch.device,
-) -> _Kernel:
-    """A compiled kernel for one combination of settings and types."""
+def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
+    """A compiled kernel for one combination of settings and types, and so many tensors."""
     formula: Callable[..., Stepped] = step_full
-    if state_dtype == torch.bfloat16:
+    if kind[2] == torch.bfloat16:
         formula = functools.partial(step_half, rounded=as_bfloat16_by_bits)
 
-    def step(weights: Tensor, gradient: Tensor, vt: Tensor, numbers: Tensor, key: Tensor) -> Tensor:
-        words = None
-        if random:
-            elements = torch.arange(weights.numel(), dtype=torch.int32, device=weights.device)
-            words = random_words(key, elements.view(weights.shape))
-        growth, scale, added, negative_lr, decay = numbers.unbind()
-        new = formula(weights, gradient, vt, Constants(growth, scale, added, negative_lr, decay), rule, words)
-        weights.copy_(new.weights)
-        vt.copy_(new.state)
-        return (~new.usable).to(torch.int32).sum(dtype=torch.int32)
+    def step(
+        weights: list[Tensor], gradients: list[Tensor], sums: list[Tensor], numbers: Tensor, keys: Tensor
+    ) -> Tensor:
+        own = Constants(*numbers.unbind())
+        skipped = keys.new_zeros(())
+        for table, gradient, vt, key in zip(weights, gradients, sums, keys.unbind(), strict=True):
+            words = None
+            if random:
+                elements = torch.arange(table.numel(), dtype=torch.int32, device=table.device)
+                words = random_words(key, elements.view(table.shape))
+            new = formula(table, gradient, vt, own, rule, words)
+            table.copy_(new.weights)
+            vt.copy_(new.state)
+            skipped = skipped + (~new.usable).to(torch.int32).sum(dtype=torch.int32)
+        return skipped
 
     # torch caches compilations by code object and gives up after a few: each combination gets its own
     code = step.__code__.replace(co_name=f"adacoor_step_{_kernel.cache_info().misses}")
     own = types.FunctionType(code, step.__globals__, code.co_name, step.__defaults__, step.__closure__)
-    tables = [
-        torch.zeros(_FIRST_ROWS, _WIDTH, dtype=dtype, device=device)
-        for dtype in (weights_dtype, gradient_dtype, state_dtype)
-    ]
-    for table in tables:
-        torch._dynamo.mark_dynamic(table, 0)
-    for options in compiler.OPTIONS:
+    for options in compiler.options():
         try:
-            kernel = torch.compile(own, fullgraph=True, options=options)
-            kernel(*tables, _numbers(rule, state_dtype, device), _word(0, device))
+            kernel: _Kernel = torch.compile(own, fullgraph=True, options=options)
+            kernel(*_first_tables(kind, size), _numbers(rule, kind[2], kind[3]), _keys((0,) * size, kind[3]))
             return kernel
         except Exception as error:  # noqa: PERF203  (the compilers raise whatever they like)
             failure = error
     raise RuntimeError(
-        f"fused=True: torch {torch.__version__} cannot compile the step on {device} ({type(failure).__name__}); "
+        f"fused=True: torch {torch.__version__} cannot compile the step on {kind[3]} ({type(failure).__name__}); "
         "it needs a recent torch and a C++ compiler or Triton. Leave `fused` out to go on without"
     ) from failure
+
+
+def _first_tables(kind: _Kind, size: int) -> list[list[Tensor]]:
+    """What the first call sees, and torch generates code for: of any number of rows, and no two alike."""
+    columns = []
+    for dtype in kind[:3]:
+        tables = [torch.zeros(_FIRST_ROWS + number, _WIDTH, dtype=dtype, device=kind[3]) for number in range(size)]
+        for table in tables:
+            torch._dynamo.mark_dynamic(table, 0)
+        columns.append(tables)
+    return columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,15 +11,25 @@ _SUMS = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
 
 
 def sums_last(graph: torch.fx.Graph) -> None:
-    """Move sums behind everything else that a graph does.
+    """Move sums, and what is made of them, behind everything else that a graph does.
 
     torch joins a reduction to an elementwise loop only where the loop comes first. A step writes weights and state at
     the end of its graph, so the count of skipped elements would read every gradient again, in a loop of its own.
     """
     output = next(node for node in graph.nodes if node.op == "output")
+    moved: set[torch.fx.Node] = set()
     for node in list(graph.nodes):
-        if node.target in _SUMS and all(user is output for user in node.users):
+        if node is not output and (node.target in _SUMS or moved.intersection(node.all_input_nodes)):
             output.prepend(node)
+            moved.add(node)
+
+
+@functools.lru_cache(maxsize=1)
+def options() -> tuple[dict[str, Any], ...]:
+    """Options of `torch.compile`, in the order in which they are to be tried; the last are for any torch."""
+    # keeps a GPU from joining a product and a sum into one rounding; torch has it since 2.6 and needs 2.7 for it
+    exact: dict[str, Any] = {"emulate_precision_casts": True}
+    return {**exact, "post_grad_custom_post_pass": _graph_pass()}, exact, {}
 
 
 def _graph_pass() -> Any:
@@ -33,12 +44,6 @@ def _graph_pass() -> Any:
             sums_last(graph)
 
         def uuid(self) -> str:
-            return "kohya_ext sums_last 1"
+            return "kohya_ext sums_last 2"
 
     return SumsLast()
-
-
-# In the order in which they are tried. emulate_precision_casts keeps a GPU from joining a product and a sum into one
-# rounding; torch has it since 2.6 and needs 2.7 for it. The last is for any torch.
-_EXACT: dict[str, Any] = {"emulate_precision_casts": True}
-OPTIONS: tuple[dict[str, Any], ...] = ({**_EXACT, "post_grad_custom_post_pass": _graph_pass()}, _EXACT, {})
