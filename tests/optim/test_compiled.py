@@ -82,3 +82,20 @@ def test_compiled_and_eager_give_the_same_bits(dtype: torch.dtype, settings: dic
             compiled.state[parameter]["vt"], eager.state[twin]["vt"], rtol=tolerance, atol=tolerance
         )
     assert compiled.skipped == eager.skipped > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"stochastic_state": True}, {"state_bits": 32}], ids=str)
+def test_one_at_a_time_and_together_give_the_same_bits(settings: dict[str, Any]) -> None:
+    """A fused backward pass steps each parameter by itself, where the plain loop compiles several into one call."""
+    params, twins = params_of(torch.float32), params_of(torch.float32)
+    together, alone = AdaCoor(params, fused=True, **settings), AdaCoor(twins, fused=True, **settings)
+    for step in range(5):
+        set_gradients(params, step, bad=step == 3)
+        set_gradients(twins, step, bad=step == 3)
+        together.step()
+        for twin in twins:
+            alone.step_param(twin)
+    for parameter, twin in zip(params, twins, strict=True):
+        assert torch.equal(parameter, twin)
+        assert torch.equal(together.state[parameter]["vt"], alone.state[twin]["vt"])
+    assert together.skipped == alone.skipped > 0
