@@ -41,6 +41,9 @@ class _Rename:
         if new.exists() and not old.exists():
             self._move(new, old)
 
+    def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Nothing waits for the commit."""
+
     @staticmethod
     def _paths(root: Path, arguments: Mapping[str, Any]) -> tuple[Path, Path]:
         return inside(root, arguments["from"], "the journal"), inside(root, arguments["to"], "the journal")

@@ -87,6 +87,7 @@ class Transaction:
                 self._take_back(journal)
                 raise
             with contextlib.suppress(OSError):  # all is done; what is left over is cleared by the next command
+                self._finish(journal)
                 self._clear()
 
     def recover(self) -> Recovery | None:
@@ -99,7 +100,9 @@ class Transaction:
         with explained(self.root):
             done, open_ = self.state / DONE, self.state / JOURNAL
             if done.exists():
-                recovery = Recovery(Journal.read(done).verb, "after")
+                journal = Journal.read(done)
+                self._finish(journal)
+                recovery = Recovery(journal.verb, "after")
             elif open_.exists():
                 journal = Journal.read(open_)
                 recovery = Recovery(journal.verb, "before", self._roll_back(journal))
@@ -114,6 +117,14 @@ class Transaction:
     def interrupted(self) -> bool:
         """True when `recover` would find something to do. Reads only."""
         return (self.state / DONE).exists() or (self.state / JOURNAL).exists() or self._remains()
+
+    def open_effects(self) -> tuple[Effect, ...]:
+        """The effects that `recover` would take back or finish. Reads only. Raises ConflictError: a damaged journal."""
+        for name in (DONE, JOURNAL):
+            if (self.state / name).exists():
+                records = Journal.read(self.state / name).records
+                return tuple(record for record in records if isinstance(record, Effect))
+        return ()
 
     def _remains(self) -> bool:
         if not self.state.is_dir():
@@ -163,6 +174,12 @@ class Transaction:
         sync_folder(self.state)
         crossed("after commit")
 
+    def _finish(self, journal: Journal) -> None:
+        for record in journal.records:
+            if isinstance(record, Effect):
+                self._operation(record).finish(self.root, record.arguments)
+                crossed(f"finished {record.name}")
+
     def _put(self, path: str, side: Side | None) -> None:
         """Make `path` what `side` says; the bytes are staged."""
         target = inside(self.root, path)
@@ -193,6 +210,8 @@ class Transaction:
                     "Not everything could be taken back: remove the cause, then run the command again"
                 ) from error
         with contextlib.suppress(OSError):
+            if (self.state / DONE).exists():
+                self._finish(journal)
             self._clear()
 
     def _roll_back(self, journal: Journal) -> tuple[str, ...]:

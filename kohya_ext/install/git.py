@@ -186,6 +186,9 @@ class SkipWorktree:
         """Set the flag to the opposite: the plan names only files whose flag it changes."""
         self._flag(root, arguments, not arguments["on"])
 
+    def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Nothing waits for the commit."""
+
     @staticmethod
     def _flag(root: Path, arguments: Mapping[str, Any], on: bool) -> None:
         folder = root / arguments["folder"]
@@ -222,6 +225,9 @@ class Exclude:
     def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Make it `before`."""
         self._write(root, _decoded(arguments["after"]), _decoded(arguments["before"]))
+
+    def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Nothing waits for the commit."""
 
     @staticmethod
     def _write(root: Path, old: bytes | None, new: bytes | None) -> None:

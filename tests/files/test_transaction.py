@@ -21,9 +21,15 @@ class Line:
 
     def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
         (root / arguments["file"]).write_text("on")
+        (root / "scratch").write_text("")
 
     def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
         (root / arguments["file"]).write_text("off")
+        (root / "scratch").unlink(missing_ok=True)
+
+    def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """What may go once nothing is taken back any more."""
+        (root / "scratch").unlink(missing_ok=True)
 
 
 def state(text: str, mode: int = 0o644) -> FileState:
