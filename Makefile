@@ -1,10 +1,13 @@
 # make test: lint, types and tests, in the active interpreter where it has what they need, else in .venv
-.PHONY: test lint types unit format upstream slow clean
+.PHONY: test lint types unit docs format upstream slow clean
 
 PYTHON ?= python3
 NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff
 VENV := .venv
+DOCS_NEEDS := import mkdocs, material, mkdocstrings
+DOCS_VENV := .venv-docs
 PY := $(shell if $(PYTHON) -c "$(NEEDS)" 2>/dev/null; then echo $(PYTHON); else echo $(VENV)/bin/python; fi)
+DOCS_PY := $(shell if $(PYTHON) -c "$(DOCS_NEEDS)" 2>/dev/null; then echo $(PYTHON); else echo $(DOCS_VENV)/bin/python; fi)
 
 test: lint types unit
 
@@ -26,6 +29,12 @@ slow: ready
 upstream: ready
 	$(PY) -m pytest -m upstream tests/upstream
 
+# the site, into site/: strict, and from what is installed once its tools are there
+docs:
+	@$(DOCS_PY) -c "$(DOCS_NEEDS)" 2>/dev/null || { $(PYTHON) -m venv $(DOCS_VENV) && $(DOCS_VENV)/bin/python -m pip install --quiet --requirement requirements-docs.txt; }
+	$(DOCS_PY) docs/generate.py --check
+	$(DOCS_PY) -m mkdocs build --strict --quiet
+
 format: ready
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
@@ -34,4 +43,4 @@ ready:
 	@$(PY) -c "$(NEEDS)" 2>/dev/null || { $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet --requirement requirements-dev.txt; }
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DOCS_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -14,6 +14,7 @@ SUMMARY = (
     "installed into an existing checkout and taken back byte for byte"
 )
 LICENSE = "Apache-2.0"
+REPOSITORY = "https://github.com/OWNER/kohya_ext"
 REQUIRES_PYTHON = ">=3.10"
 
 REQUIRES = (

@@ -1,0 +1,156 @@
+"""Writes the parts of the documentation that are facts of the code: `python docs/generate.py` (`--check` only looks).
+
+A generated part stands between two comments in a committed page, so that it reads the same on the site, on GitHub and
+in an editor:
+
+    <!-- generated: NAME -->
+    ...
+    <!-- end of generated -->
+
+Torch is not needed. A test runs the check, so a flag, a command or a preset that changes takes its page along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from kohya_ext import about  # noqa: E402
+from kohya_ext.cli.main import build_parser  # noqa: E402
+from kohya_ext.presets.document import bundled  # noqa: E402
+from kohya_ext.presets.parameter_guide import as_markdown as settings_page  # noqa: E402
+from kohya_ext.runtime.flags import FLAGS  # noqa: E402
+
+PAGES = ("README.md", "docs/reference/flags.md", "docs/reference/presets.md", "docs/reference/commands.md")
+# every mention of the repository is this one address: a fork changes `about.REPOSITORY` and runs this script
+LINKED = ("README.md", "SECURITY.md", "CITATION.cff", "mkdocs.yml", "provisioning.yaml", "docs/**/*.md")
+SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
+REPOSITORY = re.compile(r"https://github\.com/[\w.-]+/kohya_ext\b")
+
+
+def commands() -> str:
+    """Every command with its arguments, from the parser itself."""
+    return "\n".join(line for name, parser in _verbs(build_parser(), ()) for line in _command(name, parser))
+
+
+def flags() -> str:
+    """The flags of a patched training script as `--help` says them."""
+    rows = ["| flag | values | `--help` |", "|---|---|---|"]
+    for flag, settings in FLAGS.items():
+        values = ", ".join(map(str, settings.get("choices", ()))) or getattr(settings.get("type"), "__name__", "")
+        rows.append(f"| `{flag}` | {values} | {_cell(settings['help'] % {})} |")
+    return "\n".join(rows)
+
+
+def presets() -> str:
+    """The presets that ship, by what their own files say."""
+    rows = ["| preset | tab | memory | optimizer | rate | title |", "|---|---|---|---|---|---|"]
+    for preset in bundled():
+        tier = preset.about.get("vram", {}).get("tier_gb", "")
+        rate, optimizer = preset.values.get("learning_rate", ""), preset.values.get("optimizer", "")
+        title = _cell(str(preset.about.get("title", "")))
+        rows.append(f"| `{preset.name}` | {preset.tab} | {tier} GB | {optimizer} | {rate:g} | {title} |")
+    return "\n".join(rows)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"commands": commands, "flags": flags, "presets": presets}
+
+
+def _verbs(
+    parser: argparse.ArgumentParser, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if path:
+        yield path, parser
+    for group in groups:
+        for name, child in group.choices.items():
+            yield from _verbs(child, (*path, name))
+
+
+def _command(path: tuple[str, ...], parser: argparse.ArgumentParser) -> Iterator[str]:
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS and action not in groups]
+    yield f"{'##' if len(path) == 1 else '###'} kohya-ext {' '.join(path)}"
+    yield ""
+    if parser.description:
+        yield f"{_prose(parser.description)}\n"
+    shown = [action for action in shown if not isinstance(action, argparse._HelpAction)]
+    if shown and not groups:
+        yield "| argument | default | meaning |"
+        yield "|---|---|---|"
+        for action in shown:
+            yield f"| {_names(action)} | {_default(action)} | {_cell(_help(action, parser))} |"
+        yield ""
+
+
+def _names(action: argparse.Action) -> str:
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+    value = value if isinstance(value, str) else " ".join(value)
+    if not action.option_strings:
+        return f"`{_cell(value)}`"
+    takes = "" if action.nargs == 0 else f" {value}"
+    return _cell(", ".join(f"`{option}{takes}`" for option in action.option_strings))
+
+
+def _default(action: argparse.Action) -> str:
+    plain = action.default in (None, False, "", argparse.SUPPRESS) or isinstance(action.default, (list, tuple))
+    return "" if plain else f"`{_cell(str(action.default))}`"
+
+
+def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
+    values = {**vars(action), "prog": parser.prog}
+    return (action.help or "") % values
+
+
+def _prose(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return _prose(text).replace("|", "\\|")
+
+
+def generated(page: str, text: str) -> str:
+    """`text` of the file `page` as it should be."""
+    text = SECTION.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n\n{found[3]}", text)
+    if page == "docs/reference/parameters.md":
+        text = settings_page()
+    return REPOSITORY.sub(about.REPOSITORY, text)
+
+
+def stale(write: bool) -> list[str]:
+    """The files that are not as they should be; with `write` they are afterwards."""
+    names = {*PAGES, "docs/reference/parameters.md"}
+    names |= {path.relative_to(ROOT).as_posix() for pattern in LINKED for path in ROOT.glob(pattern)}
+    found = []
+    for name in sorted(names):
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        wanted = generated(name, text)
+        if wanted != text:
+            found.append(name)
+            if write:
+                path.write_text(wanted, encoding="utf-8", newline="\n")
+    return found
+
+
+def main() -> int:
+    """Write, or with --check only name, the stale pages."""
+    parser = argparse.ArgumentParser(description="write the generated parts of the documentation")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is stale")
+    check = parser.parse_args().check
+    names = stale(write=not check)
+    for name in names:
+        print(f"{'stale' if check else 'written'}: {name}")
+    return 1 if check and names else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""The pages say what the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from kohya_ext import about
+from kohya_ext.runtime.flags import FLAGS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_pages_are_up_to_date():
+    stale = _generator().stale(write=False)
+    assert not stale, f"run `python docs/generate.py`: {', '.join(stale)}"
+
+
+def test_a_section_is_written_anew_and_the_rest_of_the_page_stays():
+    page = "before\n<!-- generated: flags -->\nstale words\n<!-- end of generated -->\nafter\n"
+    text = _generator().generated("docs/reference/flags.md", page)
+    assert text.startswith("before\n<!-- generated: flags -->\n") and text.endswith(
+        "<!-- end of generated -->\nafter\n"
+    )
+    assert "stale words" not in text and "`--enable_ema`" in text
+
+
+def test_a_fork_changes_its_address_in_one_place():
+    text = _generator().generated("README.md", "git clone https://github.com/somebody/kohya_ext && cd kohya_ext")
+    assert text == f"git clone {about.REPOSITORY} && cd kohya_ext"
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_is_explained_by_hand_too(flag: str):
+    """The generated table repeats --help; the page says what the flag does to a run."""
+    page = (ROOT / "docs" / "reference" / "flags.md").read_text(encoding="utf-8")
+    by_hand = re.sub(r"<!-- generated.*?end of generated -->", "", page, flags=re.DOTALL)
+    assert f"`{flag}`" in by_hand
