@@ -1,11 +1,14 @@
-"""Options and skips that all tests share."""
+"""Options, skips and the isolation that all tests share."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from tests.isolation import Isolation
 
 UPSTREAM = ("KOHYA_SS_GIT", "SD_SCRIPTS_GIT", "SD_SCRIPTS_FORK_GIT")
 
@@ -15,8 +18,35 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 collect_ignore = [] if HAS_TORCH else ["ema", "optim", "demo", "lora", "upstream/test_lora.py"]
 collect_ignore_glob = [] if HAS_TORCH else ["upstream/*rig*.py"]
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before any test module is imported: some libraries read the variables then.
+isolation = Isolation()
+isolation.begin()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    isolation.rest()
+
+
+def pytest_unconfigure() -> None:
+    isolation.end()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tests_own_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests write below pytest's temporary folder only."""
+    isolation.watch(tmp_path_factory)
+
+
+@pytest.fixture(autouse=True)
+def nothing_that_is_not_ours() -> Iterator[None]:
+    """Fails the test in which anything reached outside, whether or not the code under test swallowed the refusal."""
+    yield
+    refused = isolation.refused()
+    if refused:
+        pytest.fail("a test reached for what is not its own:\n" + "\n".join(refused), pytrace=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header() -> str | None:
-    return None if HAS_TORCH else "no torch in this Python: the tests of ema, optim and demo are left out"
+    return None if HAS_TORCH else "no torch in this Python: the tests of ema, optim and demo are skipped"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,8 +16,8 @@ from typing import Literal
 
 from kohya_ext.errors import UnsupportedError
 from kohya_ext.install import git
-from kohya_ext.install.places import CHECKOUTS, GUI_SCRIPT, ROOT, expand
-from kohya_ext.install.processes import PROC, running_guis
+from kohya_ext.install.places import CHECKOUTS, GUI_SCRIPT, expand, machine
+from kohya_ext.install.processes import processes_of, running_guis
 
 Kind = Literal["kohya_ss", "sd-scripts"]
 Layout = Literal["embedded", "submodule", "bare"]
@@ -91,9 +91,9 @@ def find(
     argument: str | None,
     environ: Mapping[str, str],
     *,
-    proc_root: Path = PROC,
+    proc_root: Path | None = None,
     cwd: Path | None = None,
-    prefix: Path = ROOT,
+    prefix: Path | None = None,
 ) -> Checkout:
     """The checkout that `search` finds."""
     return search(argument, environ, proc_root=proc_root, cwd=cwd, prefix=prefix).checkout
@@ -103,9 +103,9 @@ def search(
     argument: str | None,
     environ: Mapping[str, str],
     *,
-    proc_root: Path = PROC,
+    proc_root: Path | None = None,
     cwd: Path | None = None,
-    prefix: Path = ROOT,
+    prefix: Path | None = None,
 ) -> Found:
     """The checkout meant: the argument if there is one; else that of a running GUI, the one around or in the current
     folder, then the places where the templates put it.
@@ -115,6 +115,8 @@ def search(
     """
     if argument is not None:
         return Found(describe(Path(argument)), "given", ())
+    prefix = prefix or machine(environ)
+    proc_root = proc_root or processes_of(prefix)
     rejected: dict[Path, str] = {}
     for path, how, passable in _candidates(environ, proc_root, cwd or Path.cwd(), prefix):
         resolved = path.resolve()

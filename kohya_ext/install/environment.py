@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from kohya_ext.errors import UsageError
 from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.places import ENVIRONMENTS, ENVIRONMENTS_IN_CHECKOUT, ROOT, expand
-from kohya_ext.install.processes import PROC, running_guis
+from kohya_ext.install.places import ENVIRONMENTS, ENVIRONMENTS_IN_CHECKOUT, MACHINE, expand, machine
+from kohya_ext.install.processes import processes_of, running_guis
 
 Kind = Literal["venv", "uv", "conda", "user-site", "system"]
 
@@ -197,7 +197,7 @@ def find_uv(prefix: Path) -> Path | None:
     for folder in (
         home / ".local/bin",
         home / ".cargo/bin",
-        Path("/usr/local/bin"),
+        machine(os.environ) / "usr/local/bin",
         prefix / "bin",
         Path(sys.prefix) / "bin",
     ):
@@ -212,8 +212,8 @@ def find(
     argument: str | None,
     environ: Mapping[str, str],
     *,
-    proc_root: Path = PROC,
-    prefix: Path = ROOT,
+    proc_root: Path | None = None,
+    prefix: Path | None = None,
     fallback: Path | None = None,
 ) -> Environment:
     """The environment that `search` finds."""
@@ -225,8 +225,8 @@ def search(
     argument: str | None,
     environ: Mapping[str, str],
     *,
-    proc_root: Path = PROC,
-    prefix: Path = ROOT,
+    proc_root: Path | None = None,
+    prefix: Path | None = None,
     fallback: Path | None = None,
 ) -> FoundEnvironment:
     """The environment that runs `checkout`: the argument if there is one; else the first with torch and accelerate
@@ -239,6 +239,8 @@ def search(
     if argument is not None:
         chosen = inspect(Path(argument))
         return FoundEnvironment(chosen, "given", () if chosen.runs_kohya else (_lacks(chosen),))
+    prefix = prefix or machine(environ)
+    proc_root = proc_root or processes_of(prefix)
     first: tuple[Environment, str] | None = None
     unusable: list[str] = []
     for python, how, home in _candidates(checkout, environ, proc_root, prefix, fallback):
@@ -310,6 +312,8 @@ def _all_candidates(
             if (folder / interpreter).exists():
                 yield folder / interpreter, how, None
                 break
+    if environ.get(MACHINE):
+        return  # what is on PATH, and what runs us, is of the machine that we stand on
     for name in SYSTEM_PYTHONS:
         found = shutil.which(name, path=environ.get("PATH", os.defpath))
         if found:

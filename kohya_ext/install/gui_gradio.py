@@ -6,6 +6,7 @@ refuses the text at every event of the tab. A number in the GUI's own `config.to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,8 @@ from kohya_ext.files.atomic import write_atomic
 from kohya_ext.files.toml import toml_loads
 from kohya_ext.install import manifest
 from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.places import ENVIRONMENTS_IN_CHECKOUT
-from kohya_ext.install.processes import running_guis
+from kohya_ext.install.places import ENVIRONMENTS_IN_CHECKOUT, machine
+from kohya_ext.install.processes import processes_of, running_guis
 
 TEXT_SLIDER_RELEASES = ((25, 0, 1), (26, 0, 0))
 GRADIO_THAT_MINDS = 6
@@ -41,7 +42,7 @@ def installed_version(checkout: Checkout, python: Path | None = None) -> str | N
 
 
 def _interpreters(checkout: Checkout) -> Iterator[Path]:
-    for process in running_guis():
+    for process in running_guis(processes_of(machine(os.environ))):
         if process.python is not None and process.root.resolve() == checkout.root.resolve():
             yield process.python
     rows = None

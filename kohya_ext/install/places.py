@@ -1,7 +1,7 @@
 """Where the templates of vast.ai, RunPod, Docker and the desktop keep kohya_ss, its Python, and how they restart it.
 
-Data and its expansion only. Absolute places hang below a `prefix`, which is `/` except in tests; what comes from an
-environment variable is taken as it is.
+Data and its expansion only. Absolute places hang below a `prefix`, which is `/` unless KOHYA_EXT_MACHINE names another
+folder (a mounted image; our tests name an empty one); what comes from another environment variable is taken as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+MACHINE = "KOHYA_EXT_MACHINE"
 GUI_SCRIPT = "kohya_gui.py"
 
 # In the order in which they are tried. `$NAME` is an environment variable; a place with an unset one is left out.
@@ -66,8 +67,14 @@ SERVICES = (
 PROVISIONING = "/.provisioning"
 
 
-def expand(places: tuple[str, ...], environ: Mapping[str, str], prefix: Path = ROOT) -> Iterator[Path]:
-    """The places as paths, in their order, each once; those with an unset variable are left out."""
+def machine(environ: Mapping[str, str]) -> Path:
+    """The folder that stands for `/`: processes, places and Pythons outside of it are not looked for."""
+    return Path(environ.get(MACHINE) or ROOT)
+
+
+def expand(places: tuple[str, ...], environ: Mapping[str, str], prefix: Path | None = None) -> Iterator[Path]:
+    """The places as paths, in their order, each once; those with an unset variable are skipped."""
+    prefix = prefix or machine(environ)
     seen: set[Path] = set()
     for place in places:
         if place.startswith("$"):
@@ -81,11 +88,12 @@ def expand(places: tuple[str, ...], environ: Mapping[str, str], prefix: Path = R
             yield path
 
 
-def restart_hint(root: Path, environ: Mapping[str, str], prefix: Path = ROOT) -> str:
+def restart_hint(root: Path, environ: Mapping[str, str], prefix: Path | None = None) -> str:
     """One or two sentences: how the GUI of the checkout at `root` is restarted in the template we are in.
 
     We never restart it ourselves: that would kill a running training.
     """
+    prefix = prefix or machine(environ)
     if (prefix / PROVISIONING.lstrip("/")).exists():
         return "No restart needed: the GUI starts when provisioning is done."
     caution = "When no training is running, restart the GUI and reload the page"

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from kohya_ext.install.places import GUI_SCRIPT
 
-PROC = Path("/proc")
+
+def processes_of(prefix: Path) -> Path:
+    """The folder of processes of the machine below `prefix`."""
+    return prefix / "proc"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class GuiProcess:
     environ: Mapping[str, str]
 
 
-def running_guis(proc_root: Path = PROC) -> Iterator[GuiProcess]:
+def running_guis(proc_root: Path) -> Iterator[GuiProcess]:
     """Every running GUI that we may look at, oldest process first."""
     try:
         pids = sorted(int(entry.name) for entry in proc_root.iterdir() if entry.name.isdecimal())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,11 @@ def checkout(request: pytest.FixtureRequest, make: Callable[..., Checkout]) -> C
 def presets() -> Callable[[Checkout], dict[str, bytes]]:
     """What an install puts beside the patch, where there is a GUI."""
     return lambda checkout: PRESETS if checkout.presets_dir else {}
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user may reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -193,14 +192,6 @@ def test_further_work_tree(make: Make, tmp_path: Path) -> None:
 
 
 # ---- an ordinary user
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user may reach."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
 
 
 def as_nobody(action: Callable[[], None]) -> str:

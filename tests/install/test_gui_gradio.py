@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.toml import toml_loads
-from kohya_ext.install import gui_gradio
 from kohya_ext.install.gui_gradio import installed_version, warmup_is_number, with_warmup, write_warmup
 from kohya_ext.install.requirements import check
 from tests.install.test_requirements import PACKAGES, Make, environment, named
-
-
-@pytest.fixture(autouse=True)
-def _no_gui_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gui_gradio, "running_guis", lambda: iter(()))
 
 
 def site(folder: Path, version: str) -> Path:

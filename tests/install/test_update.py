@@ -282,18 +282,15 @@ def test_a_checked_out_tag_says_how(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_as_root_git_works_as_the_owner(make: Make, tmp_path: Path) -> None:
-    origin = make("embedded", "origin").root
-    checkout = cloned(origin, tmp_path / "mine")
+def test_as_root_git_works_as_the_owner(make: Make, public: Path) -> None:
+    origin = trees.copy(make("embedded").root, public / "origin")
+    checkout = cloned(origin, public / "mine")
     put_on(checkout)
     trees.write(origin, {".release": "v22.4.0"})
     trees.commit(origin, "v22.4.0")
     for folder in (origin, checkout.root):
         for path in (folder, *folder.rglob("*")):
             os.chown(path, 4321, 4321, follow_symlinks=False)
-    opened = [folder for folder in tmp_path.parents if folder.stat().st_mode & 0o077 == 0]
-    for folder in (tmp_path, *opened):
-        folder.chmod(folder.stat().st_mode | 0o011)
     done = update.update(checkout, lambda *_: None)
     assert done.failure is None
     owners = {path.stat().st_uid for path in checkout.root.rglob("*")}
