@@ -1,28 +1,47 @@
-"""The running Kohya GUI, read from /proc: which checkout it serves and which Python it runs in.
+"""Running GUIs and trainings, read from /proc: which checkout each serves, and which Python it runs in.
 
-Other people's processes cannot be read, on other systems there is no /proc, and a process may end while we look: all
-of that simply means that nothing is found.
+Other people's processes show their command line and hardly more, on other systems there is no /proc, and a process may
+end while we look: what cannot be read is taken as unknown, never as an error.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kohya_ext.install.places import GUI_SCRIPT
 
+# train_network.py, sdxl_train.py, flux_train_control_net.py, fine_tune.py: every training script of every release
+TRAINING_SCRIPT = re.compile(r"^(?:(?:\w+_)?train(?:_\w+)?|fine_tune)\.py$", re.IGNORECASE)
+TRAINING_FOLDER = "sd-scripts"  # within a kohya_ss
+LAUNCHERS = ("python", "pypy", "accelerate", "torchrun", "uv")
 
-def processes_of(prefix: Path) -> Path:
-    """The folder of processes of the machine below `prefix`."""
-    return prefix / "proc"
+
+@dataclass(frozen=True)
+class Process:
+    """A process that we may look at.
+
+    cwd: None where it is unknown. python: its interpreter, unresolved, so that a virtual environment is still
+    recognisable by its path; None for what is not Python. environ: what it was started with, empty where unknown.
+    real_cwd: a path that leads to its folder even where the process sees other mounts than we do (a container).
+    """
+
+    pid: int
+    parent: int
+    arguments: tuple[str, ...]
+    cwd: Path | None
+    python: Path | None
+    environ: Mapping[str, str] = field(repr=False)
+    real_cwd: Path | None = None
+    foreign_mounts: bool = False
 
 
 @dataclass(frozen=True)
 class GuiProcess:
-    """A process that runs kohya_gui.py. root: the folder of that script. python: its interpreter, unresolved, so that
-    a virtual environment is still recognisable by its path. environ: what the process was started with."""
+    """A process that runs kohya_gui.py. root: the folder of that script; the others as in Process."""
 
     pid: int
     root: Path
@@ -30,29 +49,122 @@ class GuiProcess:
     environ: Mapping[str, str]
 
 
-def running_guis(proc_root: Path) -> Iterator[GuiProcess]:
-    """Every running GUI that we may look at, oldest process first."""
+@dataclass(frozen=True)
+class Training:
+    """A running training. script: as its command line has it."""
+
+    pid: int
+    script: str
+
+    def __str__(self) -> str:
+        return f"{Path(self.script).name} (process {self.pid})"
+
+
+def processes_of(prefix: Path) -> Path:
+    """The folder of processes of the machine below `prefix`."""
+    return prefix / "proc"
+
+
+def processes(proc_root: Path) -> Iterator[Process]:
+    """Every process that we may look at, oldest first."""
     try:
         pids = sorted(int(entry.name) for entry in proc_root.iterdir() if entry.name.isdecimal())
     except OSError:
         return
+    ours = _link(proc_root / "self" / "ns" / "mnt")
     for pid in pids:
-        process = _read(proc_root / str(pid), pid)
+        process = _read(proc_root / str(pid), pid, ours)
         if process is not None:
             yield process
 
 
-def _read(folder: Path, pid: int) -> GuiProcess | None:
-    arguments = _strings(folder / "cmdline")
-    script = next((word for word in arguments[1:] if Path(word).name == GUI_SCRIPT), None)
-    if script is None:
-        return None
+def running_guis(proc_root: Path) -> Iterator[GuiProcess]:
+    """Every running GUI that we may look at, oldest process first."""
+    for process in processes(proc_root):
+        script = next((word for word in process.arguments[1:] if _name(word) == GUI_SCRIPT), None)
+        if script is not None and process.cwd is not None:
+            yield GuiProcess(process.pid, (process.cwd / script).parent, process.python, process.environ)
+
+
+def running_trainings(proc_root: Path, roots: Sequence[Path], pythons: Sequence[Path] = ()) -> list[Training]:
+    """The trainings whose script lies below one of the folders `roots`, or which run in the environment of one of the
+    interpreters `pythons`. One entry a training: of a launcher, its ranks and their workers the first."""
+    known = {process.pid: process for process in processes(proc_root)}
+    scripts = {pid: script for pid, process in known.items() if (script := _training_script(process)) is not None}
+    environments = {_environment_of(python) for python in pythons}
+    found = []
+    for pid, script in scripts.items():
+        process = known[pid]
+        if pid == os.getpid() or process.parent in scripts:
+            continue
+        inside = any(_lies_in(process, script, root) for root in roots)
+        if inside or (process.python is not None and _environment_of(process.python) in environments):
+            found.append(Training(pid, script))
+    return found
+
+
+def _training_script(process: Process) -> str | None:
+    if not process.arguments or not _name(process.arguments[0]).lower().startswith(LAUNCHERS):
+        return None  # an editor or a pager, say
+    return next((word for word in process.arguments[1:] if TRAINING_SCRIPT.match(_name(word))), None)
+
+
+def _lies_in(process: Process, script: str, root: Path) -> bool:
+    folder = process.real_cwd
+    if folder is not None and any(_is_folder_of(folder, place) for place in (root, root / TRAINING_FOLDER)):
+        return True
+    if process.foreign_mounts:  # its paths mean other folders than ours do
+        return False
+    place = Path(script) if process.cwd is None else process.cwd / script
+    return place.is_absolute() and _resolved(place).is_relative_to(_resolved(root))
+
+
+def _is_folder_of(folder: Path, root: Path) -> bool:
+    """By what the file system says, not by names."""
     try:
-        cwd = (folder / "cwd").readlink()
-    except OSError:
-        return None
+        return folder.samefile(root)
+    except (OSError, ValueError):
+        return False
+
+
+def _environment_of(python: Path) -> Path:
+    """The folder that the interpreters of one environment share."""
+    return _resolved(python.parent)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path
+
+
+def _name(word: str) -> str:
+    return re.split(r"[/\\]", word)[-1]
+
+
+def _read(folder: Path, pid: int, our_mounts: str | None) -> Process | None:
+    arguments = _strings(folder / "cmdline")
+    if not arguments or not arguments[0]:
+        return None  # it has ended, or is a thread of the kernel
+    cwd = _link(folder / "cwd")
     environ = dict(entry.split("=", 1) for entry in _strings(folder / "environ") if "=" in entry)
-    return GuiProcess(pid, (cwd / script).parent, _interpreter(folder, arguments[0], cwd, environ), environ)
+    python = _interpreter(folder, arguments[0], Path(cwd), environ) if cwd else _named_interpreter(arguments[0])
+    mounts = _link(folder / "ns" / "mnt")
+    return Process(
+        pid,
+        _parent(folder),
+        tuple(arguments),
+        Path(cwd) if cwd else None,
+        python,
+        environ,
+        folder / "cwd" if cwd else None,
+        foreign_mounts=mounts is not None and our_mounts is not None and mounts != our_mounts,
+    )
+
+
+def _named_interpreter(argv0: str) -> Path | None:
+    return Path(argv0) if os.path.isabs(argv0) and _name(argv0).lower().startswith("python") else None  # noqa: PTH117
 
 
 def _interpreter(folder: Path, argv0: str, cwd: Path, environ: Mapping[str, str]) -> Path | None:
@@ -60,7 +172,7 @@ def _interpreter(folder: Path, argv0: str, cwd: Path, environ: Mapping[str, str]
 
     `uv run` and shell wrappers carry kohya_gui.py in their command line too: those have no Python of their own.
     """
-    if not Path(argv0).name.lower().startswith("python"):
+    if not _name(argv0).lower().startswith("python"):
         return None
     if "/" in argv0:
         candidates = [cwd / argv0]
@@ -72,9 +184,22 @@ def _interpreter(folder: Path, argv0: str, cwd: Path, environ: Mapping[str, str]
     in_a_venv = [path for path in candidates if (path.parent.parent / "pyvenv.cfg").is_file()]
     if in_a_venv or candidates:
         return Path(os.path.normpath((in_a_venv or candidates)[0]))
+    executable = _link(folder / "exe")
+    return Path(executable) if executable else None
+
+
+def _parent(folder: Path) -> int:
+    """The parent's number, 0 where it is unknown. In `stat` it follows the name in brackets, which may hold anything."""
     try:
-        return (folder / "exe").readlink()
-    except OSError:
+        return int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _link(path: Path) -> str | None:
+    try:
+        return os.readlink(path)  # noqa: PTH115 - a name such as mnt:[4026531841] is not a path
+    except (OSError, ValueError):
         return None
 
 

@@ -53,12 +53,24 @@ def copy_venv(template: Path, folder: Path) -> Path:
 
 
 def process(
-    proc: Path, pid: int, command: list[str], cwd: Path, environ: Mapping[str, str] = {}, exe: Path = BASE_PYTHON
+    proc: Path,
+    pid: int,
+    command: list[str],
+    cwd: Path,
+    environ: Mapping[str, str] = {},
+    exe: Path = BASE_PYTHON,
+    *,
+    parent: int = 1,
+    mounts: str | None = None,
 ) -> None:
     """A process in a pretended /proc."""
     folder = proc / str(pid)
     folder.mkdir(parents=True)
     (folder / "cmdline").write_bytes(b"".join(os.fsencode(word) + b"\0" for word in command))
     (folder / "environ").write_bytes(b"".join(os.fsencode(f"{k}={v}") + b"\0" for k, v in environ.items()))
+    (folder / "stat").write_text(f"{pid} (a process) S {parent} {pid} {pid} 0 -1\n")
     (folder / "cwd").symlink_to(cwd)
     (folder / "exe").symlink_to(exe)
+    if mounts is not None:
+        (folder / "ns").mkdir()
+        (folder / "ns" / "mnt").symlink_to(mounts)
