@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import BinaryIO
 
 from kohya_ext.basemodel.vae_names import PREFIX, in_checkpoint
 from kohya_ext.errors import UsageError
-from kohya_ext.files.atomic import NEW_FILE_MODE, TEMPORARY_SUFFIX, owner_for, sync_file, sync_folder, take_owner
+from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.files.largefile import explained, sha256_of
 from kohya_ext.tensors.header import Entry, Header, encode, is_pickle, read_header
 
@@ -65,34 +64,26 @@ def plan(checkpoint: Path, vae: Path) -> Plan:
 
 def write(made: Plan, path: Path, progress: Progress = lambda *_: None) -> None:
     """Write the new checkpoint, or nothing. Raises ConflictError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     metadata = {key: value for key, value in made.checkpoint.metadata.items() if key not in _STALE}
     total = max(entry.end for entry in made.entries.values())
     with explained(path):
-        try:
-            metadata[VAE_HASH] = sha256_of(made.vae.path)
-            with temporary.open("wb") as file, _readers(made) as readers:
-                file.write(encode(made.entries, metadata))
-                for key, (source, entry) in made.sources.items():
-                    reader = readers[source.path]
-                    reader.seek(source.start + entry.begin)
-                    left = entry.end - entry.begin
-                    while left:
-                        block = reader.read(min(BLOCK, left))
-                        if not block:
-                            raise UsageError(f"{source.path} has become shorter while it was read; nothing was written")
-                        file.write(block)
-                        left -= len(block)
-                    progress(made.entries[key].end, total)
-            sync_file(temporary)
-            temporary.chmod(NEW_FILE_MODE)
-            take_owner(temporary, owner_for(path))
-            temporary.replace(path)
-            sync_folder(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        metadata[VAE_HASH] = sha256_of(made.vae.path)
+        with replacing(path, mode=NEW_FILE_MODE) as file, _readers(made) as readers:
+            file.write(encode(made.entries, metadata))
+            for key, (source, entry) in made.sources.items():
+                _copy(readers[source.path], source, entry, file)
+                progress(made.entries[key].end, total)
+
+
+def _copy(reader: BinaryIO, source: Header, entry: Entry, file: BinaryIO) -> None:
+    reader.seek(source.start + entry.begin)
+    left = entry.end - entry.begin
+    while left:
+        block = reader.read(min(BLOCK, left))
+        if not block:
+            raise UsageError(f"{source.path} has become shorter while it was read; nothing was written")
+        file.write(block)
+        left -= len(block)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from kohya_ext.basemodel import transfer
 from kohya_ext.basemodel.remote import Remote, Wanted, look_up
 from kohya_ext.errors import ConflictError, UsageError
-from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sync_folder, take_owner
+from kohya_ext.files.atomic import NEW_FILE_MODE, give_tree, owner_for, sync_folder
 from kohya_ext.files.largefile import explained, sha256_of
 from kohya_ext.files.lock import locked
 
@@ -102,7 +102,7 @@ def _download(wanted: Wanted, target: Path, voice: Voice) -> Fetched:
         voice.say("what came is not the published file (its SHA-256 differs): thrown away, fetching it again")
         resumed = 0
     part.chmod(NEW_FILE_MODE)
-    take_owner(part, owner_for(target))
+    give_tree(part.resolve(), owner_for(target))
     part.replace(target)
     sync_folder(target.parent)
     return Fetched(target, remote.size, remote.sha256, resumed=resumed)

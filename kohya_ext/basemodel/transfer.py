@@ -7,6 +7,7 @@ there, none compares the SHA-256, and all give a file its final name before anyb
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import time
 import urllib.error
@@ -16,7 +17,6 @@ from pathlib import Path
 
 from kohya_ext.basemodel.remote import Remote
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.atomic import sync_file
 
 BLOCK = 1 << 20  # bytes written at a time, at most
 SECONDS = 30.0  # without a byte until a connection counts as broken
@@ -63,7 +63,8 @@ def complete(
                 )
             pause(min(LONGEST_PAUSE, 2.0**failures - 1))
             remote = find() if failures else remote
-    sync_file(part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
     return remote
 
 

@@ -70,6 +70,7 @@ def apply(folder: Path, plan: Plan) -> None:
     """Do what `plan` says, or nothing. Raises ConflictError."""
     if not plan.steps:
         return
+    folder = folder.resolve()
     with locked(folder):
         number = max((int(path.stem.rpartition("-")[2]) for path in _records(folder)), default=0) + 1
         record = f"{STATE_FOLDER}/captions-{number:04d}.json"
@@ -80,6 +81,7 @@ def apply(folder: Path, plan: Plan) -> None:
 
 def recover(folder: Path) -> Recovery | None:
     """Bring an interrupted command to one of its two sides; None when there is none."""
+    folder = folder.resolve()
     if not (folder / STATE_FOLDER).is_dir():
         return None
     with locked(folder):
@@ -100,6 +102,7 @@ def undo(folder: Path, *, keep_edited: bool = False, dry_run: bool = False) -> U
     Raises UsageError when there is none; ConflictError, with nothing changed, when files were edited or moved since,
     unless `keep_edited`: these stay then as they are.
     """
+    folder = folder.resolve()
     with locked(folder):
         records = _records(folder)
         if not records:
@@ -138,7 +141,8 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        state = read_state(path)
+        document: dict[str, Any] = json.loads(b"" if state is None else state.data)
         if document["format"] != FORMAT:
             raise ConflictError(f"{path} was written by another version of kohya_ext: undo with that one")
         for row in document["steps"]:

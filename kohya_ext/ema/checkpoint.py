@@ -6,9 +6,7 @@ Written as a stream, because the usual writers first collect a copy of every ten
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kohya_ext.elements import DEVICE_SLICE, slices
+from kohya_ext.files.atomic import replacing
 
 FILE_NAME = "kohya_ext_ema.safetensors"
 _HEADER_KEY = "kohya_ext_ema"
@@ -47,18 +46,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file through a temporary file beside it, a slice of a tensor at a time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            _write(file, tensors, metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    """Write a safetensors file, whole or not at all, a slice of a tensor at a time. Raises OSError."""
+    with replacing(path) as file:
+        _write(file, tensors, metadata)
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

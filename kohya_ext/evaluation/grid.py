@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from kohya_ext.evaluation.models import Column
 from kohya_ext.evaluation.nearest import Nearest, TrainingImages
 from kohya_ext.evaluation.promptfile import Prompt, line
 from kohya_ext.evaluation.rendering import Renderer
-from kohya_ext.files.atomic import TEMPORARY_SUFFIX
+from kohya_ext.files.atomic import replacing
 
 PICTURES = "pictures"
 Progress = Callable[[str, int, int], None]
@@ -90,10 +89,8 @@ def _key(column: Column, prompt: Prompt, salt: str) -> str:
 
 def _save(picture: Any, path: Path) -> None:
     """Under its name only when it is whole: a picture that exists is not drawn again."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        picture.save(temporary, "PNG")
-        temporary.replace(path)
+        with replacing(path) as file:
+            picture.save(file, "PNG")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConflictError(f"{path} cannot be written: {error.strerror or error}") from error

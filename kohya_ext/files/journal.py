@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import stat
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.atomic import Owner, owner_for, sha256
+from kohya_ext.files.atomic import Owner, sha256
+from kohya_ext.files.folder import PERMISSIONS, Folder, NotRegularError, opened
 from kohya_ext.files.paths import checked
 
 FORMAT = 1
@@ -117,11 +118,12 @@ class Journal:
         return json.dumps(document, indent=1).encode()
 
     @classmethod
-    def read(cls, path: Path) -> Journal:
-        """The journal in `path`. Raises ConflictError when it is damaged or names a path outside the checkout."""
-        source = f"the journal {path}"
+    def read(cls, folder: Folder, name: str) -> Journal:
+        """The journal `name`. Raises ConflictError when it is damaged or names a path outside the checkout."""
+        source = f"the journal {folder.path / name}"
         try:
-            document = json.loads(path.read_bytes())
+            state = state_in(folder, name)
+            document = json.loads(b"" if state is None else state.data)
             if document["format"] != FORMAT:
                 raise ConflictError(f"{source} was written by another version of kohya_ext: run doctor with that one")
             records = tuple(_record(row, source) for row in document["steps"])
@@ -137,12 +139,23 @@ class Journal:
 def read_state(path: Path) -> FileState | None:
     """The file at `path`, None when there is none. Raises ConflictError when it is no regular file; OSError."""
     try:
-        found = path.lstat()
+        with opened(path.parent.resolve()) as folder:
+            return state_in(folder, path.name)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not stat.S_ISREG(found.st_mode):
-        raise ConflictError(f"{path} is a link or a folder where a file is expected; nothing was changed. Move it away")
-    return FileState(path.read_bytes(), stat.S_IMODE(found.st_mode), owner_for(path))
+
+
+def state_in(folder: Folder, name: str) -> FileState | None:
+    """The file `name` in an open folder, as `read_state` has it."""
+    try:
+        found = folder.read(name)
+    except NotRegularError as error:
+        raise ConflictError(f"{error.filename} {error.strerror}; nothing was changed. Move it away") from error
+    if found is None:
+        return None
+    data, what = found
+    owner = (what.st_uid, what.st_gid) if hasattr(os, "chown") else None
+    return FileState(data, what.st_mode & PERMISSIONS, owner)
 
 
 def _missing_folders(root: Path, path: str) -> list[str]:
@@ -169,6 +182,8 @@ def _record(row: Mapping[str, Any], source: str) -> Record:
 def _side_of(row: Mapping[str, Any] | None, source: str) -> Side | None:
     if row is None:
         return None
-    owner = row["owner"]
-    blob = checked(row["blob"], source)
-    return Side(str(row["sha256"]), int(row["mode"]), (int(owner[0]), int(owner[1])) if owner else None, blob)
+    owner, blob = row["owner"], checked(row["blob"], source)
+    if "/" in blob:
+        raise ConflictError(f"{source} names {blob!r} where a bare name should be; nothing was changed")
+    mode = int(row["mode"]) & PERMISSIONS
+    return Side(str(row["sha256"]), mode, (int(owner[0]), int(owner[1])) if owner else None, blob)

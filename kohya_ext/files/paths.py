@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from kohya_ext.errors import ConflictError
+
+# what some system takes for `.git`: case, a stream, dots and blanks at the end, the short name of Windows
+_GIT = re.compile(r"(\.git|git~\d+)[ .]*(:.*)?", re.IGNORECASE | re.DOTALL)
 
 
 def checked(path: object, source: str = "the plan") -> str:
@@ -16,7 +20,9 @@ def checked(path: object, source: str = "the plan") -> str:
         raise ConflictError(f"{source} holds {path!r} where a path should be; nothing was changed")
     pure = PurePosixPath(path)
     windows = PureWindowsPath(path)
-    if pure.is_absolute() or windows.drive or windows.root or {"..", ".git"} & {*pure.parts, *windows.parts}:
+    parts = {*pure.parts, *windows.parts}
+    outside = pure.is_absolute() or windows.drive or windows.root or ".." in parts
+    if outside or not pure.parts or any(_GIT.fullmatch(part) for part in parts):
         raise ConflictError(f"{source} names {path!r}, which leads out of the checkout; nothing was changed")
     return pure.as_posix()
 
@@ -26,11 +32,21 @@ def inside(root: Path, path: str, source: str = "the plan") -> Path:
 
     Raises ConflictError when they do, or when `path` is not a plain relative one.
     """
+    real_inside(root.resolve(), path, source)
+    return root / checked(path, source)
+
+
+def real_inside(root: Path, path: str, source: str = "the plan") -> tuple[Path, str]:
+    """The folder in which `path` really lies, without links, and its name there.
+
+    root: without links as well. If it is one now, somebody has put it there since: nothing is found below it then.
+    Raises ConflictError as `inside` does.
+    """
     target = root / checked(path, source)
     folder = target.parent.resolve()
-    if not folder.is_relative_to(root.resolve()):
+    if not folder.is_relative_to(root):
         raise ConflictError(
             f"{target} lies in {folder}, outside of the checkout {root}: a link leads there. Nothing was changed; "
             "install into the folder that the link leads to, or replace the link by a real folder"
         )
-    return target
+    return folder, target.name

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,11 @@ from typing import Literal
 
 from kohya_ext.errors import ConflictError
 from kohya_ext.files import journal as journals
-from kohya_ext.files.atomic import (
-    TEMPORARY_SUFFIX,
-    owner_for,
-    sync_file,
-    sync_folder,
-    take_owner,
-    temporary_name,
-    write_atomic,
-    write_new,
-)
+from kohya_ext.files.atomic import TEMPORARY_SUFFIX, clear_leftovers, write_into, write_new
 from kohya_ext.files.boundary import crossed
-from kohya_ext.files.journal import Change, ChangeRecord, Effect, Journal, Operation, Side, Step, read_state
-from kohya_ext.files.paths import inside
+from kohya_ext.files.folder import PERMISSIONS, Folder, give, opened
+from kohya_ext.files.journal import Change, ChangeRecord, Effect, Journal, Operation, Side, Step, state_in
+from kohya_ext.files.paths import real_inside
 
 STATE_FOLDER = ".kohya_ext"
 SELF_IGNORE = ".gitignore"  # hides the state folder from git from its first moment on, without touching the repository
@@ -61,7 +54,10 @@ class Recovery:
 
 
 class Transaction:
-    """Changes below `root`, with its records in `root/.kohya_ext`. The caller holds the lock of `root`."""
+    """Changes below `root`, with its records in `root/.kohya_ext`. The caller holds the lock of `root`.
+
+    root: absolute and without links in it (resolved). Where a link comes into it later, everything is refused.
+    """
 
     def __init__(self, root: Path, operations: Mapping[str, Operation] | None = None) -> None:
         self.root = root
@@ -95,18 +91,19 @@ class Transaction:
 
         Raises ConflictError when it cannot be (no permission, damaged journal); it can be tried again then.
         """
-        if self.state.is_symlink() or not self.state.is_dir():
-            return None
         with explained(self.root):
-            done, open_ = self.state / DONE, self.state / JOURNAL
-            if done.exists():
-                journal = Journal.read(done)
+            names = self._names()
+            if names is None:
+                return None
+            self._require_trusted()
+            if DONE in names:
+                journal = self._journal(DONE)
                 self._finish(journal)
                 recovery = Recovery(journal.verb, "after")
-            elif open_.exists():
-                journal = Journal.read(open_)
+            elif JOURNAL in names:
+                journal = self._journal(JOURNAL)
                 recovery = Recovery(journal.verb, "before", self._roll_back(journal))
-            elif self._remains():
+            elif _remains(names):
                 recovery = Recovery("", "before")
             else:
                 self._clear()
@@ -116,44 +113,72 @@ class Transaction:
 
     def interrupted(self) -> bool:
         """True when `recover` would find something to do. Reads only."""
-        return (self.state / DONE).exists() or (self.state / JOURNAL).exists() or self._remains()
+        names = self._names() or []
+        return DONE in names or JOURNAL in names or _remains(names)
 
     def open_effects(self) -> tuple[Effect, ...]:
         """The effects that `recover` would take back or finish. Reads only. Raises ConflictError: a damaged journal."""
+        names = self._names() or []
         for name in (DONE, JOURNAL):
-            if (self.state / name).exists():
-                records = Journal.read(self.state / name).records
-                return tuple(record for record in records if isinstance(record, Effect))
+            if name in names:
+                return tuple(record for record in self._journal(name).records if isinstance(record, Effect))
         return ()
 
-    def _remains(self) -> bool:
-        if not self.state.is_dir():
-            return False
-        names = {entry.name for entry in self.state.iterdir()}
-        return STAGED in names or any(name.endswith(TEMPORARY_SUFFIX) for name in names)
+    def _names(self) -> list[str] | None:
+        """What is in the state folder, None where that is not there or not a folder of ours."""
+        try:
+            with opened(self.state) as state:
+                return state.names()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _journal(self, name: str) -> Journal:
+        with opened(self.state) as state:
+            return Journal.read(state, name)
+
+    def _require_trusted(self) -> None:
+        """Do only what root, this user or the owner of the tree has written down, or who could do it all himself."""
+        if not hasattr(os, "geteuid"):
+            return
+        with opened(self.root) as root, root.entered(STATE_FOLDER) as state:
+            tree = root.stat()
+            if tree.st_mode & 0o022 and not tree.st_mode & stat.S_ISVTX:
+                return
+            for found in (state.stat(), *map(state.lstat, (JOURNAL, DONE, STAGED))):
+                if found is not None and found.st_uid not in (0, os.geteuid(), tree.st_uid):
+                    raise ConflictError(
+                        f"{self.state} was written by user {found.st_uid}, who owns neither the checkout nor this "
+                        "process: what it says is not done, and nothing was changed. Look into it, then remove it"
+                    )
 
     def _stage(self, journal: Journal, steps: Sequence[Step]) -> None:
-        if self.state.is_symlink() or (self.state.exists() and not self.state.is_dir()):
-            raise ConflictError(f"{self.state} is not a folder of ours; nothing was changed. Move it away")
         crossed("before staging")
-        self._make_folder(self.state)
-        crossed("state folder made")
-        if not (self.state / SELF_IGNORE).exists():
-            write_atomic(self.state / SELF_IGNORE, b"*\n", mode=0o644)
-        staged = self.state / STAGED
-        self._make_folder(staged)
-        for step, record in zip(steps, journal.records, strict=True):
-            if isinstance(step, Effect) or isinstance(record, Effect):
-                continue
-            for state, side in ((step.before, record.before), (step.after, record.after)):
-                if state is not None and side is not None:
-                    write_new(staged / side.blob, state.data, mode=state.mode, owner=state.owner)
-                    crossed(f"staged {side.blob}")
-        for blob in staged.iterdir():
-            sync_file(blob)
-        sync_folder(staged)
-        sync_folder(self.state)
-        write_atomic(self.state / JOURNAL, journal.to_json(), mode=0o644)
+        with opened(self.root) as root:
+            try:
+                self._make_folder(root, STATE_FOLDER)
+                crossed("state folder made")
+                with root.entered(STATE_FOLDER) as state:
+                    self._fill(state, journal, steps)
+            except NotADirectoryError as error:
+                raise ConflictError(
+                    f"{self.state} is not a folder of ours; nothing was changed. Move it away"
+                ) from error
+
+    def _fill(self, state: Folder, journal: Journal, steps: Sequence[Step]) -> None:
+        if state.lstat(SELF_IGNORE) is None:
+            write_into(state, SELF_IGNORE, b"*\n", mode=0o644)
+        self._make_folder(state, STAGED)
+        with state.entered(STAGED) as staged:
+            for step, record in zip(steps, journal.records, strict=True):
+                if isinstance(step, Effect) or isinstance(record, Effect):
+                    continue
+                for content, side in ((step.before, record.before), (step.after, record.after)):
+                    if content is not None and side is not None:
+                        write_new(staged, side.blob, content.data, mode=content.mode, owner=content.owner)
+                        crossed(f"staged {side.blob}")
+            staged.sync()
+        state.sync()
+        write_into(state, JOURNAL, journal.to_json(), mode=0o644)
 
     def _forward(self, journal: Journal, steps: Sequence[Step], prune: Sequence[str]) -> None:
         for step, record in zip(steps, journal.records, strict=True):
@@ -170,8 +195,9 @@ class Transaction:
         self._sync_touched()
         self._remove_empty(prune)
         crossed("before commit")
-        (self.state / JOURNAL).replace(self.state / DONE)
-        sync_folder(self.state)
+        with opened(self.state) as state:
+            state.replace(JOURNAL, state, DONE)
+            state.sync()
         crossed("after commit")
 
     def _finish(self, journal: Journal) -> None:
@@ -182,26 +208,35 @@ class Transaction:
 
     def _put(self, path: str, side: Side | None) -> None:
         """Make `path` what `side` says; the bytes are staged."""
-        target = inside(self.root, path)
         crossed(f"before {path}")
         if side is None:
-            target.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError), self._folder_of(path) as (folder, name):
+                folder.unlink(name, missing_ok=True)
+                self._touched.add(folder.path)
         else:
-            self._make_parents(target)
-            staged = self.state / STAGED / side.blob
-            try:
-                staged.replace(target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                # the target lies on another file system (a mounted volume), where renaming cannot reach
-                write_atomic(target, staged.read_bytes(), mode=side.mode, owner=side.owner)
-        self._touched.add(target.parent)
+            self._make_parents(path)
+            with self._folder_of(path) as (folder, name), opened(self.state / STAGED) as staged:
+                self._move(staged, side, folder, name)
+                self._touched.add(folder.path)
         crossed(f"after {path}")
+
+    @staticmethod
+    def _move(staged: Folder, side: Side, folder: Folder, name: str) -> None:
+        """The staged file into place, if it is what the journal says; its owner and mode came with the staging."""
+        found = state_in(staged, side.blob)
+        if found is None or not side.matches(found):
+            raise ConflictError(f"{staged.path / side.blob} is not what the journal says; remove what meddles with it")
+        try:
+            staged.replace(side.blob, folder, name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # the target lies on another file system (a mounted volume), where renaming cannot reach
+            write_into(folder, name, found.data, mode=found.mode, owner=found.owner)
 
     def _take_back(self, journal: Journal) -> None:
         """After a failure in this process: roll back unless the commit has already happened."""
-        if (self.state / JOURNAL).exists():
+        if self._has(JOURNAL):
             try:
                 self._roll_back(journal)
             except OSError as error:
@@ -210,7 +245,7 @@ class Transaction:
                     "Not everything could be taken back: remove the cause, then run the command again"
                 ) from error
         with contextlib.suppress(OSError):
-            if (self.state / DONE).exists():
+            if self._has(DONE):
                 self._finish(journal)
             self._clear()
 
@@ -226,83 +261,118 @@ class Transaction:
         self._sync_touched()
         self._remove_empty(journal.created)
         crossed("before closing the journal")
-        (self.state / JOURNAL).unlink()
-        sync_folder(self.state)
+        with opened(self.state) as state:
+            state.unlink(JOURNAL)
+            state.sync()
         crossed("after closing the journal")
         return tuple(kept)
 
+    def _has(self, name: str) -> bool:
+        try:
+            with opened(self.state) as state:
+                return state.lstat(name) is not None
+        except OSError:
+            return False
+
     def _restore(self, record: ChangeRecord) -> bool:
         """Back to `before`; False when the file is neither before nor after, so somebody else's, and is left alone."""
-        target = inside(self.root, record.path)
-        temporary_name(target).unlink(missing_ok=True)
-        current = read_state(target)
+        current = self._current(record.path, clear=True)
         before, after = record.before, record.after
         if before is None and current is None:
             return True
         if before is not None and before.matches(current):
             if current is not None and current.mode != before.mode:
-                target.chmod(before.mode)
+                self._give_mode(record.path, before.mode & ~(0o002 & ~current.mode))
             return True
         if current is not None and (after is None or not after.matches(current)):
             return False
         if current is None and after is not None:
             return False
-        if before is not None and not (self.state / STAGED / before.blob).exists():
+        if before is not None and not self._is_staged(before.blob):
             raise ConflictError(f"{self.state / STAGED} is incomplete: {record.path} cannot be taken back from it")
         self._put(record.path, before)
         return True
 
+    def _is_staged(self, blob: str) -> bool:
+        with contextlib.suppress(FileNotFoundError), opened(self.state / STAGED) as staged:
+            return staged.lstat(blob) is not None
+        return False
+
+    def _current(self, path: str, *, clear: bool = False) -> journals.FileState | None:
+        """The file at `path` as it is. clear: without the temporary files that a killed process has left of it."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._folder_of(path) as (folder, name):
+            if clear:
+                clear_leftovers(folder, name)
+            return state_in(folder, name)
+        return None
+
+    def _give_mode(self, path: str, mode: int) -> None:
+        with self._folder_of(path) as (folder, name):
+            descriptor = folder.open_file(name)
+            try:
+                give(descriptor, None, mode & PERMISSIONS)
+            finally:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _folder_of(self, path: str) -> Iterator[tuple[Folder, str]]:
+        """The open folder in which `path` lies, and its name there. Raises ConflictError where that is outside."""
+        where, name = real_inside(self.root, path)
+        with opened(where) as folder:
+            yield folder, name
+
     def _clear(self) -> None:
         """Remove what only a running transaction needs, and the state folder itself when nothing else is in it."""
-        staged = self.state / STAGED
-        if not self.state.is_dir():
-            return
-        crossed("before clearing")
-        if staged.is_dir():
-            shutil.rmtree(staged)
-        crossed("staged files cleared")
-        for left in self.state.glob(f".*{TEMPORARY_SUFFIX}"):
-            left.unlink()
-        (self.state / DONE).unlink(missing_ok=True)
-        crossed("journal cleared")
-        if {entry.name for entry in self.state.iterdir()} <= {SELF_IGNORE}:
-            (self.state / SELF_IGNORE).unlink(missing_ok=True)
-            crossed("ignore file cleared")
-        with contextlib.suppress(OSError):
-            self.state.rmdir()
-        sync_folder(self.root)
+        with contextlib.suppress(FileNotFoundError), opened(self.root) as root:
+            with root.entered(STATE_FOLDER) as state:
+                crossed("before clearing")
+                state.remove_tree(STAGED)
+                crossed("staged files cleared")
+                for left in state.names():
+                    if left.startswith(".") and left.endswith(TEMPORARY_SUFFIX):
+                        state.unlink(left, missing_ok=True)
+                state.unlink(DONE, missing_ok=True)
+                crossed("journal cleared")
+                if {*state.names()} <= {SELF_IGNORE}:
+                    state.unlink(SELF_IGNORE, missing_ok=True)
+                    crossed("ignore file cleared")
+            with contextlib.suppress(OSError):
+                root.rmdir(STATE_FOLDER)
+            root.sync()
 
     def _remove_empty(self, folders: Sequence[str]) -> None:
-        for folder in reversed(folders):
-            with contextlib.suppress(OSError):
-                inside(self.root, folder).rmdir()
-            crossed(f"folder {folder} seen to")
+        for path in reversed(folders):
+            with contextlib.suppress(OSError), self._folder_of(path) as (folder, name):
+                folder.rmdir(name)
+            crossed(f"folder {path} seen to")
 
     def _sync_touched(self) -> None:
-        for folder in self._touched:
-            sync_folder(folder)
+        for path in self._touched:
+            with contextlib.suppress(FileNotFoundError), opened(path) as folder:
+                folder.sync()
         self._touched.clear()
 
-    def _make_parents(self, target: Path) -> None:
-        for folder in reversed(target.parents):
-            if folder.is_relative_to(self.root) and not folder.exists():
-                self._make_folder(folder)
+    def _make_parents(self, path: str) -> None:
+        for parent in reversed(Path(path).parents[:-1]):
+            with self._folder_of(parent.as_posix()) as (folder, name):
+                if folder.lstat(name) is None:
+                    self._make_folder(folder, name)
 
-    def _make_folder(self, folder: Path) -> None:
-        if folder.is_dir():
+    @staticmethod
+    def _make_folder(folder: Folder, name: str) -> None:
+        if folder.lstat(name) is not None:
             return
-        folder.mkdir()
-        take_owner(folder, owner_for(folder.parent))
-        sync_folder(folder.parent)
-        crossed(f"made folder {folder.name}")
+        folder.make_folder(name, folder.owner())
+        folder.sync()
+        crossed(f"made folder {name}")
 
     def _require(self, path: str, expected: journals.FileState | None) -> None:
-        found = read_state(inside(self.root, path))
+        found = self._current(path)
         if (found and found.data) != (expected and expected.data):
             raise ConflictError(f"{path} was changed by somebody else at this moment; nothing was changed. Run again")
 
     def _verify(self, change: Change) -> None:
-        found = read_state(inside(self.root, change.path))
+        found = self._current(change.path)
         wanted = change.after
         same = (found and found.data) == (wanted and wanted.data)
         if found and wanted and change.before:  # the mode of a new file is the file system's to choose (vfat, NTFS)
@@ -316,6 +386,10 @@ class Transaction:
                 f"the journal in {self.state} holds an unknown step {effect.name!r}; use the newer kohya_ext"
             )
         return self.operations[effect.name]
+
+
+def _remains(names: Sequence[str]) -> bool:
+    return STAGED in names or any(name.endswith(TEMPORARY_SUFFIX) for name in names)
 
 
 @contextlib.contextmanager

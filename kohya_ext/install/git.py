@@ -19,7 +19,8 @@ from typing import Any
 
 from kohya_ext.errors import ConflictError
 from kohya_ext.files import lock
-from kohya_ext.files.atomic import owner_for, take_owner, temporary_name, write_atomic
+from kohya_ext.files.atomic import clear_leftovers, give_tree, owner_for, write_atomic
+from kohya_ext.files.folder import opened
 from kohya_ext.files.journal import Operation
 from kohya_ext.files.textform import appended
 
@@ -212,7 +213,7 @@ class SkipWorktree:
             run(folder, "update-index", "-q", "--refresh")
         if place is not None:
             with contextlib.suppress(OSError):
-                take_owner(place, owner)
+                give_tree(place.resolve(), owner)
 
 
 class Exclude:
@@ -235,7 +236,7 @@ class Exclude:
         if found is None:
             return
         path = found[0]
-        temporary_name(path).unlink(missing_ok=True)  # of a killed process
+        clear_leftovers_of(path)
         current = path.read_bytes() if path.exists() else None
         if current is None and new is None:
             with contextlib.suppress(OSError):
@@ -258,8 +259,13 @@ class Exclude:
             return
         if not path.parent.is_dir():
             path.parent.mkdir()
-            take_owner(path.parent, owner_for(path.parent.parent))
+            give_tree(path.parent.resolve(), owner_for(path.parent.parent))
         write_atomic(path, new)
+
+
+def clear_leftovers_of(path: Path) -> None:
+    with contextlib.suppress(OSError), opened(path.parent.resolve()) as folder:
+        clear_leftovers(folder, path.name)
 
 
 def encoded(data: bytes | None) -> str | None:

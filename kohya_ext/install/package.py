@@ -22,7 +22,7 @@ from typing import Literal
 
 from kohya_ext import about
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.atomic import Owner, owner_for, take_owner, write_atomic
+from kohya_ext.files.atomic import Owner, give_tree, owner_for, write_atomic
 from kohya_ext.files.lock import locked
 from kohya_ext.install.environment import Environment, clean_environ, inspect
 from kohya_ext.install.wheel import package_files, write_wheel
@@ -271,12 +271,11 @@ def _give_to(environment: Environment, owner: Owner | None) -> None:
     """As root, in an environment that belongs to somebody: our files belong to them as well."""
     if owner is None or owner[0] == os.geteuid():
         return
-    for folder in environment.purelib.glob(f"{about.PACKAGE}*"):
-        for path in (folder, *folder.rglob("*")):
-            take_owner(path, owner)
+    purelib, scripts = environment.purelib.resolve(), environment.scripts.resolve()
+    for folder in purelib.glob(f"{about.PACKAGE}*"):
+        give_tree(folder, owner)
     for name in about.CONSOLE_SCRIPTS:
-        if (environment.scripts / name).exists():
-            take_owner(environment.scripts / name, owner)
+        give_tree(scripts / name, owner)
 
 
 def _clear_bytecode(folder: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.files.atomic import NEW_FILE_MODE, TEMPORARY_SUFFIX, owner_for, sync_folder, take_owner
+from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.lora.tensorfile import DTYPE_NAMES
 
 MODEL_HASH = "sshs_model_hash"
@@ -50,34 +48,22 @@ def write(
 
     Raises ConflictError when the disk does not take it; nothing is left behind then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     full = {**metadata, MODEL_HASH: "0" * _DIGEST, LEGACY_HASH: "0" * _SHORT}
     header = _header(entries, full)
     digest = hashlib.sha256()
-    try:
-        with temporary.open("w+b") as file:
-            file.write(header)
-            for entry, tensor in zip(entries, tensors, strict=True):
-                if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
-                    raise ValueError(f"{entry.key}: announced as {entry.shape}, came as {tuple(tensor.shape)}")
-                data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-                digest.update(data)
-                file.write(data)
-            full[MODEL_HASH] = digest.hexdigest()
-            file.seek(_LEGACY_START)
-            full[LEGACY_HASH] = hashlib.sha256(file.read(_LEGACY_LENGTH)).hexdigest()[:_SHORT]
-            file.seek(0)
-            file.write(_header(entries, full))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(NEW_FILE_MODE)
-        take_owner(temporary, owner_for(path))
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path, mode=NEW_FILE_MODE) as file:
+        file.write(header)
+        for entry, tensor in zip(entries, tensors, strict=True):
+            if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+                raise ValueError(f"{entry.key}: announced as {entry.shape}, came as {tuple(tensor.shape)}")
+            data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(data)
+            file.write(data)
+        full[MODEL_HASH] = digest.hexdigest()
+        file.seek(_LEGACY_START)
+        full[LEGACY_HASH] = hashlib.sha256(file.read(_LEGACY_LENGTH)).hexdigest()[:_SHORT]
+        file.seek(0)
+        file.write(_header(entries, full))
     return full
 
 

@@ -7,14 +7,14 @@ columns: singular directions come in order, and rounding works element by elemen
 
 from __future__ import annotations
 
-import os
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kohya_ext.files.atomic import TEMPORARY_SUFFIX
+from kohya_ext.files.atomic import scratch
 from kohya_ext.lora.svd import LowRank
 
 
@@ -64,25 +64,24 @@ class Module:
 
 
 class Spool:
-    """A scratch file beside `beside`, gone when the spool is closed.
+    """A scratch file next to `beside`, gone when the spool is closed.
 
     dtype: what the factors will be written in, by which rounding is measured. exact: keep them in float32 until then,
     because they are still to be multiplied with something.
     """
 
     def __init__(self, beside: Path, dtype: torch.dtype, *, exact: bool = False) -> None:
-        self.path = beside.with_name(f".{beside.name}.{os.getpid()}{TEMPORARY_SUFFIX}-factors")
         self.dtype = torch.float32 if exact else dtype
         self._written = dtype
-        self._file = self.path.open("w+b")
+        self._closing = contextlib.ExitStack()
+        self._file = self._closing.enter_context(scratch(beside))
         self._end = 0
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        self._closing.close()
 
     def add(self, name: str, shape: tuple[int, ...], found: LowRank, scale: float = 1.0) -> Module:
         """Store the factors of a module. Raises OSError."""

@@ -117,10 +117,10 @@ def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatc
     given, _ = make("file", tmp_path)
     made = exchange.plan(checkpoint, given)
 
-    def full(path: Path) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(exchange, "sync_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConflictError, match="no space left"):
         exchange.write(made, tmp_path / "out.safetensors")

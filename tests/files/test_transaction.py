@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.errors import ConflictError
+from kohya_ext.files.folder import Folder
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
 from kohya_ext.files.transaction import DONE, JOURNAL, SELF_IGNORE, STATE_FOLDER, Transaction
 from tests.files import faults
@@ -198,14 +199,14 @@ def test_rollback_that_fails_can_be_finished_later(root: Path, sides: Any) -> No
 
 
 def test_target_on_another_file_system(root: Path, monkeypatch: pytest.MonkeyPatch, sides: Any) -> None:
-    replace = Path.replace
+    replace = Folder.replace
 
-    def refuse(self: Path, target: Path) -> Path:
-        if self.parent.name == "staged":
+    def refuse(self: Folder, name: str, target: Folder, new_name: str) -> None:
+        if self.path.name == "staged":
             raise OSError(18, "Invalid cross-device link")
-        return replace(self, target)
+        replace(self, name, target, new_name)
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Folder, "replace", refuse)
     run(root)
     assert view(root) == sides[1]
 

@@ -101,7 +101,6 @@ def lora(run: Run, event: Event) -> None:
 
 def state(run: Run, event: Event) -> None:
     """The resume state; the event comes while the EMA's file is being written."""
-    from kohya_ext.ema import checkpoint
 
     class Accelerator:
         def prepare(self, *models: Any) -> Any:
@@ -121,11 +120,11 @@ def state(run: Run, event: Event) -> None:
         event()
         fsync(number)
 
-    checkpoint.os.fsync = interrupted
+    os.fsync = interrupted
     try:
         accelerator.save_state(str(Path(run.args.output_dir, "state")))
     finally:
-        checkpoint.os.fsync = fsync
+        os.fsync = fsync
 
 
 SAVES = [full, old_full, old_folder, lora, state]
