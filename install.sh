@@ -9,8 +9,9 @@ usage() {
     cat <<'TEXT'
 usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--presets-only] [--python PATH]
 
-  CHECKOUT         kohya_ss or sd-scripts folder; when left out: the running GUI's, the current folder,
-                   then the places that the templates of vast.ai, RunPod and Docker use
+  CHECKOUT         kohya_ss or sd-scripts folder; when omitted: the current folder's, that of a running GUI,
+                   then the places that the templates of vast.ai, RunPod and Docker use. Where the current
+                   folder and a running GUI differ you are asked; without a terminal both are named (exit 2)
   --demo           train a toy diffusion model with everything switched on, on this machine, in a minute
   --yes            do not ask (without a terminal nothing is asked anyway)
   --dry-run        show what would change, write nothing
@@ -59,11 +60,11 @@ done
 
 candidates() {
     [[ -z $python ]] || printf '%s\n' "$python" "$python/bin/python"
-    local folder kohya=$checkout
+    local folder kohya=$checkout machine=${KOHYA_EXT_MACHINE-}
     [[ -n $kohya || ! -f kohya_gui.py ]] || kohya=$PWD
     for folder in ${kohya:+"$kohya/venv" "$kohya/.venv"} ${VIRTUAL_ENV:+"$VIRTUAL_ENV"} \
-        ${CONDA_PREFIX:+"$CONDA_PREFIX"} /venv/main "${WORKSPACE:-/workspace}/environments/python/kohya" \
-        /opt/environments/python/kohya /venvs/kohya_ss /venv; do
+        ${CONDA_PREFIX:+"$CONDA_PREFIX"} "$machine"/venv/main "${WORKSPACE:-$machine/workspace}/environments/python/kohya" \
+        "$machine"/opt/environments/python/kohya "$machine"/venvs/kohya_ss "$machine"/venv; do
         printf '%s\n' "$folder/bin/python"
     done
     printf '%s\n' python3.13 python3.12 python3.11 python3.10 python3 python

@@ -5,21 +5,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli.output import Output
+from kohya_ext.cli.output import Output, at_terminal, chosen
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.install.checkout import AmbiguousError, Checkout, Found
     from kohya_ext.install.environment import Environment
     from kohya_ext.install.manifest import Manifest
 
 CHECKOUT_HELP = (
-    "kohya_ss or sd-scripts folder; when left out: the running GUI's, the current one, the templates' places"
+    "kohya_ss or sd-scripts folder; when omitted: the current folder's, a running GUI's, the templates' places"
 )
+
+
+ALONE = ("install", "uninstall", "status", "doctor", "update")  # commands whose only words are the checkout's
 
 
 def add_checkout(parser: argparse.ArgumentParser) -> None:
@@ -41,17 +46,36 @@ def add_changing(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find_checkout(argument: str | None, out: Output) -> Checkout:
-    """Search, and say what was found. Raises UnsupportedError."""
-    from kohya_ext.install.checkout import search
+def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -> Checkout:
+    """Search, and say what was found; where several may be meant, a person is asked.
 
-    found = search(argument, os.environ)
+    leaving: to take us out of it. Raises UnsupportedError; UsageError where several may be meant and nobody is asked.
+    """
+    from kohya_ext.install.checkout import AmbiguousError, search
+
+    try:
+        found = search(argument, os.environ, leaving=leaving)
+    except AmbiguousError as error:
+        found = _one_of(error, out)
     for reason in found.rejected:
-        out.item("passed over", reason)
+        out.item("skipped", reason)
     checkout = found.checkout
     how = "" if found.how == "given" else f", found in {found.how}"
     out.item("checkout", f"{checkout.root} ({checkout.kind} {checkout.release}, {checkout.layout}{how})")
     return checkout
+
+
+def _one_of(error: AmbiguousError, out: Output) -> Found:
+    from kohya_ext.errors import UsageError
+
+    if at_terminal() and not out.as_json:
+        out.line("More than one checkout may be meant:")
+        number = chosen("Which one?", [f"{choice.checkout.root} ({choice.how})" for choice in error.choices])
+        if number is not None:
+            return replace(error.choices[number], how="given")
+    root = shlex.quote(str(error.choices[0].checkout.root))
+    example = f", for example: kohya-ext {out.command} {root}" if out.command in ALONE else ""
+    raise UsageError(f"{error}{example}")
 
 
 def find_gui(argument: str | None, out: Output) -> Checkout:

@@ -236,7 +236,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
     from kohya_ext.install import apply, pending
 
     out = Output("uninstall", arguments.json)
-    checkout = find_checkout(arguments.checkout, out)
+    checkout = find_checkout(arguments.checkout, out, leaving=True)
     recorded = apply.installed(checkout)
     if arguments.dry_run:
         return _dry_run(out, checkout, apply.uninstall(checkout, dry_run=True), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from kohya_ext.about import VERSION
@@ -48,8 +49,21 @@ class Output:
         return exit_code
 
 
+def at_terminal() -> bool:
+    """Whether somebody is there to answer."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
+
+
+def chosen(question: str, choices: Sequence[str]) -> int | None:
+    """Let a person choose: the position in `choices`, None for no choice of them."""
+    for number, choice in enumerate(choices, 1):
+        print(f"  {number}  {choice}")
+    answer = input(f"{question} [1-{len(choices)}] ").strip()
+    return int(answer) - 1 if answer.isdecimal() and 1 <= int(answer) <= len(choices) else None
+
+
 def agreed(question: str, *, yes: bool) -> bool:
     """Ask on the terminal; without one, or with --yes, the answer is yes: provisioning scripts cannot answer."""
-    if yes or not sys.stdin or not sys.stdin.isatty() or not sys.stdout.isatty():
+    if yes or not at_terminal():
         return True
     return input(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")

@@ -82,7 +82,7 @@ def running_guis(proc_root: Path) -> Iterator[GuiProcess]:
     """Every running GUI that we may look at, oldest process first."""
     for process in processes(proc_root):
         script = next((word for word in process.arguments[1:] if _name(word) == GUI_SCRIPT), None)
-        if script is not None and process.cwd is not None:
+        if script is not None and process.cwd is not None and not process.foreign_mounts:
             yield GuiProcess(process.pid, (process.cwd / script).parent, process.python, process.environ)
 
 
@@ -189,7 +189,7 @@ def _interpreter(folder: Path, argv0: str, cwd: Path, environ: Mapping[str, str]
 
 
 def _parent(folder: Path) -> int:
-    """The parent's number, 0 where it is unknown. In `stat` it follows the name in brackets, which may hold anything."""
+    """The parent's number, 0 where unknown. In `stat` it follows the name in brackets, which may hold anything."""
     try:
         return int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
     except (OSError, IndexError, ValueError):

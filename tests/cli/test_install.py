@@ -12,7 +12,7 @@ from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.environment import inspect
 from tests.cli.conftest import PRESET, Ran
 from tests.install import trees
-from tests.install.pythons import SITE, pretend
+from tests.install.pythons import SITE, pretend, process
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -255,6 +255,54 @@ def test_the_current_folder_is_found(
     done = run("install")
     assert done.code == DONE
     assert f"{checkout.root} (" in done.text and "current folder" in done.text
+
+
+# ---- where more than one checkout may be meant
+
+
+@pytest.fixture
+def standing(make: Make, with_venv: WithVenv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+    """The current folder's checkout, and that of a running GUI."""
+    here, running = with_venv(make("submodule", "here")), with_venv(make("embedded", "running"))
+    process(tmp_path / "machine" / "proc", 41, ["python", "kohya_gui.py"], running.root)
+    monkeypatch.setenv("KOHYA_EXT_MACHINE", str(tmp_path / "machine"))
+    monkeypatch.chdir(here.root)
+    return here.root, running.root
+
+
+def test_without_a_terminal_both_are_named(standing: tuple[Path, Path], run: Run) -> None:
+    before = [trees.snapshot(root) for root in standing]
+    for words in (("install",), ("install", "--yes"), ("update",), ("status",), ("doctor",), ("install", "--dry-run")):
+        done = run(*words)
+        assert done.code == WRONG_USAGE
+        assert all(str(root) in done.errors for root in standing)
+        assert f"kohya-ext {words[0]} {standing[0]}" in done.errors
+    assert run("status", "--json").document["exit_code"] == WRONG_USAGE
+    assert [trees.snapshot(root) for root in standing] == before
+
+
+@pytest.mark.parametrize(("answer", "meant"), [("1", 0), ("2", 1), ("", None), ("3", None), ("y", None)])
+def test_at_a_terminal_one_is_chosen(
+    standing: tuple[Path, Path], run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, meant: int | None
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    done = run("install", "--yes")
+    assert all(str(root) in done.text for root in standing)
+    assert done.code == (WRONG_USAGE if meant is None else DONE)
+    assert [apply.installed(describe(root)) is not None for root in standing] == [meant == 0, meant == 1]
+
+
+def test_uninstall_leaves_the_current_folders_checkout_only(standing: tuple[Path, Path], run: Run) -> None:
+    here, running = standing
+    assert run("install", running).code == DONE
+    before = trees.whole(running)
+    done = run("uninstall", "--yes")
+    assert (done.code, "not installed" in done.text) == (DONE, True)
+    assert run("install", here).code == DONE
+    assert run("uninstall", "--yes").code == DONE
+    assert apply.installed(describe(here)) is None
+    assert trees.whole(running) == before
 
 
 def test_missing_scipy_is_said_with_the_command(make: Make, with_venv: WithVenv, run: Run) -> None:

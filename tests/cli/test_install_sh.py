@@ -103,8 +103,6 @@ def test_without_a_recent_python(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    if any(Path(place, "bin/python").exists() for place in ("/venv/main", "/venv", "/opt/environments/python/kohya")):
-        pytest.skip("this machine is a template of its own")
     done = install_sh(path=str(tmp_path))
     assert done.returncode == 2
     assert "no Python 3.10 or newer found" in done.stderr
