@@ -58,4 +58,4 @@ def without_marks(text: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:8]
+    return hashlib.sha256(text.strip().encode("utf-8", "backslashreplace")).hexdigest()[:8]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.terminal import rewrite_line
 from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _progress() -> Callable[[int, int], None]:
         return lambda *_: None
 
     def show(done: int, total: int) -> None:
-        print(f"\r{done} of {total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        rewrite_line(f"{done} of {total} images", end="\n" if done == total else "")
 
     return show
 
@@ -115,7 +116,7 @@ def _write_page(path: Path, found: Audit) -> None:
     from kohya_ext.files.atomic import write_atomic
 
     try:
-        write_atomic(path, page(found).encode("utf-8"))
+        write_atomic(path, page(found).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
 

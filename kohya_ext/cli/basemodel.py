@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.terminal import rewrite_line
 from kohya_ext.errors import DONE, ConflictError, UsageError
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class _Progress:
         part = done / max(1, total)
         line = f"{what}: {part:.0%} of {_bytes(total)}, {rate / 1e6:.1f} MB/s"
         if self._moves:
-            print(f"\r{line}   ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            rewrite_line(line, end="\n" if done == total else "")
         elif part >= self._said.get(what, 0.0) + STEP:
             self._said[what] = part
             if total > 1 << 28:

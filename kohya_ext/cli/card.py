@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.terminal import rewrite_line
 from kohya_ext.errors import DONE, ConflictError, UsageError
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def card(arguments: argparse.Namespace) -> int:
     made = page(model, author, arguments.site, preset=preset, before=before)
     if arguments.output:
         _write(arguments.output, made, out)
-    elif not arguments.json:
-        sys.stdout.write(made.text)
+    else:
+        out.document(made.text)
     return out.finish(
         DONE,
         title=title(model, author), kind=model.kind, family=model.family.name, weights=model.weights, bytes=model.size,
@@ -135,7 +136,7 @@ def _write(path: Path, made: Page, out: Output) -> None:
     from kohya_ext.files.atomic import write_atomic
 
     try:
-        write_atomic(path, made.text.encode("utf-8"))
+        write_atomic(path, made.text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConflictError(f"{path} cannot be written: {error.strerror or error}. Nothing was changed") from error
     out.item("written", str(path))
@@ -147,5 +148,4 @@ def _write(path: Path, made: Page, out: Output) -> None:
 
 def _show(done: int, total: int) -> None:
     if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\rSHA-256: {done / max(1, total):.0%}", end=end, file=sys.stderr, flush=True)
+        rewrite_line(f"SHA-256: {done / max(1, total):.0%}", end="\n" if done == total else "")

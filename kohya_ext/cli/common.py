@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +65,8 @@ def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -
 
 
 def _one_of(error: AmbiguousError, out: Output) -> Found:
+    from dataclasses import replace  # here, since it loads `ast`: `kohya-ext --help` stays quick
+
     from kohya_ext.errors import UsageError
 
     if at_terminal() and not out.as_json:

@@ -13,6 +13,7 @@ from kohya_ext.about import CONSOLE_SCRIPTS
 from kohya_ext.bundle import PACKAGE_DIR
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.terminal import rewrite_line
 from kohya_ext.errors import DONE, UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Bar:
         if self.terminal:
             filled = BAR_WIDTH * step // self.steps
             line = f"{'':<12} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {step}/{self.steps}  {text}"
-            print(f"\r{line:<79}", end="", file=sys.stderr, flush=True)
+            rewrite_line(line)
         elif TENTHS * step // self.steps > self.tenths:
             self.tenths = TENTHS * step // self.steps
             print(f"{'':<12} step {step} of {self.steps}  {text}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.terminal import rewrite_line
 from kohya_ext.errors import DONE, ConflictError, UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _write(made: Grid, folder: Path) -> None:
     title = f"Grid of {', '.join(names[:3])}" + (" and others" if len(names) > 3 else "")
     try:
         write_atomic(folder / SHEET, sheet.draw(made, folder))
-        write_atomic(folder / PAGE, sheetpage.page(made, folder, title).encode("utf-8"))
+        write_atomic(folder / PAGE, sheetpage.page(made, folder, title).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConflictError(f"{folder} cannot be written to: {error.strerror or error}") from error
 
@@ -195,9 +196,7 @@ def _progress() -> Callable[[str, int, int], None]:
 
     def show(what: str, done: int, total: int) -> None:
         if moves:
-            print(
-                f"\r{done} of {total}: {what[:60]:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True
-            )
+            rewrite_line(f"{done} of {total}: {what[:60]}", end="\n" if done == total else "")
         elif what not in said:
             said.add(what)
             print(f"{done} of {total}: {what}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.terminal import rewrite_line
 from kohya_ext.errors import DONE, UsageError
 
 if TYPE_CHECKING:
@@ -221,9 +222,9 @@ def _describe(out: Output, written: Written, of: str) -> None:
 
 def _print_modules(out: Output, result: resizing.Resized) -> None:
     width = max(len(kept.module.name) for kept in result.written.modules)
-    out.line(f"{'module':<{width}}  rank        sum kept  norm kept  max/min    alpha")
+    out.row(f"{'module':<{width}}  rank        sum kept  norm kept  max/min    alpha")
     for kept in result.written.modules:
-        out.line(f"{kept.module.name:<{width}}  {_row(kept, result)}")
+        out.row(f"{kept.module.name:<{width}}  {_row(kept, result)}")
 
 
 def _row(kept: Kept, result: resizing.Resized) -> str:
@@ -266,7 +267,7 @@ class _Bar:
 
     def __exit__(self, *_: object) -> None:
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            rewrite_line("")
 
     def show(self, done: int, total: int, name: str) -> None:
         """At most ten times a second."""
@@ -274,7 +275,7 @@ class _Bar:
         if not self._shown or (now < self._next and done < total):
             return
         self._next = now + 0.1
-        print(f"\r\x1b[K{done}/{total} {name}"[:110], end="", file=sys.stderr, flush=True)
+        rewrite_line(f"{done}/{total} {name}"[:100])
 
 
 def _dtype(name: str | None) -> Any:

@@ -7,12 +7,14 @@ and returns an exit code. Groups import what they need inside that function, so 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
-from kohya_ext.about import CONSOLE_SCRIPTS, SUMMARY, VERSION
+from kohya_ext.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
 from kohya_ext.cli import audit, basemodel, captions, card, demo, grid, health, install, lora, presets, prompts, update
+from kohya_ext.cli.terminal import OutputLostError, abandon_output, indented, safe_streams
 from kohya_ext.errors import FOUND_PROBLEMS, KohyaExtError
 
 PROGRAM = next(iter(CONSOLE_SCRIPTS))
@@ -37,21 +39,33 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Every error ends as a readable line on standard error."""
-    words = captions.with_verb(sys.argv[1:] if argv is None else argv)
+    with safe_streams():
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        except (BrokenPipeError, OutputLostError) as error:
+            # whoever read our output has gone, or the disk it goes to is full
+            if isinstance(error, OutputLostError):
+                with contextlib.suppress(OutputLostError, BrokenPipeError):
+                    print(f"{PROGRAM}: {error}", file=sys.stderr)
+            abandon_output()
+            return FOUND_PROBLEMS
+
+
+def _run(argv: Sequence[str]) -> int:
+    words = captions.with_verb(argv)
     arguments = build_parser().parse_args(words)
     try:
         code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return code
+    except (BrokenPipeError, OutputLostError):
+        raise
     except KohyaExtError as error:
         return _failed(error, arguments)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # whoever read our output has gone; keep Python from complaining about it again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FOUND_PROBLEMS
     except Exception as error:
         if os.environ.get("KOHYA_EXT_TRACEBACK"):
             raise
@@ -59,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: KohyaExtError, arguments: argparse.Namespace) -> int:
-    print(f"{PROGRAM}: {error}", file=sys.stderr)
+    print(f"{PROGRAM}: {indented(str(error), 2)}", file=sys.stderr)
     if getattr(arguments, "json", False):
         import json
 
@@ -75,8 +89,8 @@ def _unexpected(error: Exception, arguments: argparse.Namespace, argv: Sequence[
     frames = traceback.extract_tb(error.__traceback__)[-FRAMES_SHOWN:]
     where = " < ".join(f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}" for frame in reversed(frames))
     lines = (
-        f"{PROGRAM}: this should not have happened. Please report these lines:",
-        f"  {type(error).__name__}: {error}",
+        f"{PROGRAM}: internal error (a bug in kohya-ext). Please report these lines at {REPOSITORY}:",
+        f"  {type(error).__name__}: {indented(str(error), 2)}",
         f"  at {where}",
         f"  {PROGRAM} {VERSION}, Python {platform.python_version()} ({sys.executable}), {platform.platform()}",
         f"  checkout: {getattr(arguments, 'checkout', None) or 'not given'}; command: {shlex.join([PROGRAM, *argv])}",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kohya_ext.about import VERSION
+from kohya_ext.cli.terminal import document, indented, printable
 
 LABEL_WIDTH = 12
 
@@ -28,9 +29,18 @@ class Output:
         if not self.as_json:
             print(text, flush=True)
 
+    def row(self, text: str) -> None:
+        """Print text that may hold names of others as one line, whatever is in it."""
+        self.line(printable(text, one_line=True))
+
+    def document(self, text: str) -> None:
+        """Print text that is going to be used as it is, such as a command or a model card."""
+        if not self.as_json:
+            document(text)
+
     def item(self, label: str, text: str) -> None:
         """Print one labelled progress line; further lines of `text` are indented below it."""
-        first, *rest = text.splitlines() or [""]
+        first, *rest = text.split("\n")
         self.line(f"{label:<{LABEL_WIDTH}} {first}")
         for line in rest:
             self.line(f"{'':<{LABEL_WIDTH}} {line}")
@@ -39,7 +49,7 @@ class Output:
         """Say what the user should know though the command goes on."""
         self.warnings.append(text)
         if not self.as_json:
-            print(f"{'warning':<{LABEL_WIDTH}} {text}", file=sys.stderr, flush=True)
+            print(f"{'warning':<{LABEL_WIDTH}} {indented(text, LABEL_WIDTH + 1)}", file=sys.stderr, flush=True)
 
     def finish(self, exit_code: int, **document: Any) -> int:
         """End the command: print the document when asked for, and hand back the exit code."""
@@ -51,19 +61,32 @@ class Output:
 
 def at_terminal() -> bool:
     """Whether somebody is there to answer."""
-    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout and sys.stdout.isatty())
 
 
 def chosen(question: str, choices: Sequence[str]) -> int | None:
     """Let a person choose: the position in `choices`, None for no choice of them."""
     for number, choice in enumerate(choices, 1):
-        print(f"  {number}  {choice}")
-    answer = input(f"{question} [1-{len(choices)}] ").strip()
-    return int(answer) - 1 if answer.isdecimal() and 1 <= int(answer) <= len(choices) else None
+        print(printable(f"  {number}  {choice}", one_line=True))
+    answer = _answer(f"{question} [1-{len(choices)}] ") or ""
+    return (
+        int(answer) - 1
+        if answer.isascii() and answer.isdecimal() and len(answer) < 4 and 1 <= int(answer) <= len(choices)
+        else None
+    )
 
 
 def agreed(question: str, *, yes: bool) -> bool:
     """Ask on the terminal; without one, or with --yes, the answer is yes: provisioning scripts cannot answer."""
     if yes or not at_terminal():
         return True
-    return input(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
+    answer = _answer(f"{question} [Y/n] ")
+    return answer is not None and answer.lower() in ("", "y", "yes")
+
+
+def _answer(question: str) -> str | None:
+    """What is typed, None for Ctrl+D."""
+    try:
+        return input(printable(question)).strip()
+    except EOFError:
+        return None

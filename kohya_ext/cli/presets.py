@@ -93,7 +93,7 @@ def list_presets(arguments: argparse.Namespace) -> int:
         title = str(preset.about.get("title", ""))
         tier = memory.get("tier_gb") if isinstance(memory, dict) else None
         rows.append({"name": preset.name, "tab": preset.tab, "vram_gb": tier, "title": title})
-        out.line(f"{preset.name:<18} {preset.tab:<10} {f'{tier} GB':>6}  {title}")
+        out.row(f"{preset.name:<18} {preset.tab:<10} {f'{tier} GB':>6}  {title}")
     return out.finish(DONE, presets=rows)
 
 
@@ -107,9 +107,9 @@ def show(arguments: argparse.Namespace) -> int:
     groups = grouped(list(preset.values))
     for section, keys in groups.items():
         out.line()
-        out.line(section)
+        out.row(section)
         for key in keys:
-            out.line(f"  {key:<34} {written(preset.values[key]):<16} {described(key)}".rstrip())
+            out.row(f"  {key:<34} {written(preset.values[key]):<16} {described(key)}".rstrip())
     return out.finish(
         DONE, name=preset.name, tab=preset.tab, about=dict(preset.about), values=dict(preset.values), sections=groups
     )
@@ -117,7 +117,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def _show_about(preset: Preset, out: Output) -> None:
     about = preset.about
-    out.line(f"{preset.name} ({preset.tab} tab)")
+    out.row(f"{preset.name} ({preset.tab} tab)")
     for label in ("title", "origin", "date"):
         if about.get(label):
             out.item(label, _wrapped(about[label]))
@@ -149,10 +149,10 @@ def diff(arguments: argparse.Namespace) -> int:
     keys = sorted(set(first.values) | set(second.values))
     differing = [key for key in keys if not _same(first.values.get(key), second.values.get(key))]
     for section, members in grouped(differing).items():
-        out.line(section)
+        out.row(section)
         for key in members:
             before, after = (written(preset.values.get(key, ...)) for preset in (first, second))
-            out.line(f"  {key:<34} {before:<16} -> {after:<16} {described(key)}".rstrip())
+            out.row(f"  {key:<34} {before:<16} -> {after:<16} {described(key)}".rstrip())
     if not differing:
         out.line("no difference")
     rows = {key: [first.values.get(key), second.values.get(key)] for key in differing}
@@ -177,7 +177,7 @@ def schema(arguments: argparse.Namespace) -> int:
         limits = "" if one.minimum is None and one.maximum is None else f" {one.minimum}..{one.maximum}"
         choices = "" if one.choices is None else f" {', '.join(map(str, one.choices[:8]))}"
         exact = "" if one.exact else f"  (only the running GUI knows: {', '.join(one.inexact) or 'everything'})"
-        out.line(f"{key:<38} {one.component or '?':<9} {written(one.default):<10}{limits}{choices}{exact}")
+        out.row(f"{key:<38} {one.component or '?':<9} {written(one.default):<10}{limits}{choices}{exact}")
     return out.finish(DONE)
 
 
@@ -230,16 +230,16 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
 
 def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> None:
     """One preset's findings; absent keys, of which an old preset has a hundred, as one."""
-    out.line(f"{name} ({tab or 'unreadable'}): {_summary(findings)}")
+    out.row(f"{name} ({tab or 'unreadable'}): {_summary(findings)}")
     missing = [finding for finding in findings if finding.rule == "missing-key"]
     for finding in findings:
         if finding in missing[1:]:
             continue
         value = "" if finding.value is None else f" = {written(finding.value)}"
         subject = f"{finding.key}{value}" if finding not in missing else _enumerated([one.key for one in missing])
-        out.line(f"  {finding.level:<8} {subject}")
-        out.line(f"           {finding.effect}")
-        out.line(f"           cure: {finding.cure}")
+        out.row(f"  {finding.level:<8} {subject}")
+        out.row(f"           {finding.effect}")
+        out.row(f"           cure: {finding.cure}")
 
 
 def _enumerated(keys: list[str]) -> str:

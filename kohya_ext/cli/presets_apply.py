@@ -149,10 +149,10 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.toml and not result.toml:
         raise UsageError(f"kohya_ss {checkout.release} gives its settings on the command line, there is no TOML file")
     for settings in result.toml.values() if arguments.toml else ():
-        out.line(as_toml(settings).rstrip())
+        out.document(as_toml(settings))
     lines = [*result.preparation, result.training or ""]
     for line in () if arguments.toml else lines:
-        out.line(shell_line(line))
+        out.document(shell_line(line) + "\n")
     return out.finish(
         DONE, folder=str(checkout.root), preparation=result.preparation, training=result.training, toml=result.toml
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +59,8 @@ def prompts(arguments: argparse.Namespace) -> int:
         out.item("written", f"{arguments.output}: {len(made)} prompts from {len(captions)} captions")
         for section in sections:
             out.item("", f"{sum(prompt.section == section for prompt in made)} {section}")
-    elif not arguments.json:
-        sys.stdout.write(text)
+    else:
+        out.document(text)
     return out.finish(
         DONE,
         captions=len(captions),
@@ -116,6 +115,6 @@ def _write(path: Path, text: str, *, overwrite: bool) -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         raise ConflictError(f"{path} exists; give --overwrite to replace it, or another name. Nothing was written")
     try:
-        write_atomic(path, text.encode("utf-8"))
+        write_atomic(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConflictError(f"{path} cannot be written: {error.strerror or error}. Nothing was written") from error

@@ -28,6 +28,9 @@ def from_names(
     plan = Plan("captions")
     for path, images in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX).items():
         text = caption_of(images[0].stem, keep_suffix=keep_suffix)
+        if not _is_text(text):
+            plan.keep(path, "the name of its image is not UTF-8: rename it")
+            continue
         if (folder / path).is_symlink():
             plan.keep(path, "is a link")
             continue
@@ -47,6 +50,7 @@ def prefixed(folder: Path, text: str, *, recursive: bool = False, suffix: str = 
     """`text` in front of each caption that does not begin with it yet; with `remove`, taken away from those that do."""
     if not text:
         raise UsageError("the prefix is empty: say what to put in front of the captions")
+    _require_text(text)
     if remove:
         return _edited(folder, "captions prefix", lambda old: old.removeprefix(text), recursive, suffix)
     return _edited(
@@ -72,6 +76,7 @@ def replaced(
     """
     if not old:
         raise UsageError("there is nothing to look for: say which text to replace")
+    _require_text(new)
     pattern = old if regex else re.escape(old)
     if words:
         pattern = rf"(?<!\w)(?:{pattern})(?!\w)"
@@ -127,6 +132,16 @@ def _captions_of(folder: Path, recursive: bool, suffix: str) -> dict[Path, list[
         deeper = "" if recursive else "; --recursive looks into its folders too"
         raise UsageError(f"{folder} holds no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl){deeper}")
     return dict(groups)
+
+
+def _is_text(text: str) -> bool:
+    """False when half a surrogate pair stands in it, as for a byte of a name that is not UTF-8."""
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def _require_text(text: str) -> None:
+    if not _is_text(text):
+        raise UsageError(f"{text!r} is not UTF-8 text, as captions are; nothing was changed")
 
 
 def _edited(folder: Path, verb: str, edit: Callable[[str], str], recursive: bool, suffix: str) -> Plan:

@@ -84,7 +84,8 @@ def render(
 
 
 def _key(column: Column, prompt: Prompt, salt: str) -> str:
-    return hashlib.sha256("\n".join((column.identity, line(prompt), salt)).encode()).hexdigest()[:20]
+    text = "\n".join((column.identity, line(prompt), salt))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:20]
 
 
 def _save(picture: Any, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -105,7 +106,8 @@ def _picture(one: Cell, folder: Path) -> str:
     near = one.nearest
     note = f"<div class=faint>{html.escape(near.text)}</div>" if near else ""
     image = _image(folder / one.path)
-    return f"<td{' class=copy' if near and near.copy else ''}><a href='{quote(one.path)}'>{image}</a>{note}</td>"
+    link = quote(os.fsencode(one.path))
+    return f"<td{' class=copy' if near and near.copy else ''}><a href='{link}'>{image}</a>{note}</td>"
 
 
 def _training(grid: Grid, nearest: Nearest | None) -> str:

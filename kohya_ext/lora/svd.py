@@ -73,7 +73,7 @@ def low_rank(matrix: Tensor, rank: int, method: str, name: str, tolerance: float
 
 def seed_of(name: str) -> int:
     """A seed that depends on nothing but the module's name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()[:7], "little")
 
 
 @dataclass(frozen=True)

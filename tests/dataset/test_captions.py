@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,21 @@ def test_a_name_taken_at_the_last_moment(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="appeared"):
         history.apply(tmp_path, plan)
     assert everything(tmp_path) == before
+
+
+def test_names_and_texts_that_are_not_utf8(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    if "\udce9" not in odd:
+        pytest.skip("the names of this system are UTF-8")
+    (tmp_path / odd).write_bytes(b"")
+    (tmp_path / "a\x1b[2Jdog\x9b.png").write_bytes(b"")
+    plan = captions.from_names(tmp_path)
+    assert [why for _, why in plan.kept] == ["the name of its image is not UTF-8: rename it"]
+    assert [after for _, after in plan.written.values()] == ["a [2Jdog"]
+    (tmp_path / "a\x1b[2Jdog\x9b.txt").write_text("a dog")
+    for edit in (captions.prefixed(tmp_path, "x "), captions.replaced(tmp_path, "dog", "cat")):
+        assert len(edit.written) == 1
+    with pytest.raises(UsageError, match="not UTF-8"):
+        captions.prefixed(tmp_path, "\udce9")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        captions.replaced(tmp_path, "dog", "\udce9")
