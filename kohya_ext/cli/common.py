@@ -7,11 +7,11 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli.output import Output, at_terminal, chosen
+from kohya_ext.cli.output import Output, agreed, at_terminal, chosen
 
 if TYPE_CHECKING:
     from kohya_ext.install.checkout import AmbiguousError, Checkout, Found
@@ -103,6 +103,31 @@ def find_environment(checkout: Checkout, argument: str | None, out: Output) -> E
     for warning in found.warnings:
         out.warn(warning)
     return environment
+
+
+def training_allows(
+    out: Output, checkout: Checkout, environments: Sequence[Environment], *, yes: bool, dry_run: bool = False
+) -> bool:
+    """Whether to change what a running training uses: said in any case, done with --yes or a person's answer.
+
+    Raises ConflictError where a training runs and nobody is there to answer.
+    """
+    from kohya_ext.errors import ConflictError
+    from kohya_ext.install.places import machine
+    from kohya_ext.install.processes import processes_of, running_trainings
+
+    pythons = [environment.python for environment in environments]
+    found = running_trainings(processes_of(machine(os.environ)), [checkout.root], pythons)
+    if not found:
+        return True
+    said = f"a training is running in {checkout.root} or its environment: {', '.join(map(str, found))}"
+    if yes or dry_run:
+        out.warn(said)
+        return True
+    if not at_terminal() or out.as_json:
+        raise ConflictError(f"{said}. Nothing was changed. Run this again when it has ended, or now with --yes")
+    out.warn(said)
+    return agreed("Go on while it is running?", yes=False, default=False)
 
 
 def recorded_environments(recorded: Manifest | None) -> list[Environment]:

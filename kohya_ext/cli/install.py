@@ -18,6 +18,7 @@ from kohya_ext.cli.common import (
     find_environment,
     package_record,
     recorded_environments,
+    training_allows,
 )
 from kohya_ext.cli.output import Output, agreed
 from kohya_ext.errors import DONE
@@ -72,10 +73,14 @@ def install(arguments: argparse.Namespace) -> int:
         environment = find_environment(checkout, arguments.python, out)
     package = package_record(recorded, environment) if environment else None
     wanted = presets.collect(checkout)
+    replaces = not arguments.presets_only and _replaces(checkout, recorded, environment, patch_set, wanted, package)
+    allowed = not replaces or training_allows(
+        out, checkout, [environment] if environment else [], yes=arguments.yes, dry_run=arguments.dry_run
+    )
     if arguments.dry_run:
         outcome = apply.install(checkout, patch_set=patch_set, presets=wanted, package=package, dry_run=True)
         return _dry_run(out, checkout, outcome, environment)
-    if not agreed(f"Install into {checkout.root}?", yes=arguments.yes):
+    if not allowed or not agreed(f"Install into {checkout.root}?", yes=arguments.yes):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     result, outcome = _install(checkout, patch_set, wanted, package, environment)
@@ -96,6 +101,27 @@ def install(arguments: argparse.Namespace) -> int:
         checks=checks,
         restart=restart,
     )
+
+
+def _replaces(
+    checkout: Checkout,
+    recorded: Manifest | None,
+    environment: Environment | None,
+    patch_set: str,
+    presets: dict[str, bytes],
+    package: dict[str, Any] | None,
+) -> bool:
+    """Whether an install would change what an earlier one put there, and a running training may have loaded."""
+    from kohya_ext.install import apply
+    from kohya_ext.install import package as packages
+
+    there = packages.state(environment) if environment else None
+    if recorded is None and there in ("absent", None):
+        return False
+    if there not in ("same", None) or apply.interrupted(checkout):
+        return True
+    planned = apply.install(checkout, patch_set=patch_set, presets=presets, package=package, dry_run=True)
+    return bool(planned.plan.changes)
 
 
 def _patch_set(arguments: argparse.Namespace, before: str | None) -> str:
@@ -238,12 +264,15 @@ def uninstall(arguments: argparse.Namespace) -> int:
     out = Output("uninstall", arguments.json)
     checkout = find_checkout(arguments.checkout, out, leaving=True)
     recorded = apply.installed(checkout)
+    environments = [] if arguments.no_package else _environments_to_leave(checkout, recorded)
+    allowed = not (recorded or environments) or training_allows(
+        out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run
+    )
     if arguments.dry_run:
         return _dry_run(out, checkout, apply.uninstall(checkout, dry_run=True), None)
-    if recorded and not agreed(f"Take kohya_ext out of {checkout.root}?", yes=arguments.yes):
+    if not allowed or (recorded and not agreed(f"Take kohya_ext out of {checkout.root}?", yes=arguments.yes)):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
-    environments = [] if arguments.no_package else _environments_to_leave(checkout, recorded)
     outcome = apply.uninstall(checkout)
     pending.end(checkout.root)
     if outcome.changed or outcome.recovery:

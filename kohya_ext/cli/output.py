@@ -76,12 +76,17 @@ def chosen(question: str, choices: Sequence[str]) -> int | None:
     )
 
 
-def agreed(question: str, *, yes: bool) -> bool:
-    """Ask on the terminal; without one, or with --yes, the answer is yes: provisioning scripts cannot answer."""
+def agreed(question: str, *, yes: bool, default: bool = True) -> bool:
+    """Ask on the terminal; without one, or with --yes, the answer is yes: provisioning scripts cannot answer.
+
+    default: what Enter alone means.
+    """
     if yes or not at_terminal():
         return True
-    answer = _answer(f"{question} [Y/n] ")
-    return answer is not None and answer.lower() in ("", "y", "yes")
+    answer = _answer(f"{question} {'[Y/n]' if default else '[y/N]'} ")
+    if answer is None:
+        return False
+    return answer.lower() in ("y", "yes") or (default and not answer)
 
 
 def _answer(question: str) -> str | None:

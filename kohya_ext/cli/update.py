@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from kohya_ext.cli.common import add_checkout, add_json, checkout_json, find_checkout
+from kohya_ext.cli.common import (
+    add_checkout,
+    add_json,
+    checkout_json,
+    find_checkout,
+    recorded_environments,
+    training_allows,
+)
 from kohya_ext.cli.output import Output, agreed
 from kohya_ext.errors import DONE, FOUND_PROBLEMS
 
@@ -21,12 +28,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def update(arguments: argparse.Namespace) -> int:
     """Update; exit 1 with git's words when git refused, with our files on again."""
+    from kohya_ext.install import apply
     from kohya_ext.install import update as updating
     from kohya_ext.install.places import restart_hint
 
     out = Output("update", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
-    if not agreed(f"Update {checkout.root} with git pull?", yes=arguments.yes):
+    environments = recorded_environments(apply.installed(checkout))
+    allowed = training_allows(out, checkout, environments, yes=arguments.yes)
+    if not allowed or not agreed(f"Update {checkout.root} with git pull?", yes=arguments.yes):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     done = updating.update(checkout, out.item)

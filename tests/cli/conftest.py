@@ -33,6 +33,19 @@ class Ran:
         return found
 
 
+class Terminal:
+    """Standard input of a person who answers."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        return f"{self.answer}\n"
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Run a command line in this process."""
@@ -67,7 +80,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             else:
                 path.unlink()
         info = environment.purelib / "kohya_ext-0.1.0.dist-info"
-        info.mkdir() if verb == "install" else info.rmdir()
+        info.mkdir(exist_ok=True) if verb == "install" else info.rmdir()
 
     files = {"kohya_ext/__init__.py": b"", "kohya_ext/runtime/__init__.py": b""}
     monkeypatch.setattr(presets, "collect", collect)

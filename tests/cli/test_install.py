@@ -10,7 +10,7 @@ from kohya_ext.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, ConflictE
 from kohya_ext.install import apply, package
 from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.environment import inspect
-from tests.cli.conftest import PRESET, Ran
+from tests.cli.conftest import PRESET, Ran, Terminal
 from tests.install import trees
 from tests.install.pythons import SITE, pretend, process
 
@@ -341,19 +341,6 @@ def test_an_edited_preset_stays_and_is_named(make: Make, with_venv: WithVenv, ru
     done = run("uninstall", checkout.root)
     assert f"kept         {PRESET}" in done.text
     assert (checkout.root / PRESET).read_text() == "mine\n"
-
-
-class Terminal:
-    """Standard input of a person who answers."""
-
-    def __init__(self, answer: str) -> None:
-        self.answer = answer
-
-    def isatty(self) -> bool:
-        return True
-
-    def readline(self) -> str:
-        return f"{self.answer}\n"
 
 
 @pytest.mark.parametrize(("answer", "installed"), [("n", False), ("y", True), ("", True)])
