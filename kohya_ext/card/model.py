@@ -9,10 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.errors import UsageError
-from kohya_ext.tensors.header import SIZES, Header, is_pickle, read_header
+from kohya_ext.tensors.header import BITS, Header, is_pickle, read_header
 
 MODELSPEC = "modelspec."
-DTYPE_NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+DTYPE_NAMES = {
+    "F64": "fp64",
+    "F32": "fp32",
+    "F16": "fp16",
+    "BF16": "bf16",
+    "F8_E4M3": "fp8",
+    "F8_E5M2": "fp8",
+    "F4": "fp4",
+}
 CHECKPOINT, LORA, EMBEDDING = "checkpoint", "LoRA", "embedding"
 
 
@@ -80,7 +88,7 @@ def read(path: Path) -> Model:
     for entry in header.entries.values():
         dtypes[entry.dtype] += math.prod(entry.shape)
     floats = {name: count for name, count in dtypes.items() if name in DTYPE_NAMES} or dict(dtypes)
-    main = max(floats, key=lambda name: floats[name] * SIZES[name])
+    main = max(floats, key=lambda name: floats[name] * BITS[name])
     kind = _kind(header)
     return Model(
         path, kind, _family(header), header.metadata, dtypes.total(), DTYPE_NAMES.get(main, main.lower()), header.size

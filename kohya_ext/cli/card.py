@@ -122,14 +122,9 @@ def _preset(path: Path | None) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UsageError(f"{path} is larger than {MOST_BYTES // 10**6} MB: no page or change log is")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    from kohya_ext.files.regular import read_text
+
+    return read_text(path, MOST_BYTES)
 
 
 def _write(path: Path, made: Page, out: Output) -> None:

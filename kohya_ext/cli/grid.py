@@ -104,13 +104,9 @@ def make_renderer(arguments: argparse.Namespace, columns: Sequence[Column]) -> t
 
 def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
     from kohya_ext.evaluation.promptfile import has_weights, parse
+    from kohya_ext.files.regular import read_text
 
-    try:
-        text = arguments.prompts.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{arguments.prompts} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{arguments.prompts} is not UTF-8 text (byte {error.start})") from error
+    text = read_text(arguments.prompts)
     try:
         prompts = parse(text)
     except UsageError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from kohya_ext.dataset.findings import ADVICE, Finding
+from kohya_ext.files.regular import NotReadableError, TooLargeError, read_regular
 
 ORIENTATION = 0x0112  # EXIF tag
 LARGEST_FILE = 512 << 20  # bytes
@@ -52,11 +53,11 @@ def look_at(folder: Path, path: Path, *, fingerprint: bool = True) -> Picture:
     """Open and decode `path`, wholly: what is cut short shows at its end. Never raises for a broken image."""
     name = path.as_posix()
     try:
-        if (folder / path).stat().st_size > LARGEST_FILE:
-            return _broken(name, "unreadable", f"has more than {LARGEST_FILE >> 20} MB")
-        data = (folder / path).read_bytes()
-    except OSError as error:
-        return _broken(name, "unreadable", f"cannot be read: {error.strerror or error}")
+        data = read_regular(folder / path, LARGEST_FILE)
+    except TooLargeError:
+        return _broken(name, "unreadable", f"has more than {LARGEST_FILE >> 20} MB")
+    except NotReadableError as error:
+        return _broken(name, "unreadable", str(error).removeprefix(f"{folder / path} "))
     if not data:
         return _broken(name, "empty-file", "is empty (0 bytes)")
     digest = hashlib.sha256(data).hexdigest()

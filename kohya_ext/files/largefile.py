@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kohya_ext.errors import ConflictError, UsageError
+from kohya_ext.files.regular import open_regular
 
 _BLOCK = 1 << 22  # bytes read at a time
 
@@ -43,7 +44,7 @@ def sha256_of(path: Path, progress: Callable[[int, int], None] = lambda *_: None
     digest, done = hashlib.sha256(), 0
     try:
         total = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 done += len(block)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.files.regular import JSON_LIMIT, read_regular
 from kohya_ext.lora.layout import Architecture, Target, targets
 from kohya_ext.lora.tensorfile import TensorSource, open_tensors
 from kohya_ext.tensors.header import PICKLE_SUFFIXES
@@ -105,8 +106,8 @@ def _shards(folder: Path, allow_pickle: bool) -> list[TensorSource]:
 
 def _shard_names(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(json.loads(read_regular(index, JSON_LIMIT))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{index} is damaged: it lists no shards. Fetch it again") from error
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UsageError(f"{index} names files outside of its folder")

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.files.regular import read_text
 from kohya_ext.lora.assemble import Keys
 from kohya_ext.lora.tensorfile import TensorSource
 
@@ -118,7 +119,7 @@ def _peft_scale(source: TensorSource) -> float | None:
         found = _json(source.metadata[ADAPTER_METADATA], source.path)
     elif source.path.name.startswith("adapter_model") and (source.path.parent / ADAPTER_CONFIG).exists():
         beside = source.path.parent / ADAPTER_CONFIG
-        found = _json(beside.read_text(encoding="utf-8"), beside)
+        found = _json(read_text(beside), beside)
     if found is None:
         return None
     flat = {key.rsplit(".", 1)[-1]: value for key, value in found.items()}
@@ -133,6 +134,6 @@ def _peft_scale(source: TensorSource) -> float | None:
 def _json(text: str, path: Path) -> Mapping[str, object]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged: its adapter configuration is no JSON") from error
     return found if isinstance(found, dict) else {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.errors import UsageError
+from kohya_ext.files.regular import open_regular
 from kohya_ext.tensors.header import Entry, is_pickle, read_header
 
 DTYPES: dict[str, torch.dtype] = {
@@ -63,7 +64,7 @@ class TensorFile:
         self._start = header.start
         self._entries = {key: _entry(path, key, entry) for key, entry in header.entries.items()}
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from kohya_ext.bundle import data_dir
 from kohya_ext.errors import UsageError
+from kohya_ext.files.regular import read_regular
 from kohya_ext.presets.schema import TABS, Tab
 
 ABOUT = "_about"
@@ -42,15 +43,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
     Raises UsageError when it cannot be read, is too large, is no JSON, or holds something else than settings.
     """
-    try:
-        if not path.is_file():
-            raise UsageError(f"{path}: no such preset file")
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: larger than {MAX_BYTES // 1024} kB, no preset is; it was not read")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return parse_values(data, str(path))
+    return parse_values(read_regular(path, MAX_BYTES), str(path))
 
 
 def parse_values(data: bytes, origin: str) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-# The largest module of any release is 0.4 MB; a file far beyond that is no module and is not parsed.
-MAX_BYTES = 8 * 1024 * 1024
+from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
 
 
 class Sources(Protocol):
@@ -34,12 +33,9 @@ class FolderSources:
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
             return None
-        file = self.root / path
         try:
-            if not file.is_file() or file.stat().st_size > MAX_BYTES:
-                return None
-            return file.read_bytes().decode("utf-8-sig", errors="replace")
-        except OSError:
+            return read_regular(self.root / path, MODULE_LIMIT).decode("utf-8-sig", errors="replace")
+        except NotReadableError:
             return None
 
 

@@ -1,0 +1,98 @@
+"""Reading what a user or a checkout names: regular files only, and no more of them than makes sense.
+
+A path may lead to a FIFO, which blocks for ever, to a device, which never ends, or to a file of gigabytes under the
+name of a preset. Nothing is read of the first two, and of the last no more than the limit. Links are followed: these
+are the user's own files (what is written goes through `folder`, which follows none).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from kohya_ext.errors import UsageError
+
+MODULE_LIMIT = 8 << 20  # bytes; the largest module of any Kohya release has 0.4 MB
+TEXT_LIMIT = 8 << 20  # bytes; of prompts, change logs, requirements, settings
+JSON_LIMIT = 64 << 20  # bytes; the index of a sharded model has a few hundred kB
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_FLAGS |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_KINDS = (
+    (stat.S_ISDIR, "is a folder, a file is needed here"),
+    (stat.S_ISFIFO, "is a pipe, not a file"),
+    (stat.S_ISSOCK, "is a socket, not a file"),
+    (stat.S_ISCHR, "is a device, not a file"),
+    (stat.S_ISBLK, "is a device, not a file"),
+)
+
+
+class NotReadableError(UsageError):
+    """There is no such file, it is not a regular one, or it cannot be read."""
+
+
+class TooLargeError(NotReadableError):
+    """The file is larger than anything of its kind."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The regular file at `path`, open for reading. Raises NotReadableError with what it is instead."""
+    try:
+        _require_regular(os.stat(path), path)  # noqa: PTH116 - opening a device may already do something
+        descriptor = os.open(path, _FLAGS)
+        try:
+            _require_regular(os.fstat(descriptor), path)
+            return open(descriptor, "rb")  # noqa: PTH123 - a descriptor; the caller closes it
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except FileNotFoundError as error:
+        raise NotReadableError(f"{path} does not exist") from error
+    except OSError as error:
+        raise NotReadableError(f"{path} cannot be read: {_reason(error)}") from error
+    except ValueError as error:  # NUL in a name
+        raise NotReadableError(f"{path} cannot be read: no file has such a name") from error
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of the regular file at `path`. Raises NotReadableError, TooLargeError when it has more than `limit`."""
+    with open_regular(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > limit else file.read(limit + 1)
+        except OSError as error:
+            raise NotReadableError(f"{path} cannot be read: {_reason(error)}") from error
+    if size > limit or len(data) > limit:
+        raise TooLargeError(f"{path} is larger than {_told(limit)}, which no file of its kind is; it was not read")
+    return data
+
+
+def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
+    """The text of the UTF-8 file at `path`, without byte order mark, lines ending as they do.
+
+    Raises NotReadableError, TooLargeError; UsageError when it is not UTF-8.
+    """
+    try:
+        return read_regular(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def _require_regular(found: os.stat_result, path: Path) -> None:
+    if stat.S_ISREG(found.st_mode):
+        return
+    what = next((text for test, text in _KINDS if test(found.st_mode)), "is not a regular file")
+    raise NotReadableError(f"{path} {what}")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "its links lead in a circle"
+    return error.strerror or str(error)
+
+
+def _told(limit: int) -> str:
+    return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} kB"
