@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from kohya_ext.cli.output import Output, agreed, at_terminal, chosen
 if TYPE_CHECKING:
     from kohya_ext.install.checkout import AmbiguousError, Checkout, Found
     from kohya_ext.install.environment import Environment
+    from kohya_ext.install.known import Known
     from kohya_ext.install.manifest import Manifest
 
 CHECKOUT_HELP = (
@@ -98,8 +98,7 @@ def find_environment(checkout: Checkout, argument: str | None, out: Output) -> E
 
     found = search(checkout, argument, os.environ, fallback=Path(sys.executable))
     environment = found.environment
-    how = "" if found.how == "given" else f", found in {found.how}"
-    out.item("environment", f"{environment.python} (Python {environment.version}, {environment.kind}{how})")
+    _say(environment, "" if found.how == "given" else f", found in {found.how}", out)
     for warning in found.warnings:
         out.warn(warning)
     return environment
@@ -130,30 +129,73 @@ def training_allows(
     return agreed("Go on while it is running?", yes=False, default=False)
 
 
-def recorded_environments(recorded: Manifest | None) -> list[Environment]:
-    """The environments that the package was put into for this checkout and that still exist."""
+# Where a search found an environment that is evidence enough to install into it besides the one that is remembered.
+WEAK_EVIDENCE = ("a usual place", "the system's Python", "the Python that runs this installer")
+
+
+def environments_to_install(
+    checkout: Checkout, recorded: Manifest | None, argument: str | None, out: Output
+) -> list[Environment]:
+    """The one that was named; else those that this checkout remembers, and the one that runs it now. Raises UsageError.
+
+    Those remembered are brought to this version too: lines of one version and a package of another do not belong
+    together.
+    """
     from kohya_ext.errors import UsageError
-    from kohya_ext.install.environment import inspect
+    from kohya_ext.install.environment import search
+    from kohya_ext.install.known import known
 
-    present = []
-    for row in package_rows(recorded):
-        with contextlib.suppress(UsageError):
-            present.append(inspect(Path(row["python"]), home=row.get("home")))
-    return present
+    remembered = known(checkout.root, recorded).environments
+    wanted = {environment.purelib: environment for environment in remembered}
+    try:
+        found = search(checkout, argument, os.environ, fallback=Path(sys.executable))
+    except UsageError:
+        if argument is not None or not wanted:
+            raise
+    else:
+        if argument is not None or not wanted or not (found.warnings or found.how in WEAK_EVIDENCE):
+            wanted.pop(found.environment.purelib, None)
+            wanted[found.environment.purelib] = found.environment
+            _say(found.environment, "" if found.how == "given" else f", found in {found.how}", out)
+            for warning in found.warnings:
+                out.warn(warning)
+            remembered = [one for one in remembered if one.purelib != found.environment.purelib]
+    for environment in remembered:
+        _say(environment, ", installed into before", out)
+    return list(wanted.values())
 
 
-def package_rows(recorded: Manifest | None) -> list[dict[str, Any]]:
-    """What the manifest remembers: [{"python": path of the interpreter, "home": HOME to run it with or None}]."""
-    package: Mapping[str, Any] = (recorded.package if recorded else None) or {}
-    rows = package.get("environments")
-    return [dict(row) for row in rows if isinstance(row, dict) and "python" in row] if isinstance(rows, list) else []
+def environments_to_leave(checkout: Checkout, recorded: Manifest | None) -> list[Environment]:
+    """Those that this checkout remembers; without a record, the one that runs it, should its register name us."""
+    from kohya_ext.install.package import read_register
+
+    if recorded is not None:
+        from kohya_ext.install.known import known
+
+        return known(checkout.root, recorded).environments
+    found = known_environments(checkout, None).environments
+    return [one for one in found if str(checkout.root) in read_register(one).checkouts]
 
 
-def package_record(recorded: Manifest | None, environment: Environment) -> dict[str, Any]:
-    """What the manifest shall remember once the package is in `environment` as well."""
-    row = {"python": str(environment.python), "home": environment.home}
-    rows = package_rows(recorded)
-    return {"environments": rows if row in rows else [*rows, row]}
+def _say(environment: Environment, how: str, out: Output) -> None:
+    out.item("environment", f"{environment.python} (Python {environment.version}, {environment.kind}{how})")
+
+
+def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
+    """The environments that the package was put into for this checkout; where none is left, the one that a search
+    finds."""
+    from kohya_ext.errors import UsageError
+    from kohya_ext.install.environment import search
+    from kohya_ext.install.known import Known, known
+
+    found = known(checkout.root, recorded)
+    if found.present:
+        return found
+    try:
+        environment = search(checkout, None, os.environ, fallback=Path(sys.executable)).environment
+    except UsageError:
+        return found
+    return Known(((environment, None),), found.gone)
 
 
 def checkout_json(checkout: Checkout) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from kohya_ext.cli.common import (
     checkout_json,
     find_checkout,
     find_environment,
-    recorded_environments,
+    known_environments,
 )
 from kohya_ext.cli.output import Output
 from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, UsageError
@@ -19,6 +19,7 @@ from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, UsageError
 if TYPE_CHECKING:
     from kohya_ext.install.checkout import Checkout
     from kohya_ext.install.environment import Environment
+    from kohya_ext.install.known import Known
     from kohya_ext.install.requirements import Check
     from kohya_ext.install.status import Status
 
@@ -33,7 +34,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_json(parser)
     parser.set_defaults(run=status)
     parser = subparsers.add_parser(
-        "doctor", help="check all a run needs, recover an interrupted install, say the cures"
+        "doctor", help="check all a run needs, recover an interrupted install, say how to fix the rest"
     )
     add_checkout(parser)
     parser.add_argument(
@@ -44,20 +45,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Report; exit 1 when something needs a cure."""
-    from kohya_ext.install import status as states
+    """Report; exit 1 when something is to be fixed."""
+    from kohya_ext.install import apply
 
     out = Output("status", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
-    found = states.status(checkout)
+    recorded = apply.installed(checkout)
+    found = apply.status(checkout, known_environments(checkout, recorded) if recorded else None)
     _show(out, found, with_hooks=arguments.hooks)
     return out.finish(found.exit_code, checkout=checkout_json(checkout), **found.as_json())
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Recover, report, check; exit 5 after a recovery, 1 when a problem is left, else 0."""
-    from kohya_ext.install import apply
-    from kohya_ext.install import status as states
+    from kohya_ext.install import apply, repair
     from kohya_ext.install import update as updating
 
     out = Output("doctor", arguments.json)
@@ -68,40 +69,59 @@ def doctor(arguments: argparse.Namespace) -> int:
     resumed = updating.resume(checkout)
     if resumed is not None:
         out.item("recovered", "an interrupted update: our files are on again")
-    found = states.status(checkout)
+    environments = _environments(arguments, checkout)
+    mended = repair.environments(checkout, environments)
+    for one in mended:
+        out.item("recovered", one)
+    found = apply.status(checkout, environments)
     _show(out, found, with_hooks=False)
-    environment = _environment(arguments, checkout, out)
+    environment = _environment(environments, checkout, out)
     checks = _checked(out, checkout, environment, patched=found.installed)
     failed = not found.clean or environment is None or any(check.level == "problem" for check in checks)
-    code = RECOVERED if recovery is not None or resumed is not None else FOUND_PROBLEMS if failed else DONE
+    recovered = recovery is not None or resumed is not None or bool(mended)
+    code = RECOVERED if recovered else FOUND_PROBLEMS if failed else DONE
     out.line()
-    out.line("Problems found: see above for the cures." if failed else "No problems found.")
+    out.line("Problems found: see above how to fix them." if failed else "No problems found.")
     return out.finish(
         code,
         checkout=checkout_json(checkout),
         recovered={"verb": recovery.verb, "side": recovery.side} if recovery else None,
+        repaired=mended,
         status=found.as_json(),
         environment=environment.as_json() if environment else None,
         checks=[check.as_json() for check in checks],
     )
 
 
-def _environment(arguments: argparse.Namespace, checkout: Checkout, out: Output) -> Environment | None:
-    from kohya_ext.install import apply
+def _environments(arguments: argparse.Namespace, checkout: Checkout) -> Known:
+    """The one that was named, else those that the package was put into, else the one that a search finds."""
+    from pathlib import Path
 
+    from kohya_ext.install import apply
+    from kohya_ext.install.environment import inspect
+    from kohya_ext.install.known import Known
+
+    recorded = apply.installed(checkout)
     if arguments.python is None:
-        recorded = recorded_environments(apply.installed(checkout))
-        if recorded:
-            one = recorded[-1]
-            out.item("environment", f"{one.python} (Python {one.version}, {one.kind}, the one installed into)")
-            return one
-    try:
-        return find_environment(checkout, arguments.python, out)
-    except UsageError as error:
-        if arguments.python is not None:
-            raise
-        out.item("PROBLEM", str(error))
-        return None
+        return known_environments(checkout, recorded)
+    named = inspect(Path(arguments.python))
+    remembered = known_environments(checkout, recorded).present if recorded else ()
+    digests = [digest for one, digest in remembered if one.purelib == named.purelib]
+    return Known(((named, digests[0] if digests else None),))
+
+
+def _environment(environments: Known, checkout: Checkout, out: Output) -> Environment | None:
+    """The last of `environments`; the first search says which one there is, or why there is none."""
+    if not environments.present:
+        try:
+            return find_environment(checkout, None, out)
+        except UsageError as error:
+            out.item("PROBLEM", str(error))
+            return None
+    one, digest = environments.present[-1]
+    how = ", the one installed into" if digest else ""
+    out.item("environment", f"{one.python} (Python {one.version}, {one.kind}{how})")
+    return one
 
 
 def _checked(out: Output, checkout: Checkout, environment: Environment | None, *, patched: bool) -> list[Check]:
@@ -111,8 +131,8 @@ def _checked(out: Output, checkout: Checkout, environment: Environment | None, *
         return []
     checks = requirements.check(checkout, environment, deep=True, patched=patched)
     for check in checks:
-        cure = f"\ncure: {check.cure}" if check.cure else ""
-        out.item(MARKS[check.level], f"{check.name}: {check.detail}{cure}")
+        fix = f"\nfix: {check.cure}" if check.cure else ""
+        out.item(MARKS[check.level], f"{check.name}: {check.detail}{fix}")
     return checks
 
 
@@ -123,6 +143,8 @@ def _show(out: Output, found: Status, *, with_hooks: bool) -> None:
         out.item("installed", f"kohya_ext {found.version}, patch set {found.patch_set}, onto {found.installed_release}")
     for file in found.files:
         out.item(file.kind, f"{file.path}: {file.problem or file.state}")
+    for package in found.packages:
+        out.item("package", f"{package.version or ''} in {package.place}: {package.condition}".strip())
     if with_hooks:
         for row in found.hooks:
             out.item("hook", row.text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.about import NAME
@@ -14,10 +13,9 @@ from kohya_ext.cli.common import (
     add_checkout,
     add_json,
     checkout_json,
+    environments_to_install,
+    environments_to_leave,
     find_checkout,
-    find_environment,
-    package_record,
-    recorded_environments,
     training_allows,
 )
 from kohya_ext.cli.output import Output, agreed
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from kohya_ext.install.checkout import Checkout
     from kohya_ext.install.environment import Environment
     from kohya_ext.install.manifest import Manifest
-    from kohya_ext.install.package import PackageResult
 
 PATCH_SETS = ("hook", "inline")
 PRESETS_ONLY = "presets"
@@ -62,30 +59,30 @@ def install(arguments: argparse.Namespace) -> int:
     """Find checkout and environment, plan, put the package in, change the checkout, and say what is left to do."""
     from kohya_ext import presets
     from kohya_ext.install import apply, pending
+    from kohya_ext.install.plan import patch_set_there
 
     out = Output("install", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
     recorded = apply.installed(checkout)
     left = pending.read(checkout.root)
-    patch_set = _patch_set(arguments, recorded.patch_set if recorded else left.patch_set if left else None)
-    environment = None
+    there = recorded.patch_set if recorded else left.patch_set if left else patch_set_there(checkout)
+    patch_set = _patch_set(arguments, there)
+    environments: list[Environment] = []
     if not arguments.no_package and not arguments.presets_only:
-        environment = find_environment(checkout, arguments.python, out)
-    package = package_record(recorded, environment) if environment else None
+        environments = environments_to_install(checkout, recorded, arguments.python, out)
+    environment = environments[-1] if environments else None
     wanted = presets.collect(checkout)
-    replaces = not arguments.presets_only and _replaces(checkout, recorded, environment, patch_set, wanted, package)
-    allowed = not replaces or training_allows(
-        out, checkout, [environment] if environment else [], yes=arguments.yes, dry_run=arguments.dry_run
-    )
+    replaces = not arguments.presets_only and _replaces(checkout, recorded, environments, patch_set, wanted)
+    allowed = not replaces or training_allows(out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run)
     if arguments.dry_run:
-        outcome = apply.install(checkout, patch_set=patch_set, presets=wanted, package=package, dry_run=True)
+        outcome = apply.install(checkout, patch_set=patch_set, presets=wanted, environments=environments, dry_run=True)
         return _dry_run(out, checkout, outcome, environment)
     if not allowed or not agreed(f"Install into {checkout.root}?", yes=arguments.yes):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
-    result, outcome = _install(checkout, patch_set, wanted, package, environment)
+    outcome = apply.install(checkout, patch_set=patch_set, presets=wanted, environments=environments)
     pending.end(checkout.root)  # of an update that was killed: done by this
-    if result is not None:
+    for result in outcome.packages:
         out.item("package", result.detail)
     _report(out, outcome, patch_set)
     checks = _checks(out, checkout, environment, patched=patch_set != PRESETS_ONLY)
@@ -95,7 +92,7 @@ def install(arguments: argparse.Namespace) -> int:
         DONE,
         checkout=checkout_json(checkout),
         environment=environment.as_json() if environment else None,
-        package={"action": result.action, "detail": result.detail} if result else None,
+        package=outcome.as_json()["packages"][-1] if outcome.packages else None,
         patch_set=patch_set,
         **outcome.as_json(),
         checks=checks,
@@ -106,21 +103,20 @@ def install(arguments: argparse.Namespace) -> int:
 def _replaces(
     checkout: Checkout,
     recorded: Manifest | None,
-    environment: Environment | None,
+    environments: list[Environment],
     patch_set: str,
     presets: dict[str, bytes],
-    package: dict[str, Any] | None,
 ) -> bool:
     """Whether an install would change what an earlier one put there, and a running training may have loaded."""
     from kohya_ext.install import apply
     from kohya_ext.install import package as packages
 
-    there = packages.state(environment) if environment else None
-    if recorded is None and there in ("absent", None):
+    there = {packages.state(environment) for environment in environments}
+    if recorded is None and there <= {"absent"}:
         return False
-    if there not in ("same", None) or apply.interrupted(checkout):
+    if there - {"same"} or apply.interrupted(checkout):
         return True
-    planned = apply.install(checkout, patch_set=patch_set, presets=presets, package=package, dry_run=True)
+    planned = apply.install(checkout, patch_set=patch_set, presets=presets, environments=environments, dry_run=True)
     return bool(planned.plan.changes)
 
 
@@ -130,32 +126,6 @@ def _patch_set(arguments: argparse.Namespace, before: str | None) -> str:
     if arguments.presets_only:
         return installed or PRESETS_ONLY
     return str(arguments.patch_set or installed or PATCH_SETS[0])
-
-
-def _install(
-    checkout: Checkout,
-    patch_set: str,
-    presets: dict[str, bytes],
-    package: dict[str, Any] | None,
-    environment: Environment | None,
-) -> tuple[PackageResult | None, Outcome]:
-    """The package first: then no moment exists in which the hook looks for it in vain. When the checkout cannot be
-    changed, a package that was not there before goes again."""
-    from kohya_ext.install import apply
-    from kohya_ext.install import package as packages
-
-    if environment is None:
-        return None, apply.install(checkout, patch_set=patch_set, presets=presets, package=package)
-    if not apply.interrupted(checkout):
-        # refuses before anything is changed where the checkout cannot be patched
-        apply.install(checkout, patch_set=patch_set, presets=presets, package=package, dry_run=True)
-    result = packages.install(environment, checkout.root)
-    try:
-        return result, apply.install(checkout, patch_set=patch_set, presets=presets, package=package)
-    except BaseException:
-        if result.action == "installed":
-            packages.remove(environment, checkout.root)
-        raise
 
 
 def _dry_run(out: Output, checkout: Checkout, outcome: Outcome, environment: Environment | None) -> int:
@@ -206,12 +176,12 @@ def _checks(
     unset = [check for check in checks if check.level == "problem"]
     if any(check.name == requirements.TORCH for check in unset):  # no use in naming the rest one by one
         names = ", ".join(check.name for check in unset)
-        out.item("missing", f"{names}: not in {environment.place}\ncure: {unset[0].cure}")
+        out.item("missing", f"{names}: not in {environment.place}\nfix: {unset[0].cure}")
     else:
         for check in checks:
             if check.level != "ok":
                 label = "missing" if check.level == "problem" else "note"
-                cure = f"\ncure: {check.cure}" if check.cure else ""
+                cure = f"\nfix: {check.cure}" if check.cure else ""
                 out.item(label, f"{check.name}: {check.detail}{cure}")
     return [check.as_json() for check in checks]
 
@@ -259,55 +229,28 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
 
 def uninstall(arguments: argparse.Namespace) -> int:
     """Put the originals back; then, when no other checkout needs it, take the package out of the environment."""
+    from kohya_ext import presets
     from kohya_ext.install import apply, pending
 
     out = Output("uninstall", arguments.json)
     checkout = find_checkout(arguments.checkout, out, leaving=True)
     recorded = apply.installed(checkout)
-    environments = [] if arguments.no_package else _environments_to_leave(checkout, recorded)
+    wanted = presets.collect(checkout) if recorded is None else {}
+    environments = [] if arguments.no_package else environments_to_leave(checkout, recorded)
     allowed = not (recorded or environments) or training_allows(
         out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run
     )
     if arguments.dry_run:
-        return _dry_run(out, checkout, apply.uninstall(checkout, dry_run=True), None)
+        return _dry_run(out, checkout, apply.uninstall(checkout, presets=wanted, dry_run=True), None)
     if not allowed or (recorded and not agreed(f"Take kohya_ext out of {checkout.root}?", yes=arguments.yes)):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
-    outcome = apply.uninstall(checkout)
+    outcome = apply.uninstall(checkout, presets=wanted, environments=environments)
     pending.end(checkout.root)
-    if outcome.changed or outcome.recovery:
+    if outcome.plan.changes or outcome.recovery:
         _report(out, outcome, recorded.patch_set if recorded else "")
     else:
         _kept_and_notes(out, outcome)
-    results = [_take_package(out, environment, checkout.root) for environment in environments]
-    return out.finish(DONE, checkout=checkout_json(checkout), **outcome.as_json(), packages=results)
-
-
-def _environments_to_leave(checkout: Checkout, recorded: Manifest | None) -> list[Environment]:
-    """Those of the manifest; without one, an environment whose register still names the checkout: that happens when an
-    uninstall was killed between the checkout and the package."""
-    from kohya_ext.errors import UsageError
-    from kohya_ext.install.environment import find
-    from kohya_ext.install.package import read_register
-
-    if recorded is not None:
-        return recorded_environments(recorded)
-    try:
-        environment = find(checkout, None, os.environ, fallback=Path(sys.executable))
-    except UsageError:
-        return []
-    return [environment] if str(checkout.root) in read_register(environment).checkouts else []
-
-
-def _take_package(out: Output, environment: Environment, root: Path) -> dict[str, str]:
-    """The checkout is restored by now; a package that cannot be removed is worth a warning, not a failure."""
-    from kohya_ext.errors import ConflictError
-    from kohya_ext.install import package
-
-    try:
-        result = package.remove(environment, root)
-    except ConflictError as error:
-        out.warn(f"the package stays in {environment.place}: {error}")
-        return {"python": str(environment.python), "action": "kept", "detail": str(error)}
-    out.item("package", result.detail)
-    return {"python": str(environment.python), "action": result.action, "detail": result.detail}
+    for result in outcome.packages:
+        out.item("package", result.detail)
+    return out.finish(DONE, checkout=checkout_json(checkout), **outcome.as_json())

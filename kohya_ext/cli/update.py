@@ -10,7 +10,6 @@ from kohya_ext.cli.common import (
     add_json,
     checkout_json,
     find_checkout,
-    recorded_environments,
     training_allows,
 )
 from kohya_ext.cli.output import Output, agreed
@@ -30,11 +29,12 @@ def update(arguments: argparse.Namespace) -> int:
     """Update; exit 1 with git's words when git refused, with our files on again."""
     from kohya_ext.install import apply
     from kohya_ext.install import update as updating
+    from kohya_ext.install.known import known
     from kohya_ext.install.places import restart_hint
 
     out = Output("update", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
-    environments = recorded_environments(apply.installed(checkout))
+    environments = known(checkout.root, apply.installed(checkout)).environments
     allowed = training_allows(out, checkout, environments, yes=arguments.yes)
     if not allowed or not agreed(f"Update {checkout.root} with git pull?", yes=arguments.yes):
         out.line("Nothing was changed.")

@@ -53,7 +53,8 @@ class Manifest:
     """What is installed in one checkout.
 
     skip_worktree: for each repository (its folder, relative to the checkout) the files whose flag we set.
-    package: what the caller wants to remember of the environment that runs this checkout.
+    package: the environments that our package was put into for this checkout, see `known`. root: where the checkout lay
+    then, None in the records of older versions; elsewhere it lies in a copy.
     """
 
     patch_set: str
@@ -64,6 +65,7 @@ class Manifest:
     created_dirs: tuple[str, ...]
     package: Mapping[str, Any] | None = None
     version: str = VERSION
+    root: str | None = None
 
     def entry(self, path: str) -> Entry | None:
         """The record of `path`."""
@@ -82,6 +84,7 @@ class Manifest:
         document = {
             "format": FORMAT,
             "version": self.version,
+            "root": self.root,
             "release": self.release,
             "patch_set": self.patch_set,
             "package": None if self.package is None else dict(self.package),
@@ -146,6 +149,7 @@ def _manifest(document: Mapping[str, Any], source: str) -> Manifest:
         created_dirs=tuple(checked(folder, source) for folder in document["created_dirs"]),
         package=None if package is None else dict(package),
         version=str(document["version"]),
+        root=None if document.get("root") is None else str(document["root"]),
     )
 
 

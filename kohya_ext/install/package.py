@@ -1,49 +1,44 @@
 """Puts this very copy of kohya_ext into the Python that runs Kohya, and takes it out again.
 
 Nothing else in that environment may move: no dependency is resolved, no index is asked, and the versions of all other
-packages are compared before and after. A small register beside the package names the checkouts that use it, so that the
-last one to go takes it along.
+packages are compared before and after. A small register next to the package names the checkouts that use it, so that
+the last one to go takes it along. Each change is an effect of the transaction on the checkout, and taken back with it.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import importlib.util
+import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kohya_ext import about
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.atomic import Owner, give_tree, owner_for, write_atomic
+from kohya_ext.files.atomic import give_tree, owner_for, write_atomic
+from kohya_ext.files.boundary import crossed
+from kohya_ext.files.journal import Effect
 from kohya_ext.files.lock import locked
-from kohya_ext.install.environment import Environment, clean_environ, inspect
+from kohya_ext.files.transaction import DONE, JOURNAL, STATE_FOLDER
+from kohya_ext.install import installer, manifest, worksite
+from kohya_ext.install.environment import Environment, inspect
+from kohya_ext.install.installed import INFO, compare, is_link
+from kohya_ext.install.known import rows
 from kohya_ext.install.wheel import package_files, write_wheel
+from kohya_ext.install.worksite import REGISTER, Site, make_folder
 
 State = Literal["absent", "same", "other", "editable"]
 Action = Literal["installed", "replaced", "unchanged", "removed", "kept", "absent"]
 
-REGISTER = "kohya_ext-checkouts.json"
+EFFECT = "package"
+INSTALL = "install"
+REMOVE = "remove"
 REGISTER_FORMAT = 1
-SECONDS = 600
 LOCK_SECONDS = 120.0
-
-# Runs the pip that ships inside Python's ensurepip straight from its wheel, without installing it.
-BUNDLED_PIP = """
-import ensurepip, pathlib, runpy, sys
-folders = [pathlib.Path(ensurepip.__file__).parent / "_bundled", getattr(ensurepip, "_WHEEL_PKG_DIR", None)]
-wheels = [wheel for folder in folders if folder for wheel in sorted(pathlib.Path(folder).glob("pip-*.whl"))]
-sys.path.insert(0, str(wheels[-1]))
-sys.argv[0] = "pip"
-runpy.run_module("pip", run_name="__main__", alter_sys=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -62,73 +57,123 @@ class Register:
     checkouts: tuple[str, ...]
 
 
+def site_of(environment: Environment) -> Site:
+    """The folders of `environment` that we write to."""
+    return Site(environment.purelib, environment.scripts)
+
+
 def state(environment: Environment) -> State:
     """How the package in `environment` compares with this copy. "editable": a developer's link to a source tree."""
     folder = environment.purelib / about.PACKAGE
-    infos = sorted(environment.purelib.glob(f"{about.PACKAGE}-*.dist-info"))
-    if any(_editable(info) for info in infos):
+    infos = sorted(environment.purelib.glob(INFO))
+    if any(is_link(info) for info in infos):
         return "editable"
     if not folder.is_dir() or not infos:
         return "absent"
-    expected = package_files()
-    present = {path.relative_to(environment.purelib).as_posix() for path in folder.rglob("*.py")}
-    same = present <= expected.keys() and all(
-        _content(environment.purelib / name) == data for name, data in expected.items()
-    )
-    return (
-        "same" if same and [info.name for info in infos] == [f"{about.PACKAGE}-{about.VERSION}.dist-info"] else "other"
-    )
+    found = compare(environment.purelib)
+    same = found.condition == "whole" and found.version == about.VERSION and found.digest == digest()
+    return "same" if same else "other"
 
 
-def install(environment: Environment, checkout: Path) -> PackageResult:
-    """Make this copy of the package importable in `environment`, and note that `checkout` uses it. Idempotent.
+def digest() -> str:
+    """What `compare` says of the files of this copy."""
+    lines = []
+    for name, data in package_files().items():
+        value = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode("ascii")
+        lines.append(f"{name} sha256={value}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
-    Raises ConflictError when the environment cannot be written, has no installer, or the installer fails.
+
+@contextlib.contextmanager
+def held(environments: Sequence[Environment], wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """The locks of `environments`, always taken in the same order and after that of a checkout; what a killed command
+    left in them is recovered first."""
+    with contextlib.ExitStack() as stack:
+        for environment in sorted(environments, key=lambda one: str(one.purelib)):
+            if environment.kind == "user-site":
+                make_folder(environment.purelib)
+            stack.enter_context(locked(environment.purelib, wait_seconds))
+            worksite.recover(site_of(environment))
+        yield
+
+
+def effects(verb: str, environments: Sequence[Environment], root: Path) -> tuple[list[Effect], list[PackageResult]]:
+    """What brings the package of this copy into each of `environments` for the checkout `root`, or out of it.
+
+    The results are those of environments in which nothing is to be done. The caller holds their locks.
+    Raises ConflictError when one cannot be written or has no installer.
     """
-    if state(environment) == "same" and str(checkout) in read_register(environment).checkouts:
-        return PackageResult("unchanged", f"{about.NAME} {about.VERSION} is in {environment.place} already")
-    if environment.kind == "user-site":
-        environment.purelib.mkdir(parents=True, exist_ok=True)
-    with locked(environment.purelib, LOCK_SECONDS):
-        before = state(environment)
-        if before in ("absent", "other"):
-            _require_writable(environment)
-        known = read_register(environment) if (environment.purelib / REGISTER).exists() else None
-        register = read_register(environment, ours_by_default=before == "absent")
-        users = tuple(sorted({*register.checkouts, str(checkout)}))
-        # first: whatever happens from here on, an uninstall finds the package
-        _write_register(environment, Register(register.ours, users))
-        try:
-            return _put(environment, before)
-        except BaseException:
-            if before != "absent" or _taken_out(environment):
-                _write_register(environment, known)
-            raise
+    steps, results = [], []
+    for environment in environments:
+        nothing = _nothing_to_install(environment, root) if verb == INSTALL else _nothing_to_remove(environment)
+        if nothing is not None:
+            results.append(nothing)
+            continue
+        if verb == INSTALL and state(environment) in ("absent", "other"):
+            installer.chosen(environment)
+        site = site_of(environment)
+        arguments = {"purelib": str(site.purelib), "scripts": str(site.scripts), "verb": verb}
+        steps.append(Effect(EFFECT, arguments))
+    return steps, results
 
 
-def remove(environment: Environment, checkout: Path) -> PackageResult:
-    """Note that `checkout` no longer uses the package; take it out when no other does and it was us who put it there.
+class Packages:
+    """The effect on environments. Arguments: purelib and scripts, its folders; verb.
 
-    Raises ConflictError when the installer fails.
+    Only the environments that were given can be applied to: a journal is never asked which Python to run.
     """
-    with locked(environment.purelib, LOCK_SECONDS):
-        register = read_register(environment)
-        others = tuple(user for user in register.checkouts if user != str(checkout) and Path(user).is_dir())
-        if others:
-            _write_register(environment, Register(register.ours, others))
-            return PackageResult("kept", f"{about.NAME} stays in {environment.place}: {', '.join(others)} uses it")
-        present = state(environment)
-        if not register.ours or present in ("absent", "editable"):
-            _write_register(environment, None)
-            why = "it was not in" if present == "absent" else "it was there before us: it stays in"
-            return PackageResult(
-                "absent" if present == "absent" else "kept", f"{about.NAME}: {why} {environment.place}"
-            )
-        _require_writable(environment)
-        _run(environment, "uninstall")
-        _write_register(environment, None)
-        _clear_bytecode(environment.purelib / about.PACKAGE)
-    return PackageResult("removed", f"{about.NAME} taken out of {environment.place}")
+
+    def __init__(self, environments: Sequence[Environment] = ()) -> None:
+        self.environments = {str(environment.purelib): environment for environment in environments}
+        self.results: list[PackageResult] = []
+
+    def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Put the package in, or take it out."""
+        environment = self.environments[arguments["purelib"]]
+        act = _install if arguments["verb"] == INSTALL else _remove
+        self.results.append(act(environment, root))
+
+    def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Bring the environment back to before."""
+        site = self._site(arguments)
+        if site.work.is_dir():
+            with locked(site.purelib, LOCK_SECONDS):
+                worksite.roll_back(site, root)
+
+    def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Remove what was there before."""
+        site = self._site(arguments)
+        if site.work.is_dir():
+            with locked(site.purelib, LOCK_SECONDS):
+                worksite.finish(site, root)
+
+    @staticmethod
+    def _site(arguments: Mapping[str, Any]) -> Site:
+        site = Site(Path(str(arguments["purelib"])), Path(str(arguments["scripts"])))
+        if not (site.purelib.is_absolute() and site.scripts.is_absolute()):
+            raise ConflictError(f"the journal names {site.purelib} as an environment, which cannot be")
+        return site
+
+
+def users(environment: Environment, root: Path) -> list[str]:
+    """The other checkouts that use the package in `environment`: registered, still there, and installed into it."""
+    registered = read_register(environment).checkouts
+    return [user for user in registered if user != str(root) and _uses(Path(user), environment)]
+
+
+def _uses(root: Path, environment: Environment) -> bool:
+    if not root.is_dir():
+        return False
+    if (root / STATE_FOLDER / JOURNAL).exists() or (root / STATE_FOLDER / DONE).exists():
+        return True  # on its way to one side or the other
+    try:
+        recorded = manifest.read(root)
+    except ConflictError:
+        return True
+    if recorded is None or not rows(recorded.package):
+        return recorded is not None  # a record of nothing in particular: rather keep than break
+    folders = {os.path.dirname(str(row["python"])) for row in rows(recorded.package)}  # noqa: PTH120 - never resolved
+    return any(os.path.realpath(folder) == os.path.realpath(environment.python.parent) for folder in folders)
 
 
 def read_register(environment: Environment, *, ours_by_default: bool = False) -> Register:
@@ -142,107 +187,84 @@ def read_register(environment: Environment, *, ours_by_default: bool = False) ->
 
 def _write_register(environment: Environment, register: Register | None) -> None:
     path = environment.purelib / REGISTER
-    with contextlib.suppress(PermissionError):  # a package that somebody else keeps for us: nothing to register
-        if register is None:
-            path.unlink(missing_ok=True)
-            return
-        content = {"format": REGISTER_FORMAT, "ours": register.ours, "checkouts": list(register.checkouts)}
-        write_atomic(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
+    if register is None:
+        path.unlink(missing_ok=True)
+        return
+    content = {"format": REGISTER_FORMAT, "ours": register.ours, "checkouts": list(register.checkouts)}
+    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode("ascii"), mode=0o644)
 
 
-def _put(environment: Environment, before: State) -> PackageResult:
-    if before == "same":
-        return PackageResult("unchanged", f"{about.NAME} {about.VERSION} is in {environment.place} already")
-    if before == "editable":
-        return PackageResult(
-            "unchanged", f"{about.NAME} is linked into {environment.place} from a source tree: left alone"
-        )
-    owner = owner_for(environment.purelib)
-    with tempfile.TemporaryDirectory(prefix="kohya_ext-") as folder:
-        _run(environment, "install", write_wheel(Path(folder)))
-    _give_to(environment, owner)
-    _require_unmoved(environment)
+def _nothing_to_install(environment: Environment, root: Path) -> PackageResult | None:
+    """The result where all is in place; None where there is something to do. Raises ConflictError when it cannot be."""
+    present = state(environment)
+    there = f"{about.NAME} {about.VERSION} is in {environment.place} already"
+    linked = f"{about.NAME} is linked into {environment.place} from a source tree: left alone"
+    unchanged = PackageResult("unchanged", linked if present == "editable" else there)
+    if present in ("same", "editable"):
+        if str(root) in read_register(environment).checkouts:
+            return unchanged
+        if not environment.writable:  # a package that somebody else keeps for us: nothing to register
+            return unchanged
+        return None
+    _require_writable(environment)
+    return None
+
+
+def _nothing_to_remove(environment: Environment) -> PackageResult | None:
+    present = state(environment)
+    registered = (environment.purelib / REGISTER).exists()
+    if not registered and present in ("absent", "editable"):
+        return PackageResult("absent", f"{about.NAME}: it was not in {environment.place}")
+    if not environment.writable:
+        return PackageResult("kept", f"{about.NAME} stays in {environment.place}: no permission to write there")
+    if not registered:
+        return PackageResult("kept", f"{about.NAME}: it was there before us: it stays in {environment.place}")
+    return None
+
+
+def _install(environment: Environment, root: Path) -> PackageResult:
+    site = site_of(environment)
+    before = state(environment)
+    register = read_register(environment, ours_by_default=before == "absent")
+    checkouts = tuple(sorted({*register.checkouts, str(root)}))
+    if before in ("same", "editable"):
+        worksite.register_only(site, root, INSTALL)
+        _write_register(environment, Register(register.ours, checkouts))
+        crossed("registered")
+        unchanged = _nothing_to_install(environment, root)
+        assert unchanged is not None
+        return unchanged
+    worksite.begin(site, root, INSTALL)
+    _write_register(environment, Register(register.ours, checkouts))
+    crossed("registered")
+    wheel = write_wheel(site.scratch)
+    crossed("wheel written")
+    installer.run(environment, wheel, site.scratch)
+    crossed("installed")
+    _settle(site)
+    _require_whole(environment)
+    crossed("package verified")
     if before == "other":
         return PackageResult("replaced", f"{about.NAME} {about.VERSION} replaced the copy in {environment.place}")
     return PackageResult("installed", f"{about.NAME} {about.VERSION} installed into {environment.place}")
 
 
-def _taken_out(environment: Environment) -> bool:
-    """After a failed installation: take out what the installer has put in. False when it stays there."""
-    if state(environment) != "absent":
-        with contextlib.suppress(ConflictError):  # the failure that led here is the one to be reported
-            _run(environment, "uninstall")
-            _clear_bytecode(environment.purelib / about.PACKAGE)
-    return state(environment) == "absent"
-
-
-def _run(environment: Environment, verb: Literal["install", "uninstall"], wheel: Path | None = None) -> None:
-    tool, command = _installer(environment)
-    command = [*command, *_arguments(environment, tool, verb, wheel)]
-    try:
-        run = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            stdin=subprocess.DEVNULL,
-            env=_installer_environ(environment),
-            cwd=os.sep,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConflictError(f"{tool} could not be run for {environment.python}: {error}") from error
-    if run.returncode != 0:
-        said = "\n  ".join((run.stderr or run.stdout).strip().splitlines()[-5:])
-        raise ConflictError(f"{tool} could not {verb} {about.NAME} in {environment.place}:\n  {said}")
-
-
-def _installer(environment: Environment) -> tuple[Literal["pip", "uv"], list[str]]:
-    """The gentlest installer there is: none of them adds anything but our package to the environment."""
-    python = str(environment.python)
-    uv_fits = environment.kind == "uv" or not environment.has_pip
-    if environment.uv is not None and uv_fits and environment.kind != "user-site":  # uv knows no user site
-        return "uv", [str(environment.uv), "pip"]
-    if environment.has_pip:
-        return "pip", [python, "-m", "pip"]
-    if environment.has_ensurepip:
-        return "pip", [python, "-c", BUNDLED_PIP]
-    if importlib.util.find_spec("pip") is not None:
-        return "pip", [sys.executable, "-m", "pip", "--python", python]
-    raise ConflictError(
-        f"{environment.python} has no pip, and neither uv nor ensurepip is there to install a package with. "
-        f"Put uv on PATH, or install pip into {environment.place}, and run the installer again"
-    )
-
-
-def _arguments(environment: Environment, tool: str, verb: str, wheel: Path | None) -> list[str]:
-    python = str(environment.python)
-    if verb == "uninstall":
-        return ["uninstall", "--python", python, about.NAME] if tool == "uv" else ["uninstall", "--yes", about.NAME]
-    if tool == "uv":
-        flags = ["--break-system-packages"] if environment.externally_managed else []
-        return ["install", "--python", python, "--no-deps", "--no-index", "--reinstall", *flags, str(wheel)]
-    flags = ["--user"] if environment.kind == "user-site" else []
-    common = ["--no-deps", "--no-index", "--no-build-isolation", "--no-cache-dir", "--force-reinstall", "--quiet"]
-    return ["install", *common, *flags, str(wheel)]
-
-
-def _installer_environ(environment: Environment) -> Mapping[str, str]:
-    """No configuration of the user's may redirect or forbid this; a system Python is one that Kohya really runs in."""
-    environ = clean_environ(environment.home)
-    environ.update(
-        PIP_CONFIG_FILE=os.devnull,
-        PIP_DISABLE_PIP_VERSION_CHECK="1",
-        PIP_NO_INPUT="1",
-        PIP_ROOT_USER_ACTION="ignore",
-        UV_NO_CONFIG="1",
-        UV_NO_CACHE="1",
-        UV_OFFLINE="1",
-        UV_LINK_MODE="copy",
-    )
-    if environment.externally_managed:
-        environ["PIP_BREAK_SYSTEM_PACKAGES"] = "1"
-    return environ
+def _remove(environment: Environment, root: Path) -> PackageResult:
+    site = site_of(environment)
+    register = read_register(environment)
+    present = state(environment)
+    others = users(environment, root)
+    leaves = not others and register.ours and present != "editable" and bool(site.ours())
+    (worksite.begin if leaves else worksite.register_only)(site, root, REMOVE)
+    _write_register(environment, Register(register.ours, tuple(others)) if others else None)
+    crossed("registered")
+    if others:
+        return PackageResult("kept", f"{about.NAME} stays in {environment.place}: {', '.join(others)} uses it")
+    if leaves:
+        return PackageResult("removed", f"{about.NAME} taken out of {environment.place}")
+    if not site.ours():
+        return PackageResult("absent", f"{about.NAME}: it was not in {environment.place}")
+    return PackageResult("kept", f"{about.NAME}: it was there before us: it stays in {environment.place}")
 
 
 def _require_writable(environment: Environment) -> None:
@@ -254,8 +276,8 @@ def _require_writable(environment: Environment) -> None:
         )
 
 
-def _require_unmoved(before: Environment) -> None:
-    """Raise ConflictError when any other package changed; with no dependency resolved that cannot happen."""
+def _require_whole(before: Environment) -> None:
+    """Raise ConflictError when any other package changed, or when ours is not what the wheel holds."""
     after = inspect(before.python, home=before.home)
     names = (before.packages.keys() | after.packages.keys()) - {about.NAME}
     moved = [name for name in sorted(names) if before.packages.get(name) != after.packages.get(name)]
@@ -263,36 +285,17 @@ def _require_unmoved(before: Environment) -> None:
         raise ConflictError(
             f"the installer moved other packages of {before.place}, which it must not: {', '.join(moved)}"
         )
+    found = compare(before.purelib)
+    if found.condition != "whole" or found.digest != digest():
+        raise ConflictError(
+            f"{about.NAME} did not come out whole in {before.place}: {found.said or 'other files than ours'}. "
+            "Nothing was changed. Is the disk full?"
+        )
     if not after.modules.get(about.PACKAGE):
         raise ConflictError(f"{about.NAME} was installed for {before.python}, which still cannot import it")
 
 
-def _give_to(environment: Environment, owner: Owner | None) -> None:
+def _settle(site: Site) -> None:
     """As root, in an environment that belongs to somebody: our files belong to them as well."""
-    if owner is None or owner[0] == os.geteuid():
-        return
-    purelib, scripts = environment.purelib.resolve(), environment.scripts.resolve()
-    for folder in purelib.glob(f"{about.PACKAGE}*"):
-        give_tree(folder, owner)
-    for name in about.CONSOLE_SCRIPTS:
-        give_tree(scripts / name, owner)
-
-
-def _clear_bytecode(folder: Path) -> None:
-    """Remove what an uninstaller leaves of the package folder when it holds nothing but compiled files."""
-    if folder.is_dir() and all(path.is_dir() or path.suffix == ".pyc" for path in folder.rglob("*")):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _editable(info: Path) -> bool:
-    try:
-        return bool(json.loads((info / "direct_url.json").read_text(encoding="utf-8"))["dir_info"]["editable"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
+    for top in site.ours():
+        give_tree(top.parent.resolve() / top.name, owner_for(top.parent))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kohya_ext import bundle
+from kohya_ext.about import PACKAGE
 from kohya_ext.errors import UnsupportedError, UsageError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.textform import appended, same_text
@@ -19,8 +21,10 @@ from kohya_ext.upstream import TRAINING_PACKAGE
 
 FORMAT = 1
 DEFAULT = "hook"
+INLINE = "inline"
 MARKER = b"# >>> kohya_ext "
 END_MARKER = b"# <<< kohya_ext <<<"
+_FIRST_LINE = re.compile(rb"# >>> kohya_ext \d+ >>>")
 
 EMPTY_MODULE = "empty_module"
 APPEND_TO_DEFINERS = "append_to_definers"
@@ -125,10 +129,11 @@ def is_empty_module(data: bytes) -> bool:
 def unpatched(data: bytes, *, sha256_before: str | None = None, head: bytes | None = None) -> bytes | None:
     """What `data` was before one of our blocks was put at its end, None when there is no whole block of ours there.
 
-    The newline before the block may be ours; `sha256_before` or `head`, the version git has, decide.
+    A block of any of our versions counts, of later ones too: it is known by its marks and by what it does, not by its
+    words. The newline before it may be ours; `sha256_before` or `head`, the version git has, decide.
     """
     start = data.rfind(MARKER)
-    if start < 0 or not any(_same_lines(data[start:], load(name).block.encode()) for name in names()):
+    if start < 0 or not _is_block(data[start:]):
         return None
     before = data[:start]
     shorter = before[:-2] if before.endswith(b"\r\n") else before[:-1] if before.endswith((b"\n", b"\r")) else before
@@ -140,8 +145,19 @@ def unpatched(data: bytes, *, sha256_before: str | None = None, head: bytes | No
     return before
 
 
-def _same_lines(one: bytes, other: bytes) -> bool:
-    return one.splitlines() == other.splitlines()
+def _is_block(data: bytes) -> bool:
+    """Whether `data` is a block of ours and nothing else: both marks, and Python between them that imports us."""
+    lines = data.splitlines()
+    if lines[-1] != END_MARKER or not _FIRST_LINE.match(lines[0]):
+        return False
+    try:
+        body = list(ast.walk(ast.parse(b"\n".join(lines[1:-1]))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    modules = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+    modules += [node.value for node in body if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return any(module.split(".")[0] == PACKAGE for module in modules)
 
 
 def _edit(row: dict[str, Any], path: Path) -> Edit:

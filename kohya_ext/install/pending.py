@@ -21,17 +21,18 @@ NAME = "kohya_ext-update.json"
 
 @dataclass(frozen=True)
 class Pending:
-    """patch_set and package: what `apply.install` is to be called with."""
+    """patch_set and package: what `apply.install` is to be called with. root: see `Manifest`."""
 
     patch_set: str
     package: Mapping[str, Any] | None
+    root: str | None = None
 
 
 def begin(root: Path, pending: Pending) -> None:
     """Record that our files are about to be taken off, and what they were."""
     path = _path(root)
     if path is not None:
-        document = {"patch_set": pending.patch_set, "package": pending.package}
+        document = {"patch_set": pending.patch_set, "package": pending.package, "root": pending.root}
         write_atomic(path, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
 
 
@@ -40,7 +41,9 @@ def read(root: Path) -> Pending | None:
     path = _path(root)
     try:
         document = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
-        return None if document is None else Pending(str(document["patch_set"]), document["package"])
+        if document is None:
+            return None
+        return Pending(str(document["patch_set"]), document["package"], document.get("root"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

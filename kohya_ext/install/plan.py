@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.about import VERSION
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.paths import checked
-from kohya_ext.files.transaction import STATE_FOLDER
 from kohya_ext.install import git, legacy, manifest, patchset, scan
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import PATCHED, PRESET
@@ -38,9 +39,13 @@ def plan_install(
         legacy.refuse(checkout, sources)
         scan.require(hooks, checkout)
     targets = {relative(checkout.root, target.path): target for target in chosen.targets(checkout, hooks)}
-    builder = _builder(checkout, recorded, targets)
+    strays = [] if recorded else unrecorded(checkout)
+    builder = _builder(checkout, recorded, [*targets, *strays])
     for path, target in targets.items():
         builder.patch(path, target, chosen)
+    for path in strays:
+        if path not in targets:
+            builder.take_off_unrecorded(path)
     for entry in builder.entries(PATCHED):
         if entry.path not in targets:
             builder.take_off(entry)
@@ -52,29 +57,59 @@ def plan_install(
             builder.remove_preset(entry, keep_record=True)
     if package is None and recorded is not None:
         package = recorded.package
+    if recorded is not None and newer(recorded.version):
+        builder.notes.append(f"kohya_ext {recorded.version} was installed here; this copy, {VERSION}, takes its place")
     return replace(builder.install(checkout.release, patch_set, package), hooks=tuple(hooks))
 
 
-def plan_uninstall(checkout: Checkout) -> Plan:
+def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = None) -> Plan:
     """What takes everything of ours out of `checkout`. Reads only.
 
+    presets: what an install would put there; without records, files of these bytes are ours.
     Raises ConflictError when a file of ours was edited since, or its backup is damaged.
     """
     recorded = manifest.read(checkout.root)
     if recorded is None:
-        strays = unrecorded(checkout)
-        if strays:
-            raise ConflictError(
-                f"{', '.join(strays)} in {checkout.root} has our lines, but {STATE_FOLDER}/ has no record of them. "
-                "Nothing was changed. Run `kohya-ext install` first: it recognizes them; then uninstall"
-            )
-        return Plan("uninstall", (), notes=("kohya_ext is not installed in this checkout",))
+        return _uninstall_unrecorded(checkout, presets or {})
     builder = _builder(checkout, recorded)
     for entry in builder.entries(PATCHED):
         builder.take_off(entry)
     for entry in builder.entries(PRESET):
         builder.remove_preset(entry, keep_record=False)
     return builder.uninstall()
+
+
+def _uninstall_unrecorded(checkout: Checkout, presets: Mapping[str, bytes]) -> Plan:
+    """The records were lost, when the tree was copied perhaps: our lines are known by their marks, and the presets by
+    their bytes."""
+    strays = unrecorded(checkout)
+    builder = _builder(checkout, None, strays)
+    for path in strays:
+        builder.take_off_unrecorded(path)
+    if strays or builder.excluded():
+        for path, data in sorted(presets.items()):
+            builder.remove_unrecorded_preset(relative(checkout.root, checkout.root / checked(path)), data)
+    plan = builder.uninstall()
+    if not plan.steps:
+        return replace(plan, notes=("kohya_ext is not installed in this checkout",))
+    return plan
+
+
+def newer(version: str) -> bool:
+    """Whether `version` is a later one of ours than this copy's."""
+    return _numbers(version) > _numbers(VERSION)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def patch_set_there(checkout: Checkout) -> str | None:
+    """The patch set whose lines are in a checkout without records, None where there are none."""
+    strays = unrecorded(checkout)
+    if not strays:
+        return None
+    return patchset.DEFAULT if all(path.endswith("/__init__.py") for path in strays) else patchset.INLINE
 
 
 def _builder(checkout: Checkout, recorded: manifest.Manifest | None, targets: Iterable[str] = ()) -> Builder:

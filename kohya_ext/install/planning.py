@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ class Builder:
     next_entries: list[Entry] = field(default_factory=list)
     flagged: list[str] = field(default_factory=list)
     adopted: set[str] = field(default_factory=set)
+    unrecorded: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     obstacles: list[str] = field(default_factory=list)
@@ -117,15 +119,26 @@ class Builder:
         elif seen.state is not State.PRISTINE:
             self.obstacles.append(self._foreign(seen))
 
+    def take_off_unrecorded(self, path: str) -> None:
+        """Take our block out of a file that no manifest knows, whichever of our versions put it there."""
+        seen = states.inspect(self.root, path, None, heads=self.heads)
+        before = patchset.unpatched(seen.data, head=seen.head) if seen.state is State.UNRECORDED else None
+        if before is None or seen.file is None:
+            self.obstacles.append(self._foreign(seen))
+            return
+        self.adopted.add(path)
+        self._change(path, seen.file, replace(seen.file, data=before))
+
     def _foreign(self, seen: Inspected) -> str:
         if seen.state is State.MISSING:
-            return f"{seen.path} is missing. Bring it back: {states.git_restore(self.root, seen.path)}"
+            return f"{seen.path} is missing. {states.how_to_restore(self.root, seen.path)}"
         what = (
             "was edited since kohya_ext patched it" if seen.state is State.EDITED else "is neither upstream's nor ours"
         )
+        path = shlex.quote(str(self.root / seen.path))
         return (
-            f"{seen.path} {what}. Keep your version elsewhere (cp {seen.path} {seen.path}.mine), bring back upstream's "
-            f"({states.git_restore(self.root, seen.path)}), run again, and merge your version by hand"
+            f"{seen.path} {what}. Keep your version elsewhere: cp {path} {path}.mine\n"
+            f"{states.how_to_restore(self.root, seen.path)}\nThen run again, and merge your version by hand"
         )
 
     # ---- files we add
@@ -134,7 +147,12 @@ class Builder:
         """Put a file of ours at `path`, unless somebody else's is there."""
         entry = self.recorded_entry(path)
         found = read_state(self.root / path)
-        if found is not None and (entry is None or sha256(found.data) != entry.sha256_after):
+        ours = found is None or (
+            found.data == data  # of a tree whose records were lost, or edited to what it is to be
+            if entry is None
+            else sha256(found.data) == entry.sha256_after or states.is_blank(found.data)
+        )
+        if not ours:
             self.kept.append(path)
             if entry is not None:
                 self.next_entries.append(entry)
@@ -143,17 +161,29 @@ class Builder:
         self._change(path, found, after)
         self.next_entries.append(Entry(path, PRESET, None, sha256(data), after.mode))
 
+    def remove_unrecorded_preset(self, path: str, data: bytes) -> None:
+        """Take a file away that has the bytes which we would put there."""
+        self.unrecorded.append(path)
+        found = read_state(self.root / path)
+        if found is not None and found.data == data:
+            self._change(path, found, None)
+
     def remove_preset(self, entry: Entry, *, keep_record: bool) -> None:
         """Take a file of ours away, unless it was edited."""
         found = read_state(self.root / entry.path)
         if found is None:
             return
-        if sha256(found.data) == entry.sha256_after:
+        if sha256(found.data) == entry.sha256_after or states.is_blank(found.data):
             self._change(entry.path, found, None)
             return
         self.kept.append(entry.path)
         if keep_record:
             self.next_entries.append(entry)
+
+    def excluded(self) -> bool:
+        """Whether git's exclude file has lines of ours: a sign of an installation whose records were lost."""
+        found = git.exclude_file(self.root)
+        return found is not None and found[0].is_file() and git.EXCLUDE_HEADING in found[0].read_bytes()
 
     # ---- everything together
 
@@ -172,6 +202,7 @@ class Builder:
             exclusion=exclusion,
             created_dirs=self._created_dirs(),
             package=package,
+            root=str(self.root),
         )
         record = self._record(manifest.NAME, document.to_json())
         prune = [folder for folder in self._old_dirs() if folder not in document.created_dirs]
@@ -185,7 +216,7 @@ class Builder:
         _, exclude = self._exclude([])
         records = [*self._backup_changes(), *self._record(manifest.NAME, None)]
         steps: tuple[Step, ...] = (*flags, *self.files, *records, *lifts, *exclude)
-        prune = (*self._old_dirs(), *self._backup_dirs())
+        prune = (*self._old_dirs(), *self._backup_dirs(), *self._adopted_dirs(self.unrecorded))
         return Plan("uninstall", steps, prune, tuple(self.kept), tuple(self.notes))
 
     def _stop_at_obstacles(self) -> None:
@@ -216,13 +247,20 @@ class Builder:
 
     def _backup_changes(self) -> list[Change]:
         changes = [change for path, data in self.backups.items() for change in self._record(path, data)]
-        old = [entry.backup for entry in self.entries(PATCHED) if entry.backup and entry.backup not in self.backups]
-        return changes + [change for path in old for change in self._record(path, None)]
+        return changes + [change for path in self._old_backups() for change in self._record(path, None)]
+
+    def _old_backups(self) -> list[str]:
+        """Backups that nothing refers to any more; without a manifest, all that lie there."""
+        if self.recorded is None:
+            lying = [path for path in (self.root / BACKUP).rglob("*") if path.is_file() and not path.is_symlink()]
+            old = [path.relative_to(self.root).as_posix() for path in sorted(lying)]
+        else:
+            old = [entry.backup for entry in self.entries(PATCHED) if entry.backup]
+        return [path for path in old if path not in self.backups]
 
     def _backup_dirs(self) -> list[str]:
         """Folders of backups that may have become empty, outermost first."""
-        old = [entry.backup for entry in self.entries(PATCHED) if entry.backup and entry.backup not in self.backups]
-        folders = {parent.as_posix() for path in old for parent in Path(path).parents}
+        folders = {parent.as_posix() for path in self._old_backups() for parent in Path(path).parents}
         return sorted(folder for folder in folders if folder.startswith(BACKUP))
 
     def _old_dirs(self) -> list[str]:
@@ -237,7 +275,21 @@ class Builder:
             if change.after is not None and parent != Path() and not (self.root / parent).is_dir()
         ]
         used = {parent.as_posix() for entry in self.next_entries for parent in Path(entry.path).parents}
-        return tuple(sorted({*new, *(folder for folder in self._old_dirs() if folder in used)}))
+        presets = [entry.path for entry in self.next_entries if entry.kind == PRESET]
+        adopted = self._adopted_dirs(presets) if self.recorded is None else []
+        return tuple(sorted({*new, *adopted, *(folder for folder in self._old_dirs() if folder in used)}))
+
+    def _adopted_dirs(self, paths: Sequence[str]) -> list[str]:
+        """Where records were lost: folders that hold nothing but files of ours, so that we must have made them."""
+        ours = {self.root / path for path in paths}
+        folders = {parent for path in paths for parent in Path(path).parents if parent != Path()}
+        alone = [
+            folder
+            for folder in sorted(folders)
+            if (self.root / folder).is_dir()
+            and all(path in ours or path.is_dir() for path in (self.root / folder).rglob("*"))
+        ]
+        return [folder.as_posix() for folder in alone]
 
     def _skip_worktree(self) -> tuple[dict[str, tuple[str, ...]], list[Effect], list[Effect]]:
         """Which flags are ours from now on, and the effects that set and that lift."""
@@ -287,7 +339,8 @@ class Builder:
         elif old is not None:  # edited since
             before = git.without_lines(current, [line.encode("utf-8", "surrogateescape") for line in old.lines])
         elif current is not None and git.EXCLUDE_HEADING in current:  # ours, but the record is lost
-            before = git.without_lines(current, lines)
+            known = [git.exclude_line(prefix, path) for path in (f"{STATE_FOLDER}/", *self.unrecorded)]
+            before = git.without_lines(current, [*lines, *known]) or None
         else:
             before = current
         after = git.with_lines(before, lines)

@@ -1,4 +1,4 @@
-"""What a run needs of its environment and its checkout, and the command that cures what is missing.
+"""What a run needs of its environment and its checkout, and the command that installs what is missing.
 
 Nothing is imported: modules are looked for, and versions read from metadata, by the environment's own Python.
 """
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from kohya_ext import about
 from kohya_ext.install import gui_gradio, package
 from kohya_ext.install.checkout import Checkout
+from kohya_ext.install.commands import command
 from kohya_ext.install.environment import Environment, inspect
 from kohya_ext.upstream import TRAINING_PACKAGE
 
@@ -112,7 +113,7 @@ def _pin(name: str, checkout: Checkout) -> str:
 
 def _own_package(environment: Environment, checkout: Checkout) -> Check:
     there = package.state(environment)
-    cure = shlex.join(["kohya-ext", "install", str(checkout.root)])
+    cure = command("install", "--python", environment.python, checkout.root)
     if there == "absent" and not environment.modules.get(about.PACKAGE):
         return Check(about.PACKAGE, "problem", f"not in {environment.place}: Kohya runs without our functions", cure)
     if there == "other":
@@ -134,7 +135,7 @@ def gradio(checkout: Checkout, environment: Environment) -> Check:
             "gradio",
             "warning",
             f"{version}: with {checkout.release} the finetune tab fails at every event (its warm-up slider is a text)",
-            f"{shlex.join(['kohya-ext', 'install', str(checkout.root)])} --fix-warmup, or in "
+            f"{command('install', '--fix-warmup', checkout.root)}, or in "
             f"{checkout.root / gui_gradio.CONFIG}, section [{gui_gradio.SECTION}]: {gui_gradio.CURE}",
         )
     return Check("gradio", "ok", version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from kohya_ext.install.patchset import MARKER, Target, unpatched
 
 class State(str, Enum):
     """pristine: upstream's. ours: as we wrote it. unrecorded: ours, but the manifest knows nothing of it. edited: ours,
-    then changed by somebody. foreign: neither upstream's nor ours. missing: not there."""
+    then changed by somebody. foreign: neither upstream's nor ours. missing: not there. damaged, stale: of presets only,
+    those that hold no settings any more, and those that were fitted to another release."""
 
     PRISTINE = "pristine"
     OURS = "ours"
@@ -27,6 +29,8 @@ class State(str, Enum):
     EDITED = "edited"
     FOREIGN = "foreign"
     MISSING = "missing"
+    DAMAGED = "damaged"
+    STALE = "stale"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def original(root: Path, seen: Inspected, entry: Entry) -> bytes:
         raise ConflictError(
             f"the backup of {seen.path} ({root / str(entry.backup)}) is {'missing' if backup is None else 'damaged'}, "
             "so the original cannot be put back from it; nothing was changed. "
-            f"Use git's: {git_restore(root, seen.path)}"
+            f"{how_to_restore(root, seen.path)}"
         )
     if seen.head is None or same_text(backup.data, seen.head):
         return backup.data
@@ -98,10 +102,29 @@ def original(root: Path, seen: Inspected, entry: Entry) -> bytes:
     return seen.head
 
 
-def git_restore(root: Path, path: str) -> str:
-    """The command that brings back git's version of `path`, also under the skip-worktree flag."""
+def is_blank(data: bytes) -> bool:
+    """Whether nothing is in `data` that could be lost: what a crash of the machine leaves of a file."""
+    return not data.strip(b"\0 \t\r\n")
+
+
+def is_damaged_preset(data: bytes) -> bool:
+    """Whether `data` is no JSON object: empty, cut off or overwritten; nobody's edit of a preset ends like that."""
+    try:
+        return not isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return True
+
+
+def how_to_restore(root: Path, path: str) -> str:
+    """What to do to have upstream's version of `path` again."""
+    restore = git_restore(root, path)
+    return f"Restore it: {restore}" if restore else f"Copy {path} from the same release: this is no git repository"
+
+
+def git_restore(root: Path, path: str) -> str | None:
+    """The command that brings back git's version of `path`, also under the skip-worktree flag; None without git."""
     folder = git.work_tree((root / path).parent)
     if folder is None:
-        return f"(no git repository here: copy {path} from the same release)"
+        return None
     file = shlex.quote((root / path).relative_to(folder).as_posix())
     return f"git -C {shlex.quote(str(folder))} checkout --ignore-skip-worktree-bits -- {file}"

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import errors
+from kohya_ext import errors, presets
+from kohya_ext.about import VERSION
 from kohya_ext.errors import ConflictError, KohyaExtError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
 from kohya_ext.files.transaction import Transaction
 from kohya_ext.install import git, legacy, manifest, patchset, pending, scan, states
 from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.manifest import PATCHED, Entry, Manifest
+from kohya_ext.install.commands import command
+from kohya_ext.install.environment import Environment
+from kohya_ext.install.installed import Condition, Installed, examine
+from kohya_ext.install.known import Known
+from kohya_ext.install.manifest import PATCHED, PRESET, Entry, Manifest
 from kohya_ext.install.plan import relative, unrecorded
 from kohya_ext.install.sources import Sources
-from kohya_ext.install.states import State
+from kohya_ext.install.states import State, is_blank, is_damaged_preset
 
-REINSTALL = "run `kohya-ext install`"
+PRESETS_ONLY = "presets"  # the patch set without lines: nothing there imports our package
+
+PACKAGE_FAULTS: dict[Condition, str] = {
+    "absent": "is not in {place}: Kohya runs there without our functions",
+    "partial": "is half in {place} ({faults})",
+    "damaged": "is damaged in {place} ({faults})",
+    "unimportable": "lies in {place}, but {faults}",
+}
+
+
+def reinstall(root: Path) -> str:
+    """What mends most: to install again. A command that can be pasted."""
+    return f"Run: {command('install', root)}"
 
 
 @dataclass(frozen=True)
 class FileStatus:
-    """One file of ours. state: a value of `State`. problem: what is wrong, None when nothing is. cure: what to do."""
+    """One file of ours. state: a value of `State`. problem: what is wrong, None when nothing is. cure: the fix."""
 
     path: str
     kind: str
@@ -34,11 +52,23 @@ class FileStatus:
 
 
 @dataclass(frozen=True)
+class PackageStatus:
+    """Our package in one environment. condition: see `Installed`. problem: what is wrong, None when nothing is."""
+
+    python: str
+    place: str
+    condition: str
+    version: str | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Status:
     """What `kohya-ext status` reports.
 
     release: of the checkout now; installed_release: when the patch was put on; both as `Checkout.release` says it.
-    problems: everything that needs a cure, each with it. notes: what is worth knowing and needs none.
+    problems: everything that is to be fixed, each with the command that does it. notes: what is worth knowing besides.
+    package: what the manifest remembers; packages: what is there now, empty when nobody looked.
     """
 
     root: str
@@ -53,10 +83,11 @@ class Status:
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     package: dict[str, Any] | None = None
+    packages: tuple[PackageStatus, ...] = ()
 
     @property
     def clean(self) -> bool:
-        """True when nothing needs a cure."""
+        """True when nothing is to be fixed."""
         return not self.problems
 
     @property
@@ -69,35 +100,33 @@ class Status:
         return {**asdict(self), "clean": self.clean}
 
 
-def status(checkout: Checkout) -> Status:
-    """Look at `checkout` and change nothing. Raises ConflictError when the manifest is damaged."""
+def status(checkout: Checkout, environments: Known | None = None) -> Status:
+    """Look at `checkout` and change nothing. Raises ConflictError when the manifest is damaged.
+
+    environments: where the package must be; None does not look into any.
+    """
     recorded = manifest.read(checkout.root)
-    sources = Sources()
-    problems: list[str] = []
-    notes: list[str] = []
-    hooks: Sequence[scan.Found] = ()
+    problems = _interruptions(checkout)
     interrupted = Transaction(checkout.root).interrupted()
-    if interrupted:
-        problems.append("an install or uninstall was interrupted here: run `kohya-ext doctor`")
-    if pending.read(checkout.root) is not None:
-        problems.append("an update was interrupted here, our files may be off: run `kohya-ext doctor`")
-    try:
-        hooks = scan.scan(checkout, sources)
-        scan.require(hooks, checkout)
-        if found := legacy.find(checkout.training_root, sources):
-            problems.append(legacy.message(checkout, found))
-    except KohyaExtError as error:
-        problems.append(str(error))
+    notes: list[str] = []
+    hooks = _hooks(checkout, problems)
     files: tuple[FileStatus, ...] = ()
+    packages: tuple[PackageStatus, ...] = ()
     if recorded is not None:
         files = tuple(_file(checkout, entry, recorded) for entry in recorded.files)
+        if recorded.release != checkout.release:
+            files = _refitted(checkout, files)
+            notes.append(f"installed on {recorded.release}, the checkout is at {checkout.release} now")
+        if recorded.version != VERSION:
+            notes.append(f"installed by kohya_ext {recorded.version}; this command is of {VERSION}")
         problems += [f"{file.path}: {file.problem}. {file.cure}" for file in files if file.problem and file.cure]
         notes += [f"{file.path}: {file.problem}" for file in files if file.problem and not file.cure]
         problems += _moved(checkout, recorded, hooks)
-        if recorded.release != checkout.release:
-            notes.append(f"installed on {recorded.release}, the checkout is at {checkout.release} now")
+        if environments is not None and recorded.patch_set != PRESETS_ONLY:
+            packages = tuple(_package(one, digest, recorded) for one, digest in environments.present)
+            problems += _package_problems(checkout, environments, packages, notes)
     elif not interrupted and (strays := unrecorded(checkout)):
-        problems.append(f"{', '.join(strays)}: patched, but there is no record of it; {REINSTALL}")
+        problems.append(f"{', '.join(strays)}: patched, but there is no record of it. {reinstall(checkout.root)}")
     return Status(
         root=str(checkout.root),
         release=checkout.release,
@@ -111,7 +140,78 @@ def status(checkout: Checkout) -> Status:
         problems=tuple(problems),
         notes=tuple(notes),
         package=dict(recorded.package) if recorded and recorded.package else None,
+        packages=packages,
     )
+
+
+def _interruptions(checkout: Checkout) -> list[str]:
+    problems = []
+    recover = f"Run: {command('doctor', checkout.root)}"
+    if Transaction(checkout.root).interrupted():
+        problems.append(f"an install or uninstall was interrupted here. {recover}")
+    if pending.read(checkout.root) is not None:
+        problems.append(f"an update was interrupted here, our files may be missing. {recover}")
+    return problems
+
+
+def _hooks(checkout: Checkout, problems: list[str]) -> Sequence[scan.Found]:
+    """The functions found; what keeps us from hooking into them is added to `problems`."""
+    sources = Sources()
+    hooks: Sequence[scan.Found] = ()
+    try:
+        hooks = scan.scan(checkout, sources)
+        scan.require(hooks, checkout)
+        if found := legacy.find(checkout.training_root, sources):
+            problems.append(legacy.message(checkout, found))
+    except KohyaExtError as error:
+        problems.append(str(error))
+    return hooks
+
+
+def _package(environment: Environment, digest: str | None, recorded: Manifest) -> PackageStatus:
+    found = examine(environment)
+    return PackageStatus(
+        python=str(environment.python),
+        place=str(environment.place),
+        condition=found.condition,
+        version=found.version,
+        problem=_package_fault(found, environment, digest, recorded),
+    )
+
+
+def _package_fault(found: Installed, environment: Environment, digest: str | None, recorded: Manifest) -> str | None:
+    if found.condition in PACKAGE_FAULTS:
+        said = PACKAGE_FAULTS[found.condition].format(place=environment.place, faults=found.said)
+        return f"our Python package {said}"
+    if found.version != recorded.version and found.condition == "whole":
+        return (
+            f"our package in {environment.place} is {found.version}, the lines in Kohya's files are {recorded.version}"
+        )
+    if digest is not None and found.digest is not None and digest != found.digest:
+        return f"our package in {environment.place} is of another build than the lines in Kohya's files"
+    return None
+
+
+def _package_problems(
+    checkout: Checkout, environments: Known, packages: Sequence[PackageStatus], notes: list[str]
+) -> list[str]:
+    problems = [f"{package.problem}. {_put_in(checkout, package)}" for package in packages if package.problem]
+    gone = [f"the Python that our package was put into is gone: {reason}" for reason in environments.gone]
+    if environments.gone and not packages:
+        problems += [f"{reason}. Finish Kohya's own setup; then {_lower(reinstall(checkout.root))}" for reason in gone]
+    else:
+        notes += gone
+    if not packages and not environments.gone:
+        notes.append("no Python that runs Kohya was found, so whether our package is there is not known")
+    return problems
+
+
+def _put_in(checkout: Checkout, package: PackageStatus) -> str:
+    return f"Run: {command('install', '--python', package.python, checkout.root)}"
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def _file(checkout: Checkout, entry: Entry, recorded: Manifest) -> FileStatus:
@@ -121,10 +221,31 @@ def _file(checkout: Checkout, entry: Entry, recorded: Manifest) -> FileStatus:
 def _preset(root: Path, entry: Entry) -> FileStatus:
     found = read_state(root / entry.path)
     if found is None:
-        return FileStatus(entry.path, entry.kind, State.MISSING.value, "was removed", REINSTALL)
-    if sha256(found.data) != entry.sha256_after:
-        return FileStatus(entry.path, entry.kind, State.EDITED.value, "edited by you; it stays as it is")
-    return FileStatus(entry.path, entry.kind, State.OURS.value)
+        return FileStatus(entry.path, entry.kind, State.MISSING.value, "was removed", reinstall(root))
+    if sha256(found.data) == entry.sha256_after:
+        return FileStatus(entry.path, entry.kind, State.OURS.value)
+    if is_damaged_preset(found.data):
+        away = f"Run: {shlex.join(['mv', str(root / entry.path), f'{root / entry.path}.damaged'])}"
+        fix = reinstall(root) if is_blank(found.data) else f"{away} && {command('install', root)}"
+        return FileStatus(entry.path, entry.kind, State.DAMAGED.value, "cannot be read as a preset", fix)
+    return FileStatus(entry.path, entry.kind, State.EDITED.value, "edited by you; it stays as it is")
+
+
+def _refitted(checkout: Checkout, files: Sequence[FileStatus]) -> tuple[FileStatus, ...]:
+    """`files` with a problem at each preset that was fitted to another release and would differ for this one."""
+    try:
+        wanted = presets.collect(checkout)
+    except KohyaExtError:  # said by the scan of the checkout
+        return tuple(files)
+    stale = []
+    for file in files:
+        data = wanted.get(file.path)
+        ours = file.kind == PRESET and file.state == State.OURS.value
+        if ours and data is not None and data != (checkout.root / file.path).read_bytes():
+            what = "fitted to another release of the GUI"
+            file = FileStatus(file.path, file.kind, State.STALE.value, what, reinstall(checkout.root))
+        stale.append(file)
+    return tuple(stale)
 
 
 def _patched(checkout: Checkout, entry: Entry, recorded: Manifest) -> FileStatus:
@@ -140,13 +261,19 @@ def _patched(checkout: Checkout, entry: Entry, recorded: Manifest) -> FileStatus
 
 def _drift(root: Path, seen: states.Inspected) -> tuple[str | None, str | None]:
     if seen.state is State.PRISTINE:
-        return "upstream's again, so the hook is off", REINSTALL
+        return "upstream's again, so the hook is off", reinstall(root)
     if seen.state is State.MISSING:
-        return "gone", f"bring it back ({states.git_restore(root, seen.path)}), then {REINSTALL}"
+        return "gone", _restore(root, seen.path)
     if seen.state in (State.EDITED, State.FOREIGN):
-        restore = states.git_restore(root, seen.path)
-        return "edited since it was patched", f"keep your version elsewhere, restore ({restore}), then {REINSTALL}"
+        return "edited since it was patched", f"Keep your version elsewhere. {_restore(root, seen.path)}"
     return None, None
+
+
+def _restore(root: Path, path: str) -> str:
+    command_line = states.git_restore(root, path)
+    if command_line is None:
+        return f"Copy {path} from the same release (this is no git repository); then {_lower(reinstall(root))}"
+    return f"Run: {command_line} && {command('install', root)}"
 
 
 def _backup(root: Path, seen: states.Inspected, entry: Entry) -> tuple[str, str] | None:
@@ -155,7 +282,7 @@ def _backup(root: Path, seen: states.Inspected, entry: Entry) -> tuple[str, str]
     except ConflictError as error:
         return "its backup is damaged", str(error)
     if sha256(before) != entry.sha256_before:
-        return "patched in the form of another release", REINSTALL
+        return "patched in the form of another release", reinstall(root)
     return None
 
 
@@ -163,7 +290,7 @@ def _flag(root: Path, entry: Entry, recorded: Manifest) -> tuple[str, str] | Non
     flagged = {Path(folder, path).as_posix() for folder, paths in recorded.skip_worktree.items() for path in paths}
     known = git.tracked(root / entry.path)
     if entry.path in flagged and known is not None and not known.skipped:
-        return "works, but git shows it as modified (its skip-worktree flag is gone)", REINSTALL
+        return "works, but git shows it as modified (its skip-worktree flag is gone)", reinstall(root)
     return None
 
 
@@ -175,4 +302,5 @@ def _moved(checkout: Checkout, recorded: Manifest, hooks: Sequence[scan.Found]) 
     except KohyaExtError as error:
         return [str(error)]
     present = {entry.path for entry in recorded.files}
-    return [f"{path}: not patched yet in this release. {REINSTALL}" for path in wanted if path not in present]
+    again = reinstall(checkout.root)
+    return [f"{path}: not patched yet in this release. {again}" for path in wanted if path not in present]

@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,13 @@ from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
 from kohya_ext.files import lock
 from kohya_ext.files.lock import locked
 from kohya_ext.install import apply, patchset, pending
+from kohya_ext.install import package as packages
 from kohya_ext.install.apply import Outcome
 from kohya_ext.install.checkout import Checkout, describe
+from kohya_ext.install.commands import command
+from kohya_ext.install.environment import Environment
+from kohya_ext.install.known import remembered
+from kohya_ext.install.status import PRESETS_ONLY
 
 GIT_SECONDS = 1800
 PULL = ("pull", "--ff-only")
@@ -42,22 +47,21 @@ class Update:
     put_on: Outcome | None
 
 
-def update(
-    checkout: Checkout, report: Callable[[str, str], None], *, package: Mapping[str, Any] | None = None
-) -> Update:
+def update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
     """Update `checkout` with git; afterwards it is patched as before, whether git succeeded or not.
 
-    report: is told each step (label, text). package: for the manifest, None keeps what it remembers.
-    Raises UnsupportedError where git cannot update, ConflictError when our files cannot be taken off; nothing is
-    changed then.
+    The package in the environments that the checkout remembers is brought to this version with the lines.
+    report: is told each step (label, text).
+    Raises UnsupportedError where git cannot update, ConflictError when our files cannot be taken off or the package
+    cannot be replaced; nothing is changed then.
     """
     _require_git(checkout)
     with locked(checkout.root):  # to the end: nobody else is to put on again what git needs off
-        return _update(checkout, report, package)
+        return _update(checkout, report)
 
 
-def _update(checkout: Checkout, report: Callable[[str, str], None], package: Mapping[str, Any] | None) -> Update:
-    checkout, wanted = _begin(checkout, report, package)
+def _update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
+    checkout, wanted = _begin(checkout, report)
     try:
         taken = apply.uninstall(checkout)
     except BaseException:
@@ -79,7 +83,7 @@ def _update(checkout: Checkout, report: Callable[[str, str], None], package: Map
         if isinstance(error, UnsupportedError):  # not with this release: nothing to put on later
             pending.end(checkout.root)
         else:  # a full disk, say: the record stays
-            off += "; when that is solved, `kohya-ext doctor` puts it on again"
+            off += f"; when that is solved, this puts it on again: {command('doctor', checkout.root)}"
         return Update(checkout.release, updated.release, f"{reason}\n{off}", None)
     except BaseException:  # Ctrl+C while git works: the old tree gets its hook back
         resume(checkout)
@@ -101,9 +105,7 @@ def resume(checkout: Checkout) -> Outcome | None:
     return outcome
 
 
-def _begin(
-    checkout: Checkout, report: Callable[[str, str], None], package: Mapping[str, Any] | None
-) -> tuple[Checkout, pending.Pending]:
+def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Checkout, pending.Pending]:
     """Recover what was killed before, then record what is to be put on again; the checkout as it is now."""
     recovery = apply.recover(checkout)  # first: a half uninstalled tree has no record to read
     if recovery is not None:
@@ -115,14 +117,24 @@ def _begin(
         report("recovered", "found an interrupted update: this one does its work")
     known = recorded or left
     patch_set = known.patch_set if known else patchset.DEFAULT
-    wanted = pending.Pending(patch_set, package or (known.package if known else None))
+    wanted = pending.Pending(patch_set, known.package if known else None, known.root if known else None)
+    if known is not None and patch_set != PRESETS_ONLY:  # before anything is taken off: can the package follow?
+        packages.effects(packages.INSTALL, _environments(checkout.root, wanted), checkout.root)
     pending.begin(checkout.root, wanted)
     return checkout, wanted
 
 
 def _put_on(checkout: Checkout, wanted: pending.Pending) -> Outcome:
     files = presets.collect(checkout)
-    return apply.install(checkout, patch_set=wanted.patch_set, presets=files, package=wanted.package)
+    environments = [] if wanted.patch_set == PRESETS_ONLY else _environments(checkout.root, wanted)
+    return apply.install(
+        checkout, patch_set=wanted.patch_set, presets=files, package=wanted.package, environments=environments
+    )
+
+
+def _environments(root: Path, wanted: pending.Pending) -> list[Environment]:
+    """Those that the package is to go into: while our files are off, the update has the record of them."""
+    return remembered(root, wanted.package, wanted.root).environments
 
 
 def _require_git(checkout: Checkout) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from kohya_ext.cli import main as cli
-from kohya_ext.install import package
+from kohya_ext.install import installer, package, wheel
 from kohya_ext.install.checkout import Checkout
+from tests.install import pretended
 from tests.install.conftest import make, templates  # noqa: F401 - fixtures
 from tests.install.pythons import KOHYA, SITE, copy_venv, make_venv, pretend
 
@@ -71,21 +72,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def collect(checkout: Checkout) -> dict[str, bytes]:
         return {PRESET: b'{"optimizer": "AdaCoor"}\n'} if checkout.gui_root else {}
 
-    def pretended(environment: package.Environment, verb: str, wheel: Path | None = None) -> None:
-        for name, data in package.package_files().items():
-            path = environment.purelib / name
-            if verb == "install":
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            else:
-                path.unlink()
-        info = environment.purelib / "kohya_ext-0.1.0.dist-info"
-        info.mkdir(exist_ok=True) if verb == "install" else info.rmdir()
-
-    files = {"kohya_ext/__init__.py": b"", "kohya_ext/runtime/__init__.py": b""}
     monkeypatch.setattr(presets, "collect", collect)
-    monkeypatch.setattr(package, "package_files", lambda: files)
-    monkeypatch.setattr(package, "_run", pretended)
+    for module in (package, wheel):
+        monkeypatch.setattr(module, "package_files", lambda: pretended.SMALL)
+    monkeypatch.setattr(installer, "run", pretended.run)
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "WORKSPACE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -8,6 +8,7 @@ import pytest
 from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from kohya_ext.install import apply, package
 from kohya_ext.install.checkout import Checkout
+from kohya_ext.install.commands import command
 from tests.cli.conftest import Ran
 from tests.files.faults import boundaries, killed_at
 from tests.install import trees
@@ -49,7 +50,7 @@ def test_status_reports_drift_and_changes_nothing(installed: Checkout, run: Run)
     before = trees.whole(installed.root)
     done = run("status", installed.root)
     assert done.code == FOUND_PROBLEMS
-    assert "PROBLEM" in done.text and "kohya-ext install" in done.text
+    assert "PROBLEM" in done.text and command("install", installed.root) in done.text
     assert trees.whole(installed.root) == before
     assert run("install", installed.root).code == DONE
     assert run("status", installed.root).code == DONE
@@ -76,7 +77,7 @@ def test_doctor_misses_the_package_after_a_uv_sync(installed: Checkout, run: Run
     shutil.rmtree(site / "kohya_ext-0.1.0.dist-info")
     done = run("doctor", installed.root)
     assert done.code == FOUND_PROBLEMS
-    assert f"cure: kohya-ext install {installed.root}" in done.text
+    assert f"Run: {command('install', '--python', installed.root / 'venv/bin/python', installed.root)}" in done.text
     assert run("install", installed.root).code == DONE
     assert run("doctor", installed.root).code == DONE
 
@@ -94,13 +95,13 @@ def test_doctor_with_a_wrong_python(installed: Checkout, run: Run) -> None:
 
 
 def test_doctor_without_any_environment(make: Make, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kohya_ext.cli import health
     from kohya_ext.errors import UsageError
+    from kohya_ext.install import environment
 
-    def nothing(*_: object) -> None:
+    def nothing(*_: object, **__: object) -> None:
         raise UsageError("no Python with torch and accelerate found")
 
-    monkeypatch.setattr(health, "find_environment", nothing)
+    monkeypatch.setattr(environment, "search", nothing)
     done = run("doctor", make("embedded").root)
     assert done.code == FOUND_PROBLEMS
     assert "no Python with torch" in done.text
@@ -110,9 +111,11 @@ def test_doctor_without_any_environment(make: Make, run: Run, monkeypatch: pytes
 def test_doctor_recovers_an_interrupted_install(make: Make, with_venv: WithVenv, run: Run, where: float) -> None:
     checkout = with_venv(make("submodule"))
     twin = make("submodule", "twin")
-    count = len(boundaries(lambda: apply.install(twin)))
+    environment = package.inspect(checkout.root / "venv")
+    count = len(boundaries(lambda: apply.install(twin, environments=[environment])))
+    apply.uninstall(twin, environments=[environment])
     before = trees.whole(checkout.root)
-    assert killed_at(int(count * where), lambda: apply.install(checkout))
+    assert killed_at(int(count * where), lambda: apply.install(checkout, environments=[environment]))
     assert run("status", checkout.root).code == FOUND_PROBLEMS
     assert run("install", checkout.root, "--dry-run").code != DONE
     done = run("doctor", checkout.root)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, ConflictError
-from kohya_ext.install import apply, package
+from kohya_ext.install import apply, installer, package
 from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.environment import inspect
 from tests.cli.conftest import PRESET, Ran, Terminal
@@ -48,7 +48,7 @@ def test_dry_run_writes_nothing_and_prints_the_diff(
     make: Make, with_venv: WithVenv, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout = with_venv(make("submodule"))
-    monkeypatch.setattr(package, "_run", lambda *_: pytest.fail("no installer may run"))
+    monkeypatch.setattr(installer, "run", lambda *_: pytest.fail("no installer may run"))
     before = trees.whole(checkout.root)
     done = run("install", checkout.root, "--dry-run")
     assert done.code == DONE
@@ -336,11 +336,11 @@ def test_uninstall_dry_run_writes_nothing(make: Make, with_venv: WithVenv, run: 
 def test_an_edited_preset_stays_and_is_named(make: Make, with_venv: WithVenv, run: Run) -> None:
     checkout = with_venv(make("embedded"))
     run("install", checkout.root)
-    (checkout.root / PRESET).write_text("mine\n")
+    (checkout.root / PRESET).write_text('{"mine": 1}\n')
     assert PRESET in run("install", checkout.root).text
     done = run("uninstall", checkout.root)
     assert f"kept         {PRESET}" in done.text
-    assert (checkout.root / PRESET).read_text() == "mine\n"
+    assert (checkout.root / PRESET).read_text() == '{"mine": 1}\n'
 
 
 @pytest.mark.parametrize(("answer", "installed"), [("n", False), ("y", True), ("", True)])

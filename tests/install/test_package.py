@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,8 +13,13 @@ import pytest
 
 from kohya_ext import about
 from kohya_ext.errors import CONFLICT, ConflictError
-from kohya_ext.install import package, wheel
+from kohya_ext.files.lock import locked
+from kohya_ext.files.transaction import Transaction
+from kohya_ext.install import installer, known, package, wheel
 from kohya_ext.install.environment import Environment, clean_environ, inspect
+from kohya_ext.install.installed import Installed, examine
+from kohya_ext.install.manifest import Manifest
+from kohya_ext.install.package import PackageResult
 from kohya_ext.install.wheel import package_files
 from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 
@@ -21,6 +27,44 @@ PINS = {**KOHYA, "numpy": "1.26.4", "gradio": "4.43.0"}
 
 
 SMALL = ("kohya_ext/__init__.py", "kohya_ext/about.py", "kohya_ext/errors.py", "kohya_ext/cli/__init__.py")
+
+
+def _run(verb: str, environment: Environment, root: Path) -> PackageResult:
+    """The effect on the environment alone, in a transaction of the folder `root`."""
+    act = package.Packages([environment])
+    with locked(root), package.held([environment]):
+        steps, results = package.effects(verb, [environment], root)
+        if steps:
+            Transaction(root, {package.EFFECT: act}).run(verb, steps)
+    return (*results, *act.results)[0]
+
+
+def put(environment: Environment, root: Path) -> PackageResult:
+    return _run(package.INSTALL, environment, root)
+
+
+def take(environment: Environment, root: Path) -> PackageResult:
+    return _run(package.REMOVE, environment, root)
+
+
+def checkout_with(root: Path, environment: Environment) -> Path:
+    """A folder whose manifest says that it uses the package in `environment`."""
+    (root / ".kohya_ext").mkdir(parents=True)
+    package = known.record(root, None, [(environment, None)])
+    record = Manifest("hook", "v1", (), {}, None, (), package, root=str(root))
+    (root / ".kohya_ext" / "manifest.json").write_bytes(record.to_json())
+    return root
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands for a checkout."""
+    return tmp_path_factory.mktemp("checkouts") / "first"
+
+
+@pytest.fixture(autouse=True)
+def there(first: Path) -> None:
+    first.mkdir(exist_ok=True)
 
 
 def consist_of(patch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
@@ -56,13 +100,16 @@ def pinned(pinned_venv: Path, tmp_path: Path) -> Environment:
 
 
 @pytest.fixture(scope="session")
-def installed_venv(pinned_venv: Path, tmp_path_factory: pytest.TempPathFactory, few_files: dict[str, bytes]) -> Path:
-    """The same with our package, for the checkout /first."""
+def installed_venv(
+    pinned_venv: Path, tmp_path_factory: pytest.TempPathFactory, few_files: dict[str, bytes], first: Path
+) -> Path:
+    """The same with our package, for the checkout `first`."""
     folder = tmp_path_factory.mktemp("pythons") / "installed"
     environment = quickly(inspect(copy_venv(pinned_venv, folder)))
+    first.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         consist_of(patch, few_files)
-        assert package.install(environment, Path("/first")).action == "installed"
+        assert put(environment, first).action == "installed"
     return folder
 
 
@@ -81,15 +128,18 @@ def run(environment: Environment, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, env=clean_environ(), cwd="/", check=False)
 
 
-def test_it_is_importable_and_no_pin_moves(pinned_venv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_importable_and_no_pin_moves(
+    pinned_venv: Path, tmp_path: Path, first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole package, by the pip that Python brings along."""
     consist_of(monkeypatch, package_files())
     environment = inspect(copy_venv(pinned_venv, tmp_path / "venv"))
     if not environment.has_ensurepip:
         pytest.skip("this Python has no ensurepip")
-    package.install(dataclasses.replace(environment, uv=None), Path("/first"))
+    put(dataclasses.replace(environment, uv=None), first)
     installed = inspect(environment.python)
     assert package.state(installed) == "same"
+    assert examine(installed) == Installed("whole", about.VERSION, package.digest())
     assert {name: version for name, version in installed.packages.items() if name != "kohya-ext"} == PINS
     assert run(installed, "-c", "import kohya_ext.runtime, kohya_ext.install.apply").returncode == 0
     assert "usage: kohya-ext" in run(installed, "-m", "kohya_ext", "--help").stdout
@@ -97,29 +147,41 @@ def test_it_is_importable_and_no_pin_moves(pinned_venv: Path, tmp_path: Path, mo
     assert not installed.has_pip
 
 
-def test_a_second_time_nothing_happens(installed: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "_run", lambda *_: pytest.fail("no installer may run"))
+def test_a_second_time_nothing_happens(
+    installed: Environment, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installer, "run", lambda *_: pytest.fail("no installer may run"))
     before = files(installed)
-    assert package.install(installed, Path("/first")).action == "unchanged"
-    assert package.install(installed, Path("/second")).action == "unchanged"
+    assert put(installed, first).action == "unchanged"
+    assert put(installed, tmp_path).action == "unchanged"
     assert files(installed) == before
+    assert package.read_register(installed).checkouts == tuple(sorted((str(first), str(tmp_path))))
 
 
 def test_the_last_checkout_takes_the_package_along(pinned: Environment, installed: Environment, tmp_path: Path) -> None:
-    first, second = tmp_path / "one", tmp_path / "two"
-    first.mkdir(), second.mkdir()
-    for user in (first, second):
-        package.install(installed, user)
-    assert package.remove(installed, first).action == "kept"
+    one, two = (checkout_with(tmp_path / name, installed) for name in ("one", "two"))
+    for user in (one, two):
+        put(installed, user)
+    assert take(installed, one).action == "kept"
     assert package.state(installed) == "same"
-    assert package.remove(installed, second).action == "removed"
+    assert take(installed, two).action == "removed"
     assert files(installed) == files(pinned)
 
 
-@pytest.mark.parametrize("step", ["_give_to", "_require_unmoved"])
+def test_a_checkout_that_has_gone_over_to_another_environment_keeps_nothing(
+    pinned: Environment, installed: Environment, tmp_path: Path
+) -> None:
+    """Registered, but its own record names another Python: a copied tree with its environment inside."""
+    other = checkout_with(tmp_path / "other", pinned)
+    put(installed, other)
+    put(installed, tmp_path)
+    assert take(installed, tmp_path).action == "removed"
+
+
 @pytest.mark.parametrize("error", [ConflictError("moved"), KeyboardInterrupt()], ids=["conflict", "Ctrl+C"])
+@pytest.mark.parametrize("step", ["_settle", "_require_whole"])
 def test_what_fails_after_the_installer_takes_the_package_out_again(
-    pinned: Environment, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+    pinned: Environment, first: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
     before = files(pinned)
 
@@ -129,80 +191,68 @@ def test_what_fails_after_the_installer_takes_the_package_out_again(
 
     monkeypatch.setattr(package, step, fail)
     with pytest.raises(type(error)):
-        package.install(pinned, Path("/first"))
+        put(pinned, first)
     assert files(pinned) == before
 
 
-def test_a_package_that_cannot_be_taken_out_again_is_registered(
-    pinned: Environment, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_replacement_leaves_what_was_there(
+    installed: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then an uninstall still finds it."""
-    run = package._run
-
-    def only_install(environment: Environment, verb: str, *rest: Path) -> None:
-        if verb == "uninstall":
-            raise ConflictError("no uninstaller")
-        run(environment, "install", *rest)
+    (installed.purelib / "kohya_ext" / "errors.py").write_text("mine")
+    before, register = files(installed), package.read_register(installed)
 
     def moved(*_: object) -> None:
         raise ConflictError("moved")
 
-    monkeypatch.setattr(package, "_run", only_install)
-    monkeypatch.setattr(package, "_require_unmoved", moved)
+    monkeypatch.setattr(package, "_require_whole", moved)
     with pytest.raises(ConflictError, match="moved"):
-        package.install(pinned, Path("/first"))
-    assert package.read_register(pinned) == package.Register(ours=True, checkouts=("/first",))
+        put(installed, tmp_path)
+    assert package.read_register(installed) == register
+    assert files(installed) == before
+    assert (installed.purelib / "kohya_ext" / "errors.py").read_text() == "mine"
 
 
-def test_a_failed_replacement_leaves_the_register_as_it_was(
-    installed: Environment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (installed.purelib / "kohya_ext" / "errors.py").write_text("")
-    before = package.read_register(installed)
-
-    def moved(*_: object) -> None:
-        raise ConflictError("moved")
-
-    monkeypatch.setattr(package, "_require_unmoved", moved)
-    with pytest.raises(ConflictError, match="moved"):
-        package.install(installed, Path("/second"))
-    assert package.read_register(installed) == before
-    assert package.state(installed) == "same"
-
-
-def test_a_checkout_that_was_deleted_keeps_nothing(installed: Environment, tmp_path: Path) -> None:
+def test_a_checkout_that_was_deleted_keeps_nothing(installed: Environment, first: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    package.install(installed, tmp_path / "one")
-    assert package.read_register(installed).checkouts == ("/first", str(tmp_path / "one"))  # /first is no folder
-    assert package.remove(installed, tmp_path / "one").action == "removed"
+    put(installed, tmp_path / "one")
+    assert package.read_register(installed).checkouts == tuple(sorted((str(first), str(tmp_path / "one"))))
+    assert take(installed, tmp_path / "one").action == "removed"  # there is nothing of ours in first/
 
 
-@pytest.mark.parametrize("spoil", ["edit", "add", "delete", "version"])
-def test_a_copy_that_differs_is_replaced(installed: Environment, spoil: str) -> None:
+@pytest.mark.parametrize("spoil", ["edit", "add", "delete", "version", "no metadata", "no package", "pip's leftovers"])
+def test_a_copy_that_differs_is_replaced(installed: Environment, pinned: Environment, first: Path, spoil: str) -> None:
     folder = installed.purelib / "kohya_ext"
+    info = next(installed.purelib.glob("kohya_ext-*.dist-info"))
     if spoil == "edit":
         (folder / "errors.py").write_text("")
     elif spoil == "add":
         (folder / "old.py").write_text("")
     elif spoil == "delete":
         (folder / "errors.py").unlink()
+    elif spoil == "no metadata":
+        shutil.rmtree(info)
+    elif spoil == "no package":
+        shutil.rmtree(folder)
+    elif spoil == "pip's leftovers":
+        folder.rename(folder.with_name("~ohya_ext"))
+        info.rename(info.with_name("~~hya_ext-0.1.0.dist-info"))
     else:
-        info = next(installed.purelib.glob("kohya_ext-*.dist-info"))
         for name in ("RECORD", "METADATA"):
             (info / name).write_text((info / name).read_text().replace(about.VERSION, "0.0.1"))
         info.rename(info.with_name("kohya_ext-0.0.1.dist-info"))
-    assert package.state(installed) == "other"
-    assert package.install(installed, Path("/first")).action == "replaced"
-    if spoil == "add":
-        (folder / "old.py").unlink()  # pip removes only what it installed
+    assert package.state(installed) != "same"
+    assert put(installed, first).action in ("replaced", "installed")
+    assert examine(installed, importing=False).condition == "whole"
     assert package.state(installed) == "same"
     assert package.read_register(installed).ours
+    assert take(installed, first).action == "removed"
+    assert files(installed) == files(pinned)
 
 
 def test_what_was_there_before_us_stays(installed: Environment, tmp_path: Path) -> None:
     (installed.purelib / package.REGISTER).unlink()
-    assert package.install(installed, tmp_path).action == "unchanged"
-    assert package.remove(installed, tmp_path).action == "kept"
+    assert put(installed, tmp_path).action == "unchanged"
+    assert take(installed, tmp_path).action == "kept"
     assert package.state(installed) == "same"
     assert not (installed.purelib / package.REGISTER).exists()
 
@@ -213,43 +263,45 @@ def test_a_developers_link_is_left_alone(pinned: Environment, tmp_path: Path) ->
     (info / "direct_url.json").write_text(json.dumps({"url": "file:///x", "dir_info": {"editable": True}}))
     assert package.state(pinned) == "editable"
     before = files(pinned)
-    assert package.install(pinned, tmp_path).action == "unchanged"
-    assert package.remove(pinned, tmp_path).action == "kept"
+    assert put(pinned, tmp_path).action == "unchanged"
+    assert take(pinned, tmp_path).action == "kept"
     assert files(pinned) == before
 
 
-def test_without_any_installer_the_cure_is_named(pinned: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package.importlib.util, "find_spec", lambda _: None)
+def test_without_any_installer_the_cure_is_named(
+    pinned: Environment, monkeypatch: pytest.MonkeyPatch, first: Path
+) -> None:
+    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda _: None)
     nothing = dataclasses.replace(pinned, uv=None, has_ensurepip=False)
     before = files(pinned)
     with pytest.raises(ConflictError, match="Put uv on PATH, or install pip") as error:
-        package.install(nothing, Path("/first"))
+        put(nothing, first)
     assert error.value.exit_code == CONFLICT
     assert files(pinned) == before
 
 
-def test_an_installer_that_fails_is_quoted(pinned: Environment, tmp_path: Path) -> None:
+def test_an_installer_that_fails_is_quoted(pinned: Environment, tmp_path: Path, first: Path) -> None:
     uv = tmp_path / "uv"
     uv.write_text("#!/bin/sh\necho 'no space left' >&2\nexit 2\n")
     uv.chmod(0o755)
     with pytest.raises(ConflictError, match="no space left"):
-        package.install(dataclasses.replace(pinned, uv=uv), Path("/first"))
+        put(dataclasses.replace(pinned, uv=uv), first)
     assert package.state(pinned) == "absent"
 
 
-def test_uv_is_told_which_python_and_nothing_else(pinned: Environment, tmp_path: Path) -> None:
+def test_uv_is_told_which_python_and_nothing_else(pinned: Environment, tmp_path: Path, first: Path) -> None:
     uv = tmp_path / "uv"
     uv.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/words\nenv > {tmp_path}/environ\nexit 1\n')
     uv.chmod(0o755)
     with pytest.raises(ConflictError):
-        package.install(dataclasses.replace(pinned, uv=uv, kind="uv"), Path("/first"))
+        put(dataclasses.replace(pinned, uv=uv, kind="uv"), first)
     words = (tmp_path / "words").read_text().split("\n")
     assert words[:4] == ["pip", "install", "--python", str(pinned.python)]
     assert {"--no-deps", "--no-index"} <= set(words)
     assert "UV_OFFLINE=1" in (tmp_path / "environ").read_text()
 
 
-def test_a_moved_pin_is_noticed(pinned: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_pin_is_noticed(pinned: Environment, monkeypatch: pytest.MonkeyPatch, first: Path) -> None:
     real = package.inspect
 
     def after(*arguments: object, **options: object) -> Environment:
@@ -258,16 +310,16 @@ def test_a_moved_pin_is_noticed(pinned: Environment, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(package, "inspect", after)
     with pytest.raises(ConflictError, match="numpy"):
-        package.install(pinned, Path("/first"))
+        put(pinned, first)
 
 
 def test_the_installers_configuration_cannot_redirect_it(
-    pinned: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pinned: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Path
 ) -> None:
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("PIP_REQUIRE_VIRTUALENV", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(package.__file__).parents[2]))
-    assert package.install(pinned, Path("/first")).action == "installed"
+    assert put(pinned, first).action == "installed"
     assert package.state(pinned) == "same"
 
 
@@ -280,41 +332,41 @@ def test_a_users_own_packages(tmp_path: Path) -> None:
         pytest.skip("this Python has neither pip nor ensurepip")
     assert environment.kind == "user-site"
     before = set(site.iterdir())
-    assert package.install(environment, tmp_path).action == "installed"
+    assert put(environment, tmp_path).action == "installed"
     assert (site / "kohya_ext" / "__init__.py").is_file()
-    assert package.remove(environment, tmp_path).action == "removed"
+    assert take(environment, tmp_path).action == "removed"
     assert set(site.iterdir()) == before
 
 
 def test_only_a_system_that_kohya_uses_is_broken_into(pinned: Environment) -> None:
-    assert "PIP_BREAK_SYSTEM_PACKAGES" not in package._installer_environ(pinned)
+    assert "PIP_BREAK_SYSTEM_PACKAGES" not in installer.environ(pinned, Path("/tmp"))
     system = dataclasses.replace(pinned, kind="system", externally_managed=True)
-    assert package._installer_environ(system)["PIP_BREAK_SYSTEM_PACKAGES"] == "1"
+    assert installer.environ(system, Path("/tmp"))["PIP_BREAK_SYSTEM_PACKAGES"] == "1"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_as_root_the_files_belong_to_the_environments_owner(pinned: Environment) -> None:
+def test_as_root_the_files_belong_to_the_environments_owner(pinned: Environment, first: Path) -> None:
     for path in (pinned.prefix, *pinned.prefix.rglob("*")):
         os.chown(path, 4321, 4321, follow_symlinks=False)
-    package.install(pinned, Path("/first"))
+    put(pinned, first)
     ours = [path for path in pinned.purelib.rglob("*") if "kohya_ext" in str(path.relative_to(pinned.purelib))]
     assert len(ours) > len(SMALL)
     assert {path.stat().st_uid for path in (*ours, pinned.scripts / "kohya-ext")} == {4321}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_environment_of_somebody_else(pinned: Environment) -> None:
+def test_an_environment_of_somebody_else(pinned: Environment, first: Path) -> None:
     pinned.purelib.chmod(0o555)
     try:
         with pytest.raises(ConflictError, match="no permission"):
-            package.install(inspect(pinned.python), Path("/first"))
+            put(inspect(pinned.python), first)
     finally:
         pinned.purelib.chmod(0o755)
 
 
-def test_not_writable_is_refused_before_anything(pinned: Environment) -> None:
+def test_not_writable_is_refused_before_anything(pinned: Environment, first: Path) -> None:
     with pytest.raises(ConflictError, match=r"no permission to write .* with sudo"):
-        package.install(dataclasses.replace(pinned, writable=False), Path("/first"))
+        put(dataclasses.replace(pinned, writable=False), first)
 
 
 def test_a_damaged_register_counts_as_none(installed: Environment) -> None:
@@ -323,7 +375,7 @@ def test_a_damaged_register_counts_as_none(installed: Environment) -> None:
 
 
 def test_each_installer_in_its_turn(pinned: Environment, tmp_path: Path) -> None:
-    choose: Callable[..., tuple[str, list[str]]] = package._installer
+    choose: Callable[..., tuple[str, list[str]]] = installer.chosen
     uv = tmp_path / "uv"
     plain = dataclasses.replace(pinned, has_ensurepip=True)
     assert choose(dataclasses.replace(plain, has_pip=True))[1][1:] == ["-m", "pip"]

@@ -11,6 +11,7 @@ import pytest
 from kohya_ext.errors import ConflictError, UnsupportedError
 from kohya_ext.install import apply, pending, update
 from kohya_ext.install.checkout import Checkout, describe
+from kohya_ext.install.commands import command
 from kohya_ext.install.status import status
 from tests.files.faults import boundaries, held_elsewhere, killed_at
 from tests.install import trees
@@ -183,7 +184,7 @@ def test_a_killed_update_is_resumed(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     left = status(checkout)
-    assert not left.installed and "kohya-ext doctor" in "".join(left.problems)
+    assert not left.installed and command("doctor", checkout.root) in "".join(left.problems)
     assert trees.git(checkout.root, "status", "--porcelain") == ""
     assert update.resume(checkout) is not None
     after = status(checkout)
@@ -228,8 +229,8 @@ def test_what_may_still_be_put_on_is_not_forgotten(make: Make, tmp_path: Path, m
 
     monkeypatch.setattr(apply, "install", refused)
     done = update.update(checkout, lambda *_: None)
-    assert done.put_on is None and done.failure is not None and "kohya-ext doctor" in done.failure
-    assert "kohya-ext doctor" in "".join(status(checkout).problems)
+    assert done.put_on is None and done.failure is not None and command("doctor", checkout.root) in done.failure
+    assert command("doctor", checkout.root) in "".join(status(checkout).problems)
     monkeypatch.setattr(apply, "install", real)
     assert update.resume(checkout) is not None
     assert status(checkout).clean and status(checkout).patch_set == "inline"
