@@ -17,7 +17,7 @@ from typing import Literal
 
 from kohya_ext.errors import UnsupportedError, UsageError
 from kohya_ext.install import git
-from kohya_ext.install.places import CHECKOUTS, GUI_SCRIPT, expand, machine
+from kohya_ext.install.places import CHECKOUTS, GUI_SCRIPT, NESTED, NESTED_SD_SCRIPTS, expand, machine
 from kohya_ext.install.processes import processes_of, running_guis
 
 Kind = Literal["kohya_ss", "sd-scripts"]
@@ -29,25 +29,13 @@ TAB_LANDMARK = "def open_configuration"
 CURRENT_FOLDER = "the current folder"
 OUR_FOLDER = ".kohya_ext"
 
-# Where other repositories keep the sd-scripts they run, below their top folder: fluxgym, LoRA_Easy_Training_Scripts
-# (and its backend alone), lora-scripts. And launchers that keep a whole kohya_ss.
-NESTED_SD_SCRIPTS = (
-    "sd-scripts",
-    "sd_scripts",
-    "backend/sd_scripts",
-    "backend/sd-scripts",
-    "scripts/stable",
-    "scripts/dev",
-)
-NESTED = (*NESTED_SD_SCRIPTS, "kohya_ss", "app")
-
 # What only they have, and what they are.
 STRANGERS = (
     ("src/musubi_tuner", "it is musubi-tuner, which trains video models with code of its own"),
     ("hv_train_network.py", "it is musubi-tuner, which trains video models with code of its own"),
     (
         "scripts/tabs/training/train_network.py",
-        "it is kohya-sd-scripts-webui, another GUI; name the sd-scripts folder that it runs instead",
+        "it is kohya-sd-scripts-webui, another GUI, which resets its sd-scripts (the folder kohya_ss) at each start",
     ),
 )
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from kohya_ext.errors import UsageError
 from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.places import ENVIRONMENTS, ENVIRONMENTS_IN_CHECKOUT, MACHINE, expand, machine
+from kohya_ext.install.places import ENVIRONMENTS, ENVIRONMENTS_IN_CHECKOUT, MACHINE, enclosing, expand, machine
 from kohya_ext.install.processes import processes_of, running_guis
 
 Kind = Literal["venv", "uv", "conda", "user-site", "system"]
@@ -303,6 +303,8 @@ def _all_candidates(
             yield process.python, f"the running GUI (process {process.pid})", other
     active = [(Path(environ[name]), f"${name}") for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if environ.get(name)]
     inside = [(checkout.root / name, "the checkout") for name in ENVIRONMENTS_IN_CHECKOUT]
+    around = [(folder, name) for folder in enclosing(checkout.root) for name in ENVIRONMENTS_IN_CHECKOUT]
+    inside += [(folder / name, f"{folder}, which brings the checkout") for folder, name in around]
     templates = [(place, "a usual place") for place in expand(ENVIRONMENTS, environ, prefix)]
     if _conda_wins(checkout.root):
         active.sort(key=lambda entry: entry[1] != "$CONDA_PREFIX")
@@ -312,10 +314,12 @@ def _all_candidates(
             if (folder / interpreter).exists():
                 yield folder / interpreter, how, None
                 break
-    if environ.get(MACHINE):
-        return  # what is on PATH, and what runs us, is of the machine that we stand on
-    for name in SYSTEM_PYTHONS:
-        found = shutil.which(name, path=environ.get("PATH", os.defpath))
+    path = environ.get("PATH", os.defpath)
+    if environ.get(MACHINE):  # what else is on PATH, and what runs us, is of the machine that we stand on
+        fallback = None
+        path = os.pathsep.join(entry for entry in path.split(os.pathsep) if Path(entry).is_relative_to(prefix))
+    for name in SYSTEM_PYTHONS if path else ():
+        found = shutil.which(name, path=path)
         if found:
             yield Path(found), "the system's Python", None
     if fallback is not None:

@@ -14,7 +14,8 @@ ROOT = Path("/")
 MACHINE = "KOHYA_EXT_MACHINE"
 GUI_SCRIPT = "kohya_gui.py"
 
-# In the order in which they are tried. `$NAME` is an environment variable; a place with an unset one is left out.
+# In the order in which they are tried. `$NAME` is an environment variable; a place with an unset one is skipped. `*` is
+# any folder's name.
 CHECKOUTS = (
     "/workspace/kohya_ss",
     "$WORKSPACE/kohya_ss",
@@ -28,12 +29,33 @@ CHECKOUTS = (
     "$HOME/.local/share/StabilityMatrix/Packages/kohya_ss",
     "$APPDATA/StabilityMatrix/Packages/kohya_ss",
     "$USERPROFILE/kohya_ss",
+    "$HOME/pinokio/api/*/kohya_ss",
+    "$HOME/pinokio/api/*/app",
+    "$HOME/pinokio/api/*/app/kohya_ss",
+    "$USERPROFILE/pinokio/api/*/kohya_ss",
+    "$USERPROFILE/pinokio/api/*/app",
     "/opt/pilot/repos/kohya_ss",
     "/content/kohya_ss",
+    "/content/kohya-trainer",
+    "/sd-scripts",
+    "/kohya",
 )
 
 # Inside the checkout: gui.sh makes venv/, gui-uv.sh makes .venv/, forks and conda -p the others.
 ENVIRONMENTS_IN_CHECKOUT = ("venv", ".venv", "kohya_ss_env", "env")
+
+# Where other repositories keep the sd-scripts they run, below their top folder: fluxgym, LoRA_Easy_Training_Scripts
+# (and its backend alone), lora-scripts. And launchers (Pinokio's) that keep a whole kohya_ss.
+NESTED_SD_SCRIPTS = (
+    "sd-scripts",
+    "sd_scripts",
+    "backend/sd_scripts",
+    "backend/sd-scripts",
+    "scripts/stable",
+    "scripts/dev",
+)
+NESTED = (*NESTED_SD_SCRIPTS, "kohya_ss", "app", "app/kohya_ss")
+LEVELS = max(name.count("/") + 1 for name in NESTED)
 
 # A mounted workspace overrides what the image brings, so it comes first.
 ENVIRONMENTS = (
@@ -83,9 +105,36 @@ def expand(places: tuple[str, ...], environ: Mapping[str, str], prefix: Path | N
             path = Path(value) / rest if value else None
         else:
             path = prefix / place.lstrip("/")
-        if path is not None and path not in seen:
-            seen.add(path)
-            yield path
+        for found in _spelled_out(path) if path is not None else ():
+            if found not in seen:
+                seen.add(found)
+                yield found
+
+
+def _spelled_out(path: Path) -> list[Path]:
+    """What `path` stands for: itself, or the folders that match its `*`, sorted."""
+    if "*" not in path.parts:
+        return [path]
+    at = path.parts.index("*")
+    above, rest = Path(*path.parts[:at]), path.parts[at + 1 :]
+    try:
+        return sorted(place for folder in above.iterdir() if (place := folder.joinpath(*rest)).is_dir())
+    except OSError:
+        return []
+
+
+def enclosing(root: Path) -> list[Path]:
+    """The folders above the checkout `root` that belong to a repository which brings it, from below: up to the top of
+    the outermost one, or, where there is no git, up to the folder in which it lies at one of the places of NESTED."""
+    above = list(root.parents)[: LEVELS + 1]
+    tops = [depth for depth, folder in enumerate(above, 1) if _brings(folder, root)]
+    return above[: max(tops, default=0)]
+
+
+def _brings(folder: Path, root: Path) -> bool:
+    """Whether `folder` is the top of a repository, a launcher, or keeps an sd-scripts where such repositories do."""
+    a_launcher = folder.parts[-3:-1] == ("pinokio", "api")
+    return a_launcher or (folder / ".git").exists() or root.relative_to(folder).as_posix() in NESTED_SD_SCRIPTS
 
 
 def restart_hint(root: Path, environ: Mapping[str, str], prefix: Path | None = None) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.install.places import CHECKOUTS, expand, restart_hint
+from kohya_ext.install.places import CHECKOUTS, enclosing, expand, restart_hint
 
 
 def touch(path: Path) -> None:
@@ -55,3 +55,25 @@ def test_by_hand(tmp_path: Path) -> None:
     touch(tmp_path / "kohya" / "gui.sh")
     assert "./gui.sh" in restart_hint(tmp_path / "kohya", {}, tmp_path)
     assert "as you started it" in restart_hint(tmp_path / "other", {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("repository", "inside", "expected"),
+    [
+        ("gym/.git", "gym/sd-scripts", ["gym"]),
+        ("scripts/.git", "scripts/scripts/stable", ["scripts/scripts", "scripts"]),
+        ("easy/.git", "easy/backend/sd_scripts", ["easy/backend", "easy"]),
+        ("api/kohya.git/.git", "api/kohya.git/app/kohya_ss", ["api/kohya.git/app", "api/kohya.git"]),
+        ("workspace/other/.git", "workspace/kohya_ss", []),
+        ("no git", "gym/sd-scripts", ["gym"]),
+        ("no git", "easy/backend/sd_scripts", ["easy/backend", "easy"]),
+        ("no git", "workspace/kohya_ss", []),
+        ("no git", "pinokio/api/kohya/app", ["pinokio/api/kohya"]),
+        ("far/.git", "far/a/b/c/d/sd-scripts", ["far/a/b/c/d"]),
+    ],
+)
+def test_the_folders_of_the_repository_around(
+    tmp_path: Path, repository: str, inside: str, expected: list[str]
+) -> None:
+    (tmp_path / repository).mkdir(parents=True)
+    assert enclosing(tmp_path / inside) == [tmp_path / name for name in expected]
