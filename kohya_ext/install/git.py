@@ -59,7 +59,7 @@ def _run(
             capture_output=True,
             timeout=TIMEOUT_SECONDS,
             check=False,
-            pass_fds=tuple(lock.held),
+            **lock.handed_on(),
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -50,7 +50,7 @@ def run(environment: Environment, wheel: Path, scratch: Path) -> None:
             check=False,
             umask=UMASK,
             # when we are killed and the tool is not, nobody shall repair what it is still writing
-            pass_fds=tuple(lock.held),
+            **lock.handed_on(),
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise ConflictError(f"{tool} could not be run for {environment.python}: {error}") from error

@@ -191,7 +191,7 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             timeout=GIT_SECONDS,
             env=environ,
             check=False,
-            pass_fds=tuple(lock.held),
+            **lock.handed_on(),
             **identity,
         )
     except (OSError, subprocess.SubprocessError) as error:

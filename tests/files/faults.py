@@ -9,23 +9,21 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
-from kohya_ext.files import boundary
+from kohya_ext.files import boundary, lock
 
 Action = Callable[[], object]
 
 
 @contextlib.contextmanager
 def held_elsewhere(folder: Path) -> Iterator[None]:
-    """The lock of `folder` as another process has it: it goes with the open file, not with the process."""
-    fcntl = pytest.importorskip("fcntl")
-    descriptor = os.open(folder, os.O_RDONLY)
+    """The lock of `folder` as another process has it: it goes with what was opened, not with the process."""
+    taken = lock._try(folder, lock._identity(folder))
+    if taken is None:
+        raise BlockingIOError(f"{folder} is locked")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
-        os.close(descriptor)
+        lock._release(taken)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,39 @@
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
-import time
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kohya_ext.errors import ConflictError
+from kohya_ext.files import lock
 from kohya_ext.files.lock import locked
+from tests.files import holder
 from tests.files.faults import held_elsewhere
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="folders cannot be locked on Windows")
+REPOSITORY = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def held_by_a_process(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock of `folder` until its standard input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-m", holder.__name__, str(folder), *options],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert process.stdout.readline().strip() == "held"
+            yield process
+        finally:
+            process.stdin.close()
 
 
 def test_second_one_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
@@ -19,6 +41,37 @@ def test_second_one_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
         pass
     with locked(tmp_path, 5):
         assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    with held_by_a_process(tmp_path) as process:
+        with pytest.raises(ConflictError, match="another kohya-ext"), locked(tmp_path, 0.1):
+            pass
+        assert process.stdin is not None
+        process.stdin.close()  # from now on it is a matter of waiting
+        with locked(tmp_path, 60):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
+    with held_by_a_process(tmp_path) as process:
+        process.kill()
+        process.wait()
+        with locked(tmp_path, 10):
+            pass
+
+
+def test_a_child_of_a_killed_holder_still_holds_it(tmp_path: Path) -> None:
+    with held_by_a_process(tmp_path, "--child") as process:
+        process.kill()
+        process.wait()
+        with pytest.raises(ConflictError, match="another kohya-ext"), locked(tmp_path, 0.2):
+            pass
+        assert process.stdin is not None
+        process.stdin.close()  # ends the child
+        with locked(tmp_path, 60):
+            pass
 
 
 def test_who_holds_it_gets_it_again(tmp_path: Path) -> None:
@@ -37,37 +90,22 @@ def _refused(folder: Path) -> bool:
         return True
 
 
-def test_second_one_waits(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with locked(tmp_path):
-            os.write(writing, b"x")
-            time.sleep(0.5)
-        os._exit(0)
-    os.read(reading, 1)
-    started = time.monotonic()
-    with locked(tmp_path, 10):
-        waited = time.monotonic() - started
-    os.waitpid(child, 0)
-    assert 0.2 < waited < 5
-
-
-def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with locked(tmp_path):
-            os.write(writing, b"x")
-            time.sleep(60)
-        os._exit(0)
-    os.read(reading, 1)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with locked(tmp_path, 1):
+@pytest.mark.skipif(os.name != "nt", reason="names differ in case elsewhere")
+def test_however_the_folder_is_spelled(tmp_path: Path) -> None:
+    folder = tmp_path / "Kohya SS \N{LATIN SMALL LETTER U WITH DIAERESIS}"
+    folder.mkdir()
+    with held_by_a_process(folder), pytest.raises(ConflictError), locked(Path(str(folder).upper()), 0.1):
         pass
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConflictError), locked(tmp_path / "absent"):
+def test_an_error_within_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(FileNotFoundError), locked(tmp_path):
+        (tmp_path / "absent").read_bytes()
+    assert not lock._held
+
+
+@pytest.mark.parametrize("name", ["absent", "file"])
+def test_no_such_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConflictError), locked(tmp_path / name):
         pass
