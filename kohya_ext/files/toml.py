@@ -18,6 +18,13 @@ def toml_loads(text: str) -> dict[str, Any]:
             reader = importlib.import_module(module)
         except ImportError:
             continue
-        document: dict[str, Any] = reader.loads(text)
+        try:
+            document: dict[str, Any] = reader.loads(text)
+        except ValueError:
+            raise
+        except (RecursionError, MemoryError) as error:
+            raise ValueError("nested too deeply") from error
+        except Exception as error:  # `toml` raises IndexErrors and others
+            raise ValueError(f"not TOML ({type(error).__name__}: {error})") from error
         return document
     raise UsageError("no TOML reader in this Python: install `toml` there (pip install toml), then run again")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
 from kohya_ext.install import git
 from kohya_ext.install.places import CHECKOUTS, GUI_SCRIPT, NESTED, NESTED_SD_SCRIPTS, expand, machine
 from kohya_ext.install.processes import processes_of, running_guis
@@ -24,6 +25,7 @@ Kind = Literal["kohya_ss", "sd-scripts"]
 Layout = Literal["embedded", "submodule", "bare"]
 
 SUBMODULE = "sd-scripts"
+RELEASE_LIMIT = 4096  # bytes of .release, which holds one word
 TAB_LANDMARK = "def open_configuration"
 
 CURRENT_FOLDER = "the current folder"
@@ -381,16 +383,16 @@ def _restore(root: Path) -> str:
 
 def _holds_tab(module: Path) -> bool:
     try:
-        return TAB_LANDMARK in module.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return TAB_LANDMARK.encode() in read_regular(module, MODULE_LIMIT)
+    except NotReadableError:
         return False
 
 
 def _release_of_kohya_ss(root: Path) -> str:
     """`.release` equals the tag in nearly every release; `pyproject.toml` does not, so it is never asked."""
     try:
-        release = (root / ".release").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
+        release = read_regular(root / ".release", RELEASE_LIMIT).decode("utf-8", "replace").strip()
+    except NotReadableError:
         release = ""
     return release or _described_by_git(root) or "unknown"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kohya_ext.errors import UsageError
+from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.places import ENVIRONMENTS, ENVIRONMENTS_IN_CHECKOUT, MACHINE, enclosing, expand, machine
 from kohya_ext.install.processes import processes_of, running_guis
@@ -329,6 +330,6 @@ def _all_candidates(
 def _conda_wins(root: Path) -> bool:
     """From v25.1 gui.sh starts in the active conda environment, even where a venv/ exists."""
     try:
-        return "CONDA_PREFIX" in (root / "gui.sh").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return b"CONDA_PREFIX" in read_regular(root / "gui.sh", TEXT_LIMIT)
+    except NotReadableError:
         return False

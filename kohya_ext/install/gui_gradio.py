@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from kohya_ext.errors import ConflictError, KohyaExtError
+from kohya_ext.errors import ConflictError, KohyaExtError, UsageError
 from kohya_ext.files.atomic import write_atomic
+from kohya_ext.files.regular import TEXT_LIMIT, read_regular, read_text
 from kohya_ext.files.toml import toml_loads
 from kohya_ext.install import manifest
 from kohya_ext.install.checkout import Checkout
@@ -59,8 +60,8 @@ def _interpreters(checkout: Checkout) -> Iterator[Path]:
 def warmup_is_number(checkout: Checkout) -> bool:
     """Whether the user's config.toml gives the warm-up as a number."""
     try:
-        values = toml_loads((checkout.root / CONFIG).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        values = toml_loads(read_text(checkout.root / CONFIG))
+    except (UsageError, ValueError):
         return False
     section = values.get(SECTION)
     value = section.get(KEY) if isinstance(section, dict) else None
@@ -74,9 +75,9 @@ def write_warmup(checkout: Checkout) -> Path:
     """
     path = checkout.root / CONFIG
     try:
-        before = path.read_bytes() if path.exists() else b""
+        before = read_regular(path, TEXT_LIMIT) if path.exists() else b""
         write_atomic(path, with_warmup(before.decode("utf-8")).encode("utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UsageError, ValueError) as error:
         raise ConflictError(f"{path}: not changed: {error}; write `{CURE}` under [{SECTION}] by hand") from error
     return path
 

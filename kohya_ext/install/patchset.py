@@ -12,6 +12,7 @@ from typing import Any
 from kohya_ext import bundle
 from kohya_ext.about import PACKAGE
 from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.files import pysource
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.textform import appended, same_text
 from kohya_ext.files.toml import toml_loads
@@ -115,8 +116,8 @@ def parse(text: str, path: Path) -> PatchSet:
 def is_empty_module(data: bytes) -> bool:
     """True when `data` is a Python module without a statement, a docstring aside."""
     try:
-        body = ast.parse(data).body
-    except (SyntaxError, ValueError):
+        body = pysource.parse(data).body
+    except SyntaxError:
         return False
     return not body or (
         len(body) == 1

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kohya_ext import about
+from kohya_ext.files.pysource import parse
+from kohya_ext.files.regular import MODULE_LIMIT, TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.install import gui_gradio, package
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.commands import command
@@ -102,8 +104,8 @@ def _pin(name: str, checkout: Checkout) -> str:
     pattern = re.compile(rf"^{re.escape(name)}(\[\w+\])?\s*==\s*[\w.+]+", re.IGNORECASE)
     for folder in (checkout.root, checkout.training_root):
         try:
-            lines = (folder / "requirements.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
+            lines = read_regular(folder / "requirements.txt", TEXT_LIMIT).decode("utf-8", "replace").splitlines()
+        except NotReadableError:
             continue
         for line in lines:
             if found := pattern.match(line.strip()):
@@ -199,8 +201,8 @@ def imported_modules(checkout: Checkout) -> set[str]:
 def _top_level_imports(path: Path) -> Iterator[str]:
     """Modules that a file imports unconditionally: what stands in try, if or a function may be missing."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+        tree = parse(read_regular(path, MODULE_LIMIT))
+    except (NotReadableError, SyntaxError):
         return
     for node in tree.body:
         if isinstance(node, ast.Import):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from kohya_ext.errors import UnsupportedError
+from kohya_ext.files.pysource import parse
+from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
 
 Answer = TypeVar("Answer")
 
@@ -49,9 +50,12 @@ class Sources:
         self._data: dict[Path, bytes] = {}
 
     def data(self, path: Path) -> bytes:
-        """The bytes of `path`."""
+        """The bytes of `path`. Raises UnsupportedError when it cannot be read or is too large for a module."""
         if path not in self._data:
-            self._data[path] = path.read_bytes()
+            try:
+                self._data[path] = read_regular(path, MODULE_LIMIT)
+            except NotReadableError as error:
+                raise UnsupportedError(f"{error}; nothing was changed. Restore the file, then run again") from error
         return self._data[path]
 
     def functions(self, path: Path) -> tuple[Function, ...]:
@@ -90,33 +94,23 @@ class Sources:
 
 @functools.lru_cache(maxsize=128)
 def _functions_of(data: bytes) -> tuple[Function, ...]:
-    return tuple(_functions(_parse(data).body))
+    return tuple(_functions(parse(data).body))
 
 
 @functools.lru_cache(maxsize=128)
 def _dropdowns_of(data: bytes) -> tuple[Dropdown, ...]:
-    calls = (node for node in ast.walk(_parse(data)) if isinstance(node, ast.Call))
+    calls = (node for node in ast.walk(parse(data)) if isinstance(node, ast.Call))
     return tuple(dropdown for dropdown in map(_dropdown, calls) if dropdown is not None)
 
 
 @functools.lru_cache(maxsize=128)
 def _names_of(data: bytes) -> Names:
-    nodes = list(ast.walk(_parse(data)))
+    nodes = list(ast.walk(parse(data)))
     return Names(
         classes=frozenset(node.name for node in nodes if isinstance(node, ast.ClassDef)),
         strings=frozenset(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)),
         attributes=frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute)),
     )
-
-
-def _parse(data: bytes) -> ast.Module:
-    collecting = gc.isenabled()
-    gc.disable()  # it would search the growing tree again and again
-    try:
-        return ast.parse(data)
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _functions(body: list[ast.stmt]) -> Iterator[Function]:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from kohya_ext.files.pysource import parse
 from kohya_ext.presets.sources import Sources
 
 ENTRY = "setup_parser"
 MAX_FUNCTIONS = 100
+MAX_SOURCE = 1 << 20  # characters of all functions of one script; those of the largest have a tenth of it
+MAX_FUNCTION = 1 << 18  # characters of one; the longest has 30,000
+MAX_IMPORTS = 1000  # statements of one module; no release has more than a hundred
+MAX_IMPORT = 5000  # characters of one that stands in brackets
 
-_IMPORT = re.compile(r"^(?:from\s+\S+\s+import\s+\((?:[^)]*)\)|(?:from|import)\s+[^\n(]+)", re.MULTILINE)
+_IMPORT = re.compile(r"^(?:from|import)[ \t][^\n]*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ def arguments_of(sources: Sources, script: str) -> dict[str, Argument]:
     found: dict[str, Argument] = {}
     pending = [(script, ENTRY)]
     seen: set[tuple[str, str]] = set()
-    while pending and len(seen) < MAX_FUNCTIONS:
+    imports: dict[str, dict[str, tuple[str, str]]] = {}
+    room = MAX_SOURCE
+    while pending and len(seen) < MAX_FUNCTIONS and room > 0:
         path, function = pending.pop(0)
         if (path, function) in seen:
             continue
@@ -50,14 +57,18 @@ def arguments_of(sources: Sources, script: str) -> dict[str, Argument]:
         text = sources.read(path)
         if text is None:
             continue
-        node = function_in(text, function)
+        block = _block(text, function)
+        room -= len(block)
+        node = _function(block) if room > 0 else None
+        if path not in imports:
+            imports[path] = _imported(text, sources)
         if node is None:  # a module that only passes on what another one defines
-            target = _imported(text, sources).get(function)
+            target = imports[path].get(function)
             pending += [(target[0], target[1])] if target is not None and target[1] else []
             continue
         for argument in _added(node):
             found.setdefault(argument.name, argument)
-        pending += list(_called(node, path, text, sources))
+        pending += list(_called(node, path, imports[path]))
     return found
 
 
@@ -68,16 +79,24 @@ def flags_of(sources: Sources, script: str) -> frozenset[str]:
 
 def function_in(text: str, name: str) -> ast.FunctionDef | None:
     """The top-level function `name`, cut out of its module and parsed alone; None where the module has none."""
+    return _function(_block(text, name))
+
+
+def _block(text: str, name: str) -> str:
+    """The lines of the top-level function `name`, "" where there is none."""
     start = re.search(rf"^def {re.escape(name)}\(", text, re.MULTILINE)
     if start is None:
-        return None
+        return ""
     end = re.compile(r"^[A-Za-z@_\"']", re.MULTILINE).search(text, start.end())
-    block = text[start.start() : end.start() if end else len(text)]
+    return text[start.start() : end.start() if end else len(text)]
+
+
+def _function(block: str) -> ast.FunctionDef | None:
+    if len(block) > MAX_FUNCTION:
+        return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            node = ast.parse(block).body[0]
-    except (SyntaxError, ValueError, RecursionError, IndexError):
+        node = parse(block).body[0]
+    except (SyntaxError, IndexError):
         return None
     return node if isinstance(node, ast.FunctionDef) else None
 
@@ -112,13 +131,12 @@ def literal(node: ast.expr | None) -> Any:
     """The value of a literal, None for anything else."""
     try:
         return None if node is None else ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, ArithmeticError, MemoryError, RecursionError):
         return None
 
 
-def _called(node: ast.FunctionDef, path: str, text: str, sources: Sources) -> Iterator[tuple[str, str]]:
+def _called(node: ast.FunctionDef, path: str, imports: dict[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """The functions of other modules that this one hands its parser to."""
-    imports = _imported(text, sources)
     for call in ast.walk(node):
         if not isinstance(call, ast.Call):
             continue
@@ -134,10 +152,10 @@ def _called(node: ast.FunctionDef, path: str, text: str, sources: Sources) -> It
 def _imported(text: str, sources: Sources) -> dict[str, tuple[str, str]]:
     """Names that a module imports from its own tree -> file, and the name there ("" for a whole module)."""
     names: dict[str, tuple[str, str]] = {}
-    for match in _IMPORT.finditer(text):
+    for match in islice(_IMPORT.finditer(text), MAX_IMPORTS):
         try:
-            node = ast.parse(match.group().strip()).body[0]
-        except (SyntaxError, ValueError):
+            node = parse(_whole_import(text, match)).body[0]
+        except (SyntaxError, IndexError):
             continue
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -150,3 +168,12 @@ def _imported(text: str, sources: Sources) -> dict[str, tuple[str, str]]:
                 whole = not folder.count("/") and sources.read(module) is not None
                 names[alias.asname or alias.name] = (module, "") if whole else (f"{folder}.py", alias.name)
     return names
+
+
+def _whole_import(text: str, match: re.Match[str]) -> str:
+    """An import statement, to its closing bracket where it has one."""
+    line = match.group()
+    if "(" not in line or ")" in line:
+        return line.strip()
+    end = text.find(")", match.end(), match.end() + MAX_IMPORT)
+    return text[match.start() : end + 1] if end >= 0 else ""

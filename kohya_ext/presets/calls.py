@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from kohya_ext.presets.budget import joined_size, replaced_size
 from kohya_ext.presets.gui_config import setting
 from kohya_ext.presets.statements import run_block
 from kohya_ext.presets.values import (
+    MOST_SIZE,
     BoundMethod,
+    BudgetExceeded,
     ClassValue,
     Component,
     Config,
@@ -17,12 +19,14 @@ from kohya_ext.presets.values import (
     External,
     Function,
     Instance,
+    LoopEnded,
+    NextRound,
     Returned,
     Scope,
     Setting,
+    Signal,
     Unknown,
     Value,
-    known,
     plain,
 )
 
@@ -71,6 +75,9 @@ def _arguments(evaluator: Evaluator, node: ast.Call, scope: Scope) -> tuple[list
             items = plain(evaluator.value(argument.value, scope))
             complete = complete and isinstance(items, list)
             positional += items if isinstance(items, list) else []
+            complete = complete and evaluator.budget.made(len(positional))
+            if not complete:
+                del positional[MOST_SIZE:]
         else:
             positional.append(evaluator.value(argument, scope))
     for keyword in node.keywords:
@@ -89,7 +96,7 @@ def _call_external(evaluator: Evaluator, name: str, node: ast.Call, scope: Scope
     if name in evaluator.world.calls:
         return _stand_in(evaluator, name, positional, named)
     if name in ("builtins.locals", "builtins.vars") and not positional:
-        return dict(scope.names)
+        return dict(scope.names) if evaluator.budget.made(len(scope.names)) else Unknown("too long")
     package, _, rest = name.partition(".")
     if package == "gradio" and rest[:1].isupper() and "." not in rest:
         for index, value in enumerate(positional):
@@ -99,28 +106,34 @@ def _call_external(evaluator: Evaluator, name: str, node: ast.Call, scope: Scope
             rest, named, f"{scope.module.path}:{node.lineno}", certain=complete and not evaluator.uncertain
         )
     if name in CONVERSIONS and len(positional) == 1 and not named:
-        return _converted(name, positional[0])
+        return _converted(evaluator, name, positional[0])
     if name in ("builtins.list", "builtins.set", "builtins.frozenset", "builtins.tuple") and len(positional) == 1:
         items = plain(positional[0])
-        return list(items) if isinstance(items, (list, tuple)) else [Unknown("list")]
+        if not isinstance(items, (list, tuple)):
+            return [Unknown("list")]
+        return list(items) if evaluator.budget.made(len(items)) else Unknown("too long")
     if name == "builtins.getattr" and len(positional) == 3 and isinstance(plain(positional[0]), Config):
         return positional[2]
-    if name == "builtins.len" and len(positional) == 1 and known(positional[0]):
+    if name == "builtins.len" and len(positional) == 1 and evaluator.budget.known(positional[0]):
         return len(plain(positional[0]))
     return Unknown(f"{name}()")
 
 
 def _stand_in(evaluator: Evaluator, name: str, positional: list[Value], named: dict[str, Value]) -> Value:
+    if not evaluator.budget.small(*positional, *named.values()):
+        return Unknown("too long")
     try:
         return evaluator.world.calls[name](
             [plain(value) for value in positional], {key: plain(value) for key, value in named.items()}
         )
-    except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError, IndexError):
+    except Signal:
+        raise
+    except Exception:  # of values that it was not made for
         return Unknown(f"{name}()")
 
 
-def _converted(name: str, value: Value) -> Value:
-    if not known(value):
+def _converted(evaluator: Evaluator, name: str, value: Value) -> Value:
+    if not evaluator.budget.known(value):
         return Unknown(f"{name}()")
     try:
         result = CONVERSIONS[name](plain(value))
@@ -143,24 +156,42 @@ def _call_method(evaluator: Evaluator, method: BoundMethod, node: ast.Call, scop
         key, default = plain(positional[0]), plain(positional[1]) if len(positional) > 1 else named.get("default")
         values = owner.values if isinstance(owner, Config) else {}
         return setting(values, key, default) if isinstance(key, str) else Unknown("config key")
-    if isinstance(owner, dict) and method.name == "get" and positional and known(positional[0]):
+    if isinstance(owner, dict) and method.name == "get" and positional and evaluator.budget.known(positional[0]):
         return owner.get(plain(positional[0]), positional[1] if len(positional) > 1 else None)
     if isinstance(owner, dict) and method.name == "items":
+        if not evaluator.budget.made(2 * len(owner)):
+            return Unknown("too long")
         return [[key, value] for key, value in owner.items()]
     if isinstance(owner, list):
         return _list_method(evaluator, owner, method.name, positional)
-    if isinstance(owner, str) and method.name in STRING_METHODS and known(positional) and not named:
-        given = [plain(value) for value in positional]
-        if method.name in ("startswith", "endswith"):
-            given = [tuple(value) if isinstance(value, list) else value for value in given]
-        try:
-            return getattr(owner, method.name)(*given)
-        except (TypeError, ValueError):
-            return Unknown(f".{method.name}()")
+    if isinstance(owner, str) and method.name in STRING_METHODS and not named:
+        return _string_method(evaluator, owner, method.name, positional)
     return Unknown(f".{method.name}()")
 
 
+def _string_method(evaluator: Evaluator, owner: str, name: str, positional: list[Value]) -> Value:
+    if not evaluator.budget.known(owner, positional):
+        return Unknown(f".{name}()")
+    given = [plain(value) for value in positional]
+    size = 3 * len(owner)  # what a change of case may make of it
+    if name in ("startswith", "endswith"):
+        given = [tuple(value) if isinstance(value, list) else value for value in given]
+    elif name == "replace" and all(isinstance(value, str) for value in given[:2]) and len(given) > 1:
+        size = replaced_size(owner, given[0], given[1])
+    elif name == "join" and given and isinstance(given[0], list):
+        given[0] = [plain(item) for item in given[0]]
+        size = joined_size(owner, given[0])
+    if not evaluator.budget.made(size):
+        return Unknown("too long")
+    try:
+        return getattr(owner, name)(*given)
+    except (TypeError, ValueError):
+        return Unknown(f".{name}()")
+
+
 def _list_method(evaluator: Evaluator, owner: list[Value], name: str, arguments: list[Value]) -> Value:
+    if len(owner) >= MOST_SIZE:
+        raise BudgetExceeded
     if name == "append" and len(arguments) == 1:
         owner.append(Unknown("appended under a condition") if evaluator.uncertain else arguments[0])
         return None
@@ -170,6 +201,8 @@ def _list_method(evaluator: Evaluator, owner: list[Value], name: str, arguments:
         return None
     if name == "extend" and len(arguments) == 1:
         items = plain(arguments[0])
+        if isinstance(items, list) and not evaluator.budget.made(len(owner) + len(items)):
+            raise BudgetExceeded
         owner += items if isinstance(items, list) and not evaluator.uncertain else [Unknown("extended")]
         return None
     return Unknown(f".{name}()")
@@ -178,19 +211,31 @@ def _list_method(evaluator: Evaluator, owner: list[Value], name: str, arguments:
 def method_of(evaluator: Evaluator, cls: ClassValue, name: str, owner: Instance | None) -> Value:
     """A method or class attribute of `cls` or of its bases in the checkout."""
     scope = Scope(cls.module)
-    for statement in cls.node.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == name:
-            static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in statement.decorator_list)
-            return Function(statement, scope, None if static else owner)
-        if isinstance(statement, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == name for t in statement.targets
-        ):
-            return evaluator.value(statement.value, scope)
+    evaluator.budget.step()
+    statement = evaluator.fact("members", cls.node, lambda: _members(cls.node)).get(name)
+    if isinstance(statement, ast.FunctionDef):
+        static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in statement.decorator_list)
+        return Function(statement, scope, None if static else owner)
+    if statement is not None:
+        return evaluator.value(statement.value, scope)
     for base_node in cls.node.bases:
         base = plain(evaluator.value(base_node, scope))
         if isinstance(base, ClassValue) and base.node is not cls.node:
             return method_of(evaluator, base, name, owner)
     return Unknown(f"attribute {name}")
+
+
+def _members(node: ast.ClassDef) -> dict[str, ast.FunctionDef | ast.Assign]:
+    """The first definition of each name in the body of a class."""
+    found: dict[str, ast.FunctionDef | ast.Assign] = {}
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef):
+            found.setdefault(statement.name, statement)
+        elif isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    found.setdefault(target.id, statement)
+    return found
 
 
 def _instantiate(evaluator: Evaluator, cls: ClassValue, node: ast.Call, scope: Scope) -> Value:
@@ -209,7 +254,7 @@ def _invoke(evaluator: Evaluator, function: Function, node: ast.Call, scope: Sco
     if function.name in evaluator.world.calls:
         return _stand_in(evaluator, function.name, positional, named)
     world = evaluator.world
-    followed = world.complete or function.name in world.followed or _builds_form(function)
+    followed = world.complete or function.name in world.followed or _builds_form(evaluator, function)
     if isinstance(function.node, ast.Lambda) or evaluator.depth >= MAX_DEPTH or not followed:
         return Unknown(f"{function.name}()")
     inner = Scope(function.scope.module, outer=function.scope)
@@ -219,24 +264,25 @@ def _invoke(evaluator: Evaluator, function: Function, node: ast.Call, scope: Sco
         run_block(evaluator, function.node.body, inner)
     except Returned as returned:
         return Unknown("conditional return") if inner.may_have_returned or evaluator.uncertain else returned.value
+    except (NextRound, LoopEnded):  # outside of any loop: not valid Python
+        return Unknown(f"{function.name}()")
     finally:
         evaluator.depth -= 1
     return Unknown("conditional return") if inner.may_have_returned else None
 
 
-def _builds_form(function: Function) -> bool:
+def _builds_form(evaluator: Evaluator, function: Function) -> bool:
     """Methods, and functions that mention gradio; generators give nothing that can be followed."""
-    if function.scope.module.yields and _is_generator(function.node):
+    node = function.node
+    if function.scope.module.yields and evaluator.fact("generator", node, lambda: _is_generator(node)):
         return False
-    return function.owner is not None or _mentions_gradio(function.node)
+    return function.owner is not None or bool(evaluator.fact("gradio", node, lambda: _mentions_gradio(node)))
 
 
-@lru_cache(maxsize=1024)
 def _is_generator(node: ast.AST) -> bool:
     return any(isinstance(inner, (ast.Yield, ast.YieldFrom)) for inner in ast.walk(node))
 
 
-@lru_cache(maxsize=1024)
 def _mentions_gradio(node: ast.AST) -> bool:
     return any(isinstance(inner, ast.Name) and inner.id in ("gr", "gradio", "self") for inner in ast.walk(node))
 

@@ -8,8 +8,12 @@ decided are followed both ways, and everything made there is marked as uncertain
 from __future__ import annotations
 
 import ast
-import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
+from kohya_ext.files.pysource import parse
+from kohya_ext.presets.budget import Budget
 from kohya_ext.presets.calls import call, method_of
 from kohya_ext.presets.expressions import EXPRESSIONS
 from kohya_ext.presets.sources import Sources
@@ -21,8 +25,12 @@ from kohya_ext.presets.values import (
     Event,
     External,
     Instance,
+    LoopEnded,
     Module,
+    NextRound,
+    Returned,
     Scope,
+    Signal,
     Unknown,
     Value,
     World,
@@ -30,8 +38,8 @@ from kohya_ext.presets.values import (
 )
 
 FOLDERS = ("kohya_gui/", "library/", "")
-MAX_STEPS = 400_000  # expressions; the largest tab of any release needs a fifth of it
 MAX_DEPTH = 16  # calls within calls
+MOST_NAMES = 100  # that one component is bound to
 
 _MISSING = Unknown("name")
 
@@ -51,7 +59,8 @@ class Evaluator:
         self.uncertain = 0
         self.depth = 0
         self._modules: dict[str, Module | None] = {}
-        self._steps = 0
+        self.budget = Budget()
+        self.facts: dict[tuple[str, ast.AST], Any] = {}  # what was found out about pieces of the source
 
     # modules
 
@@ -70,18 +79,18 @@ class Evaluator:
             yields = "yield" in (self.sources.read(path) or "")
             module = self._modules[path] = None if tree is None else Module(path, yields)
             if module is not None and tree is not None:
-                run_block(self, tree.body, Scope(module, names=module.names))
+                with suppress(Returned, NextRound, LoopEnded):  # outside of any function or loop: not valid Python
+                    run_block(self, tree.body, Scope(module, names=module.names))
         return self._modules[path]
 
     def _parse(self, path: str) -> ast.Module | None:
         text = self.sources.read(path)
         if text is None:
             return None
+        self.budget.read(text)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # upstream has strings with invalid escapes
-                return ast.parse(text.lstrip("\ufeff"))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return parse(text.lstrip("\ufeff"))
+        except SyntaxError:
             return None
 
     # names
@@ -100,12 +109,15 @@ class Evaluator:
         return External(f"builtins.{name}") if value is _MISSING else value
 
     def _global(self, name: str, module: Module) -> Value:
-        if name in module.names:
-            return module.names[name]
-        for star in module.stars:
-            value = self._global(name, star)
-            if value is not _MISSING:
-                return value
+        seen, waiting = {id(module)}, [module]  # modules may import everything from each other
+        while waiting:
+            self.budget.step()
+            one = waiting.pop()
+            if name in one.names:
+                return one.names[name]
+            fresh = [star for star in one.stars if id(star) not in seen]
+            seen.update(id(star) for star in fresh)
+            waiting += reversed(fresh)
         return _MISSING
 
     def exported(self, module: Module, name: str) -> Value:
@@ -119,14 +131,14 @@ class Evaluator:
             place = scope.module.names if target.id in scope.declared_global else scope.names
             place[target.id] = self._doubted(place.get(target.id, _MISSING), value)
             if isinstance(value, Component):
-                value.names.append(("", target.id))
+                self._called(value, "", target.id)
         elif isinstance(target, ast.Attribute):
             owner = plain(self.value(target.value, scope))
             if isinstance(owner, Instance):
                 before = owner.attributes.get(target.attr, _MISSING)
                 owner.attributes[target.attr] = self._doubted(before, value)
                 if isinstance(value, Component):
-                    value.names.append((owner.cls.node.name, target.attr))
+                    self._called(value, owner.cls.node.name, target.attr)
         elif isinstance(target, ast.Subscript):
             container, key = plain(self.value(target.value, scope)), plain(self.value(target.slice, scope))
             if isinstance(container, dict) and isinstance(key, (str, int)):
@@ -137,22 +149,42 @@ class Evaluator:
             for index, element in enumerate(target.elts):
                 self.bind(element, items[index] if fits else Unknown("unpacking"), scope)
 
+    @staticmethod
+    def _called(component: Component, owner: str, name: str) -> None:
+        if len(component.names) < MOST_NAMES:
+            component.names.append((owner, name))
+
     def _doubted(self, before: Value, value: Value) -> Value:
-        if not self.uncertain or isinstance(value, (Component, Instance)) or before == value:
+        if not self.uncertain or isinstance(value, (Component, Instance)) or self.budget.same(before, value):
             return value
         return Unknown("assigned under a condition")
 
     # evaluation
 
     def value(self, node: ast.expr, scope: Scope) -> Value:
-        """The value of an expression. Raises BudgetExceeded on sources beyond any release's size."""
-        self._steps += 1
-        if self._steps > MAX_STEPS:
-            raise BudgetExceeded
-        if isinstance(node, ast.Call):
-            return call(self, node, scope)
-        evaluate = EXPRESSIONS.get(type(node))
-        return Unknown(type(node).__name__) if evaluate is None else evaluate(self, node, scope)
+        """The value of an expression; whatever goes wrong within it makes it unknown.
+
+        Raises BudgetExceeded on sources beyond any release's size or depth.
+        """
+        self.budget.step()
+        try:
+            if isinstance(node, ast.Call):
+                return call(self, node, scope)
+            evaluate = EXPRESSIONS.get(type(node))
+            return Unknown(type(node).__name__) if evaluate is None else evaluate(self, node, scope)
+        except Signal:
+            raise
+        except (RecursionError, MemoryError) as error:
+            raise BudgetExceeded from error
+        except Exception as error:  # of an operation on values that nobody has foreseen
+            return Unknown(type(error).__name__)
+
+    def fact(self, kind: str, node: ast.AST, find: Callable[[], Any]) -> Any:
+        """What `find` gives for a piece of the source, found out once."""
+        key = (kind, node)
+        if key not in self.facts:
+            self.facts[key] = find()
+        return self.facts[key]
 
     def method(self, cls: ClassValue, name: str, owner: Instance | None) -> Value:
         """The method or class attribute `name`, bound to `owner`."""

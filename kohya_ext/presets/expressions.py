@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from kohya_ext.presets.values import (
     Scope,
     Unknown,
     Value,
-    known,
     plain,
     truth,
 )
@@ -46,7 +46,7 @@ ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
-MAX_LENGTH = 100_000  # of a string or list that arithmetic makes
+_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\d{4}|\*)")  # thousands of characters wide, or as wide as a value says
 
 
 def constant(_: Evaluator, node: ast.Constant, __: Scope) -> Value:
@@ -60,6 +60,8 @@ def sequence(evaluator: Evaluator, node: ast.List | ast.Tuple | ast.Set, scope: 
         if isinstance(element, ast.Starred):
             inner = plain(evaluator.value(element.value, scope))
             items += inner if isinstance(inner, (list, tuple)) else [Unknown("starred")]
+            if not evaluator.budget.made(len(items)):
+                return Unknown("too long")
         else:
             items.append(evaluator.value(element, scope))
     return items
@@ -73,6 +75,8 @@ def mapping(evaluator: Evaluator, node: ast.Dict, scope: Scope) -> Value:
             if not isinstance(plain(value), dict):
                 return Unknown("dict")
             result.update(plain(value))
+            if not evaluator.budget.made(len(result)):
+                return Unknown("too long")
             continue
         key = plain(evaluator.value(key_node, scope))
         if not isinstance(key, (str, int, float, bool)):
@@ -127,7 +131,7 @@ def comparison(evaluator: Evaluator, node: ast.Compare, scope: Scope) -> Value:
     left = plain(evaluator.value(node.left, scope))
     for op, right_node in zip(node.ops, node.comparators, strict=True):
         right = plain(evaluator.value(right_node, scope))
-        if not (known(left) and known(right)):
+        if not evaluator.budget.known(left, right):
             return Unknown("comparison")
         try:
             if not COMPARISONS[type(op)](left, right):
@@ -140,31 +144,34 @@ def comparison(evaluator: Evaluator, node: ast.Compare, scope: Scope) -> Value:
 
 def arithmetic(evaluator: Evaluator, node: ast.BinOp, scope: Scope) -> Value:
     left, right = plain(evaluator.value(node.left, scope)), plain(evaluator.value(node.right, scope))
-    return combine(node.op, left, right)
+    return combine(evaluator, node.op, left, right)
 
 
-def combine(op: ast.operator, left: Value, right: Value) -> Value:
+def combine(evaluator: Evaluator, op: ast.operator, left: Value, right: Value) -> Value:
     """Arithmetic; a list plus something unknown stays a list with an unknown item in it."""
+    budget = evaluator.budget
     if isinstance(op, ast.Add) and (isinstance(left, list) or isinstance(right, list)):
-        return [
-            *(left if isinstance(left, list) else [Unknown("list")]),
-            *(right if isinstance(right, list) else [Unknown("list")]),
-        ]
-    if isinstance(op, ast.BitOr) and known(left) and known(right):  # of sets, which are lists here
+        parts = [side if isinstance(side, list) else [Unknown("list")] for side in (left, right)]
+        return [*parts[0], *parts[1]] if budget.made(sum(map(len, parts))) else Unknown("too long")
+    if not budget.known(left, right):
+        return Unknown("arithmetic")
+    if isinstance(op, ast.BitOr):  # of sets, which are lists here
         if isinstance(left, list) and isinstance(right, list):
+            budget.step(len(left) * len(right))
             return [*left, *(item for item in right if item not in left)]
         if isinstance(left, dict) and isinstance(right, dict):
             return {**left, **right}
     function = ARITHMETIC.get(type(op))
-    if function is None or not (known(left) and known(right)):
+    if function is None or not budget.numbers(left, right):
         return Unknown("arithmetic")
     if isinstance(op, ast.Mult) and not all(isinstance(x, (int, float)) for x in (left, right)):
         return Unknown("repetition")
+    if isinstance(op, ast.Mod) and isinstance(left, str) and _WIDE.search(left):
+        return Unknown("a wide conversion")
     try:
-        result = function(left, right)
+        return function(left, right)
     except (TypeError, ValueError, ArithmeticError):
         return Unknown("arithmetic")
-    return Unknown("too long") if isinstance(result, str) and len(result) > MAX_LENGTH else result
 
 
 def conditional(evaluator: Evaluator, node: ast.IfExp, scope: Scope) -> Value:
@@ -175,14 +182,21 @@ def conditional(evaluator: Evaluator, node: ast.IfExp, scope: Scope) -> Value:
 
 
 def formatted(evaluator: Evaluator, node: ast.JoinedStr, scope: Scope) -> Value:
-    text = ""
+    pieces: list[str] = []
     for part in node.values:
         inner = part.value if isinstance(part, ast.FormattedValue) else part
         value = plain(evaluator.value(inner, scope))
-        if not known(value) or (isinstance(part, ast.FormattedValue) and part.format_spec is not None):
+        if not evaluator.budget.known(value) or (isinstance(part, ast.FormattedValue) and _converted(part)):
             return Unknown("f-string")
-        text += str(value)
-    return text
+        pieces.append(str(value))
+        if not evaluator.budget.made(sum(map(len, pieces))):
+            return Unknown("too long")
+    return "".join(pieces)
+
+
+def _converted(part: ast.FormattedValue) -> bool:
+    """Whether a value is written otherwise than by `str`."""
+    return part.format_spec is not None or part.conversion not in (-1, ord("s"))
 
 
 def assigned(evaluator: Evaluator, node: ast.NamedExpr, scope: Scope) -> Value:
@@ -197,7 +211,8 @@ def comprehension(evaluator: Evaluator, node: ast.ListComp | ast.GeneratorExp, s
     if len(node.generators) != 1 or not isinstance(items, list):
         return Unknown("comprehension")
     result = []
-    for item in items:
+    for item in tuple(items):
+        evaluator.budget.step()
         inner = Scope(scope.module, outer=scope)
         evaluator.bind(generator.target, item, inner)
         decided = [truth(evaluator.value(test, inner)) for test in generator.ifs]
@@ -211,14 +226,14 @@ def comprehension(evaluator: Evaluator, node: ast.ListComp | ast.GeneratorExp, s
 def dict_comprehension(evaluator: Evaluator, node: ast.DictComp, scope: Scope) -> Value:
     pair = ast.Tuple(elts=[node.key, node.value], ctx=ast.Load())
     pairs = comprehension(evaluator, ast.ListComp(elt=pair, generators=node.generators), scope)
-    if not isinstance(pairs, list) or not all(isinstance(p, list) and known(p[0]) for p in pairs):
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and evaluator.budget.known(p[0]) for p in pairs):
         return Unknown("dict")
     return {plain(key): value for key, value in pairs}
 
 
 def subscript(evaluator: Evaluator, node: ast.Subscript, scope: Scope) -> Value:
     container, index = plain(evaluator.value(node.value, scope)), plain(evaluator.value(node.slice, scope))
-    if isinstance(container, (list, dict, str)) and known(index):
+    if isinstance(container, (list, dict, str)) and evaluator.budget.known(index):
         try:
             return container[index]
         except (KeyError, IndexError, TypeError):

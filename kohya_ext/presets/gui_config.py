@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kohya_ext.errors import UsageError
 from kohya_ext.files.toml import toml_loads
 from kohya_ext.presets.sources import Sources
 from kohya_ext.presets.values import Setting, Unknown, Value, known
 
+MOST_PARTS = 20  # of a key with dots
 CONFIG = "config.toml"  # in the folder that the GUI runs in; its option `--config` can name another, unseen from here
 
 
@@ -20,14 +20,14 @@ def read_config(sources: Sources) -> tuple[dict[str, Any], str]:
         return {}, ""
     try:
         return toml_loads(text), ""
-    except (ValueError, UsageError, RecursionError) as error:
+    except Exception as error:  # readers of TOML raise what they like: `toml` has IndexErrors, the others recurse
         return {}, f"{CONFIG} cannot be read, the GUI will not start with it: {error}"
 
 
 def setting(values: Mapping[str, Any], key: str, default: Value) -> Value:
     """What the GUI finds under a key with dots: the file's value, else the default of the source."""
     found: Any = values
-    for part in key.split("."):
+    for part in key.split(".", MOST_PARTS):
         if not isinstance(found, Mapping) or part not in found:
             return Setting(key, default)
         found = found[part]

@@ -55,7 +55,10 @@ class Migration:
         for key in self.digits:
             value = result.get(key)
             if isinstance(value, str) and value.strip().isdigit():
-                result[key] = int(value)
+                try:
+                    result[key] = int(value)
+                except ValueError as error:  # a superscript, or thousands of digits
+                    raise LoadError(key, "the GUI converts it with int(), which fails") from error
         for key in self.zeroed:
             if not result.get(key):
                 result[key] = 0
@@ -85,7 +88,10 @@ def read_migration(sources: Sources) -> Migration:
         text = sources.read(folder + FILE)
         function = function_in(text, FUNCTION) if text is not None else None
         if function is not None:
-            return _migration(function)
+            try:
+                return _migration(function)
+            except RecursionError:  # nested as no release's is
+                return Migration()
     return Migration()
 
 
@@ -96,7 +102,7 @@ def _migration(function: ast.FunctionDef) -> Migration:
     zeroed: set[str] = set()
     for loop in (node for node in ast.walk(function) if isinstance(node, ast.For)):
         keys = literal(loop.iter)
-        if not isinstance(keys, list):
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             continue
         source = ast.unparse(loop)
         if "isdigit" in source:

@@ -21,11 +21,13 @@ from kohya_ext.presets.schema import BUILDERS, LOADER, NOT_KEYS, PRESETS_LIST, T
 from kohya_ext.presets.sources import Sources
 from kohya_ext.presets.statements import run_block
 from kohya_ext.presets.values import (
-    BudgetExceeded,
     External,
     Function,
+    LoopEnded,
+    NextRound,
     Returned,
     Scope,
+    Signal,
     StandIn,
     Undecidable,
     Unknown,
@@ -35,6 +37,7 @@ from kohya_ext.presets.values import (
 )
 
 TRAIN = "train_model"
+MOST_PLACES = 400  # to round to: of a float that is all, of a whole number more would not end
 SWITCHES = ("headless", "print_only")  # the GUI's own parameters of the function, before the settings
 
 # Functions of the GUI that look at the machine or write files; what they answer when all is well.
@@ -74,7 +77,7 @@ class Rehearsed:
     complaints: list[str] = field(default_factory=list)
 
 
-class _TrainingReached(Exception):  # noqa: N818 - control flow, not an error
+class _TrainingReached(Signal):
     """The training command has been handed over; what follows does not matter."""
 
 
@@ -101,11 +104,13 @@ def rehearse(
         run_block(evaluator, function.node.body, scope)
     except _TrainingReached:
         return result
-    except Returned:
+    except (Returned, NextRound, LoopEnded):
         pass
     except Undecidable as place:
         raise UnsupportedError(f"{place}: depends on something that only the running GUI knows") from place
-    except (BudgetExceeded, RecursionError) as error:
+    except UnsupportedError:
+        raise
+    except Exception as error:  # whatever stands in the source
         raise UnsupportedError(f"{path} is unlike any release's; its command cannot be worked out") from error
     raise UnsupportedError(
         f"the GUI would not start this training: {'; '.join(result.complaints) or 'no reason given'}"
@@ -204,10 +209,14 @@ _PURE: dict[str, StandIn] = {
     "builtins.sum": lambda given, _: sum(given[0]),
     "builtins.max": lambda given, _: max(*given),
     "builtins.min": lambda given, _: min(*given),
-    "builtins.round": lambda given, _: round(*given),
+    "builtins.round": lambda given, _: _rounded(*given),
     "builtins.sorted": lambda given, _: sorted(given[0]),
     "builtins.dict": lambda given, _: dict(given[0]) if given else {},
 }
+
+
+def _rounded(number: Any, places: Any = None) -> Value:
+    return Unknown("round()") if places is not None and abs(places) > MOST_PLACES else round(number, places)
 
 
 def _command(value: Value) -> str | list[str]:

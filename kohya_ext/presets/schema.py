@@ -14,17 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from kohya_ext.presets.arguments import function_in
 from kohya_ext.presets.evaluator import Evaluator
 from kohya_ext.presets.folders import FOLLOWED, listings
 from kohya_ext.presets.gui_config import read_config
 from kohya_ext.presets.sources import FolderSources, Sources
 from kohya_ext.presets.statements import run_block
 from kohya_ext.presets.values import (
-    BudgetExceeded,
     Component,
     Config,
     Event,
     Function,
+    LoopEnded,
+    NextRound,
     Returned,
     Scope,
     Setting,
@@ -141,21 +143,20 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
     config, problem = read_config(sources)
     file, builder_name = BUILDERS[tab]
     path = evaluator.find(file, f"def {LOADER}")
-    module = evaluator.module(path) if path is not None else None
-    loader = module.names.get(LOADER) if module is not None else None
-    if path is None or module is None or not isinstance(loader, Function) or isinstance(loader.node, ast.Lambda):
+    keys = _keys(sources.read(path)) if path is not None else None
+    if path is None or keys is None:
         return None
-    keys = [parameter.arg for parameter in loader.node.args.args if parameter.arg not in NOT_KEYS]
     notes: list[str] = [problem] if problem else []
     components: list[Value] = []
     registry: list[str] = []
-    builder = module.names.get(builder_name)
     try:
-        if isinstance(builder, Function):
+        module = evaluator.module(path)
+        builder = module.names.get(builder_name) if module is not None else None
+        if isinstance(builder, Function) and isinstance(builder.node, ast.FunctionDef):
             scope = _build(evaluator, builder, config)
             components = _outputs(evaluator.events)
             registry = _registry_names(scope)
-    except (BudgetExceeded, RecursionError):
+    except Exception:  # whatever stands in the source, it must not end the command
         notes.append(f"{path} is unlike any release's; only its keys could be read")
         components = []
     if not components:
@@ -167,6 +168,12 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
         fields[key] = replace(one, wired_to=_wrong_wire(key, component, keys, registry, index))
     schema = Schema(tab, path, fields, PRESETS_LIST in keys, tuple(notes))
     return offering_adacoor(schema) if patched else schema
+
+
+def _keys(text: str | None) -> list[str] | None:
+    """The keys that a tab's loader takes, None where it has none that could be read."""
+    loader = function_in(text or "", LOADER)
+    return [parameter.arg for parameter in loader.args.args if parameter.arg not in NOT_KEYS] if loader else None
 
 
 def _world(sources: Sources) -> World:
@@ -184,7 +191,7 @@ def _build(evaluator: Evaluator, builder: Function, config: Mapping[str, Any]) -
     scope = Scope(builder.scope.module)
     for parameter in builder.node.args.args:
         scope.names[parameter.arg] = Config(config) if parameter.arg == "config" else False
-    with suppress(Returned):
+    with suppress(Returned, NextRound, LoopEnded):
         run_block(evaluator, builder.node.body, scope)
     return scope
 
@@ -245,9 +252,13 @@ def _field(key: str, component: Value) -> Field:
         default=values.get("default"),
         inexact=tuple(inexact),
         settings=settings,
-        label=str(plain(component.arguments.get("label", ""))),
+        label=_label(component.arguments.get("label", "")),
         place=component.place,
     )
+
+
+def _label(value: Value) -> str:
+    return str(plain(value)) if known(value) else ""
 
 
 def _choices(value: Value) -> tuple[Any, ...]:

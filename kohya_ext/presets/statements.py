@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.presets.expressions import combine
 from kohya_ext.presets.values import (
+    BudgetExceeded,
     ClassValue,
     External,
     Function,
@@ -15,6 +16,7 @@ from kohya_ext.presets.values import (
     NextRound,
     Returned,
     Scope,
+    Signal,
     Undecidable,
     Unknown,
     plain,
@@ -30,9 +32,16 @@ OWN_PACKAGES = ("kohya_gui", "library")
 def run_block(evaluator: Evaluator, body: Sequence[ast.stmt], scope: Scope) -> None:
     """Runs statements in order; kinds that cannot matter are skipped."""
     for statement in body:
+        evaluator.budget.step()
         run = STATEMENTS.get(type(statement))
-        if run is not None:
+        if run is None:
+            continue
+        try:
             run(evaluator, statement, scope)
+        except Signal:
+            raise
+        except Exception as error:  # a name may be left as it was: nothing that follows can be trusted
+            raise BudgetExceeded from error
 
 
 def assign(evaluator: Evaluator, node: ast.Assign, scope: Scope) -> None:
@@ -49,7 +58,7 @@ def annotated(evaluator: Evaluator, node: ast.AnnAssign, scope: Scope) -> None:
 def augmented(evaluator: Evaluator, node: ast.AugAssign, scope: Scope) -> None:
     if isinstance(node.target, (ast.Name, ast.Attribute)):
         before, change = plain(evaluator.value(node.target, scope)), plain(evaluator.value(node.value, scope))
-        evaluator.bind(node.target, combine(node.op, before, change), scope)
+        evaluator.bind(node.target, combine(evaluator, node.op, before, change), scope)
 
 
 def with_block(evaluator: Evaluator, node: ast.With, scope: Scope) -> None:
@@ -89,12 +98,13 @@ def attempt(evaluator: Evaluator, node: ast.Try, scope: Scope) -> None:
 
 def loop(evaluator: Evaluator, node: ast.For, scope: Scope) -> None:
     items = plain(evaluator.value(node.iter, scope))
-    jumps = any(isinstance(n, (ast.Break, ast.Continue)) for n in ast.walk(node))
+    jumps = evaluator.fact("jumps", node, lambda: _holds(node, ast.Break, ast.Continue))
     if not isinstance(items, (list, tuple)) or (jumps and not evaluator.world.complete):
         evaluator.bind(node.target, Unknown("loop"), scope)
         _run_doubtful(evaluator, node.body, scope)
         return
-    for item in items:
+    for item in tuple(items):  # the body may change the list
+        evaluator.budget.step()
         evaluator.bind(node.target, item, scope)
         try:
             run_block(evaluator, node.body, scope)
@@ -102,6 +112,10 @@ def loop(evaluator: Evaluator, node: ast.For, scope: Scope) -> None:
             continue
         except LoopEnded:
             return
+
+
+def _holds(node: ast.AST, *kinds: type[ast.AST]) -> bool:
+    return any(isinstance(inner, kinds) for inner in ast.walk(node))
 
 
 def next_round(evaluator: Evaluator, _: ast.Continue, __: Scope) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+MOST_SIZE = 100_000  # of a value, in characters, digits and items
+MOST_BITS = 4096  # of a whole number
+
 Value: TypeAlias = Any
 StandIn: TypeAlias = Callable[[list[Any], dict[str, Any]], Any]
 
@@ -43,7 +46,7 @@ class Config:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class Module:
     """A module of the checkout: its file and, once loaded, its names. yields: whether it may hold generators."""
 
@@ -53,7 +56,7 @@ class Module:
     stars: list[Module] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class Scope:
     """Names visible at one place: a function's own, those of the function around it, the module's."""
 
@@ -140,7 +143,11 @@ class World:
     complete: bool = False
 
 
-class Returned(Exception):  # noqa: N818 - control flow, not an error
+class Signal(Exception):  # noqa: N818 - control flow, not an error
+    """Control flow of the evaluation, which passes where every other exception makes a value unknown."""
+
+
+class Returned(Signal):
     """A `return` statement was reached."""
 
     def __init__(self, value: Value) -> None:
@@ -148,19 +155,19 @@ class Returned(Exception):  # noqa: N818 - control flow, not an error
         self.value = value
 
 
-class NextRound(Exception):  # noqa: N818 - control flow, not an error
+class NextRound(Signal):
     """A `continue` was reached."""
 
 
-class LoopEnded(Exception):  # noqa: N818 - control flow, not an error
+class LoopEnded(Signal):
     """A `break` was reached."""
 
 
-class Undecidable(Exception):  # noqa: N818 - control flow, not an error
+class Undecidable(Signal):
     """A condition depends on something unknown, where everything has to be known."""
 
 
-class BudgetExceeded(Exception):  # noqa: N818 - control flow, not an error
+class BudgetExceeded(Signal):
     """The source is larger or deeper than any release's: evaluation is given up."""
 
 
@@ -169,14 +176,49 @@ def plain(value: Value) -> Value:
     return value.default if isinstance(value, Setting) else value
 
 
+def weight(value: Value) -> int:
+    """Characters, digits and items of a value when it is written out; what is shared counts each time.
+
+    Counting ends a little beyond MOST_SIZE: a value may hold itself.
+    """
+    total, waiting = 0, [value]
+    while waiting and total <= MOST_SIZE:
+        one = plain(waiting.pop())
+        total += 1
+        if isinstance(one, str):
+            total += len(one)
+        elif isinstance(one, int):
+            total += one.bit_length() // 3 if one.bit_length() <= MOST_BITS else MOST_SIZE
+        elif isinstance(one, (list, tuple)):
+            total += len(one)
+            waiting += one if total <= MOST_SIZE else ()
+        elif isinstance(one, dict):
+            total += 2 * len(one)
+            if total <= MOST_SIZE:
+                waiting += one.keys()
+                waiting += one.values()
+    return total
+
+
 def known(value: Value) -> bool:
-    """Whether the value is plain Python all the way down."""
-    value = plain(value)
-    if isinstance(value, (list, tuple)):
-        return all(known(item) for item in value)
-    if isinstance(value, dict):
-        return all(known(item) for item in value.values())
-    return value is None or isinstance(value, (bool, int, float, str))
+    """Whether the value is plain Python all the way down, and no larger than anything in a form."""
+    waiting, seen = [value], 0
+    while waiting:
+        one = plain(waiting.pop())
+        seen += 1
+        if isinstance(one, (list, tuple)):
+            seen += len(one)
+            waiting += one if seen <= MOST_SIZE else ()
+        elif isinstance(one, dict):
+            seen += len(one)
+            waiting += one.values() if seen <= MOST_SIZE else ()
+        elif isinstance(one, int):
+            seen += 0 if one.bit_length() <= MOST_BITS else MOST_SIZE
+        elif not (one is None or isinstance(one, (float, str))):
+            return False
+        if seen > MOST_SIZE:
+            return False
+    return True
 
 
 def truth(value: Value) -> bool | None:
