@@ -62,3 +62,8 @@ OPTIMIZER_LANDMARK = "AdamW8bit"
 
 ADACOOR = "AdaCoor"
 ADACOOR_PATH = "kohya_ext.optim.AdaCoor"
+ADACOOR_NAMES = (ADACOOR.lower(), ADACOOR_PATH.lower())
+
+# The settings in Kohya's args by which a run asks for something of ours, AdaCoor aside.
+EMA_SWITCH = "enable_ema"
+LOG_SWITCH = "kohya_ext_log_every"

@@ -3,32 +3,38 @@
 The installer's lines in `library/__init__.py` and `kohya_gui/__init__.py` call `activate`, those it appends to single
 files call `install`. Both are called in the GUI and in every DataLoader worker too, so this module stays light; torch
 is imported only by a run that uses it. Whatever fails in here prints one line and leaves Kohya as it was.
+
+All that a run without our flags needs is imported right away: the package may be updated or removed while it runs.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from kohya_ext.runtime.report import say
+from kohya_ext.runtime.report import not_hooked
 
 __all__ = ["activate", "install"]
 
 
 def activate(package: str) -> None:
-    """Wrap, from now on, what the modules of `package` define as they are imported. Idempotent, never raises."""
+    """Wrap, from now on, what the modules of `package` define as they are imported.
+
+    Idempotent. Raises SystemExit where it fails and AdaCoor is named on the command line, else nothing.
+    """
     try:
         from kohya_ext.runtime.importhook import watch
+        from kohya_ext.runtime.wrapping import wrap_module
 
-        watch(package)
-    except Exception as error:
-        say(f"could not hook into {package!r}, Kohya runs as if kohya_ext were absent: {error!r}")
+        watch(package, wrap_module)
+    except (Exception, SystemExit) as error:
+        not_hooked(package, error)
 
 
 def install(namespace: dict[str, Any]) -> None:
-    """Wrap what one module defines; `namespace` is its globals(), complete. Idempotent, never raises."""
+    """Wrap what one module defines; `namespace` is its globals(), complete. As `activate` otherwise."""
     try:
         from kohya_ext.runtime.wrapping import wrap_module
 
         wrap_module(namespace)
-    except Exception as error:
-        say(f"could not hook into {namespace.get('__name__')!r}, it stays as it was: {error!r}")
+    except (Exception, SystemExit) as error:
+        not_hooked(str(namespace.get("__name__")), error)

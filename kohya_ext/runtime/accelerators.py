@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
+import pkgutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from kohya_ext.runtime import averaging, options, telemetry, wrapping
+from kohya_ext.runtime import averaging, guard, options, sampling, telemetry
 from kohya_ext.runtime.interruption import unwinding_on_sigterm
+from kohya_ext.runtime.report import stop
 
 
 def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
@@ -17,14 +21,35 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     options.check(args)
     log_every = options.log_every(args)
     telemetry.require_logs(args, log_every)
+    if settings is not None or log_every or options.names_adacoor(args):
+        guard.stop_at_faults()
+        _load_all()
     result = original(args, *rest, **named)
     accelerator = result[0] if isinstance(result, tuple) else result  # sd-scripts v0.6 returns (it, unwrap_model)
     telemetry.begin(accelerator, log_every)
     if settings is not None:
         averaging.begin(args, settings)
-        wrapping.wrap_sampler_of_script()
+        sampling.wrap_sampler_of_script()
         _watch(accelerator, args, settings)
     return result
+
+
+def _load_all() -> None:
+    """Import whatever this run may need, before a model is loaded: the package may be updated or removed meanwhile.
+
+    Stops the run where a module of ours is damaged.
+    """
+    try:
+        from kohya_ext import ema, optim, runtime
+
+        for package in (optim, ema, runtime):
+            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                importlib.import_module(module.name)
+    except Exception as error:
+        stop(
+            f"--enable_ema and AdaCoor cannot be used, kohya_ext is damaged ({type(error).__name__}: {error}); "
+            f"`{sys.executable} -m kohya_ext doctor` says more"
+        )
 
 
 def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOptions) -> None:

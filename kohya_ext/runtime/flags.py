@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kohya_ext.errors import CONFLICT
@@ -54,6 +55,16 @@ FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
+# Each stays away as a whole where a fork has a flag of the same name: half of it would be read from the fork's flag.
+FEATURES = {
+    "EMA": tuple(flag for flag in FLAGS if "ema" in flag),
+    "telemetry": tuple(flag for flag in FLAGS if "ema" not in flag),
+}
+
+# feature -> the fork's flag that it gave way to
+gave_way: dict[str, str] = {}
+
+
 def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.ArgumentParser) -> Any:
     """Kohya's optimizer flags, then ours. In a tree with old replaced files: Kohya's only, or the end of the run."""
     result = original(parser)
@@ -63,8 +74,39 @@ def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.Argum
             stop(legacy.message(), CONFLICT)
         say(legacy.message())
         return result
-    group = parser.add_argument_group("kohya_ext")
-    for flag, settings in FLAGS.items():
-        if flag not in parser._option_string_actions:
-            group.add_argument(flag, **settings)
+    _add_when_parsing(parser)
     return result
+
+
+def _add_when_parsing(parser: argparse.ArgumentParser) -> None:
+    """Ours come last, as the command line is read: by then a fork has added its own, which win."""
+    if "parse_known_args" in vars(parser):
+        return
+    parse, matching = parser.parse_known_args, parser._get_option_tuples
+    ours: set[argparse.Action] = set()
+
+    @functools.wraps(parse)
+    def parse_known_args(*args: Any, **kwargs: Any) -> Any:
+        if not ours:
+            ours.update(_add(parser))
+        return parse(*args, **kwargs)
+
+    @functools.wraps(matching)
+    def get_option_tuples(word: str) -> list[Any]:
+        # what is short for a flag of Kohya's alone stays so: --enable_b is not made ambiguous by --enable_ema
+        found = matching(word)
+        return [match for match in found if match[0] not in ours] or found
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    parser._get_option_tuples = get_option_tuples  # type: ignore[assignment,method-assign]
+
+
+def _add(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    group = parser.add_argument_group("kohya_ext")
+    for feature, names in FEATURES.items():
+        theirs = next((flag for flag in names if flag in parser._option_string_actions), None)
+        if theirs is None:
+            yield from (group.add_argument(flag, **FLAGS[flag]) for flag in names)
+        elif feature not in gave_way:
+            gave_way[feature] = theirs
+            say(f"this fork has a {theirs} of its own: {feature} of kohya_ext is not available in it")

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kohya_ext.errors import CONFLICT
-from kohya_ext.runtime import legacy
+from kohya_ext.runtime import flags, legacy
 from kohya_ext.runtime.report import say, stop
-from kohya_ext.upstream import ADACOOR, ADACOOR_PATH
+from kohya_ext.upstream import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
 
 T = TypeVar("T")
 
 # All of them step in the backward pass: before gradients are accumulated, and before a loss scale is taken out.
 _FUSED_FLAGS = ("fused_backward_pass", "fused_optimizer_groups", "blockwise_fused_optimizers")
-_ADACOOR_NAMES = (ADACOOR.lower(), ADACOOR_PATH.lower())
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,12 @@ class EmaOptions:
 
 def read(args: argparse.Namespace) -> EmaOptions | None:
     """The EMA settings in `args`; None when EMA is off. Stops the run when they cannot be honoured."""
-    wanted = _read(args, "enable_ema", _boolean, False)
+    theirs = flags.gave_way.get("EMA")
+    if theirs is not None and theirs != "--enable_ema" and getattr(args, EMA_SWITCH, None):  # from a TOML
+        stop(f"enable_ema is set, but this fork has a {theirs} of its own: EMA of kohya_ext is not available in it")
+    if theirs is not None:
+        return None
+    wanted = _read(args, EMA_SWITCH, _boolean, False)
     if legacy.found():
         if wanted or names_adacoor(args):
             stop(legacy.message(), CONFLICT)
@@ -69,12 +73,14 @@ def read(args: argparse.Namespace) -> EmaOptions | None:
 
 def names_adacoor(args: argparse.Namespace) -> bool:
     """True when `--optimizer_type` names our optimizer, in any case and by either of its names."""
-    return str(getattr(args, "optimizer_type", None) or "").lower() in _ADACOOR_NAMES
+    return str(getattr(args, "optimizer_type", None) or "").lower() in ADACOOR_NAMES
 
 
 def log_every(args: argparse.Namespace) -> int:
     """The steps from one measurement of the optimizer to the next, 0 for none."""
-    steps: int = _read(args, "kohya_ext_log_every", _not_negative, 0)
+    if "telemetry" in flags.gave_way:
+        return 0
+    steps: int = _read(args, LOG_SWITCH, _not_negative, 0)
     if steps and legacy.found():
         stop(legacy.message(), CONFLICT)
     return steps

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import multiprocessing
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from kohya_ext.errors import WRONG_USAGE
+from kohya_ext.upstream import ADACOOR_NAMES
+
+_reminders: list[str] = []
 
 
 def is_main_process() -> bool:
@@ -15,12 +21,46 @@ def is_main_process() -> bool:
 
 
 def say(message: str) -> None:
-    """Print one line, prefixed, on the main process."""
+    """Print one line, prefixed, on the main process. What the terminal cannot show is escaped."""
     if is_main_process():
-        print(f"kohya_ext: {message}", flush=True)
+        _print(f"kohya_ext: {message}", sys.stdout)
+
+
+def warn_again_at_end(message: str) -> None:
+    """Say `message` now, and once more when the process ends: hours of log may lie in between."""
+    if not is_main_process():
+        return
+    if not _reminders:
+        atexit.register(_remind)
+    _reminders.append(message)
+    _print(f"kohya_ext: WARNING: {message}", sys.stderr)
 
 
 def stop(message: str, exit_code: int = WRONG_USAGE) -> NoReturn:
     """End the run: an explicitly given flag cannot be honoured. Raises SystemExit, which no `except Exception` eats."""
-    print(f"kohya_ext: {message}", file=sys.stderr, flush=True)
+    _print(f"kohya_ext: {message}", sys.stderr)
     raise SystemExit(exit_code)
+
+
+def not_hooked(name: str, error: BaseException) -> None:
+    """Say that `name` stays as upstream made it; stop where AdaCoor is named, which upstream would miss much later."""
+    if (
+        multiprocessing.parent_process() is not None
+    ):  # a DataLoader worker: its run has been told, and may have ended us
+        return
+    reason = f"{type(error).__name__}: {error}"
+    if any(word.rpartition("=")[2].lower() in ADACOOR_NAMES for word in sys.argv):
+        stop(f"AdaCoor cannot be used: kohya_ext does not work here ({reason}). `kohya-ext doctor` says more")
+    say(f"could not hook into {name!r}, Kohya runs as if kohya_ext were not installed: {reason}")
+
+
+def _remind() -> None:
+    for message in _reminders:
+        _print(f"kohya_ext: REMINDER: {message}", sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Never raises: what we say must not end a run, whatever has become of the terminal."""
+    with contextlib.suppress(OSError, ValueError):
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from kohya_ext.runtime import averaging, naming
+from kohya_ext.runtime.guard import defined_here, wrapped
+from kohya_ext.upstream import OWN_SAMPLER
 
 
 def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
@@ -26,6 +29,18 @@ def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) 
     call.arguments["args"] = naming.args_of_average(args, naming.LAST)
     with average.in_place():
         return original(*call.args, **call.kwargs)
+
+
+def is_sampler(function: Callable[..., Any]) -> bool:
+    """False for the thin `sample_images(*args, **kwargs)` of each family, which ends in the common one anyway."""
+    return {"accelerator", "args", "epoch"} <= set(inspect.signature(function).parameters)
+
+
+def wrap_sampler_of_script() -> None:
+    """Wrap a sampler that the running script itself defines; one family (HunyuanImage) keeps it there."""
+    script = vars(sys.modules["__main__"])
+    if defined_here(script, OWN_SAMPLER) and is_sampler(script[OWN_SAMPLER]):
+        script[OWN_SAMPLER] = wrapped(script[OWN_SAMPLER], sample_images)
 
 
 def _due(args: argparse.Namespace, epoch: int | None, steps: int) -> bool:

@@ -92,9 +92,9 @@ def test_a_sampler_in_the_running_script_itself_is_wrapped(tmp_path: Path) -> No
     """HunyuanImage's training script defines its own, outside of the library."""
     code = """
         def sample_images(accelerator, args, epoch, steps, dit): ...
-        from kohya_ext.runtime import wrapping
-        wrapping.wrap_sampler_of_script()
-        wrapping.wrap_sampler_of_script()
+        from kohya_ext.runtime import sampling
+        sampling.wrap_sampler_of_script()
+        sampling.wrap_sampler_of_script()
         print(sample_images.__kohya_ext__, hasattr(sample_images.__wrapped__, "__kohya_ext__"))
     """
     assert python(tmp_path, code) == "sampling:sample_images False"
