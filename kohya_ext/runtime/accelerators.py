@@ -12,7 +12,7 @@ from typing import Any
 
 from kohya_ext.runtime import averaging, guard, options, sampling, telemetry
 from kohya_ext.runtime.interruption import unwinding_on_sigterm
-from kohya_ext.runtime.report import stop
+from kohya_ext.runtime.report import stop, warn_again_at_end
 
 
 def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
@@ -74,7 +74,7 @@ def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOpti
     def save_state_of_raw(*where: Any, **named: Any) -> Any:
         with unwinding_on_sigterm(), averaging.raw_weights():
             result = save_state(*where, **named)
-            averaging.save_state(_folder(where, named))
+            _save_ema(_folder(where, named))
         return result
 
     @functools.wraps(load_state)
@@ -86,6 +86,16 @@ def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOpti
     accelerator.prepare = prepare_and_meet
     accelerator.save_state = save_state_of_raw
     accelerator.load_state = load_state_and_average
+
+
+def _save_ema(folder: str | None) -> None:
+    """Write the EMA into a state; where that fails, the state stays as upstream made it, and training goes on."""
+    try:
+        averaging.save_state(folder)
+    except Exception as error:  # a full disk, mostly
+        warn_again_at_end(
+            f"the state {folder} holds no EMA ({type(error).__name__}: {error}): a run resumed from it begins a new one"
+        )
 
 
 def _folder(where: tuple[Any, ...], named: dict[str, Any]) -> str | None:

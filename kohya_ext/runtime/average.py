@@ -173,14 +173,20 @@ class Average:
         return Warmup(decay) if self.options.schedule == "warmup" else Debiased(decay)
 
     def save_state(self, folder: Path) -> None:
-        """Write the average into the folder of a state that Kohya has just saved."""
+        """Write the EMA into a state that Kohya has just saved. Raises OSError; none of it is there then."""
         if not is_main_process():
             return
-        with self.raw():
-            for track, file in zip(self._tracks, _state_files(folder), strict=False):
-                track.catch_up()
-                if track.shadow is not None:
-                    checkpoint.save(file, track.shadow.state_dict())
+        files = list(zip(self._tracks, _state_files(folder), strict=False))
+        try:
+            with self.raw():
+                for track, file in files:
+                    track.catch_up()
+                    if track.shadow is not None:
+                        checkpoint.save(file, track.shadow.state_dict())
+        except BaseException:  # all or none: a run that resumes takes them together
+            for _, file in files:
+                file.unlink(missing_ok=True)
+            raise
 
     def load_state(self, folder: Path) -> None:
         """Go on from the average in the folder of a state that Kohya has just loaded. Stops at another model's."""

@@ -38,8 +38,15 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
         call.arguments[saver] = _whole_or_nothing(call.arguments[saver])
     # sd-scripts 0.6 gets no savers: it writes the files itself, in place
     whole = nullcontext() if savers else written.whole_files()
-    with unwinding_on_sigterm(), average.in_place(), whole, written.with_metadata(average.metadata()):
-        of_average = original(*call.args, **call.kwargs)
+    try:
+        with unwinding_on_sigterm(), average.in_place(), whole, written.with_metadata(average.metadata()):
+            of_average = original(*call.args, **call.kwargs)
+    except Exception as error:  # a full disk, mostly
+        written.tell_failure(call.arguments["args"].output_name or default_name, error, only=only)
+        if not only:
+            return result
+        with unwinding_on_sigterm(), nullcontext() if savers else written.whole_files():
+            return original(*call.args, **call.kwargs)
     average.tell_health()
     return of_average if only else result
 

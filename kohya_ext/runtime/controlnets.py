@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.runtime.average import Average
-from kohya_ext.runtime.report import stop
 from kohya_ext.runtime.twins import Twins
 
 SCRIPTS = ("train_controlnet", "train_control_net", "sdxl_train_control_net")
@@ -92,7 +91,7 @@ class _Writer:
         if values.keys() != tensors.keys():
             values = getattr(sys.modules[_RENAMING[0]], _RENAMING[1])(values)
         if values.keys() != tensors.keys():
-            stop("the EMA cannot be saved: the script names the network's tensors in a way that is not known")
+            raise RuntimeError("the script names the network's tensors in a way that is not known")
         for name, value in values.items():
             if tensors[name].data_ptr() != value.data_ptr():
                 tensors[name].copy_(value)

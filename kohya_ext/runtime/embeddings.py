@@ -15,7 +15,6 @@ from typing import Any
 
 from kohya_ext.runtime import written
 from kohya_ext.runtime.average import Average
-from kohya_ext.runtime.report import stop
 from kohya_ext.runtime.twins import Twins
 
 _PARAMETER = "updated_embs"
@@ -66,7 +65,7 @@ def _also_of_average(save: Callable[..., Any], twins: Twins) -> Callable[..., An
 def rows_of_average(average: Average, raw: Any) -> Any:
     """The EMA's rows in the form of `raw`: a tensor of trained rows, or a list of one for each text encoder.
 
-    To be called while the average is in place. Stops the run where `raw` are not the last rows of the raw weights.
+    To be called while the EMA is in place. Raises RuntimeError where `raw` are not the last rows of the raw weights.
     """
     import torch
 
@@ -78,6 +77,6 @@ def rows_of_average(average: Average, raw: Any) -> Any:
             for weight, rows in zip(weights, given, strict=True)
         )
     if not known:
-        stop("the EMA cannot be saved: the trained embeddings are not the last rows of those in training")
+        raise RuntimeError("the trained embeddings are not the last rows of those in training")
     rows = [weight.detach()[-len(rows) :].clone() for weight, rows in zip(weights, given, strict=True)]
     return rows if isinstance(raw, list) else rows[0]

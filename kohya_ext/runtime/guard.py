@@ -75,9 +75,7 @@ def guarded(
         fault = f"{function.__name__}: {type(error).__name__}: {error}"
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, argparse.Namespace)), None)
         if asks_for_us(given):
-            stop(
-                f"internal error (a bug), please report it: {fault}. Without --enable_ema and AdaCoor the run works"
-            )
+            stop(f"internal error (a bug), please report it: {fault}. Without --enable_ema and AdaCoor the run works")
         say(f"internal error (a bug), please report it: {fault}. Kohya goes on as if kohya_ext were not installed")
     return original.result if original.called else function(*args, **kwargs)
 

@@ -36,8 +36,14 @@ class Twins:
         if not only:
             write(file, None)
             target = naming.file_of_average(file, self._output_name)
-        with unwinding_on_sigterm(), average.in_place(), written.moved_into_place(target) as temporary:
-            write(temporary, average)
+        try:
+            with unwinding_on_sigterm(), average.in_place(), written.moved_into_place(target) as temporary:
+                write(temporary, average)
+        except Exception as error:  # a full disk, mostly
+            written.tell_failure(target, error, only=only)
+            if only:
+                write(file, None)
+            return
         average.tell_health()
         if not only:
             self._upload(target)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -14,11 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kohya_ext.runtime.report import warn_again_at_end
+
 # the functions upstream writes safetensors files with, under the names its modules import them by
 _SAFETENSORS = ("save_file", "mem_eff_save_file")
 # the function that sd-scripts 0.6 writes a folder in diffusers form with
 _DIFFUSERS = "save_diffusers_checkpoint"
 _PACKAGES = ("library", "networks", "__main__")
+
+PREFIX = ".kohya_ext-"
 
 Writer = Callable[..., Any]
 
@@ -31,7 +37,9 @@ def moved_into_place(target: str) -> Iterator[str]:
     """
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".kohya_ext-", dir=path.parent))
+    for left in abandoned(path.parent):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{_machine()}-{os.getpid()}-", dir=path.parent))
     try:
         yield str(folder / path.name)
         for made in sorted(folder.iterdir()):
@@ -42,6 +50,37 @@ def moved_into_place(target: str) -> Iterator[str]:
             made.replace(goal)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """The temporary folders in `folder` whose process, on this machine, is gone: it was killed within a save."""
+    ours = f"{PREFIX}{_machine()}-"
+    found = (path for path in folder.glob(f"{ours}*") if path.is_dir() and not path.is_symlink())
+    return [path for path in found if not _runs(path.name.removeprefix(ours).partition("-")[0])]
+
+
+def _machine() -> str:
+    """Tells machines apart that share a folder; where a name cannot be had, none is cleared up after."""
+    return hashlib.sha256(platform.node().encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _runs(number: str) -> bool:
+    """Whether a process of that number runs here; True where it cannot be known."""
+    if os.name != "posix" or not number.isascii() or not number.isdigit():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def tell_failure(target: str, error: Exception, *, only: bool) -> None:
+    """Say now, and again at the end of the run, that the EMA is not in `target`. Training goes on."""
+    instead = "the raw weights are saved in its place" if only else "the raw weights are saved, and training goes on"
+    warn_again_at_end(f"the EMA could not be saved as {target} ({type(error).__name__}: {error}); {instead}")
 
 
 def _flush(path: Path) -> None:

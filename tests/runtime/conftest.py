@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime import averaging, options
+from kohya_ext.runtime import averaging, options, report
 
 DECAY = 0.9
 
@@ -53,6 +53,12 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def close(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(float((a[name].double() - b[name].double()).abs().max()) < 1e-6 for name in b)
+
+
+@pytest.fixture(autouse=True)
+def no_reminders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test makes the runtime remember for the end of the run is not said at the end of the tests."""
+    monkeypatch.setattr(report, "_reminders", [])
 
 
 @pytest.fixture

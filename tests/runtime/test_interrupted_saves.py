@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 import safetensors.torch  # noqa: E402
 
-from kohya_ext.runtime import accelerators, averaging, checkpoints, options  # noqa: E402
+from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report  # noqa: E402
 from kohya_ext.runtime.twins import Twins  # noqa: E402
 from tests.runtime.conftest import Run, close, same  # noqa: E402
 
@@ -154,7 +154,26 @@ def test_a_whole_save(begin: Begin, tmp_path: Path, save: Callable[[Run, Event],
 
 
 @pytest.mark.parametrize("save", SAVES, ids=lambda save: save.__name__)
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_fault_of_the_disk_or_of_ours_leaves_training_alone(
+    begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str], save: Callable[[Run, Event], None]
+) -> None:
+    """The raw file is whole by then; the EMA's is not there, and that is said now and again at the end."""
+    run = begin()
+    run.step(3)
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    save(run, fail)
+    assert same(run.weights(), run.history[-1])
+    assert left_over(tmp_path) == []
+    assert "No space left on device" in capsys.readouterr().err
+    report._remind()
+    assert "REMINDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("save", SAVES, ids=lambda save: save.__name__)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_exception(
     begin: Begin, tmp_path: Path, save: Callable[[Run, Event], None], error: type[BaseException]
 ) -> None:
