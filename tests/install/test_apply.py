@@ -75,28 +75,74 @@ def test_hooks_are_off_without_the_package_and_say_so(checkout: Checkout) -> Non
         text=True,
     )
     first, second = run.stdout.splitlines()
-    assert first.startswith("kohya_ext is not installed in this Python")
+    assert first.startswith(f"kohya_ext does not work in {sys.executable} (ModuleNotFoundError")
     assert run.stderr == ""
     assert "kohya_ext" not in second
 
 
+def test_the_fix_that_the_lines_name_can_be_run(checkout: Checkout) -> None:
+    """The package is gone, and `kohya-ext` with it."""
+    before = {path: path.read_bytes() for path in checkout.root.rglob("*.py")}
+    apply.install(checkout)
+    code = f"import sys; sys.path.insert(0, {str(checkout.training_root)!r}); import library"
+    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    fix = run.stdout.rpartition("remove these lines: ")[2]
+    subprocess.run(["sh", "-c", fix], check=True)
+    changed = checkout.training_root / "library" / "__init__.py"
+    assert changed.read_bytes() == before[changed]
+    assert subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True).stdout == ""
+
+
+FAULTS = {
+    "a missing module": "import surely_absent",
+    "a syntax error": "def (",
+    "a NUL": "x = 1\0",
+    "empty": "",
+    "an OSError": "raise OSError(5, 'Input/output error')",
+    "a failing import": "from os import surely_absent",
+    "an exit": "raise SystemExit(3)",
+    "no memory": "raise MemoryError",
+    "a recursion": "f = lambda: f()\nf()",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("patch_set", SETS)
-def test_another_missing_module_is_not_swallowed(make: Make, tmp_path: Path, patch_set: str) -> None:
+def test_the_lines_survive_anything(make: Make, tmp_path: Path, patch_set: str, fault: str) -> None:
     checkout = make("embedded")
     apply.install(checkout, patch_set=patch_set)
     fake = tmp_path / "site/kohya_ext"
     fake.mkdir(parents=True)
     (fake / "__init__.py").write_text("")
-    (fake / "runtime.py").write_text("import surely_absent")
+    (fake / "runtime.py").write_text(FAULTS[fault])
+    module = "library" if patch_set == "hook" else "library.train_util"
+    paths = f"import sys; sys.path[:0] = [{str(checkout.root)!r}, {str(tmp_path / 'site')!r}]; "
+
+    def run(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-I", "-c", paths + code, *words], capture_output=True, text=True)
+
+    whole = run(f"import {module}; print('whole', [name for name in dir({module}) if 'kohya_ext' in name])")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    first, second = whole.stdout.splitlines()
+    assert first.startswith("kohya_ext does not work in")
+    assert second == "whole []"
+    asking = run(f"import {module}; print('whole')", "--optimizer_type=AdaCoor")
+    assert asking.returncode == 2
+    assert "whole" not in asking.stdout
+    other_rank = run(f"import os; os.environ['RANK'] = '1'; import {module}; print('whole')")
+    assert other_rank.stdout == "whole\n"
+
+
+@pytest.mark.parametrize("patch_set", SETS)
+def test_the_lines_let_ctrl_c_through(make: Make, tmp_path: Path, patch_set: str) -> None:
+    checkout = make("embedded")
+    apply.install(checkout, patch_set=patch_set)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/kohya_ext.py").write_text("raise KeyboardInterrupt")
     module = "library" if patch_set == "hook" else "library.train_util"
     code = f"import sys; sys.path[:0] = [{str(checkout.root)!r}, {str(tmp_path / 'site')!r}]; import {module}"
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
-    assert "surely_absent" in run.stderr
-    (fake / "runtime.py").write_text(
-        "def activate(name): print('activate', name)\ndef install(names): print('install', names['__name__'])"
-    )
-    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
-    assert run.stdout == ("activate library\n" if patch_set == "hook" else "install library.train_util\n")
+    assert "KeyboardInterrupt" in run.stderr
 
 
 @pytest.mark.parametrize("first", SETS)
