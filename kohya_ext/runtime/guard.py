@@ -7,13 +7,19 @@ than was asked for.
 from __future__ import annotations
 
 import argparse
+import base64
 import functools
+import hashlib
+import importlib.metadata
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from kohya_ext.runtime.report import say, stop
+import kohya_ext
+from kohya_ext.about import NAME
+from kohya_ext.runtime.report import say, stop, warn_again_at_end
 from kohya_ext.upstream import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
 
 MARK = "__kohya_ext__"
@@ -47,24 +53,29 @@ def defined_here(namespace: dict[str, Any], function: str) -> bool:
     return inspect.isfunction(value) and value.__module__ == namespace["__name__"] and not hasattr(value, MARK)
 
 
-def wrapped(function: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as `wrapper(function, *args, **kwargs)`, guarded and marked."""
+def wrapped(function: Callable[..., Any], wrapper: Callable[..., Any], *, may_stop: bool = True) -> Callable[..., Any]:
+    """`function` as `wrapper(function, *args, **kwargs)`, guarded and marked. may_stop: see `guarded`."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return guarded(wrapper, function, args, kwargs)
+        return guarded(wrapper, function, args, kwargs, may_stop=may_stop)
 
     setattr(call, MARK, f"{wrapper.__module__.rpartition('.')[2]}:{wrapper.__name__}")
     return call
 
 
 def guarded(
-    wrapper: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    wrapper: Callable[..., Any],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    may_stop: bool = True,
 ) -> Any:
     """`wrapper(function, *args, **kwargs)`. A fault of the wrapper's own gives the result of `function` instead.
 
-    What `function` raises passes through, and it is not called a second time. Raises SystemExit when the wrapper stops
-    the run on purpose, and when it fails in a run that asked for something of ours.
+    What `function` raises passes through, and it is not called a second time. may_stop: before training, such a fault
+    ends a run that asked for something of ours (SystemExit); at a save it does not, the trained weights come first.
     """
     original = Original(function)
     try:
@@ -74,9 +85,12 @@ def guarded(
             raise
         fault = f"{function.__name__}: {type(error).__name__}: {error}"
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, argparse.Namespace)), None)
-        if asks_for_us(given):
+        if not may_stop:
+            warn_again_at_end(f"internal error (a bug), please report it: {fault}. Kohya's own function did the work")
+        elif asks_for_us(given):
             stop(f"internal error (a bug), please report it: {fault}. Without --enable_ema and AdaCoor the run works")
-        say(f"internal error (a bug), please report it: {fault}. Kohya goes on as if kohya_ext were not installed")
+        else:
+            say(f"internal error (a bug), please report it: {fault}. Kohya goes on as if kohya_ext were not installed")
     return original.result if original.called else function(*args, **kwargs)
 
 
@@ -91,9 +105,37 @@ def asks_for_us(args: argparse.Namespace | None = None) -> bool:
 
 
 def stop_at_faults() -> None:
-    """End a run that asks for something of ours where not all of Kohya could be wrapped."""
+    """End a run that asks for something of ours where we are not whole, or not all of Kohya could be wrapped."""
+    damaged = damaged_files()
+    if damaged:
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        stop(
+            "--enable_ema and AdaCoor cannot be used, kohya_ext is damaged or of two versions "
+            f"({', '.join(damaged[:3])}{more}); run its install.sh again"
+        )
     if faults:
         stop(
-            f"kohya_ext could not hook into all of Kohya ({'; '.join(faults)}), so --enable_ema and AdaCoor cannot be "
-            "honoured; `kohya-ext doctor` says more"
+            "--enable_ema and AdaCoor cannot be used, kohya_ext could not hook into all of Kohya "
+            f"({'; '.join(faults)}); run its install.sh again, and report this if it comes back"
         )
+
+
+def damaged_files() -> list[str]:
+    """Our own files that are not as they were installed; none where no record of an installation is at hand."""
+    try:
+        recorded = importlib.metadata.files(NAME) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    package = Path(kohya_ext.__file__).resolve().parent
+    return [str(file) for file in recorded if file.hash is not None and not _is_whole(file, package)]
+
+
+def _is_whole(file: importlib.metadata.PackagePath, package: Path) -> bool:
+    path = Path(str(file.locate())).resolve()
+    if package not in path.parents or file.hash is None:  # of another copy, or none of our modules
+        return True
+    try:
+        digest = hashlib.new(file.hash.mode, path.read_bytes()).digest()
+    except (OSError, ValueError):
+        return False
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii") == file.hash.value

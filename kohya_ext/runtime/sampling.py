@@ -40,7 +40,7 @@ def wrap_sampler_of_script() -> None:
     """Wrap a sampler that the running script itself defines; one family (HunyuanImage) keeps it there."""
     script = vars(sys.modules["__main__"])
     if defined_here(script, OWN_SAMPLER) and is_sampler(script[OWN_SAMPLER]):
-        script[OWN_SAMPLER] = wrapped(script[OWN_SAMPLER], sample_images)
+        script[OWN_SAMPLER] = wrapped(script[OWN_SAMPLER], sample_images, may_stop=False)
 
 
 def _due(args: argparse.Namespace, epoch: int | None, steps: int) -> bool:

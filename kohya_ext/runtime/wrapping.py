@@ -20,6 +20,9 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
     "fused_backward": fused.patch_fused_backward,
 }
 
+# Hooks that are called when weights have been trained, which must not be lost for a fault of ours.
+DURING_TRAINING = ("save_during", "save_at_end", "sample")
+
 
 def wrap_module(namespace: dict[str, Any]) -> None:
     """Wrap every hook that the module with these globals defines itself; a second call changes nothing."""
@@ -32,7 +35,7 @@ def wrap_module(namespace: dict[str, Any]) -> None:
     try:
         legacy.look_at(namespace)
         for key, function in _hooks_of(namespace):
-            namespace[function] = wrapped(namespace[function], WRAPPERS[key])
+            namespace[function] = wrapped(namespace[function], WRAPPERS[key], may_stop=key not in DURING_TRAINING)
     except Exception as error:
         faults.append(f"{name}: {type(error).__name__}: {error}")
         raise

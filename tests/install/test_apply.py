@@ -75,7 +75,7 @@ def test_hooks_are_off_without_the_package_and_say_so(checkout: Checkout) -> Non
         text=True,
     )
     first, second = run.stdout.splitlines()
-    assert first.startswith(f"kohya_ext does not work in {sys.executable} (ModuleNotFoundError")
+    assert first.startswith(f"kohya_ext does not work in {sys.executable!a} (ModuleNotFoundError")
     assert run.stderr == ""
     assert "kohya_ext" not in second
 

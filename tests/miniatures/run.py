@@ -54,12 +54,26 @@ class Launcher:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
         )
 
-    def run(self, script: Path, flags: list[str], out: Path, *, without_package: bool = False) -> Run:
-        """Trains with `flags`; --output_dir is `out`. without_package: as if kohya_ext were not installed."""
+    def run(
+        self,
+        script: Path,
+        flags: list[str],
+        out: Path,
+        *,
+        without_package: bool = False,
+        site: Path | None = None,
+        vanishing: Path | None = None,
+    ) -> Run:
+        """Trains with `flags`; --output_dir is `out`.
+
+        without_package: as if kohya_ext were not installed. site: a folder that has the kohya_ext of this run, instead
+        of this repository. vanishing: a folder that is removed before the second optimizer step.
+        """
         out.mkdir(parents=True, exist_ok=True)
         log = out / "log.txt"
         flags = [*flags, "--output_dir", str(out)]
         request = {"script": str(script), "flags": flags, "log": str(log), "without_package": without_package}
+        request |= {"site": str(site or ""), "vanishing": str(vanishing or "")}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -106,6 +120,11 @@ def _become(request: dict[str, Any]) -> None:
     sys.argv = [script.name, *request["flags"]]
     if request["without_package"]:
         sys.modules["kohya_ext"] = None  # type: ignore[assignment]  # makes its import fail
+    if request["site"]:
+        sys.path[:] = [folder for folder in sys.path if folder != str(REPOSITORY)]
+        sys.path.insert(1, request["site"])
+    if request["vanishing"]:
+        _remove_at_second_step(request["vanishing"])
     code = 0
     try:
         runpy.run_path(str(script), run_name="__main__")
@@ -120,6 +139,22 @@ def _become(request: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _remove_at_second_step(folder: str) -> None:
+    import shutil
+
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            shutil.rmtree(folder)
+
+    register_optimizer_step_pre_hook(count)
 
 
 if __name__ == "__main__":

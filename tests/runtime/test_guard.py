@@ -64,6 +64,17 @@ def test_a_run_that_asked_for_us_stops(args: argparse.Namespace, wrapper: Any) -
 
 
 @pytest.mark.parametrize("args", [PLAIN, *ASKS])
+@pytest.mark.parametrize("wrapper", [broken_before, broken_after])
+def test_at_a_save_nothing_of_ours_stops_a_run(
+    args: argparse.Namespace, wrapper: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kohya = Kohya()
+    assert guard.guarded(wrapper, kohya, (args,), {}, may_stop=False) == "saved"
+    assert len(kohya.calls) == 1
+    assert "WARNING: internal error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [PLAIN, *ASKS])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(3)])
 def test_what_kohya_raises_passes_through(args: argparse.Namespace, error: BaseException) -> None:
     kohya = Kohya(error)
