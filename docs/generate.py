@@ -26,7 +26,7 @@ from kohya_ext import about  # noqa: E402
 from kohya_ext.cli.main import build_parser  # noqa: E402
 from kohya_ext.presets.document import bundled  # noqa: E402
 from kohya_ext.presets.parameter_guide import as_markdown as settings_page  # noqa: E402
-from kohya_ext.runtime.flags import FLAGS  # noqa: E402
+from kohya_ext.spec.flags import FLAGS  # noqa: E402
 
 PAGES = ("README.md", "docs/reference/flags.md", "docs/reference/presets.md", "docs/reference/commands.md")
 # every mention of the repository is this one address: a fork changes `about.REPOSITORY` and runs this script

@@ -59,6 +59,8 @@ def plan_install(
         package = recorded.package
     if recorded is not None and newer(recorded.version):
         builder.notes.append(f"kohya_ext {recorded.version} was installed here; this copy, {VERSION}, takes its place")
+    if chosen.edits:
+        builder.notes += scan.flags_of_fork(checkout, sources)
     return replace(builder.install(checkout.release, patch_set, package), hooks=tuple(hooks))
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from kohya_ext.errors import UnsupportedError
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.sources import Function, Sources
+from kohya_ext.spec.flags import FEATURES
 from kohya_ext.upstream import HOOKS, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK, OWN_SAMPLER, TRAINING_PACKAGE, Hook
 
 Outcome = Literal["found", "older", "n/a", "missing", "ambiguous"]
@@ -50,6 +51,23 @@ def scan(checkout: Checkout, sources: Sources | None = None) -> list[Found]:
     own = [d for d in definitions.get(OWN_SAMPLER, []) if _is_sampler(d[1]) and (_place(checkout, d)) not in taken]
     rows += [Found(OWN_SAMPLER_KEY, "found", OWN_SAMPLER, *_place(checkout, d)) for d in own]
     return rows + _optimizer_lists(checkout, sources)
+
+
+def flags_of_fork(checkout: Checkout, sources: Sources) -> list[str]:
+    """For each feature of ours that a fork has flags of the same name for: one line that says what is not available."""
+    lines = []
+    folders = (checkout.training_root / TRAINING_PACKAGE, checkout.training_root)
+    for feature, flags in FEATURES.items():
+        words = tuple(flags)
+        files = [path for folder in folders for path in sources.holding(folder, "*.py", words)]
+        found = [(path, flag) for path in files for flag in flags if flag in sources.names(path).strings]
+        if found:
+            path, flag = found[0]
+            lines.append(
+                f"{path.relative_to(checkout.root).as_posix()} has a {flag} of its own (a fork?): "
+                f"{feature} of kohya_ext is not available in scripts with that flag; AdaCoor is"
+            )
+    return lines
 
 
 def require(rows: Sequence[Found], checkout: Checkout) -> None:

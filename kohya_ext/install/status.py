@@ -109,7 +109,7 @@ def status(checkout: Checkout, environments: Known | None = None) -> Status:
     problems = _interruptions(checkout)
     interrupted = Transaction(checkout.root).interrupted()
     notes: list[str] = []
-    hooks = _hooks(checkout, problems)
+    hooks = _hooks(checkout, problems, notes)
     files: tuple[FileStatus, ...] = ()
     packages: tuple[PackageStatus, ...] = ()
     if recorded is not None:
@@ -154,8 +154,8 @@ def _interruptions(checkout: Checkout) -> list[str]:
     return problems
 
 
-def _hooks(checkout: Checkout, problems: list[str]) -> Sequence[scan.Found]:
-    """The functions found; what keeps us from hooking into them is added to `problems`."""
+def _hooks(checkout: Checkout, problems: list[str], notes: list[str]) -> Sequence[scan.Found]:
+    """The functions found; what stops us is added to `problems`, what a fork lacks to `notes`."""
     sources = Sources()
     hooks: Sequence[scan.Found] = ()
     try:
@@ -163,6 +163,8 @@ def _hooks(checkout: Checkout, problems: list[str]) -> Sequence[scan.Found]:
         scan.require(hooks, checkout)
         if found := legacy.find(checkout.training_root, sources):
             problems.append(legacy.message(checkout, found))
+        else:
+            notes += scan.flags_of_fork(checkout, sources)
     except KohyaExtError as error:
         problems.append(str(error))
     return hooks

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext import about
-from kohya_ext.runtime.flags import FLAGS
+from kohya_ext.spec.flags import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -67,13 +67,20 @@ class Run:
 
 
 def train(
-    tree: Path, environment: str, kind: list[str], name: str, *flags: str, launch: str = "", keep: bool = False
+    tree: Path,
+    environment: str,
+    kind: list[str],
+    name: str,
+    *flags: str,
+    launch: str = "",
+    keep: bool = False,
+    site: Path = BUNDLE,
 ) -> Run:
-    """Run `train.sh` in `tree`; the output folder starts empty unless `keep`."""
+    """Run `train.sh` in `tree`; the output folder starts empty unless `keep`. site: the folder that has our package."""
     folder = work() / "out" / name
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
-    variables = {**os.environ, "TREE": str(tree), "VENV": environment, "RIG_EXTRA_PATH": str(BUNDLE), "LAUNCH": launch}
+    variables = {**os.environ, "TREE": str(tree), "VENV": environment, "RIG_EXTRA_PATH": str(site), "LAUNCH": launch}
     script = Path(os.environ["KOHYA_RIG"]) / "train.sh"
     done = subprocess.run(
         [str(script), kind[0], name, *kind[1:], *flags],
