@@ -1,18 +1,20 @@
-"""Running GUIs and trainings, read from /proc: which checkout each serves, and which Python it runs in.
+"""Running GUIs and trainings: which checkout each serves, and which Python it runs in.
 
-Other people's processes show their command line and hardly more, on other systems there is no /proc, and a process may
-end while we look: what cannot be read is taken as unknown, never as an error.
+Read from /proc, on Windows by the system's calls (windows.py); macOS has neither. Other people's processes show their
+command line and hardly more, and a process may end while we look: what cannot be read is taken as unknown, never as an
+error.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kohya_ext.install.places import GUI_SCRIPT
+from kohya_ext.install.places import GUI_SCRIPT, ROOT
 
 # train_network.py, sdxl_train.py, flux_train_control_net.py, fine_tune.py: every training script of every release
 TRAINING_SCRIPT = re.compile(r"^(?:(?:\w+_)?train(?:_\w+)?|fine_tune)\.py$", re.IGNORECASE)
@@ -66,7 +68,10 @@ def processes_of(prefix: Path) -> Path:
 
 
 def processes(proc_root: Path) -> Iterator[Process]:
-    """Every process that we may look at, oldest first."""
+    """Every process that we may look at, oldest first; on Windows only those of Python and what starts it."""
+    if sys.platform == "win32" and proc_root == processes_of(ROOT):
+        yield from _on_windows()
+        return
     try:
         pids = sorted(int(entry.name) for entry in proc_root.iterdir() if entry.name.isdecimal())
     except OSError:
@@ -163,6 +168,31 @@ def _read(folder: Path, pid: int, our_mounts: str | None) -> Process | None:
     )
 
 
+def _on_windows() -> Iterator[Process]:
+    from kohya_ext.install import windows
+
+    rows = [row for row in windows.listed() if row.program.lower().startswith(LAUNCHERS)]
+    read = [(row, found) for row in sorted(rows, key=lambda row: row.pid) if (found := windows.details(row.pid))]
+    images = {row.pid: Path(found.image) for row, found in read}
+    for row, found in read:
+        folder = Path(found.folder)
+        python = _windows_interpreter(images[row.pid], images.get(row.parent))
+        yield Process(row.pid, row.parent, found.arguments, folder, python, found.environ, folder)
+
+
+def _windows_interpreter(image: Path, parents: Path | None) -> Path | None:
+    """A virtual environment's python.exe starts the one it was made from, and waits: both have one command line."""
+    if not image.name.lower().startswith("python"):
+        return None
+    if parents is not None and parents.name.lower().startswith("python") and _in_a_venv(parents):
+        return parents
+    return image
+
+
+def _in_a_venv(python: Path) -> bool:
+    return (python.parent.parent / "pyvenv.cfg").is_file()
+
+
 def _named_interpreter(argv0: str) -> Path | None:
     return Path(argv0) if os.path.isabs(argv0) and _name(argv0).lower().startswith("python") else None  # noqa: PTH117
 
@@ -181,7 +211,7 @@ def _interpreter(folder: Path, argv0: str, cwd: Path, environ: Mapping[str, str]
         if environ.get("VIRTUAL_ENV"):
             candidates.append(cwd / environ["VIRTUAL_ENV"] / "bin" / "python")
     candidates = [path for path in candidates if os.access(path, os.X_OK)]
-    in_a_venv = [path for path in candidates if (path.parent.parent / "pyvenv.cfg").is_file()]
+    in_a_venv = [path for path in candidates if _in_a_venv(path)]
     if in_a_venv or candidates:
         return Path(os.path.normpath((in_a_venv or candidates)[0]))
     executable = _link(folder / "exe")

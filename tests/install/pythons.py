@@ -12,8 +12,10 @@ from pathlib import Path
 
 KOHYA = {"torch": "2.1.2", "accelerate": "0.25.0"}
 # sys._base_executable names the virtual environment's own Python before 3.11
-BASE_PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
-SITE = Path("lib") / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+_VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+BASE_PYTHON = Path(sys.base_prefix, "python.exe") if os.name == "nt" else Path(sys.base_prefix, "bin", _VERSION)
+SITE = Path("Lib", "site-packages") if os.name == "nt" else Path("lib", _VERSION, "site-packages")
+IN_A_VENV = Path("Scripts", "python.exe") if os.name == "nt" else Path("bin", "python")
 
 
 def pretend(site: Path, packages: Mapping[str, str]) -> None:
@@ -34,7 +36,7 @@ def make_venv(folder: Path, packages: Mapping[str, str] = {}, *, by_uv: bool = F
         with (folder / "pyvenv.cfg").open("a") as config:
             config.write("uv = 0.5.1\n")
     pretend(folder / SITE, packages)
-    return folder / "bin" / "python"
+    return folder / IN_A_VENV
 
 
 def make_system_python(folder: Path) -> Path:
@@ -49,7 +51,7 @@ def make_system_python(folder: Path) -> Path:
 def copy_venv(template: Path, folder: Path) -> Path:
     """A copy; good enough, since the interpreter finds its environment by the path it was started by."""
     shutil.copytree(template, folder, symlinks=True)
-    return folder / "bin" / "python"
+    return folder / IN_A_VENV
 
 
 def process(
