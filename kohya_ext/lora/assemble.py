@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from kohya_ext.errors import UsageError
 from kohya_ext.files.largefile import explained
 from kohya_ext.lora import lorafile
 from kohya_ext.lora.lorafile import Entry
@@ -34,22 +36,31 @@ def kohya_keys(name: str) -> Keys:
 class Kept:
     """A module as it goes into one file. error: part of the weight's norm that is missing, rounding included.
 
-    shared_alpha: None for the one that makes alpha / rank the module's scale; any other goes into the factors.
+    shared_alpha: None for the one that makes alpha / width the module's scale; any other goes into the factors.
+    padding: columns of zeros, for loaders that take one rank for all. up_dimensions: of the up factor's shape, where it
+    does not follow from the weight's.
     """
 
     module: Module
     rank: int
     error: float
     shared_alpha: float | None = None
+    padding: int = 0
+    up_dimensions: int | None = None
+
+    @property
+    def width(self) -> int:
+        """The rank that loaders see."""
+        return self.rank + self.padding
 
     @property
     def alpha(self) -> float:
-        return self.module.scale * self.rank if self.shared_alpha is None else self.shared_alpha
+        return self.module.scale * self.width if self.shared_alpha is None else self.shared_alpha
 
     @property
     def gain(self) -> float:
-        """What each factor is multiplied with, so that alpha / rank * up @ down stays what it is."""
-        return 1.0 if self.shared_alpha is None else float((self.module.scale * self.rank / self.shared_alpha) ** 0.5)
+        """What each factor is multiplied with, so that alpha / width * up @ down stays what it is."""
+        return 1.0 if self.shared_alpha is None else float((self.module.scale * self.width / self.shared_alpha) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,8 @@ class Written:
     @property
     def error(self) -> float:
         """Of all modules together: part of the whole difference's norm that is missing."""
-        energy = sum(kept.module.energy for kept in self.modules)
-        lost = sum(kept.error**2 * kept.module.energy for kept in self.modules)
+        energy = sum(kept.module.used_energy for kept in self.modules)
+        lost = sum(kept.error**2 * kept.module.used_energy for kept in self.modules)
         return float((lost / energy) ** 0.5) if energy else 0.0
 
 
@@ -77,17 +88,17 @@ def keep(modules: Sequence[Module], ranks: Sequence[int], spool: Spool, clamp: f
         if clamp is not None and module.energy:
             error = (error**2 + _damage(module, rank, spool, clamp) / module.energy) ** 0.5
         kept.append(Kept(module, rank, error))
-    return _with_one_alpha(kept)
+    return kept
 
 
-def _with_one_alpha(kept: list[Kept]) -> list[Kept]:
+def with_one_alpha(kept: list[Kept]) -> list[Kept]:
     """One alpha for all where ranks are mixed, the most common one.
 
     diffusers loses the alphas of attention layers that differ from the rest and takes the rest's for them; with one
-    for all there is nothing to lose, and every loader reckons alpha / rank with the module's own rank.
+    for all there is nothing to lose, and every loader takes alpha / rank with the module's own rank.
     """
     alphas = Counter(item.alpha for item in kept)
-    if len(alphas) == 1 or min(alphas, default=0.0) <= 0:
+    if len(alphas) <= 1 or min(alphas) <= 0:
         return kept
     common = alphas.most_common(1)[0][0]
     return [item if item.alpha == common else replace(item, shared_alpha=common) for item in kept]
@@ -121,15 +132,16 @@ def write(
 
 def _shapes(item: Kept) -> tuple[tuple[int, ...], tuple[int, ...]]:
     out, *rest = item.module.shape
-    return (out, item.rank, *(1 for _ in rest[1:])), (item.rank, *rest)
+    ones = len(rest) - 1 if item.up_dimensions is None else item.up_dimensions - 2
+    return (out, item.width, *(1 for _ in range(ones))), (item.width, *rest)
 
 
 def _entries(item: Kept, keys: Keys, dtype: torch.dtype) -> Iterator[Entry]:
     up, down = _shapes(item)
     if keys.alpha:
         yield Entry(keys.alpha, torch.float32, ())
-    yield Entry(keys.down, dtype, down)
-    yield Entry(keys.up, dtype, up)
+    yield Entry(keys.down, item.module.dtype or dtype, down)
+    yield Entry(keys.up, item.module.dtype or dtype, up)
 
 
 def _tensors(item: Kept, spool: Spool, dtype: torch.dtype, clamp: float | None, keys: Keys) -> Iterator[Tensor]:
@@ -138,11 +150,20 @@ def _tensors(item: Kept, spool: Spool, dtype: torch.dtype, clamp: float | None, 
         up, down = _clamped(item.module, up, down, clamp)
     if item.gain != 1:
         up, down = up.float() * item.gain, down.float() * item.gain
+    if item.padding:
+        up, down = pad(up, (0, item.padding)), pad(down, (0, 0, 0, item.padding))
     up_shape, down_shape = _shapes(item)
     if keys.alpha:
         yield torch.tensor(item.alpha, dtype=torch.float32)
-    yield down.to(dtype).view(down_shape)
-    yield up.to(dtype).view(up_shape)
+    yield _cast(down, item.module.dtype or dtype, item).view(down_shape)
+    yield _cast(up, item.module.dtype or dtype, item).view(up_shape)
+
+
+def _cast(factor: Tensor, dtype: torch.dtype, item: Kept) -> Tensor:
+    cast = factor.to(dtype)
+    if dtype == torch.float16 and not cast.isfinite().all():
+        raise UsageError(f"{item.module.name} has values beyond what float16 can hold: give --dtype bf16 or fp32")
+    return cast
 
 
 def _clamped(module: Module, up: Tensor, down: Tensor, quantile: float) -> tuple[Tensor, Tensor]:

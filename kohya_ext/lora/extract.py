@@ -108,7 +108,7 @@ def run(found: Plan, path: Path, settings: Settings, progress: Progress | None =
         written = []
         for index, target in enumerate(outputs(path, settings)):
             ranks = _ranks(done.modules, settings, index)
-            kept = assemble.keep(done.modules, ranks, spool, settings.clamp)
+            kept = assemble.with_one_alpha(assemble.keep(done.modules, ranks, spool, settings.clamp))
             known = metadata.of_extraction(target, found.base, found.tuned, hashing.result(), kept, found.decisions)
             written.append(assemble.write(target, kept, spool, known, dtype=settings.dtype, clamp=settings.clamp))
     return Extraction(tuple(written), tuple(done.unchanged))

@@ -73,9 +73,9 @@ def network(kept: Sequence[Kept]) -> dict[str, str]:
     wide = [item for item in kept if item.module.is_wide_kernel]
     arguments = {}
     if wide:
-        arguments = {"conv_dim": _one([item.rank for item in wide]), "conv_alpha": _alpha(wide)}
+        arguments = {"conv_dim": _one([item.width for item in wide]), "conv_alpha": _alpha(wide)}
     return {
-        "ss_network_dim": _one([item.rank for item in plain or wide]),
+        "ss_network_dim": _one([item.width for item in plain or wide]),
         "ss_network_alpha": _alpha(plain or wide),
         "ss_network_args": json.dumps(arguments),
     }
@@ -93,10 +93,10 @@ def _one(ranks: Sequence[int]) -> str:
 
 
 def _alpha(kept: Sequence[Kept]) -> str:
-    rank = _one([item.rank for item in kept])
+    rank = _one([item.width for item in kept])
     if rank == "Dynamic":
         return rank
-    alphas = {item.alpha for item in kept if str(item.rank) == rank}
+    alphas = {item.alpha for item in kept if str(item.width) == rank}
     return str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
 
 

@@ -2,138 +2,169 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from kohya_ext.errors import UnsupportedError, UsageError
-from kohya_ext.files.regular import read_text
+from kohya_ext.lora import adapterconfig
+from kohya_ext.lora.adapterconfig import Adapter
 from kohya_ext.lora.assemble import Keys
 from kohya_ext.lora.tensorfile import TensorSource
+from kohya_ext.tensors import adapters
 
-# (down, up) as the last or last but one part of a key: sd-scripts, PEFT, ControlLoRA and diffusers of old
-NAMES = (("lora_down", "lora_up"), ("lora_A", "lora_B"), ("down", "up"))
-ADAPTER_METADATA = "lora_adapter_metadata"
-ADAPTER_CONFIG = "adapter_config.json"
-_FOREIGN = {"hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "lora_mid": "LoCon with a core tensor", "boft_": "BOFT"}
+# why a kind cannot be made smaller by a truncated SVD of each module
+_WHY = {
+    adapters.DORA: "its magnitudes belong to the base weight plus the whole product, so that a lower rank changes "
+    "every weight by an amount that the file alone does not tell",
+    adapters.FULL: "it has no factors that could be cut",
+}
 
 
 @dataclass(frozen=True)
 class Pair:
     """One module. scale: what its product is multiplied with when used; 1 where the file says nothing.
 
-    shape: of the weight, (out, in) or (out, in, kernel, kernel).
+    shape: of the weight, (out, in) or (out, in, kernel, kernel). mid: key of a Tucker core. bias: key of PEFT's bias.
+    kohya: in sd-scripts' spelling.
     """
 
     name: str
     keys: Keys
     source: TensorSource
     scale: float
+    mid: str | None = None
+    bias: str | None = None
+    kohya: bool = True
 
     @property
     def rank(self) -> int:
         return self.source.shapes[self.keys.down][0]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The stored type of the factors; float32 where it cannot hold what comes out."""
+        found: torch.dtype = self.source.load(self.keys.down).dtype
+        return found if found in (torch.float16, torch.bfloat16, torch.float32) else torch.float32
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return (self.source.shapes[self.keys.up][0], *self.source.shapes[self.keys.down][1:])
+        out, (_, width, *kernel) = self.source.shapes[self.keys.up][0], self.source.shapes[self.keys.down]
+        return (out, width, *(self.source.shapes[self.mid][2:] if self.mid else kernel))
+
+    @property
+    def up_dimensions(self) -> int:
+        return len(self.source.shapes[self.keys.up])
 
     def load(self) -> tuple[Tensor, Tensor]:
-        """(up, down) as matrices (out, rank) and (rank, in * kernel), as stored."""
-        return self.source.load(self.keys.up).flatten(1), self.source.load(self.keys.down).flatten(1)
+        """(up, down) as matrices (out, rank) and (rank, in * kernel); a Tucker core is multiplied into down."""
+        up, down = self.source.load(self.keys.up).flatten(1), self.source.load(self.keys.down).flatten(1)
+        if self.mid is None:
+            return up, down
+        core = self.source.load(self.mid).double()
+        whole = torch.einsum("rs...,si->ri...", core, down.double())
+        return up, whole.flatten(1).float()
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An opened LoRA. others: keys of tensors that belong to no pair. peft_scale: a scale the file itself does not tell
-    loaders by tensors (PEFT keeps lora_alpha in a configuration); None when there is none."""
+    """An opened LoRA. others: keys of tensors that belong to no pair. adapter: PEFT's configuration, which keeps scales
+    that the tensors do not tell; None when there is none."""
 
     source: TensorSource
     pairs: tuple[Pair, ...]
     others: tuple[str, ...]
-    peft_scale: float | None
+    adapter: Adapter | None
+
+    def components(self) -> Mapping[str, list[Pair]]:
+        """The pairs of each network that loaders give an adapter of its own."""
+        found: dict[str, list[Pair]] = {}
+        for pair in self.pairs:
+            found.setdefault(adapters.component(pair.name), []).append(pair)
+        return found
 
 
 def read_pairs(source: TensorSource) -> LoraFile:
     """Raises UsageError when the file is no LoRA or damaged, UnsupportedError for other kinds of adapters."""
-    for key in source.shapes:
-        for mark, kind in _FOREIGN.items():
-            if mark in key:
-                raise UnsupportedError(f"{source.path} is a {kind} ({key}): only plain LoRA can be resized")
-    peft_scale = _peft_scale(source)
+    keys = frozenset(source.shapes)
+    _require_plain(source, adapters.kinds(keys))
+    adapter = adapterconfig.read(source)
     used: set[str] = set()
     pairs = []
     for key in source.shapes:
-        keys = _keys(key, source)
-        if keys is None:
+        found = adapters.factors(key, keys)
+        if found is None:
             continue
-        name, names = keys
-        _check(name, names, source)
-        pairs.append(Pair(name, names, source, _scale(names, source, peft_scale)))
-        used |= {names.up, names.down, names.alpha or ""}
+        pair = _pair(found, source, adapter)
+        pairs.append(pair)
+        used |= {pair.keys.up, pair.keys.down, pair.keys.alpha or "", pair.mid or "", pair.bias or ""}
+    others = tuple(key for key in source.shapes if key not in used)
+    _check_rest(source, others)
     if not pairs:
         raise UsageError(f"{source.path} holds no LoRA: no key with lora_down / lora_up or lora_A / lora_B")
-    others = tuple(key for key in source.shapes if key not in used)
-    return LoraFile(source, tuple(pairs), others, peft_scale)
+    for name, count in Counter(pair.name for pair in pairs).items():
+        if count > 1:
+            raise UsageError(f"{source.path}: {name} is there {count} times, in different spellings")
+    return LoraFile(source, tuple(pairs), others, adapter)
 
 
-def _keys(key: str, source: TensorSource) -> tuple[str, Keys] | None:
-    """(module, keys) when `key` is the down factor of a module."""
-    parts = key.split(".")
-    for down, up in NAMES:
-        for place in (-1, -2, -3):  # -3: PEFT's own files carry the adapter's name, lora_A.default.weight
-            if len(parts) < -place + 1 or parts[place] != down or (place == -3 and down != "lora_A"):
-                continue
-            other = list(parts)
-            other[place] = up
-            module = ".".join(parts[:place])
-            alpha = f"{module}.alpha" if f"{module}.alpha" in source.shapes else None
-            return module, Keys(".".join(other), key, alpha)
-    return None
+def _require_plain(source: TensorSource, kinds: Mapping[str, str]) -> None:
+    for kind, key in kinds.items():
+        if kind == adapters.LORA or (kind == adapters.FULL and adapters.LORA in kinds):
+            continue  # biases and norms next to a LoRA stay what they are
+        why = _WHY.get(kind)
+        raise UnsupportedError(
+            f"{source.path} is a {kind} ({key}): only plain LoRA can be resized{f'; {why}' if why else ''}"
+        )
 
 
-def _scale(keys: Keys, source: TensorSource, peft_scale: float | None) -> float:
-    if keys.alpha is not None:
-        return float(source.load(keys.alpha).float().reshape(-1)[0]) / source.shapes[keys.down][0]
-    return 1.0 if peft_scale is None else peft_scale
+def _pair(found: adapters.Factors, source: TensorSource, adapter: Adapter | None) -> Pair:
+    shapes = source.shapes
+    mid = found.mid if found.mid in shapes else None
+    _check(found, mid, source)
+    rank = shapes[found.down][0]
+    alpha = found.alpha if found.alpha in shapes else None
+    configured = adapter.scale(found.module, rank) if adapter and alpha is None else 1.0
+    scale = configured if alpha is None else _alpha(alpha, source) / rank
+    bias = found.bias if found.bias in shapes else None
+    return Pair(found.module, Keys(found.up, found.down, alpha), source, scale, mid, bias, found.kohya)
 
 
-def _check(name: str, keys: Keys, source: TensorSource) -> None:
+def _alpha(key: str, source: TensorSource) -> float:
+    count = math.prod(source.shapes[key])
+    if count != 1:
+        raise UsageError(f"{source.path} is damaged: {key} holds {count} values, an alpha is one number")
+    value = float(source.load(key).reshape(-1)[0])
+    if not math.isfinite(value):
+        raise UsageError(f"{source.path} is damaged: {key} is {value}, an alpha is a finite number")
+    return value
+
+
+def _check(found: adapters.Factors, mid: str | None, source: TensorSource) -> None:
     shapes, path = source.shapes, source.path
-    if keys.up not in shapes:
-        raise UsageError(f"{path} is damaged: {keys.down} is there, {keys.up} is not")
-    up, down = shapes[keys.up], shapes[keys.down]
+    if found.up not in shapes:
+        raise UsageError(f"{path} is damaged: {found.down} is there, {found.up} is not")
+    up, down = shapes[found.up], shapes[found.down]
     if len(up) < 2 or len(down) < 2 or up[1] != down[0] or any(length != 1 for length in up[2:]):
-        raise UsageError(f"{path}: the factors of {name} do not fit together ({list(up)} and {list(down)})")
-    if not down[0]:
-        raise UsageError(f"{path}: {name} has rank 0")
+        raise UsageError(f"{path}: the factors of {found.module} do not fit together ({list(up)} and {list(down)})")
+    if not math.prod(up) * math.prod(down):
+        raise UsageError(f"{path}: {found.module} has rank 0")
+    if mid and (len(shapes[mid]) < 3 or shapes[mid][:2] != (up[1], down[0]) or any(n != 1 for n in down[2:])):
+        raise UsageError(
+            f"{path}: the core {mid} {list(shapes[mid])} does not fit its factors {list(up)}, {list(down)}"
+        )
 
 
-def _peft_scale(source: TensorSource) -> float | None:
-    """lora_alpha / r of a PEFT file, from its metadata or from the configuration beside it."""
-    found: Mapping[str, object] | None = None
-    if ADAPTER_METADATA in source.metadata:
-        found = _json(source.metadata[ADAPTER_METADATA], source.path)
-    elif source.path.name.startswith("adapter_model") and (source.path.parent / ADAPTER_CONFIG).exists():
-        beside = source.path.parent / ADAPTER_CONFIG
-        found = _json(read_text(beside), beside)
-    if found is None:
-        return None
-    flat = {key.rsplit(".", 1)[-1]: value for key, value in found.items()}
-    if flat.get("alpha_pattern") or flat.get("rank_pattern") or flat.get("use_rslora") or flat.get("use_dora"):
-        raise UnsupportedError(f"{source.path}: PEFT patterns, rsLoRA and DoRA are not supported")
-    alpha, rank = flat.get("lora_alpha"), flat.get("r")
-    if not isinstance(alpha, int | float) or not isinstance(rank, int) or rank < 1:
-        return None
-    return alpha / rank
-
-
-def _json(text: str, path: Path) -> Mapping[str, object]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: its adapter configuration is no JSON") from error
-    return found if isinstance(found, dict) else {}
+def _check_rest(source: TensorSource, others: tuple[str, ...]) -> None:
+    """A factor without the other, or a spelling that we do not know, must not be carried over as if it were done."""
+    for key in others:
+        if not adapters.is_half(key):
+            continue
+        for up, down in ((".lora_up", ".lora_down"), (".lora_B", ".lora_A"), ("lora.up", "lora.down")):
+            if up in key and (other := key.replace(up, down)) not in source.shapes:
+                raise UsageError(f"{source.path} is damaged: {key} is there, {other} is not")
+        raise UsageError(f"{source.path}: {key} is a factor of a LoRA in a spelling that is not known")

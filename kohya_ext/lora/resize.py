@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,16 +13,18 @@ from torch import Tensor
 
 from kohya_ext.about import VERSION
 from kohya_ext.errors import UsageError
+from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.files.largefile import explained
-from kohya_ext.lora import assemble, lorafile, metadata, rank, smallcore, workers
-from kohya_ext.lora.assemble import Keys, Written
+from kohya_ext.lora import adapterconfig, assemble, lorafile, metadata, rank, smallcore, workers
+from kohya_ext.lora.assemble import Written
+from kohya_ext.lora.form import Form
 from kohya_ext.lora.lorafile import Progress
-from kohya_ext.lora.pairs import ADAPTER_METADATA, LoraFile, Pair, read_pairs
+from kohya_ext.lora.pairs import LoraFile, Pair, read_pairs
 from kohya_ext.lora.spool import Module, Spool
 from kohya_ext.lora.svd import LowRank
 from kohya_ext.lora.tensorfile import open_tensors
 
-FLOATS = {torch.float16, torch.bfloat16, torch.float32}
+KEPT = "kept"  # the method of a module whose factors stay bit for bit
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,20 @@ def opened(path: Path, settings: Settings) -> LoraFile:
 
 def run(found: LoraFile, path: Path, settings: Settings, progress: Progress | None = None) -> Resized:
     """Resize and write. Raises UsageError and ConflictError."""
-    dtype = settings.dtype or _dtype(found.pairs[0])
-    with explained(path), Spool(path, dtype, exact=_mixed(found, settings)) as spool:
+    types = {_dtype(pair, settings) for pair in found.pairs}
+    dtype = types.copy().pop() if len(types) == 1 else torch.float32
+    form = Form.of(found, dtype)
+    with explained(path), Spool(path, dtype, exact=len(types) > 1 or _mixed(found, settings)) as spool:
         modules, spectra = _decompose(found, settings, spool, progress)
-        ranks = _ranks(modules, spectra, settings, dtype)
-        fold = found.peft_scale is not None
-        names = _keys(found, dynamic=len(set(ranks)) > 1)
-        kept = assemble.keep(modules, ranks, spool, None)
-        known = _metadata(found, settings, kept, path)
-        others = {key: found.source.load(key) for key in found.others}
-        written = assemble.write(path, kept, spool, known, dtype=dtype, keys=names.__getitem__, others=others)
-    notes = [f"{len(others)} tensors that belong to no pair were carried over as they are"] if others else []
-    if fold and found.peft_scale != 1:
-        notes.append(
-            f"the adapter's scale lora_alpha / r = {found.peft_scale:g} is now in the factors: "
-            "a configuration beside the new file must have lora_alpha equal to r"
-        )
+        known = {key: value for key, value in found.source.metadata.items() if key != adapterconfig.METADATA}
+        others = {key: found.source.load(key) for key in found.others} | _biases(found)
+        room = lorafile.header_room([pair.name for pair in found.pairs]) + _size(known, others)
+        ranks = _ranks(modules, spectra, settings, form, room)
+        kept = form.fitted(assemble.keep(modules, ranks, spool, None))
+        names = form.keys(ranks)
+        full = _metadata(found, settings, known, kept)
+        written = assemble.write(path, kept, spool, full, dtype=dtype, keys=names.__getitem__, others=others)
+    notes = _notes(found, kept, len(found.others)) + _write_config(found, kept, path)
     before = {pair.name: pair.rank for pair in found.pairs}
     return Resized(written, before, spectra, tuple(notes))
 
@@ -83,31 +85,41 @@ def _decompose(
     found: LoraFile, settings: Settings, spool: Spool, progress: Progress | None
 ) -> tuple[list[Module], dict[str, Tensor]]:
     device = workers.pick_device(settings.device)
-    # where no tensor can tell loaders a scale, it goes into the factors
-    folded = 1.0 if found.peft_scale is None else found.peft_scale
 
     def one(pair: Pair) -> LowRank:
         up, down = (factor.to(device, torch.float32) for factor in pair.load())
+        # where no tensor can tell loaders a scale, it goes into the factors
+        folded = 1.0 if pair.keys.alpha else pair.scale
         try:
-            return smallcore.decompose(up if pair.keys.alpha else up * folded, down, _limit(pair, settings))
+            result = smallcore.decompose(up * folded, down, _limit(pair, settings))
         except ValueError as error:
             raise UsageError(f"{found.source.path}: {pair.name} holds values that are not numbers") from error
+        return replace(result, up=up, down=down, method=KEPT) if _stays(pair, settings, result, folded) else result
 
     modules, spectra = [], {}
     largest = max(sum(pair.shape[:2]) * pair.rank + 4 * pair.rank**2 for pair in found.pairs)
+    types = {_dtype(pair, settings) for pair in found.pairs}
     results = workers.in_order(one, found.pairs, workers.count(largest, device))
     for number, (pair, result) in enumerate(zip(found.pairs, results, strict=True), 1):
         scale = pair.scale if pair.keys.alpha else 1.0
-        modules.append(spool.add(pair.name, pair.shape, result, scale))
+        own = _dtype(pair, settings) if len(types) > 1 else None
+        modules.append(spool.add(pair.name, pair.shape, result, scale, own))
         spectra[pair.name] = result.values
         if progress:
             progress(number, len(found.pairs), pair.name)
     return modules, spectra
 
 
+def _stays(pair: Pair, settings: Settings, result: LowRank, folded: float) -> bool:
+    """Whether the factors can go into the new file bit for bit: nothing is cut, and nothing is multiplied into them."""
+    stored = pair.source.load(pair.keys.down).dtype == pair.source.load(pair.keys.up).dtype == _dtype(pair, settings)
+    whole = pair.rank == len(result.values) == len(result.down) and float(result.values[0]) > 0
+    return stored and whole and folded == 1 and pair.mid is None and not settings.dynamic and settings.size is None
+
+
 def _mixed(found: LoraFile, settings: Settings) -> bool:
     """Whether modules of the new file may differ in rank."""
-    limits = {min(_limit(pair, settings), pair.rank) for pair in found.pairs}
+    limits = {min(_limit(pair, settings), pair.rank, pair.shape[0], math.prod(pair.shape[1:])) for pair in found.pairs}
     return bool(settings.dynamic) or settings.size is not None or len(limits) > 1
 
 
@@ -116,39 +128,83 @@ def _limit(pair: Pair, settings: Settings) -> int:
     return settings.conv_rank if wide and settings.conv_rank else settings.rank
 
 
-def _ranks(modules: list[Module], spectra: Mapping[str, Tensor], settings: Settings, dtype: torch.dtype) -> list[int]:
+def _ranks(
+    modules: list[Module], spectra: Mapping[str, Tensor], settings: Settings, form: Form, room: int
+) -> list[int]:
     if settings.dynamic:
         return [
             rank.dynamic(spectra[module.name], settings.dynamic, settings.parameter, module.rank) for module in modules
         ]
     if settings.size is not None:
-        item = torch.empty((), dtype=dtype).element_size()
-        weighed = [
-            # the part that the module plays when used
-            rank.Spectrum(module.values * abs(module.scale), module.energy, sum(module.sides) * item)
-            for module in modules
-        ]
-        ranks = rank.by_size(weighed, settings.size - lorafile.header_room([module.name for module in modules]))
+        groups = form.groups()
+        ranks = rank.by_size([_spectrum([modules[i] for i in group], form) for group in groups], settings.size - room)
         if ranks is None:
             raise UsageError(f"--size: even rank 1 of {len(modules)} modules takes more than {settings.size} bytes")
-        return ranks
-    return [
-        1 if not len(module.values) or float(module.values[0]) <= rank.NEGLIGIBLE else module.rank for module in modules
-    ]
+        chosen = {index: number for group, number in zip(groups, ranks, strict=True) for index in group}
+        return [min(chosen[index], module.rank) for index, module in enumerate(modules)]
+    return [module.rank if len(module.values) and float(module.values[0]) > 0 else 1 for module in modules]
 
 
-def _keys(found: LoraFile, *, dynamic: bool) -> dict[str, Keys]:
-    """The input's names. Without alpha loaders take one rank for all as scale 1, so mixed ranks need their own."""
-    names = {}
-    for pair in found.pairs:
-        alpha = pair.keys.alpha or (f"{pair.name}.alpha" if dynamic else None)
-        names[pair.name] = Keys(pair.keys.up, pair.keys.down, alpha)
-    return names
+def _spectrum(modules: list[Module], form: Form) -> rank.Spectrum:
+    """What one more rank of all these modules together keeps and costs."""
+    longest = max(module.rank for module in modules)
+    squares = torch.zeros(longest, dtype=torch.float64)
+    for module in modules:  # the part that the module plays when used
+        squares[: module.rank] += (module.values * module.scale).square()
+    cost = sum(sum(module.sides) * form.item_size(module) for module in modules)
+    return rank.Spectrum(squares.sqrt(), sum(module.used_energy for module in modules), cost)
 
 
-def _metadata(found: LoraFile, settings: Settings, kept: list[assemble.Kept], path: Path) -> dict[str, str]:
+def _biases(found: LoraFile) -> dict[str, Tensor]:
+    """PEFT scales the biases like the products, so what goes into the factors goes into them as well."""
+    folded = {pair.bias: 1.0 if pair.keys.alpha else pair.scale for pair in found.pairs if pair.bias}
+    loaded = {key: found.source.load(key) for key in folded}
+    return {
+        key: bias if folded[key] == 1 else (bias.double() * folded[key]).to(bias.dtype) for key, bias in loaded.items()
+    }
+
+
+def _size(known: Mapping[str, str], others: Mapping[str, Tensor]) -> int:
+    """Bytes of what is carried over: metadata, and tensors with their places in the header."""
+    tensors = sum(other.numel() * other.element_size() + len(key) + 120 for key, other in others.items())
+    return len(json.dumps(dict(known))) + int(tensors)
+
+
+def _notes(found: LoraFile, kept: list[assemble.Kept], others: int) -> list[str]:
+    notes = [f"{others} tensors that belong to no pair were carried over as they are"] if others else []
+    scales = sorted({pair.scale for pair in found.pairs if not pair.keys.alpha and pair.scale != 1})
+    if scales:
+        shown = ", ".join(f"{scale:g}" for scale in scales[:3])
+        notes.append(
+            f"the adapter's scale lora_alpha / r ({shown}) is now in the factors: a configuration for the new file "
+            "must have lora_alpha equal to r"
+        )
+    if any(item.padding for item in kept):
+        notes.append(
+            "the file has no alphas, so loaders take one rank for each network: modules of a lower rank are padded "
+            "with zeros, and the file is as large as its highest rank makes it"
+        )
+    return notes
+
+
+def _write_config(found: LoraFile, kept: list[assemble.Kept], path: Path) -> list[str]:
+    """PEFT reads `adapter_model.safetensors` with the configuration next to it only."""
+    if found.adapter is None or found.adapter.file is None:
+        return []
+    target = path.with_name(adapterconfig.FILE)
+    usual = max(item.width for item in kept)
+    if not path.name.startswith("adapter_model") or target.exists():
+        return [f"for PEFT, {adapterconfig.FILE} next to the new file must have r = lora_alpha = {usual}"]
+    text = adapterconfig.resized(found.adapter, {item.module.name: item.width for item in kept})
+    with replacing(target, mode=NEW_FILE_MODE) as file:
+        file.write(text.encode("utf-8"))
+    return [f"{target} was written for PEFT, with r = lora_alpha = {usual}"]
+
+
+def _metadata(
+    found: LoraFile, settings: Settings, known: Mapping[str, str], kept: list[assemble.Kept]
+) -> dict[str, str]:
     """The input's, with the new ranks and a comment in sd-scripts' place for it."""
-    known = {key: value for key, value in found.source.metadata.items() if key != ADAPTER_METADATA}
     before = max(pair.rank for pair in found.pairs)
     how = (
         f"dynamic resize with {settings.dynamic}: {settings.parameter:g} from {before}"
@@ -169,6 +225,5 @@ def _metadata(found: LoraFile, settings: Settings, kept: list[assemble.Kept], pa
     }
 
 
-def _dtype(pair: Pair) -> torch.dtype:
-    found: torch.dtype = pair.source.load(pair.keys.down).dtype
-    return found if found in FLOATS else torch.float32
+def _dtype(pair: Pair, settings: Settings) -> torch.dtype:
+    return settings.dtype or pair.dtype

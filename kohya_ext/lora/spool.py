@@ -25,7 +25,7 @@ class Module:
     shape: of the weight, (out, in) or (out, in, kernel, kernel). values: (r,) float64, of the r directions stored.
     rounding: (r,) float64, squared error that storing each direction adds. energy: squared norm of the weight
     (difference). residual: squared norm of what rank r leaves over. scale: what the factors are multiplied with when
-    used (alpha / rank).
+    used (alpha / rank). dtype: what the factors are written in, where it is not the spool's.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Module:
     method: str
     scale: float
     offset: int
+    dtype: torch.dtype | None = None
 
     @property
     def rank(self) -> int:
@@ -54,6 +55,11 @@ class Module:
     def is_wide_kernel(self) -> bool:
         """A convolution larger than 1x1."""
         return len(self.shape) > 2 and any(length > 1 for length in self.shape[2:])
+
+    @property
+    def used_energy(self) -> float:
+        """Squared norm of what the module adds to the weight, its scale included."""
+        return self.energy * self.scale**2
 
     def error(self, rank: int) -> float:
         """The part of the weight's norm that is missing (or wrong) at `rank`: truncation and rounding."""
@@ -83,12 +89,21 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def add(self, name: str, shape: tuple[int, ...], found: LowRank, scale: float = 1.0) -> Module:
-        """Store the factors of a module. Raises OSError."""
-        stored = [self._store(factor) for factor in (found.up.T, found.down)]
+    def add(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        found: LowRank,
+        scale: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> Module:
+        """Store the factors of a module. dtype: its own in the file (needs an exact spool). Raises OSError."""
+        stored = [self._store(factor, dtype or self._written) for factor in (found.up.T, found.down)]
         values = found.values[: len(found.down)]
         rounding = torch.stack([lost for _, lost in stored]).sum(0) * values
-        module = Module(name, shape, values, rounding, found.energy, found.residual, found.method, scale, self._end)
+        module = Module(
+            name, shape, values, rounding, found.energy, found.residual, found.method, scale, self._end, dtype
+        )
         for rounded, _ in stored:
             self._file.seek(self._end)
             self._file.write(memoryview(rounded.view(torch.uint8).numpy()))
@@ -103,11 +118,11 @@ class Spool:
         down = self._load(module.offset + module.rank * height * size, rank, width)
         return up.T.contiguous(), down
 
-    def _store(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _store(self, rows: Tensor, written: torch.dtype) -> tuple[Tensor, Tensor]:
         """The rows in the spool's type, and the squared error that writing adds to each."""
-        rounded = rows.to(self._written)
+        rounded = rows.to(written)
         lost = torch.linalg.vector_norm(rounded.float() - rows, dim=1, dtype=torch.float64).square()
-        kept = rounded if self.dtype == self._written else rows.to(self.dtype)
+        kept = rounded if self.dtype == written else rows.to(self.dtype)
         return kept.cpu().contiguous(), lost.cpu()
 
     def _load(self, offset: int, rows: int, columns: int) -> Tensor:
