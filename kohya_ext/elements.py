@@ -6,7 +6,8 @@ temporary memory stays small, whatever the size of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +40,24 @@ def slices(numel: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, length) of consecutive slices of at most `size` elements."""
     for start in range(0, numel, size):
         yield start, min(size, numel - start)
+
+
+def repeats(tensor: Tensor) -> bool:
+    """True where several elements lie in one place (an expanded view), or where the strides do not rule it out."""
+    if not tensor.numel():
+        return False
+    reach = 0
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1 and stride <= reach:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
+def overlap(flat: Sequence[Tensor]) -> bool:
+    """True where any two of these contiguous tensors have memory in common."""
+    extents = sorted((tensor.data_ptr(), tensor.numel() * tensor.element_size()) for tensor in flat)
+    return any(start + size > following for (start, size), (following, _) in itertools.pairwise(extents))
 
 
 def _is_dense(tensor: Tensor) -> bool:

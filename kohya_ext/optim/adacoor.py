@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import flat_views
+from kohya_ext.elements import flat_views, overlap
 from kohya_ext.optim import compiled, settings, torch_adagrad, widths
 from kohya_ext.optim.batched import Job, step_many
 from kohya_ext.optim.counting import SkipCount
@@ -104,21 +104,27 @@ class AdaCoor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient. Returns what `closure` returns, if there is one."""
+        """One step of every parameter that has a gradient. Returns what `closure` returns, if there is one.
+
+        Raises RuntimeError, before any parameter is stepped, where a gradient or a state cannot be used.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        index = elements = 0
+        number = 0
+        due: list[list[_Due]] = []
         for group in self.param_groups:
+            found = [self._due(parameter, index) for index, parameter in enumerate(group["params"], start=number)]
+            due.append([one for one in found if one is not None])
+            number += len(found)
+        for group, members in zip(self.param_groups, due, strict=True):
             rule = settings.rule_of(group)
             together: list[Job] = []
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_one(parameter, index, group, rule, together)
-                    elements += parameter.numel()
-                index += 1
+            for member in members:
+                self._step_one(member, group, rule, together)
             self._step_together(group, rule, together)
+        elements = sum(one.parameter.numel() for members in due for one in members)
         if elements:
             self.skip_count.end_step(elements)
         return loss
@@ -133,19 +139,16 @@ class AdaCoor(torch.optim.Optimizer):
         if parameter.grad is None:
             return
         group_number, index = self._place_of(parameter)
-        own = self.param_groups[group_number]
-        self._step_one(parameter, index, own, settings.rule_of(own), None)
+        due = self._due(parameter, index)
+        if due is not None:
+            own = self.param_groups[group_number]
+            self._step_one(due, own, settings.rule_of(own), None)
 
-    def _step_one(
-        self, parameter: Tensor, index: int, group: dict[str, Any], rule: Rule, together: list[Job] | None
-    ) -> None:
+    def _step_one(self, due: _Due, group: dict[str, Any], rule: Rule, together: list[Job] | None) -> None:
         """Step a parameter, or add it to `together`, if given, where it is to be stepped with others."""
-        gradient = parameter.grad
-        if gradient is None or not parameter.numel():
-            return
-        if gradient.layout != torch.strided:
-            raise RuntimeError(f"AdaCoor cannot use the sparse gradient of parameter {index}; set sparse=False there")
-        state = self.state[parameter]
+        index, parameter, gradient, state = due
+        if state is None:
+            state = self.state[parameter]
         if "vt" not in state:
             state["step"] = 0
             state.update(widths.fresh(parameter, rule.state_bits))
@@ -158,6 +161,29 @@ class AdaCoor(torch.optim.Optimizer):
             else:
                 self._dispatch(group, rule, job)
 
+    def _due(self, parameter: Tensor, index: int) -> _Due | None:
+        """What a step of this parameter takes; None without a gradient or without elements.
+
+        Raises RuntimeError for a gradient that is not dense, and where weights have changed their shape.
+        """
+        gradient = parameter.grad
+        if gradient is None:
+            return None
+        if gradient.layout != torch.strided:
+            raise RuntimeError(
+                f"AdaCoor cannot use the gradient of parameter {index}: it is {gradient.layout}; "
+                "set sparse=False where the parameter is made"
+            )
+        shape, state = parameter.shape, self.state.get(parameter)
+        vt = state.get("vt") if state else None
+        if gradient.shape != shape or (vt is not None and vt.shape != shape and not widths.fits(vt, parameter)):
+            raise RuntimeError(
+                f"parameter {index} has shape {tuple(shape)} now, its gradient {tuple(gradient.shape)}"
+                + ("" if vt is None else f" and its accumulator {tuple(vt.shape)}")
+                + "; make a new optimizer after changing the shape of weights"
+            )
+        return _Due(index, parameter, gradient, state) if parameter.numel() else None
+
     @staticmethod
     def _is_gathered(group: dict[str, Any], rule: Rule, job: Job) -> bool:
         if gathers(group, job.weights.device) or _is_compiled(group, job):
@@ -166,6 +192,10 @@ class AdaCoor(torch.optim.Optimizer):
 
     def _step_together(self, group: dict[str, Any], rule: Rule, jobs: list[Job]) -> None:
         """Step what `_is_gathered`."""
+        if len(jobs) > 1 and overlap([job.weights for job in jobs]):  # what is gathered is read before it is written
+            for job in jobs:
+                self._dispatch(group, rule, job)
+            return
         gathered = [job for job in jobs if gathers(group, job.weights.device)]
         step_many(self._sliced, rule, gathered)
         if group["fused"]:
@@ -263,27 +293,41 @@ def _takes_torchs_kernel(group: dict[str, Any], rule: Rule, job: Job) -> bool:
     return free and torch_adagrad.available(rule, job.weights, job.gradient, job.state["vt"])
 
 
+class _Due(NamedTuple):
+    place: int
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Any] | None
+
+
 class _flattened:  # noqa: N801  (used as a context, like a function)
-    """Flat views of weights, gradient and accumulator; where layouts differ, flat copies that are written back."""
+    """Weights, gradient and accumulator as flat, contiguous tensors: views, or else copies that are written back.
+
+    Contiguous because torch's own kernels take that for granted: given a flat view with gaps, as `reshape` may return,
+    they write into the gaps.
+    """
 
     def __init__(self, weights: Tensor, gradient: Tensor, vt: Tensor) -> None:
-        self._weights, self._vt = weights.data, vt
-        if vt.dtype == torch.uint8:  # codes are flat, in the logical order of the elements
-            views = flat_views(weights.data, gradient) if weights.is_contiguous() else None
-            self.in_place = views is not None
-            self.views = [*(views or (weights.reshape(-1), gradient.reshape(-1))), vt]
+        weights = weights.data
+        self.in_place = True
+        self._copied: Sequence[tuple[Tensor, Tensor]] = ()
+        if weights.is_contiguous() and gradient.is_contiguous() and vt.is_contiguous():
+            self.views = [weights.view(-1), gradient.view(-1), vt.view(-1)]
             return
-        views = flat_views(weights.data, gradient, vt)
-        self.in_place = views is not None
-        self.views = views or [weights.data.reshape(-1), gradient.reshape(-1), vt.reshape(-1)]
+        # codes are flat already, in the logical order of the elements
+        views = flat_views(weights, gradient, vt) if vt.dtype != torch.uint8 else None
+        self.views = views or [tensor.reshape(-1).contiguous() for tensor in (weights, gradient, vt)]
+        if views is None:
+            self.in_place = False
+            copies = ((weights, self.views[0]), (vt, self.views[2]))
+            self._copied = [(own, copy) for own, copy in copies if not own.is_contiguous()]
 
     def __enter__(self) -> _flattened:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if not self.in_place:
-            self._weights.copy_(self.views[0].view(self._weights.shape))
-            self._vt.copy_(self.views[2].view(self._vt.shape))
+        for own, copy in self._copied:
+            own.copy_(copy.view(own.shape))
 
 
 def _merge(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kohya_ext.elements import repeats
 from kohya_ext.optim.rule import Rule, to_bfloat16
 
 STATE_BITS = (8, 16, 32)
@@ -53,6 +54,8 @@ def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
             raise TypeError(f"AdaCoor cannot train {name}: it holds integers")
         if parameter.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(f"AdaCoor cannot train {name}: weights of this type are for storage only")
+        if repeats(parameter):
+            raise TypeError(f"AdaCoor cannot train {name}: several elements share one place in memory; train a clone")
 
 
 def rule_of(group: Mapping[str, Any]) -> Rule:

@@ -27,7 +27,9 @@ _Kernel = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 
 
 def available(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool:
-    """Whether the kernel computes what the rule asks for."""
+    """Whether the kernel computes what the rule asks for, and takes such tensors (none with a pending sign)."""
+    if gradient.is_neg() or weights.is_neg():
+        return False
     same = weights.dtype == gradient.dtype == vt.dtype == torch.float32
     return same and weights.device.type == "cpu" and rule.vt_rate == 1 and hasattr(torch, "_fused_adagrad_")
 

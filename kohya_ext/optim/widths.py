@@ -17,6 +17,11 @@ def width_of(weights: Tensor, state_bits: int) -> int:
     return 64 if weights.dtype == torch.float64 else state_bits
 
 
+def fits(vt: Tensor, weights: Tensor) -> bool:
+    """Whether an accumulator is one for weights of this shape: codes of 8 bits are flat."""
+    return vt.shape == ((weights.numel(),) if vt.dtype == torch.uint8 else weights.shape)
+
+
 def fresh(weights: Tensor, state_bits: int) -> dict[str, Tensor]:
     """The accumulator of a parameter that has not been stepped yet."""
     bits = width_of(weights, state_bits)

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from kohya_ext.optim import AdaCoor, blockwise
+from kohya_ext.optim.rule import constants, needs_words, step_full, step_half
+from kohya_ext.optim.settings import rule_of
+from kohya_ext.optim.widths import fresh
+from kohya_ext.rounding import element_indices, random_words, stream_key
+
+DEFAULTS = AdaCoor([torch.zeros(1)]).defaults
 
 
 def published_step(weights: Tensor, gradient: Tensor, vt: Tensor, eps: float = 1e-8) -> None:
@@ -35,3 +46,48 @@ def decades(shape: tuple[int, ...], generator: torch.Generator, low: float = -9,
     """Random gradients whose magnitudes spread evenly over 12 powers of ten."""
     exponent = low + (high - low) * torch.rand(shape, generator=generator)
     return torch.randn(shape, generator=generator) * 10**exponent
+
+
+class Formula:
+    """AdaCoor as `optim.rule` states it, on flat copies: no slices, no gathering, no view of anybody's memory."""
+
+    def __init__(self, weights: Tensor, **settings: Any) -> None:
+        self.weights = weights.detach().clone(memory_format=torch.contiguous_format)
+        self._rule = rule_of({**DEFAULTS, **settings})
+        self._steps = 0
+        self.skipped = 0
+        self.state = {key: value.flatten() for key, value in fresh(self.weights, self._rule.state_bits).items()}
+
+    def step(self, gradient: Tensor, index: int, order: Sequence[int]) -> None:
+        """One step of parameter `index`. order: of the dimensions, in which elements count for random bits."""
+        self._steps += 1
+        if not self.weights.numel():
+            return
+        flat, newest = (_flat_copy(tensor, order) for tensor in (self.weights, gradient))
+        words = random_words(
+            stream_key(self._rule.seed, self._steps, index), element_indices(0, flat.numel(), flat.device)
+        )
+        vt = self.state["vt"]
+        if vt.dtype != torch.uint8:
+            vt = _flat_copy(vt.view(self.weights.shape), order)
+        numbers = constants(self._rule, vt.dtype, flat.device)
+        if not needs_words(self._rule, flat.dtype, vt.dtype):
+            words = None
+        if vt.dtype == torch.uint8:
+            usable = blockwise.step_(flat, newest, vt, self.state["scale"], numbers, self._rule, words)
+        else:
+            formula = step_half if vt.dtype == torch.bfloat16 else step_full
+            new = formula(flat, newest, vt, numbers, self._rule, words)
+            flat, usable = new.weights, new.usable
+            _unfold(self.state["vt"].view(self.weights.shape), new.state, order)
+        _unfold(self.weights, flat, order)
+        self.skipped += int((~usable).sum())
+
+
+def _flat_copy(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    return tensor.permute(tuple(order)).reshape(-1).clone(memory_format=torch.contiguous_format)
+
+
+def _unfold(target: Tensor, flat: Tensor, order: Sequence[int]) -> None:
+    permuted = target.permute(tuple(order))
+    permuted.copy_(flat.view(permuted.shape))

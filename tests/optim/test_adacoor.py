@@ -267,7 +267,7 @@ def test_parameters_it_cannot_train_are_refused_by_name() -> None:
         assert "parameter 1" in str(caught.value)
     embedding = nn.Embedding(5, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuntimeError, match="sparse gradient"):
+    with pytest.raises(RuntimeError, match="sparse"):
         AdaCoor(embedding.parameters()).step()
 
 
