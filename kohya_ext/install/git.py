@@ -1,8 +1,7 @@
 """What we ask of git, and the two things we do with it: the skip-worktree flag and lines in `.git/info/exclude`.
 
 git may be absent and a checkout need not be a repository (Docker images copy the tree without `.git`): then every
-question has the answer None, and nothing is done. The folder may belong to another user than the one who installs
-(provisioning scripts run as root), which git refuses unless told that it is safe.
+question has the answer None, and nothing is done. How git is started, and where it is not, `gitcommand` says.
 """
 
 from __future__ import annotations
@@ -10,75 +9,41 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kohya_ext.errors import ConflictError
-from kohya_ext.files import lock
-from kohya_ext.files.atomic import clear_leftovers, give_tree, owner_for, write_atomic
-from kohya_ext.files.folder import opened
-from kohya_ext.files.journal import Operation
+from kohya_ext.files.atomic import clear_leftovers, write_into
+from kohya_ext.files.folder import Folder, opened
+from kohya_ext.files.journal import Operation, state_in
+from kohya_ext.files.paths import checked, real_inside
 from kohya_ext.files.textform import appended
+from kohya_ext.install.gitcommand import ask, refusal, repository, work_tree
 
-TIMEOUT_SECONDS = 60
+__all__ = ["refusal", "work_tree"]
+
 EXCLUDE_HEADING = b"# kohya_ext: what its installer put here; `kohya-ext uninstall` takes these lines away"
 SKIP_WORKTREE = "skip-worktree"
 EXCLUDE = "exclude"
-
-_FOREIGN_OWNER = (b"dubious ownership", b"unsafe repository")
-
-
-def run(folder: Path, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes] | None:
-    """Run git in `folder`, `given` as its input; None when git is absent or hangs. Never asks, no optional locks."""
-    done = _run(folder, arguments, given, {})
-    if done is not None and done.returncode and any(words in done.stderr for words in _FOREIGN_OWNER):
-        # git 2.35 to 2.37, and the 2.34 of Ubuntu 22.04, take safe.directory from a configuration file only
-        with tempfile.TemporaryDirectory() as scratch:
-            config = Path(scratch) / "gitconfig"
-            config.write_text("[include]\n\tpath = ~/.gitconfig\n[safe]\n\tdirectory = *\n", encoding="utf-8")
-            done = _run(folder, arguments, given, {"GIT_CONFIG_GLOBAL": str(config)})
-    return done
+INFO, EXCLUDE_NAME = "info", "exclude"
 
 
-def _run(
-    folder: Path, arguments: Sequence[str], given: bytes, extra: Mapping[str, str]
-) -> subprocess.CompletedProcess[bytes] | None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or "CONFIG" in key}
-    environment |= {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", **extra}
-    command = ["git", "-c", "safe.directory=*", *arguments]
-    try:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            input=given,
-            capture_output=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-            **lock.handed_on(),
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
+def require_access(*tops: Path) -> None:
+    """Raise ConflictError, with git's reason, where one of `tops` is a repository that this user must not use."""
+    for top in tops:
+        reason = refusal(top)
+        if reason is not None:
+            raise ConflictError(f"{reason}\nNothing was changed")
 
 
 def answer(folder: Path, *arguments: str, given: bytes = b"") -> bytes | None:
-    """What git prints, None when it fails, is absent, or `folder` is in no repository."""
+    """What git prints, None when it fails, is absent, may not run there, or `folder` is in no repository."""
     if work_tree(folder) is None:
         return None
-    done = run(folder, *arguments, given=given)
+    done = ask(folder, *arguments, given=given)
     return done.stdout if done is not None and done.returncode == 0 else None
-
-
-def work_tree(folder: Path) -> Path | None:
-    """The top of the work tree that holds `folder`: the nearest folder upwards with a `.git`."""
-    for candidate in (folder, *folder.parents):
-        if (candidate / ".git").exists():
-            return candidate
-    return None
 
 
 @dataclass(frozen=True)
@@ -144,11 +109,27 @@ def exclude_file(root: Path) -> tuple[Path, str] | None:
 
     Works in submodules and further work trees too, where `.git` is a file. None where there is no repository.
     """
-    said = answer(root, "rev-parse", "--git-path", "info/exclude", "--show-prefix")
-    if said is None:
+    top = work_tree(root)
+    if top is None or answer(root, "rev-parse", "--git-dir") is None:
         return None
-    lines = said.decode("utf-8", "surrogateescape").split("\n")
-    return root / lines[0], lines[1] if len(lines) > 1 else ""
+    prefix = root.resolve().relative_to(top.resolve()).as_posix()
+    return repository(top).common / INFO / EXCLUDE_NAME, "" if prefix == "." else f"{prefix}/"
+
+
+def read_exclude(file: Path) -> bytes | None:
+    """The bytes of an exclude file, None when there is none. Raises ConflictError, OSError where links lead to it."""
+    with opened(file.parents[1]) as folder:
+        if folder.lstat(INFO) is None:
+            return None
+        with folder.entered(INFO) as info:
+            state = state_in(info, EXCLUDE_NAME)
+    return None if state is None else state.data
+
+
+def own_folder(root: Path) -> Path | None:
+    """The folder in which git keeps what belongs to this work tree alone; None where there is no repository."""
+    top = work_tree(root)
+    return None if top is None or answer(root, "rev-parse", "--git-dir") is None else repository(top).folder
 
 
 def exclude_line(prefix: str, path: str) -> bytes:
@@ -181,39 +162,55 @@ class SkipWorktree:
 
     def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Set the flag to `on`."""
-        self._flag(root, arguments, bool(arguments["on"]))
+        self._flag(root, arguments)
 
     def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Set the flag to the opposite: the plan names only files whose flag it changes."""
-        self._flag(root, arguments, not arguments["on"])
+        self._flag(root, arguments, back=True)
 
     def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Nothing waits for the commit."""
 
     @staticmethod
-    def _flag(root: Path, arguments: Mapping[str, Any], on: bool) -> None:
-        folder = root / arguments["folder"]
+    def _flag(root: Path, arguments: Mapping[str, Any], *, back: bool = False) -> None:
+        folder, paths, on = _named_files(root, arguments)
+        on = on != back
         if not folder.is_dir():
             return
-        known = all_tracked(folder / path for path in arguments["paths"])
-        paths = [path for path in arguments["paths"] if folder / path in known and known[folder / path].skipped != on]
+        known = all_tracked(folder / path for path in paths)
+        paths = [path for path in paths if folder / path in known and known[folder / path].skipped != on]
         if not paths:
             return
-        index = answer(folder, "rev-parse", "--git-path", "index")
-        place = folder / os.fsdecode(index.rstrip(b"\n")) if index else None
-        owner = owner_for(place) if place is not None else None
-        done = run(folder, "update-index", f"--{'' if on else 'no-'}skip-worktree", "--", *paths)
+        done = ask(folder, "update-index", f"--{'' if on else 'no-'}skip-worktree", "--", *paths)
         if done is not None and done.returncode:
             reason = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise ConflictError(
                 f"git cannot update its index in {folder}: {reason[0] if reason else 'unknown reason'} "
                 "Nothing was changed. Let other git commands finish (a lock that a killed one left may be removed)"
             )
-        if not on:
-            run(folder, "update-index", "-q", "--refresh")
-        if place is not None:
-            with contextlib.suppress(OSError):
-                give_tree(place.resolve(), owner)
+        if not on and not _has_filters(folder):
+            ask(folder, "update-index", "-q", "--refresh")
+
+
+def _named_files(root: Path, arguments: Mapping[str, Any]) -> tuple[Path, list[str], bool]:
+    """Folder, paths and direction of a SkipWorktree. Raises ConflictError where they are not in `root`."""
+    source = "the journal"
+    try:
+        name, on = arguments["folder"], bool(arguments["on"])
+        paths = [checked(path, source) for path in arguments["paths"]]
+    except (KeyError, TypeError) as error:
+        raise ConflictError(f"{source} is damaged: a step {SKIP_WORKTREE!r} without {error}") from error
+    folder = root if name == os.curdir else real_inside(root, f"{checked(name, source)}/x", source)[0]
+    return folder, paths, on
+
+
+def _has_filters(folder: Path) -> bool:
+    """Whether the repository's own settings (not the user's) name programs that git runs to compare a file."""
+    asked = ("--null", "--get-regexp", r"^filter\..*\.(clean|process)$")
+    said = answer(folder, "config", "--includes", "--show-scope", *asked)
+    if said is None:  # none at all, or a git that is too old to say
+        return answer(folder, "config", "--includes", *asked) is not None
+    return any(scope not in (b"global", b"system", b"command") for scope in said.split(b"\0")[0:-1:2])
 
 
 class Exclude:
@@ -221,11 +218,11 @@ class Exclude:
 
     def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Make it `after`."""
-        self._write(root, _decoded(arguments["before"]), _decoded(arguments["after"]))
+        self._write(root, _decoded(arguments, "before"), _decoded(arguments, "after"))
 
     def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Make it `before`."""
-        self._write(root, _decoded(arguments["after"]), _decoded(arguments["before"]))
+        self._write(root, _decoded(arguments, "after"), _decoded(arguments, "before"))
 
     def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Nothing waits for the commit."""
@@ -235,37 +232,35 @@ class Exclude:
         found = exclude_file(root)
         if found is None:
             return
-        path = found[0]
-        clear_leftovers_of(path)
-        current = path.read_bytes() if path.exists() else None
-        if current is None and new is None:
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
-        if current == new:
-            return
-        if current != old:
-            # edited by somebody in between: change only the lines that are ours
-            gone = set((old or b"").splitlines()) - set((new or b"").splitlines())
-            come = [line for line in (new or b"").splitlines() if line not in (old or b"").splitlines()]
-            kept = [line for line in (current or b"").splitlines(keepends=True) if line.rstrip(b"\r\n") not in gone]
-            missing = [line for line in come if line not in (current or b"").splitlines()]
-            new = b"".join(kept)
-            if missing:
-                new = appended(new, b"".join(line + b"\n" for line in missing).decode("utf-8", "surrogateescape"))
-        if new is None:
-            path.unlink()
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
-            return
-        if not path.parent.is_dir():
-            path.parent.mkdir()
-            give_tree(path.parent.resolve(), owner_for(path.parent.parent))
-        write_atomic(path, new)
+        with opened(found[0].parents[1]) as folder:
+            if new is not None and folder.lstat(INFO) is None:
+                folder.make_folder(INFO, folder.owner())
+            with contextlib.suppress(FileNotFoundError), folder.entered(INFO) as info:
+                clear_leftovers(info, EXCLUDE_NAME)  # of a killed process
+                _write_exclude(info, old, new)
+            if new is None:
+                with contextlib.suppress(OSError):
+                    folder.rmdir(INFO)
 
 
-def clear_leftovers_of(path: Path) -> None:
-    with contextlib.suppress(OSError), opened(path.parent.resolve()) as folder:
-        clear_leftovers(folder, path.name)
+def _write_exclude(info: Folder, old: bytes | None, new: bytes | None) -> None:
+    state = state_in(info, EXCLUDE_NAME)
+    current = None if state is None else state.data
+    if current == new:
+        return
+    if current != old:
+        # edited by somebody in between: change only the lines that are ours
+        gone = set((old or b"").splitlines()) - set((new or b"").splitlines())
+        come = [line for line in (new or b"").splitlines() if line not in (old or b"").splitlines()]
+        kept = [line for line in (current or b"").splitlines(keepends=True) if line.rstrip(b"\r\n") not in gone]
+        missing = [line for line in come if line not in (current or b"").splitlines()]
+        new = b"".join(kept)
+        if missing:
+            new = appended(new, b"".join(line + b"\n" for line in missing).decode("utf-8", "surrogateescape"))
+    if new is None:
+        info.unlink(EXCLUDE_NAME, missing_ok=True)
+    else:
+        write_into(info, EXCLUDE_NAME, new)
 
 
 def encoded(data: bytes | None) -> str | None:
@@ -273,8 +268,12 @@ def encoded(data: bytes | None) -> str | None:
     return None if data is None else base64.b64encode(data).decode("ascii")
 
 
-def _decoded(text: str | None) -> bytes | None:
-    return None if text is None else base64.b64decode(text)
+def _decoded(arguments: Mapping[str, Any], key: str) -> bytes | None:
+    try:
+        text = arguments[key]
+        return None if text is None else base64.b64decode(text, validate=True)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConflictError(f"the journal is damaged: a step {EXCLUDE!r} whose {key!r} cannot be read") from error
 
 
 OPERATIONS: Mapping[str, Operation] = {SKIP_WORKTREE: SkipWorktree(), EXCLUDE: Exclude()}

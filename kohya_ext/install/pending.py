@@ -7,13 +7,15 @@ record of it stands where git keeps its own: it outlives `uninstall`, is in nobo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.files.atomic import write_atomic
+from kohya_ext.errors import ConflictError
+from kohya_ext.files.atomic import write_into
+from kohya_ext.files.folder import opened
+from kohya_ext.files.journal import state_in
 from kohya_ext.install import git
 
 NAME = "kohya_ext-update.json"
@@ -30,31 +32,32 @@ class Pending:
 
 def begin(root: Path, pending: Pending) -> None:
     """Record that our files are about to be taken off, and what they were."""
-    path = _path(root)
-    if path is not None:
+    where = git.own_folder(root)
+    if where is not None:
         document = {"patch_set": pending.patch_set, "package": pending.package, "root": pending.root}
-        write_atomic(path, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
+        with opened(where) as folder:
+            write_into(folder, NAME, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
 
 
 def read(root: Path) -> Pending | None:
     """What an interrupted update left to be put on again, None where there was none."""
-    path = _path(root)
+    where = git.own_folder(root)
+    if where is None:
+        return None
     try:
-        document = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
-        if document is None:
+        with opened(where) as folder:
+            state = state_in(folder, NAME)
+        if state is None:
             return None
+        document = json.loads(state.data)
         return Pending(str(document["patch_set"]), document["package"], document.get("root"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ConflictError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def end(root: Path) -> None:
     """The update is over, whichever way."""
-    path = _path(root)
-    if path is not None:
-        path.unlink(missing_ok=True)
-
-
-def _path(root: Path) -> Path | None:
-    said = git.answer(root, "rev-parse", "--git-path", NAME)
-    return None if said is None else root / os.fsdecode(said.rstrip(b"\n"))
+    where = git.own_folder(root)
+    if where is not None:
+        with opened(where) as folder:
+            folder.unlink(NAME, missing_ok=True)

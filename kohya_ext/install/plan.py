@@ -31,6 +31,7 @@ def plan_install(
     presets: path relative to the checkout -> bytes. package: to remember in the manifest; None keeps what is there.
     Raises UnsupportedError when a hook is missing, ConflictError when something stands in the way.
     """
+    git.require_access(checkout.root, checkout.training_root)
     sources = Sources()
     recorded = manifest.read(checkout.root)
     chosen = patchset.load(patch_set)
@@ -70,6 +71,7 @@ def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = Non
     presets: what an install would put there; without records, files of these bytes are ours.
     Raises ConflictError when a file of ours was edited since, or its backup is damaged.
     """
+    git.require_access(checkout.root, checkout.training_root)
     recorded = manifest.read(checkout.root)
     if recorded is None:
         return _uninstall_unrecorded(checkout, presets or {})

@@ -331,7 +331,7 @@ class Builder:
         if found is None:
             return None, []
         file, prefix = found
-        current = file.read_bytes() if file.exists() else None
+        current = git.read_exclude(file)
         old = self.recorded.exclusion if self.recorded else None
         lines = [git.exclude_line(prefix, path) for path in paths]
         if old is not None and current is not None and sha256(current) == old.sha256_after:

@@ -7,20 +7,15 @@ patch set inline, which edits files that upstream works on.
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kohya_ext import presets
 from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
-from kohya_ext.files import lock
 from kohya_ext.files.lock import locked
-from kohya_ext.install import apply, patchset, pending
+from kohya_ext.install import apply, git, gitcommand, patchset, pending
 from kohya_ext.install import package as packages
 from kohya_ext.install.apply import Outcome
 from kohya_ext.install.checkout import Checkout, describe
@@ -29,7 +24,6 @@ from kohya_ext.install.environment import Environment
 from kohya_ext.install.known import remembered
 from kohya_ext.install.status import PRESETS_ONLY
 
-GIT_SECONDS = 1800
 PULL = ("pull", "--ff-only")
 SUBMODULES = ("submodule", "update", "--init", "--recursive")
 
@@ -138,14 +132,15 @@ def _environments(root: Path, wanted: pending.Pending) -> list[Environment]:
 
 
 def _require_git(checkout: Checkout) -> None:
-    if shutil.which("git") is None:
+    if gitcommand.program() is None:
         raise UnsupportedError("git is not there: install it, or update Kohya your own way and run kohya-ext install")
     if not (checkout.root / ".git").exists():
         raise UnsupportedError(
             f"{checkout.root} is no git repository (an image's copy?), so it cannot be pulled: "
             "update it the way you installed it, then run kohya-ext install"
         )
-    if _git(checkout.root, "rev-parse", "--abbrev-ref", "@{upstream}").returncode != 0:
+    git.require_access(checkout.root, checkout.training_root)
+    if git.answer(checkout.root, "rev-parse", "--abbrev-ref", "@{upstream}") is None:
         raise ConflictError(
             f"{checkout.root} is on no branch that follows a remote one (a tag is checked out?), so there is nothing "
             f"to pull; nothing was changed. Choose a release: git -C {shlex.quote(str(checkout.root))} checkout TAG, "
@@ -160,48 +155,15 @@ def _pull(root: Path, report: Callable[[str, str], None]) -> str | None:
     while done < len(steps):
         step = steps[done]
         command = f"git {' '.join(step)}"
-        run = _git(root, *step)
+        run = gitcommand.fetch(root, *step)
         if run.returncode != 0:
-            return f"{command} failed:\n{(run.stderr or run.stdout).strip()}"
-        report("git", f"{command}: {(run.stdout.strip().splitlines() or ['done'])[0]}")
+            return f"{command} failed:\n{_text(run.stderr or run.stdout)}"
+        report("git", f"{command}: {(_text(run.stdout).splitlines() or ['done'])[0]}")
         done += 1
         if step is PULL and len(steps) == 1 and (root / ".gitmodules").exists():
             steps.append(SUBMODULES)  # the release with the submodule came with this pull
     return None
 
 
-def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run git as the owner of the checkout when we are root, so that no file changes hands and no key is missing."""
-    environ = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    identity: dict[str, Any] = {}
-    owner = root.stat()
-    if hasattr(os, "geteuid") and os.geteuid() == 0 and owner.st_uid != 0:
-        identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        environ["HOME"] = _home(owner.st_uid)
-    # no housekeeping in the background: it would keep our lock
-    quietly = ("-c", "gc.auto=0", "-c", "maintenance.auto=false")
-    command = ["git", "-c", "safe.directory=*", *quietly, "-C", str(root), *arguments]
-    try:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=GIT_SECONDS,
-            env=environ,
-            check=False,
-            **lock.handed_on(),
-            **identity,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return subprocess.CompletedProcess(command, 1, "", str(error))
-
-
-def _home(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_dir
-    except KeyError:  # a container may run as a user that nobody has named
-        return os.sep
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", "replace").strip()

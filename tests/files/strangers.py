@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,14 +26,6 @@ def give(path: Path, uid: int = NOBODY) -> Path:
     return path
 
 
-def reachable(path: Path) -> Path:
-    """`path`, with its parents passable for everybody: pytest keeps its temporary folders to their owner."""
-    for folder in (path, *path.parents):
-        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
-    return path
-
-
 def as_stranger(action: Callable[[], object], uid: int = NOBODY) -> int:
     """Run `action` in a process of `uid`; its exit status, 0 for a return and 1 for an exception."""
     child = os.fork()
@@ -42,7 +35,10 @@ def as_stranger(action: Callable[[], object], uid: int = NOBODY) -> int:
             _become(uid)
             action()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from pathlib import Path
 
 import pytest
 
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.lock import locked
-from kohya_ext.install import git
+from kohya_ext.install import git, gitcommand
 from tests.install import trees
 
 
@@ -35,7 +34,7 @@ def test_without_repository_or_git(tmp_path: Path, repository: Path, monkeypatch
     assert git.head_blob(tmp_path / "x") is None
     assert git.exclude_file(tmp_path) is None
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert git.run(repository, "status") is None
+    assert gitcommand.ask(repository, "status") is None
     assert git.tracked(repository / "a b.py") is None
 
 
@@ -105,22 +104,6 @@ def test_lines_mean_one_file_only(repository: Path, name: str) -> None:
     assert trees.git(repository, "status", "--porcelain") == ""
     (repository / "ab").write_text("")
     assert "ab" in trees.git(repository, "status", "--porcelain")
-
-
-def test_old_git_that_reads_safe_directory_from_files_only(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = shutil.which("git")
-    fake = tmp_path / "bin/git"
-    fake.parent.mkdir()
-    fake.write_text(
-        f'#!/bin/sh\ngrep -q "directory = \\*" "$GIT_CONFIG_GLOBAL" 2>/dev/null && exec {real} "$@"\n'
-        'echo "fatal: detected dubious ownership in repository" >&2\nexit 128\n'
-    )
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
-    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
-    assert git.head_blob(repository / "a b.py") == b"x = 1\r\n"
 
 
 def test_children_hold_the_lock(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""Whom to start another program as. Root does nothing of its own accord with what belongs to somebody else.
+
+A program that reads somebody's settings, or runs somebody's Python, runs code of theirs. So where a tree or an
+environment belongs to another user and we are root, the program runs as that user: with their rights and their HOME,
+without our variables, and in a session of its own, so that it cannot type into our terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# of our environment variables, what another user's program may see
+_HARMLESS = ("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "SYSTEMROOT")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A user that a program is to run as. home: their HOME."""
+
+    uid: int
+    gid: int
+    home: str
+
+    def arguments(self) -> dict[str, Any]:
+        """What `subprocess.run` is to be given for it."""
+        return {"user": self.uid, "group": self.gid, "extra_groups": (), "start_new_session": True, "umask": 0o022}
+
+    def environ(self, ours: Mapping[str, str], also: Iterable[str] = ()) -> dict[str, str]:
+        """Of `ours`, what this user's program gets: no secrets of ours. also: further names."""
+        kept = {*_HARMLESS, *also}
+        return {**{name: value for name, value in ours.items() if name in kept}, "HOME": self.home}
+
+
+def is_root() -> bool:
+    """Whether this process may do everything."""
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def of_owner(uid: int, gid: int) -> Identity | None:
+    """The identity to take for what belongs to `uid`; None where that is ours, or none can be taken."""
+    return Identity(uid, gid, _home(uid)) if is_root() and uid != 0 else None
+
+
+def of_interpreter(python: Path) -> Identity | None:
+    """The user whose code runs when `python` is started, None where that is root's or ours.
+
+    That is whoever may change it: the owner of the interpreter, of the environment around it, and of the folders
+    between. Where several users may, the first that is not root.
+    """
+    if not is_root():
+        return None
+    prefix = python.parent.parent
+    for path in (python, python.parent, prefix, prefix / "pyvenv.cfg", prefix / "lib", python.resolve()):
+        try:
+            found = path.lstat()
+        except OSError:
+            continue
+        identity = of_owner(found.st_uid, found.st_gid)
+        if identity is not None:
+            return identity
+    return None
+
+
+def _home(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:  # a container may run as a user that nobody has named
+        return os.sep
