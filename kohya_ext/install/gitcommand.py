@@ -5,7 +5,8 @@ programs that its owner has chosen. It protects itself by refusing repositories 
 stays on:
 
 * As root, git runs as the owner of the repository. Where its parts belong to different users, it does not run at all.
-* As an ordinary user it runs only in that user's repositories, and in those that the user's own settings name safe.
+* As an ordinary user it runs only in that user's repositories, in root's (who needs no trick), and in those that the
+  user's own settings name safe.
 * Questions run without hooks, monitor, filters and network, whatever the settings say.
 * Variables that would lead git elsewhere (GIT_DIR and the like) are not passed on.
 * A `.git` file may lead to a folder of the same owner that knows of this work tree, and nowhere else.
@@ -150,7 +151,10 @@ def _run(folder: Path, arguments: tuple[str, ...], given: bytes, *, network: boo
     if found is None:
         raise FileNotFoundError("git is not there")
     settings = _ALWAYS if network else _QUESTION
-    environ, started = _started(None if top is None else _identity(top), network)
+    who = None if top is None else _identity(top)
+    environ, started = _started(who, network)
+    if top is not None and who is None and _is_roots(top):
+        settings = (*settings, f"safe.directory={top.resolve()}")
     if top is not None:  # a `.git` that is none must not make git look further up, in somebody else's repository
         environ["GIT_CEILING_DIRECTORIES"] = str(top.parent)
     return subprocess.run(
@@ -213,7 +217,7 @@ def _identity(top: Path) -> identity.Identity | None:
         )
     if identity.is_root():
         return identity.of_owner(owner, owners[found.top].st_gid)
-    if owner != os.geteuid() and not _named_safe(found.top):
+    if owner not in (0, os.geteuid()) and not _named_safe(found.top):
         where = shlex.quote(str(found.top))
         raise RefusedError(
             f"{found.top} belongs to user {owner}, not to you (user {os.geteuid()}), so git does not work there "
@@ -221,6 +225,10 @@ def _identity(top: Path) -> identity.Identity | None:
             f"git config --global --add safe.directory {where}"
         )
     return None
+
+
+def _is_roots(top: Path) -> bool:
+    return hasattr(os, "geteuid") and not identity.is_root() and top.stat().st_uid == 0
 
 
 def _named_safe(top: Path) -> bool:
