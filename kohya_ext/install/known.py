@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.bundle import PACKAGE_DIR
 from kohya_ext.errors import UsageError
+from kohya_ext.install.commands import INSTALLER
 from kohya_ext.install.environment import Environment, inspect
 from kohya_ext.install.manifest import Manifest
 
@@ -57,12 +59,12 @@ def record(root: Path, recorded: Manifest | None, put: Iterable[tuple[Environmen
     """What the manifest shall remember once the package is in the environments of `put` as well (and its digest)."""
     kept = {str(environment.python): (environment, digest) for environment, digest in known(root, recorded).present}
     kept |= {str(environment.python): (environment, digest) for environment, digest in put}
-    return {
-        ENVIRONMENTS: [
-            {"python": python, "home": environment.home, "digest": digest}
-            for python, (environment, digest) in kept.items()
-        ]
-    }
+    environments = [
+        {"python": python, "home": environment.home, "digest": digest} for python, (environment, digest) in kept.items()
+    ]
+    # our lines in Kohya's files name it where the package does not work
+    installer = PACKAGE_DIR.parent / INSTALLER
+    return {ENVIRONMENTS: environments, **({"installer": str(installer)} if installer.is_file() else {})}
 
 
 def _here(python: Path, root: Path, old_root: str | None) -> Path:

@@ -16,10 +16,10 @@ from kohya_ext.runtime.report import not_hooked
 __all__ = ["activate", "install"]
 
 
-def activate(package: str) -> None:
-    """Wrap, from now on, what the modules of `package` define as they are imported.
+def activate(package: str, *, guarded: bool = False) -> None:
+    """Wrap, from now on, what the modules of `package` define as they are imported. Idempotent.
 
-    Idempotent. Raises SystemExit where it fails and AdaCoor is named on the command line, else nothing.
+    guarded: the caller deals with whatever is raised, as our lines do since their second form; else nothing is raised.
     """
     try:
         from kohya_ext.runtime.importhook import watch
@@ -27,14 +27,18 @@ def activate(package: str) -> None:
 
         watch(package, wrap_module)
     except (Exception, SystemExit) as error:
+        if guarded:
+            raise
         not_hooked(package, error)
 
 
-def install(namespace: dict[str, Any]) -> None:
+def install(namespace: dict[str, Any], *, guarded: bool = False) -> None:
     """Wrap what one module defines; `namespace` is its globals(), complete. As `activate` otherwise."""
     try:
         from kohya_ext.runtime.wrapping import wrap_module
 
         wrap_module(namespace)
     except (Exception, SystemExit) as error:
+        if guarded:
+            raise
         not_hooked(str(namespace.get("__name__")), error)

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,8 +101,9 @@ def asks_for_us(args: argparse.Namespace | None = None) -> bool:
         named = str(getattr(args, "optimizer_type", None) or "").lower() in ADACOOR_NAMES
         return named or bool(getattr(args, EMA_SWITCH, None)) or bool(getattr(args, LOG_SWITCH, None))
     options = {word.partition("=")[0] for word in sys.argv}
-    values = {word.rpartition("=")[2].lower() for word in sys.argv}
-    return bool(options & {f"--{EMA_SWITCH}", f"--{LOG_SWITCH}"}) or bool(values.intersection(ADACOOR_NAMES))
+    optimizers = re.findall(r"^--optimizer_type[=\n](.+)", "\n".join(sys.argv), re.MULTILINE)
+    named = bool(optimizers) and optimizers[-1].lower() in ADACOOR_NAMES
+    return named or bool(options & {f"--{EMA_SWITCH}", f"--{LOG_SWITCH}"})
 
 
 def stop_at_faults() -> None:

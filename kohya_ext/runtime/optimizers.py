@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from kohya_ext.runtime import averaging, legacy, options, skips, telemetry
+from kohya_ext.runtime import averaging, guard, legacy, options, skips, telemetry
+from kohya_ext.runtime.report import stop
 from kohya_ext.upstream import ADACOOR_PATH
 
 
@@ -16,6 +17,10 @@ def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest:
     if legacy.found():
         return original(args, *rest, **named)
     options.check(args)
+    if guard.asks_for_us(args):
+        guard.stop_at_faults()
+        if averaging.current() is None and options.read(args) is not None:
+            stop("--enable_ema cannot be honoured: prepare_accelerator of this Kohya was not met, where the EMA begins")
     with _as_dotted_path(args) if options.names_adacoor(args) else nullcontext():
         result = original(args, *rest, **named)
     # trainable_params may be a one-shot iterator and is used up by now: the optimizer knows its parameters

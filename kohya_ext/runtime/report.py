@@ -6,11 +6,11 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import shlex
 import sys
 from typing import NoReturn, TextIO
 
 from kohya_ext.errors import WRONG_USAGE
-from kohya_ext.upstream import ADACOOR_NAMES
 
 _reminders: list[str] = []
 
@@ -43,15 +43,12 @@ def stop(message: str, exit_code: int = WRONG_USAGE) -> NoReturn:
 
 
 def not_hooked(name: str, error: BaseException) -> None:
-    """Say that `name` stays as upstream made it; stop where AdaCoor is named, which upstream would miss much later."""
-    if (
-        multiprocessing.parent_process() is not None
-    ):  # a DataLoader worker: its run has been told, and may have ended us
-        return
-    reason = f"{type(error).__name__}: {error}"
-    if any(word.rpartition("=")[2].lower() in ADACOOR_NAMES for word in sys.argv):
-        stop(f"AdaCoor cannot be used: kohya_ext does not work here ({reason}). `kohya-ext doctor` says more")
-    say(f"could not hook into {name!r}, Kohya runs as if kohya_ext were not installed: {reason}")
+    """Say that `name` stays as upstream made it. A run that asks for something of ours stops later, see `guard`."""
+    if multiprocessing.parent_process() is None:  # a worker of a DataLoader has nothing to tell
+        say(
+            f"could not hook into {name!r}, it stays as upstream made it ({type(error).__name__}: {error}); to fix it, "
+            f"run install.sh of kohya_ext again with --python {shlex.quote(sys.executable)}"
+        )
 
 
 def _remind() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def test_hooks_are_off_without_the_package_and_say_so(checkout: Checkout) -> Non
         text=True,
     )
     first, second = run.stdout.splitlines()
-    assert first.startswith(f"kohya_ext does not work in {sys.executable!a} (ModuleNotFoundError")
+    assert first.startswith(f'kohya_ext does not work in {sys.executable} ("ModuleNotFoundError')
     assert run.stderr == ""
     assert "kohya_ext" not in second
 
@@ -131,6 +132,93 @@ def test_the_lines_survive_anything(make: Make, tmp_path: Path, patch_set: str, 
     assert "whole" not in asking.stdout
     other_rank = run(f"import os; os.environ['RANK'] = '1'; import {module}; print('whole')")
     assert other_rank.stdout == "whole\n"
+
+
+TOML = {
+    'optimizer_type = "AdaCoor"': True,
+    '"optimizer_type" = "AdamW"\nenable_ema = true': True,
+    "enable_ema = false": False,
+    "# enable_ema = true": False,
+    'optimizer_type = "AdamW"\noutput_name = "AdaCoor"': False,
+}
+COMMAND_LINES = [
+    (["--optimizer_type", "kohya_ext.optim.AdaCoor"], True),
+    (["--optimizer_type", "adacoor", "--output_name", "AdamW"], True),
+    (["--optimizer_type", "AdamW", "--output_name", "AdaCoor"], False),
+    (["--optimizer_type", "AdaCoor", "--optimizer_type=AdamW"], False),
+    (["--ema_decay", "0.9"], False),  # a fork's own
+    ([], False),
+]
+
+
+def import_without_the_package(
+    checkout: Checkout, *words: str, code: str = "", module: str = "library"
+) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"{code}\nimport sys; sys.path.insert(0, {str(checkout.training_root)!r}); import {module}; print('whole')"
+    )
+    return subprocess.run([sys.executable, "-I", "-c", program, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("words", "asks"), COMMAND_LINES)
+def test_only_a_run_that_asks_for_us_is_stopped(make: Make, words: list[str], asks: bool) -> None:
+    checkout = make("split")
+    apply.install(checkout)
+    run = import_without_the_package(checkout, *words)
+    assert ("whole" not in run.stdout, run.returncode) == ((True, 2) if asks else (False, 0))
+    assert "kohya_ext does not work" in run.stdout
+
+
+@pytest.mark.parametrize("given", ["--config_file={}", "--config_file={}.toml"])
+@pytest.mark.parametrize("text", TOML)
+def test_a_toml_may_ask_for_us_too(make: Make, tmp_path: Path, text: str, given: str) -> None:
+    """The GUI hands over one since v24, and upstream ignores what it does not know in it."""
+    checkout = make("split")
+    apply.install(checkout)
+    (tmp_path / "run.toml").write_text(f"[optimizer]\n{text}\n", encoding="utf-8")
+    run = import_without_the_package(checkout, given.format(tmp_path / "run"))
+    assert ("whole" not in run.stdout, run.returncode) == ((True, 2) if TOML[text] else (False, 0))
+    over = import_without_the_package(checkout, given.format(tmp_path / "run"), "--optimizer_type", "Lion")
+    assert over.returncode == (2 if "enable_ema = true" in text and TOML[text] else 0)  # the command line wins
+
+
+@pytest.mark.parametrize("patch_set", SETS)
+def test_one_line_is_said_once(make: Make, patch_set: str) -> None:
+    checkout = make("split")
+    apply.install(checkout, patch_set=patch_set)
+    modules = [f"library.{path.stem}" for path in (checkout.training_root / "library").glob("[!_]*.py")]
+    run = import_without_the_package(checkout, module=", ".join(modules))
+    assert run.stdout.splitlines()[1:] == ["whole"]
+
+
+def test_a_worker_of_a_data_loader_is_neither_told_nor_stopped(make: Make) -> None:
+    """On Windows it imports `library` anew, maybe after the package has been removed: its run has all it needs."""
+    checkout = make("split")
+    apply.install(checkout)
+    child = "import multiprocessing; multiprocessing.parent_process = lambda: multiprocessing.current_process()"
+    run = import_without_the_package(checkout, "--optimizer_type=AdaCoor", code=child)
+    assert (run.stdout, run.returncode) == ("whole\n", 0)
+
+
+@pytest.mark.parametrize("stream", ["None", "open('/dev/full', 'w')"])
+def test_nobody_need_be_there_to_be_told(make: Make, stream: str) -> None:
+    checkout = make("split")
+    apply.install(checkout)
+    code = f"import sys; sys.stdout, kept = {stream}, sys.stdout\nimport atexit, os; atexit.register(os._exit, 0)"
+    run = import_without_the_package(checkout, code=code + "\nprint = lambda text: kept.write(text) and kept.flush()")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "whole" in run.stdout
+
+
+def test_the_clones_installer_is_named(make: Make, tmp_path: Path) -> None:
+    checkout = make("split")
+    installer = tmp_path / "a clone/install.sh"
+    installer.parent.mkdir()
+    apply.install(checkout, package={"environments": [], "installer": str(installer)})
+    assert "install.sh" not in import_without_the_package(checkout).stdout  # it is gone
+    installer.touch()
+    words = shlex.join(["bash", str(installer), str(checkout.root), "--python", sys.executable])
+    assert f"Fix: {words} , or remove these lines: sed" in import_without_the_package(checkout).stdout
 
 
 @pytest.mark.parametrize("patch_set", SETS)

@@ -93,6 +93,8 @@ def test_what_kohya_raises_passes_through(args: argparse.Namespace, error: BaseE
         (["sdxl_train.py", "--enable_ema"], True),
         (["sdxl_train.py", "--kohya_ext_log_every=10"], True),
         (["sdxl_train.py", "--ema_decay", "0.9"], False),  # a fork's own
+        (["sdxl_train.py", "--optimizer_type", "AdamW", "--output_name", "AdaCoor"], False),
+        (["sdxl_train.py", "--optimizer_type", "AdaCoor", "--optimizer_type=AdamW"], False),  # the last one counts
     ],
 )
 def test_the_command_line_tells_where_there_are_no_arguments_yet(

@@ -8,6 +8,8 @@ small_control_nets: ControlNets of the size of the rig's models; upstream writes
 overflows: a gradient scaler as under fp16, which accelerate keeps on a GPU only. Here it is torch's own, for the CPU,
 handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows.
 compiled: the average is blended by compiled passes, as it is for models of real size.
+vanishing: the folder RIG_VANISHING is removed within the second step, as an uninstall or a new image does in mid-run.
+full_disk: from the first step on, writing an EMA file fails as on a full disk, with half of it written.
 
 of_2023_spring: what sd-scripts 0.6 takes from elsewhere and no offline machine has: the shape of SD1.5's text encoder
 (from a hub; here the rig's own), an augmentation library that it imports and, unless told to, never calls, and
@@ -23,6 +25,7 @@ import itertools
 import json
 import os
 import runpy
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -41,6 +44,32 @@ def compiled() -> None:
 
     module.WORTHWHILE = 0
     module.SMALLEST = 1 << 10
+
+
+def vanishing() -> None:
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    steps = itertools.count(1)
+
+    def remove_at_the_second(*_: Any) -> None:
+        if next(steps) == 2:
+            shutil.rmtree(os.environ["RIG_VANISHING"])
+
+    register_optimizer_step_pre_hook(remove_at_the_second)
+
+
+def full_disk() -> None:
+    import safetensors.torch
+
+    write = safetensors.torch.save_file
+
+    def save_file(tensors: Any, filename: Any, *args: Any, **named: Any) -> None:
+        if "-ema" not in Path(filename).name:
+            return write(tensors, filename, *args, **named)
+        Path(filename).write_bytes(bytes(1 << 20))
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    safetensors.torch.save_file = save_file
 
 
 def overflows() -> None:
@@ -154,7 +183,10 @@ def runs_of(arguments: list[str]) -> Iterator[list[str]]:
         yield [f"{word}-{name}" if word.startswith("--output_name=") else word for word in arguments] + flags
 
 
-_ALL = (nothing, compiled, overflows, frozen_alone, older_diffusers, small_control_nets, of_2023_spring)
+_ALL = (
+    nothing, compiled, vanishing, full_disk, overflows,
+    frozen_alone, older_diffusers, small_control_nets, of_2023_spring,
+)  # fmt: skip
 WHATS = {what.__name__: what for what in _ALL}
 
 if __name__ == "__main__":
