@@ -8,7 +8,6 @@ small_control_nets: ControlNets of the size of the rig's models; upstream writes
 overflows: a gradient scaler as under fp16, which accelerate keeps on a GPU only. Here it is torch's own, for the CPU,
 handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows.
 compiled: the average is blended by compiled passes, as it is for models of real size.
-vanishing: the folder RIG_VANISHING is removed within the second step, as an uninstall or a new image does in mid-run.
 full_disk: from the first step on, writing an EMA file fails as on a full disk, with half of it written.
 
 of_2023_spring: what sd-scripts 0.6 takes from elsewhere and no offline machine has: the shape of SD1.5's text encoder
@@ -25,7 +24,6 @@ import itertools
 import json
 import os
 import runpy
-import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -44,18 +42,6 @@ def compiled() -> None:
 
     module.WORTHWHILE = 0
     module.SMALLEST = 1 << 10
-
-
-def vanishing() -> None:
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    steps = itertools.count(1)
-
-    def remove_at_the_second(*_: Any) -> None:
-        if next(steps) == 2:
-            shutil.rmtree(os.environ["RIG_VANISHING"])
-
-    register_optimizer_step_pre_hook(remove_at_the_second)
 
 
 def full_disk() -> None:
@@ -184,8 +170,7 @@ def runs_of(arguments: list[str]) -> Iterator[list[str]]:
 
 
 _ALL = (
-    nothing, compiled, vanishing, full_disk, overflows,
-    frozen_alone, older_diffusers, small_control_nets, of_2023_spring,
+    nothing, compiled, full_disk, overflows, frozen_alone, older_diffusers, small_control_nets, of_2023_spring,
 )  # fmt: skip
 WHATS = {what.__name__: what for what in _ALL}
 

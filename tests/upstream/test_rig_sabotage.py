@@ -100,3 +100,30 @@ def test_a_package_removed_in_mid_run_changes_nothing(bench: Bench, tmp_path: Pa
     assert not site.exists()
     suffixes = [*FILES, "-ema"] if EMA[0] in flags else FILES
     assert all(same(run, whole, suffix) for suffix in suffixes)
+
+
+@pytest.mark.parametrize("name", ["package removed", "syntax error in wrapping", "skew at the save"])
+@pytest.mark.parametrize("asking", ['optimizer_type = "AdaCoor"', "enable_ema = true"])
+def test_a_toml_that_asks_for_us_stops_a_run_too(bench: Bench, tmp_path: Path, name: str, asking: str) -> None:
+    """The GUI hands over one since v24; upstream ignores what it does not know in it."""
+    site = site_with_package(tmp_path / "site")
+    SABOTAGES[name](site)
+    config = tmp_path / "config.toml"
+    config.write_text(f"[training]\nlearning_rate = 1e-4\n{asking}\n", encoding="utf-8")
+    run = bench.train(f"toml {name}", *COMMON, f"--config_file={config}", site=site)
+    assert run.returncode == 2, run.output[-3000:]
+    assert not list(run.folder.glob("*.safetensors"))
+    assert "kohya_ext" in run.output
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize("save", ["beside", "only"])
+def test_a_disk_that_is_full_when_the_ema_is_saved(bench: Bench, save: str) -> None:
+    launcher = Path(rig.__file__).with_name("rig_launch.py")
+    flags = (*PLAIN, *EMA, f"--ema_save={save}")
+    run = bench.train(f"full disk {save}", *flags, launch=f"{launcher} full_disk")
+    assert run.returncode == 0, run.output[-3000:]
+    assert "No space left on device" in run.output
+    assert sorted(path.suffix for path in run.folder.glob("*")) == [".safetensors"] * 3
+    assert all(same(run, bench.unpatched, suffix) for suffix in FILES)
+    assert run.output.rpartition("model saved")[2].count("could not be saved") == 3  # each failure once more
