@@ -113,8 +113,11 @@ class Transaction:
 
     def interrupted(self) -> bool:
         """True when `recover` would find something to do. Reads only."""
-        names = self._names() or []
-        return DONE in names or JOURNAL in names or _remains(names)
+        names = self._names()
+        if names is None:
+            return False
+        bare = {*names} <= {SELF_IGNORE}  # the folder has just been made, or all but removed
+        return bare or DONE in names or JOURNAL in names or _remains(names)
 
     def open_effects(self) -> tuple[Effect, ...]:
         """The effects that `recover` would take back or finish. Reads only. Raises ConflictError: a damaged journal."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.about import VERSION
+from kohya_ext import about
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.paths import checked
 from kohya_ext.install import git, legacy, manifest, patchset, scan
@@ -59,7 +59,8 @@ def plan_install(
     if package is None and recorded is not None:
         package = recorded.package
     if recorded is not None and newer(recorded.version):
-        builder.notes.append(f"kohya_ext {recorded.version} was installed here; this copy, {VERSION}, takes its place")
+        said = f"kohya_ext {recorded.version} was installed here; {about.VERSION}, an older one, takes its place"
+        builder.notes.append(said)
     if chosen.edits:
         builder.notes += scan.flags_of_fork(checkout, sources)
     return replace(builder.install(checkout.release, patch_set, package), hooks=tuple(hooks))
@@ -101,7 +102,7 @@ def _uninstall_unrecorded(checkout: Checkout, presets: Mapping[str, bytes]) -> P
 
 def newer(version: str) -> bool:
     """Whether `version` is a later one of ours than this copy's."""
-    return _numbers(version) > _numbers(VERSION)
+    return _numbers(version) > _numbers(about.VERSION)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

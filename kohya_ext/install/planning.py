@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kohya_ext import about
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
@@ -202,6 +203,7 @@ class Builder:
             exclusion=exclusion,
             created_dirs=self._created_dirs(),
             package=package,
+            version=about.VERSION,
             root=str(self.root),
         )
         record = self._record(manifest.NAME, document.to_json())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kohya_ext import presets
-from kohya_ext.about import VERSION
+from kohya_ext import about, presets
 from kohya_ext.files.lock import locked
 from kohya_ext.files.transaction import explained
 from kohya_ext.install import apply, package, worksite
@@ -35,7 +34,7 @@ def _mended(checkout: Checkout, environment: Environment) -> Iterator[str]:
         recorded = apply.installed(checkout)
         wanted = recorded is not None and recorded.patch_set != PRESETS_ONLY
         if recorded is not None and wanted:
-            if compare(site.purelib).condition == "partial" and recorded.version == VERSION:
+            if compare(site.purelib).condition == "partial" and recorded.version == about.VERSION:
                 files = presets.collect(checkout)
                 apply.install(checkout, patch_set=recorded.patch_set, presets=files, environments=[environment])
                 yield f"the package in {environment.place} was half there; it is whole again"

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import errors, presets
-from kohya_ext.about import VERSION
+from kohya_ext import about, errors, presets
 from kohya_ext.errors import ConflictError, KohyaExtError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
@@ -117,8 +116,8 @@ def status(checkout: Checkout, environments: Known | None = None) -> Status:
         if recorded.release != checkout.release:
             files = _refitted(checkout, files)
             notes.append(f"installed on {recorded.release}, the checkout is at {checkout.release} now")
-        if recorded.version != VERSION:
-            notes.append(f"installed by kohya_ext {recorded.version}; this command is of {VERSION}")
+        if recorded.version != about.VERSION:
+            notes.append(f"installed by kohya_ext {recorded.version}; this command is of {about.VERSION}")
         problems += [f"{file.path}: {file.problem}. {file.cure}" for file in files if file.problem and file.cure]
         notes += [f"{file.path}: {file.problem}" for file in files if file.problem and not file.cure]
         problems += _moved(checkout, recorded, hooks)

@@ -15,8 +15,6 @@ from pathlib import Path
 from kohya_ext import about
 from kohya_ext.bundle import DATA, PACKAGE_DIR, data_dir
 
-DIST_INFO = f"{about.PACKAGE}-{about.VERSION}.dist-info"
-WHEEL_NAME = f"{about.PACKAGE}-{about.VERSION}-py3-none-any.whl"
 BUNDLED = "bundled"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o100644 << 16
@@ -28,14 +26,19 @@ SKIPPED_SUFFIXES = frozenset({".pyc", ".pyo", ".swp", ".orig", ".rej", ".tmp"})
 def write_wheel(folder: Path) -> Path:
     """Write the wheel of this very copy of kohya_ext into `folder` and return its path."""
     files = {**package_files(), **_metadata()}
-    files[f"{DIST_INFO}/RECORD"] = _record(files)
-    target = folder / WHEEL_NAME
+    files[f"{dist_info()}/RECORD"] = _record(files)
+    target = folder / f"{about.PACKAGE}-{about.VERSION}-py3-none-any.whl"
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for name, data in files.items():
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.external_attr = FILE_MODE
             archive.writestr(entry, data)
     return target
+
+
+def dist_info() -> str:
+    """The name of the folder of our metadata."""
+    return f"{about.PACKAGE}-{about.VERSION}.dist-info"
 
 
 def package_files() -> dict[str, bytes]:
@@ -76,10 +79,10 @@ def _metadata() -> dict[str, bytes]:
     ]
     scripts = ["[console_scripts]", *(f"{name} = {target}" for name, target in about.CONSOLE_SCRIPTS.items())]
     return {
-        f"{DIST_INFO}/METADATA": _lines(metadata),
-        f"{DIST_INFO}/WHEEL": _lines(wheel),
-        f"{DIST_INFO}/entry_points.txt": _lines(scripts),
-        f"{DIST_INFO}/top_level.txt": _lines([about.PACKAGE]),
+        f"{dist_info()}/METADATA": _lines(metadata),
+        f"{dist_info()}/WHEEL": _lines(wheel),
+        f"{dist_info()}/entry_points.txt": _lines(scripts),
+        f"{dist_info()}/top_level.txt": _lines([about.PACKAGE]),
     }
 
 
@@ -89,7 +92,7 @@ def _record(files: Mapping[str, bytes]) -> bytes:
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode("ascii")
         quoted = f'"{name}"' if "," in name else name
         rows.append(f"{quoted},sha256={digest},{len(data)}")
-    return _lines([*rows, f"{DIST_INFO}/RECORD,,"])
+    return _lines([*rows, f"{dist_info()}/RECORD,,"])
 
 
 def _lines(lines: list[str]) -> bytes:

@@ -22,7 +22,7 @@ from typing import Any
 
 from kohya_ext import about
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.atomic import write_atomic
+from kohya_ext.files.atomic import clear_leftovers, write_atomic
 from kohya_ext.files.boundary import crossed
 from kohya_ext.files.folder import opened
 from kohya_ext.files.transaction import DONE, Transaction
@@ -206,6 +206,8 @@ def _restore(site: Site, pending: Pending) -> None:
 
 def _clear(site: Site) -> None:
     """From its first step on, the exchange is over."""
+    with opened(site.purelib.resolve()) as folder:
+        clear_leftovers(folder, REGISTER)
     crossed("before closing the work folder")
     (site.work / PENDING).unlink(missing_ok=True)
     crossed("work folder closed")

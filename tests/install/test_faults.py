@@ -17,7 +17,7 @@ from kohya_ext.errors import ConflictError
 from kohya_ext.install import apply
 from kohya_ext.install.checkout import Checkout, describe
 from tests.files import faults
-from tests.install import kill_sweep, trees
+from tests.install import trees
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
 
@@ -216,11 +216,3 @@ def fill(mount: Path, leave: int) -> None:
     free = os.statvfs(mount)
     with (mount / "filler").open("wb") as file:
         file.write(bytes(max(0, free.f_bavail - leave) * free.f_bsize))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("verb", list(kill_sweep.VERBS))
-def test_kills_at_random_times(templates: dict[str, Path], verb: str) -> None:
-    landed = kill_sweep.sweep(templates["submodule"], verb, 60, seed=7)
-    assert landed["among the writes"] > 5
-    assert landed["recovered to before"] + landed["recovered to after"] == 60

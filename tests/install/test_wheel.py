@@ -41,7 +41,7 @@ def test_it_holds_the_package_and_its_data(built: Path) -> None:
 
 def test_every_file_is_recorded_with_its_hash(built: Path) -> None:
     archive = zipfile.ZipFile(built)
-    rows = list(csv.reader(io.StringIO(archive.read(f"{wheel.DIST_INFO}/RECORD").decode())))
+    rows = list(csv.reader(io.StringIO(archive.read(f"{wheel.dist_info()}/RECORD").decode())))
     assert sorted(row[0] for row in rows) == sorted(archive.namelist())
     for name, digest, size in rows:
         if not name.endswith("/RECORD"):
@@ -52,12 +52,12 @@ def test_every_file_is_recorded_with_its_hash(built: Path) -> None:
 
 def test_the_metadata_is_that_of_setup_py(built: Path) -> None:
     archive = zipfile.ZipFile(built)
-    metadata = message_from_bytes(archive.read(f"{wheel.DIST_INFO}/METADATA"))
+    metadata = message_from_bytes(archive.read(f"{wheel.dist_info()}/METADATA"))
     assert (metadata["Name"], metadata["Version"]) == (about.NAME, about.VERSION)
     assert metadata["Requires-Python"] == about.REQUIRES_PYTHON
     assert metadata.get_all("Requires-Dist")[: len(about.REQUIRES)] == list(about.REQUIRES)
-    assert b"kohya-ext = kohya_ext.cli.main:main" in archive.read(f"{wheel.DIST_INFO}/entry_points.txt")
-    assert b"Tag: py3-none-any" in archive.read(f"{wheel.DIST_INFO}/WHEEL")
+    assert b"kohya-ext = kohya_ext.cli.main:main" in archive.read(f"{wheel.dist_info()}/entry_points.txt")
+    assert b"Tag: py3-none-any" in archive.read(f"{wheel.dist_info()}/WHEEL")
 
 
 def test_the_same_content_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
