@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.elements import flat_views, overlap
-from kohya_ext.optim import compiled, settings, torch_adagrad, widths
+from kohya_ext.optim import compiled, loading, settings, torch_adagrad, widths
 from kohya_ext.optim.batched import Job, step_many
 from kohya_ext.optim.counting import SkipCount
 from kohya_ext.optim.rule import Rule
@@ -77,6 +77,10 @@ class AdaCoor(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if not hasattr(self, "_sliced"):  # a copy or an unpickled one; `load_state_dict` comes here too
             self._set_up()
+        entries = state.get("state", {})
+        for parameter, loaded in entries.items():
+            if isinstance(loaded, loading.Entries):  # from `load_state_dict`
+                entries[parameter] = loaded.values
         super().__setstate__(state)
 
     @property
@@ -231,50 +235,40 @@ class AdaCoor(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Any) -> None:
         """Continue from a `state_dict()`, of this class or of the published AdaCoor, bit for bit.
 
         Unlike torch's, this does not cast the accumulator to the type of the weights. An accumulator of another width
         is converted, and that is said in a warning. `state_bits`, `foreach` and `fused` stay those of this object; from
-        a state of the published optimizer only the accumulators are taken.
-        Raises ValueError when groups, parameters or shapes do not fit.
+        a state of the published optimizer only the accumulators are taken. Hooks run as torch's optimizers run them.
+        Raises ValueError that names what does not fit or is damaged; the optimizer is then as it was before.
         """
-        saved_groups: list[dict[str, Any]] = state_dict["param_groups"]
-        current_groups = self.param_groups
-        merged = [_merge(saved, own) for saved, own in zip(saved_groups, current_groups, strict=False)] + saved_groups[
-            len(current_groups) :
-        ]
-        super().load_state_dict({"param_groups": merged, "state": {}})
-        keys = [key for saved in saved_groups for key in saved["params"]]
-        parameters = [
-            (parameter, number) for number, own in enumerate(self.param_groups) for parameter in own["params"]
-        ]
-        converted = 0
-        for key, (parameter, number) in zip(keys, parameters, strict=True):
-            saved_state = state_dict["state"].get(key)
-            if saved_state:
-                converted += self._adopt(saved_state, saved_groups[number], parameter, self.param_groups[number])
+        converted: list[int] = []
+
+        def read(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            loaded = loading.read(given, self.param_groups)
+            converted.extend(loaded.converted)
+            return {"param_groups": loaded.groups, "state": loaded.state}
+
+        if not isinstance(state_dict, dict):
+            raise ValueError(f"not the state of an optimizer: a {type(state_dict).__name__}")
+        if hasattr(self, "register_load_state_dict_pre_hook"):
+            # the last of these hooks: it is given what the others made of the state, and nothing has been changed yet
+            last = self.register_load_state_dict_pre_hook(read)
+            try:
+                super().load_state_dict(state_dict)
+            finally:
+                last.remove()
+        else:  # before torch 2.1 there are no such hooks
+            super().load_state_dict(read(self, state_dict))
         if converted:
+            widths_now = " and ".join(map(str, sorted(set(converted))))
             warnings.warn(
-                f"AdaCoor: the accumulators of {converted} parameters were converted to "
-                f"{self.param_groups[0]['state_bits']} bits; the run goes on, but not bit for bit",
+                f"AdaCoor: the accumulators of {len(converted)} parameters were converted to {widths_now} bits; "
+                "the run goes on, but not bit for bit",
                 UserWarning,
                 stacklevel=2,
             )
-
-    def _adopt(
-        self, saved: dict[str, Any], saved_group: dict[str, Any], parameter: Tensor, own: dict[str, Any]
-    ) -> bool:
-        accumulator, converted = widths.adopt(
-            saved,
-            saved_group.get("state_bits"),
-            float(saved_group.get("eps", own["eps"])),
-            parameter,
-            own["state_bits"],
-            own["eps"],
-        )
-        self.state[parameter] = {"step": int(saved.get("step", 0)), **accumulator}
-        return converted
 
 
 def gathers(group: dict[str, Any], device: torch.device) -> bool:
@@ -328,9 +322,3 @@ class _flattened:  # noqa: N801  (used as a context, like a function)
     def __exit__(self, *exception: object) -> None:
         for own, copy in self._copied:
             own.copy_(copy.view(own.shape))
-
-
-def _merge(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The settings to go on with: the saved ones, except what belongs to this object or means something else there."""
-    kept = ("state_bits", "foreach", "fused") if "state_bits" in saved else tuple(key for key in own if key != "params")
-    return {**own, **saved, **{key: own[key] for key in kept}, "params": saved["params"]}

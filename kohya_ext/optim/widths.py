@@ -38,12 +38,9 @@ def adopt(
     """A saved accumulator in the width this parameter needs, on its device; and whether it had to be converted.
 
     saved_bits: None for a state of the published optimizer, which keeps eps * sum(g**2) whatever the dtype.
-    Raises ValueError when the state is not one of AdaCoor or has another shape.
+    saved: checked already, see `loading`.
     """
-    vt = saved.get("vt")
-    if not isinstance(vt, Tensor) or vt.numel() != weights.numel():
-        found = f"shape {tuple(vt.shape)}" if isinstance(vt, Tensor) else f"keys {sorted(map(str, saved))}"
-        raise ValueError(f"not an AdaCoor state for a parameter of shape {tuple(weights.shape)}: {found}")
+    vt: Tensor = saved["vt"]
     own = fresh(weights, state_bits)
     scaled = vt.dtype == torch.bfloat16 or saved_bits is None or (saved_bits == 16 and vt.dtype != torch.float64)
     if scaled and own["vt"].dtype == torch.bfloat16:

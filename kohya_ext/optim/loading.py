@@ -1,0 +1,173 @@
+"""Reading a saved state: everything is checked and converted before anything of the optimizer is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kohya_ext.optim import blockwise, settings, widths
+
+# More steps than any run has; a number beyond is damage.
+_MOST_STEPS = 1 << 40
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The state of one parameter, in a wrapping that torch's `load_state_dict` does not look into and cast."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """groups, state: what `torch.optim.Optimizer.load_state_dict` is to be given. converted: to how many bits."""
+
+    groups: list[dict[str, Any]]
+    state: dict[Any, Entries]
+    converted: list[int]
+
+
+def read(state_dict: Any, own_groups: Sequence[Mapping[str, Any]]) -> Loaded:
+    """What a `state_dict()` of this class or of the published AdaCoor holds, for an optimizer with these groups.
+
+    Raises ValueError that names what does not fit: the group, the parameter, the entry.
+    """
+    saved_groups, saved_state = _parts(state_dict)
+    keys = _keys(saved_groups, own_groups)
+    unknown = [key for key in saved_state if key not in set(keys)]
+    if unknown:
+        raise ValueError(f"a damaged state: it has entries for parameters that are in no group: {unknown[:5]}")
+    groups = [_merge(saved, own) for saved, own in zip(saved_groups, own_groups, strict=True)]
+    for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        _check_settings(group, saved, number)
+    state: dict[Any, Entries] = {}
+    converted: list[int] = []
+    parameters = [(member, group) for group in range(len(groups)) for member in own_groups[group]["params"]]
+    for index, (key, (parameter, number)) in enumerate(zip(keys, parameters, strict=True)):
+        entries = saved_state.get(key)
+        if not entries:
+            continue
+        try:
+            step = _step_of(entries, saved_groups[number])
+            accumulator, other_width = _accumulator(entries, saved_groups[number], parameter, groups[number])
+        except ValueError as error:
+            raise ValueError(f"state of parameter {index} (shape {tuple(parameter.shape)}): {error}") from None
+        state[key] = Entries({"step": step, **accumulator})
+        converted += [groups[number]["state_bits"]] if other_width else []
+    return Loaded(groups, state, converted)
+
+
+def _parts(state_dict: Any) -> tuple[list[Mapping[str, Any]], Mapping[Any, Any]]:
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"not the state of an optimizer: a {type(state_dict).__name__}")
+    missing = [key for key in ("param_groups", "state") if key not in state_dict]
+    if missing:
+        raise ValueError(f"not the state of an optimizer: it has no {' and no '.join(map(repr, missing))}")
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, Sequence) or not all(isinstance(group, Mapping) for group in groups):
+        raise ValueError("a damaged state: 'param_groups' is not a list of groups")
+    if not isinstance(state, Mapping):
+        raise ValueError("a damaged state: 'state' is not a mapping from parameters to their entries")
+    return list(groups), state
+
+
+def _keys(saved_groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The keys of all parameters in order, when the groups have the sizes of ours."""
+    if len(saved_groups) != len(own_groups):
+        raise ValueError(f"the state has {len(saved_groups)} parameter groups, this optimizer {len(own_groups)}")
+    keys: list[Any] = []
+    for number, (saved, own) in enumerate(zip(saved_groups, own_groups, strict=True)):
+        members = saved.get("params")
+        if not isinstance(members, Sequence) or not all(isinstance(key, (int, str)) for key in members):
+            raise ValueError(f"a damaged state: group {number} has no list of its parameters under 'params'")
+        if len(members) != len(own["params"]):
+            raise ValueError(
+                f"group {number} of the state has {len(members)} parameters, that of this optimizer "
+                f"{len(own['params'])}: the state of another model, or of other trained parts of it"
+            )
+        keys += members
+    if len(set(keys)) != len(keys):
+        raise ValueError("a damaged state: one parameter is in its groups twice")
+    return keys
+
+
+def _merge(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings to go on with: the saved ones, except what belongs to this object or means something else there."""
+    kept = ("state_bits", "foreach", "fused") if "state_bits" in saved else tuple(key for key in own if key != "params")
+    return {**own, **saved, **{key: own[key] for key in kept}, "params": saved["params"]}
+
+
+def _check_settings(group: Mapping[str, Any], saved: Mapping[str, Any], number: int) -> None:
+    lr = group["lr"]
+    if isinstance(lr, float) and -1 < lr < 0:  # schedulers end a hair below 0
+        group = {**group, "lr": 0.0}
+    try:
+        settings.check(group)
+        settings.check({**group, "eps": saved.get("eps", group["eps"])})
+        if saved.get("state_bits", 16) not in settings.STATE_BITS:
+            raise ValueError(f"state_bits must be 8, 16 or 32, got {saved['state_bits']!r}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a damaged state: group {number}: {error}") from None
+
+
+def _step_of(entries: Any, saved_group: Mapping[str, Any]) -> int:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"not an AdaCoor state: a {type(entries).__name__}")
+    if "state_bits" not in saved_group and "step" not in entries:  # the published optimizer counts no steps
+        return 0
+    if "vt" in entries and "step" not in entries:
+        raise ValueError("'step' is missing")
+    step = entries.get("step", 0)
+    if isinstance(step, Tensor) and step.numel() == 1:
+        step = step.item()
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step <= _MOST_STEPS or step % 1:
+        raise ValueError(f"'step' is not a number of steps: {step!r}")
+    return int(step)
+
+
+def _accumulator(
+    entries: Mapping[str, Any], saved_group: Mapping[str, Any], parameter: Tensor, own: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], bool]:
+    saved_bits = saved_group.get("state_bits")
+    _check_tensors(entries, saved_bits, parameter)
+    saved_eps = float(saved_group.get("eps", own["eps"]))
+    accumulator, converted = widths.adopt(entries, saved_bits, saved_eps, parameter, own["state_bits"], own["eps"])
+    if not all(_in_range(tensor) for tensor in accumulator.values()):
+        raise ValueError(f"'vt' is too large for {own['state_bits']} bits")
+    return accumulator, converted
+
+
+def _check_tensors(entries: Mapping[str, Any], saved_bits: int | None, parameter: Tensor) -> None:
+    """That there is an accumulator of this parameter, of the width its group says, and of numbers it can hold."""
+    vt, scale = entries.get("vt"), entries.get("scale")
+    if not isinstance(vt, Tensor):
+        raise ValueError(f"not an AdaCoor state: it has no tensor 'vt', but {sorted(map(str, entries))}")
+    coded = vt.dtype == torch.uint8
+    if vt.layout != torch.strided or not (coded or vt.is_floating_point()):
+        raise ValueError(f"'vt' is {vt.dtype}, {vt.layout}: not an accumulator")
+    if not widths.fits(vt, parameter):
+        raise ValueError(f"'vt' has shape {tuple(vt.shape)}: the state of another model")
+    if coded != (saved_bits == 8 and vt.dtype != torch.float64) or (saved_bits == 32 and vt.element_size() < 4):
+        said = "that of the published AdaCoor" if saved_bits is None else f"of {saved_bits} bits"
+        raise ValueError(f"'vt' is {vt.dtype}, but the state {said}: something has cast it")
+    if not coded and scale is not None:
+        raise ValueError(f"'vt' is {vt.dtype}, but has a 'scale': something has cast it")
+    if coded and not (isinstance(scale, Tensor) and scale.shape == (blockwise.blocks_of(vt.numel()),)):
+        found = "missing" if not isinstance(scale, Tensor) else f"of shape {tuple(scale.shape)}"
+        raise ValueError(f"'scale' is {found}; 8 bits need one for each block of 'vt'")
+    for name, tensor in (("vt", vt), ("scale", scale)):
+        if isinstance(tensor, Tensor) and not _in_range(tensor):
+            raise ValueError(f"'{name}' holds numbers that no sum of squares can be: negative, infinite or NaN")
+
+
+def _in_range(tensor: Tensor) -> bool:
+    """Whether every element is finite and at least 0."""
+    if tensor.dtype == torch.uint8 or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return float(low) >= 0 and float(high) < math.inf
