@@ -106,6 +106,11 @@ class Average:
                     stack.enter_context(track.shadow.raw())
             yield
 
+    @property
+    def swapped(self) -> bool:
+        """Whether the EMA is in the parameters; after `in_place` only where the raw weights could not be put back."""
+        return any(track.shadow is not None and track.shadow.swapped for track in self._tracks)
+
     def parameters(self) -> list[Any]:
         """All that the optimizers step, in the order in which they were given."""
         return [p for track in self._tracks for group in track.optimizer.param_groups for p in group["params"]]

@@ -42,11 +42,15 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
         with unwinding_on_sigterm(), average.in_place(), whole, written.with_metadata(average.metadata()):
             of_average = original(*call.args, **call.kwargs)
     except Exception as error:  # a full disk, mostly
+        if average.swapped:
+            raise
         written.tell_failure(call.arguments["args"].output_name or default_name, error, only=only)
         if not only:
             return result
-        with unwinding_on_sigterm(), nullcontext() if savers else written.whole_files():
-            return original(*call.args, **call.kwargs)
+        whole = nullcontext() if savers else written.whole_files()
+        with written.kept_going(unless=default_name == naming.LAST), unwinding_on_sigterm(), whole:
+            result = original(*call.args, **call.kwargs)
+        return result
     average.tell_health()
     return of_average if only else result
 

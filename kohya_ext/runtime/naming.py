@@ -30,6 +30,11 @@ def file_of_average(file: str, output_name: str | None) -> str:
     return str(path.with_name(name + SUFFIX + counted + path.suffix))
 
 
+def is_last(file: str, output_name: str | None) -> bool:
+    """Whether `file` is what a run leaves at its end: upstream numbers all others."""
+    return not _split(Path(file).stem, output_name)[1]
+
+
 def outlived_by(file: str, output_name: str | None, args: argparse.Namespace) -> str | None:
     """The older file that upstream removes once `file` is saved, by its rules for `--save_last_n_epochs / _steps`.
 

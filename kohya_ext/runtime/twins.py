@@ -40,9 +40,13 @@ class Twins:
             with unwinding_on_sigterm(), average.in_place(), written.moved_into_place(target) as temporary:
                 write(temporary, average)
         except Exception as error:  # a full disk, mostly
+            if average.swapped:
+                raise
             written.tell_failure(target, error, only=only)
             if only:
-                write(file, None)
+                last = naming.is_last(file, self._output_name)
+                with written.kept_going(unless=last), written.moved_into_place(file) as temporary:
+                    write(temporary, None)
             return
         average.tell_health()
         if not only:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -18,13 +16,20 @@ from typing import Any
 
 from kohya_ext.runtime.report import warn_again_at_end
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # the functions upstream writes safetensors files with, under the names its modules import them by
 _SAFETENSORS = ("save_file", "mem_eff_save_file")
 # the function that sd-scripts 0.6 writes a folder in diffusers form with
 _DIFFUSERS = "save_diffusers_checkpoint"
 _PACKAGES = ("library", "networks", "__main__")
 
-PREFIX = ".kohya_ext-"
+PREFIX = ".kohya_ext-save-"
+LOCK_ATTEMPTS = 10
 
 Writer = Callable[..., Any]
 
@@ -39,7 +44,7 @@ def moved_into_place(target: str) -> Iterator[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in abandoned(path.parent):
         shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{_machine()}-{os.getpid()}-", dir=path.parent))
+    folder, lock = _locked_folder(path.parent)
     try:
         yield str(folder / path.name)
         for made in sorted(folder.iterdir()):
@@ -50,37 +55,73 @@ def moved_into_place(target: str) -> Iterator[str]:
             made.replace(goal)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def abandoned(folder: Path) -> list[Path]:
-    """The temporary folders in `folder` whose process, on this machine, is gone: it was killed within a save."""
-    ours = f"{PREFIX}{_machine()}-"
-    found = (path for path in folder.glob(f"{ours}*") if path.is_dir() and not path.is_symlink())
-    return [path for path in found if not _runs(path.name.removeprefix(ours).partition("-")[0])]
+    """The temporary folders in `folder` that no process uses any more: it was killed within a save.
+
+    Who uses one holds a lock on it, which the system takes back however a process ends, in another container too.
+    """
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and not path.is_symlink()]
+    return [path for path in found if _is_abandoned(path)]
 
 
-def _machine() -> str:
-    """Tells machines apart that share a folder; where a name cannot be had, none is cleared up after."""
-    return hashlib.sha256(platform.node().encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
-def _runs(number: str) -> bool:
-    """Whether a process of that number runs here; True where it cannot be known."""
-    if os.name != "posix" or not number.isascii() or not number.isdigit():
-        return True
+def _is_abandoned(folder: Path) -> bool:
     try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
+        lock = _lock(folder)
+    except OSError:  # in use, gone, or no locks on this disk
         return False
-    except (OSError, OverflowError):
-        return True
-    return True
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int | None]:
+    """A new folder in `parent`, and the lock on it; None where there are no locks."""
+    for _ in range(LOCK_ATTEMPTS):
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        try:
+            return folder, _lock(folder)
+        except (BlockingIOError, FileNotFoundError):  # somebody who clears up was quicker
+            continue
+        except OSError:
+            return folder, None
+    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)), None
+
+
+def _lock(folder: Path) -> int | None:
+    """An open lock on `folder`, None on systems without any. Raises BlockingIOError where another process holds it."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def tell_failure(target: str, error: Exception, *, only: bool) -> None:
     """Say now, and again at the end of the run, that the EMA is not in `target`. Training goes on."""
-    instead = "the raw weights are saved in its place" if only else "the raw weights are saved, and training goes on"
+    instead = "the raw weights are written in its place" if only else "the raw weights are saved, and training goes on"
     warn_again_at_end(f"the EMA could not be saved as {target} ({type(error).__name__}: {error}); {instead}")
+
+
+@contextmanager
+def kept_going(*, unless: bool) -> Iterator[None]:
+    """Training goes on where the raw weights cannot be saved in place of the EMA either: a later save may succeed.
+
+    unless: this is the last save of the run, whose failure is raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if unless:
+            raise
+        warn_again_at_end(f"nor could the raw weights ({type(error).__name__}: {error}): this save left NOTHING")
 
 
 def _flush(path: Path) -> None:

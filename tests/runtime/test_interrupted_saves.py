@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 import safetensors.torch  # noqa: E402
 
-from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report  # noqa: E402
+from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report, written  # noqa: E402
 from kohya_ext.runtime.twins import Twins  # noqa: E402
 from tests.runtime.conftest import Run, close, same  # noqa: E402
 
@@ -239,3 +239,95 @@ def test_after_a_save_sigterm_is_what_it_was(begin: Begin) -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def full_disk(message: str = "No space left on device") -> Event:
+    def fail() -> None:
+        raise OSError(28, message)
+
+    return fail
+
+
+@pytest.mark.parametrize("save", [full, old_full, old_folder, lora], ids=lambda save: save.__name__)
+def test_weights_that_cannot_be_put_back_end_the_run(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, save: Callable[[Run, Event], None]
+) -> None:
+    """Training must not go on from the EMA, whatever else could be saved."""
+    from kohya_ext.ema.swap import Swap
+
+    run = begin()
+    run.step(3)
+
+    def fail(swap: Swap) -> None:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(Swap, "bring_back", fail)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        save(run, full_disk())
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_only_the_ema_is_wanted_and_the_disk_is_full(
+    begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, last: bool
+) -> None:
+    """In mid-run training goes on, as a later save may succeed; at the end nothing may be lost without an error."""
+    run = begin(ema_save="only")
+    run.step(3)
+    older = tmp_path / "dog-000001.safetensors"
+    older.write_bytes(b"an older EMA")
+
+    def save_on_epoch_end(args, on_epoch_end, epoch, sd_saver, diffusers_saver):  # type: ignore[no-untyped-def]
+        sd_saver(str(tmp_path / "dog-000002.safetensors"), epoch, 1)
+        older.unlink()  # upstream's rotation
+
+    def save_on_train_end(args, sd_saver, diffusers_saver):  # type: ignore[no-untyped-def]
+        sd_saver(str(tmp_path / "dog.safetensors"), 1, 1)
+
+    def sd_saver(file: str, *_: object) -> None:
+        Path(file).write_bytes(b"half")
+        full_disk()()
+
+    def save() -> None:
+        if kind == "lora":
+            settings = options.read(run.args)
+            assert settings is not None
+            name = "dog.safetensors" if last else "dog-step00000002.safetensors"
+            Twins(run.args, settings).save(str(tmp_path / name), sd_saver)
+        elif last:
+            checkpoints.save_at_end(save_on_train_end, run.args, sd_saver, None)
+        else:
+            checkpoints.save_during_training(save_on_epoch_end, run.args, True, 2, sd_saver, None)
+
+    if last:
+        with pytest.raises(OSError, match="No space left on device"):
+            save()
+    else:
+        save()
+        assert "NOTHING" in capsys.readouterr().err
+    assert same(run.weights(), run.history[-1])
+    assert [path.name for path in tmp_path.iterdir()] == [older.name]
+
+
+def test_what_a_killed_save_left_goes_with_the_next(begin: Begin, tmp_path: Path) -> None:
+    """And what another run, here or in another container, is writing just then stays."""
+    run = begin()
+    run.step(3)
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for number in range(2):
+        child = os.fork()
+        if child == 0:
+            full(run, kill)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        (left,) = tmp_path.glob(".kohya_ext-*")
+        assert written.abandoned(tmp_path) == [left], number  # the second has cleared up after the first
+    with written.moved_into_place(str(tmp_path / "other.safetensors")) as file:
+        Path(file).write_bytes(b"being written")
+        assert not left.exists()
+        assert written.abandoned(tmp_path) == []
+        lora(run, lambda: None)
+        assert Path(file).exists()
+    assert left_over(tmp_path) == ["dog-ema.safetensors", "other.safetensors"]

@@ -103,11 +103,13 @@ def test_before_there_is_an_average_the_raw_weights_are_saved(begin: Begin, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["dog-step00000001.safetensors"]
 
 
-def test_a_save_that_fails_leaves_no_half_file_and_the_raw_weights(begin: Begin, tmp_path: Path) -> None:
+def test_a_save_that_fails_leaves_no_half_file_and_the_raw_weights(
+    begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = begin(ema_save="only")
     run.step(3)
-    with pytest.raises(OSError, match="No space"):
-        save_full(run, step=3, broken=True)
+    save_full(run, step=3, broken=True)
+    assert "No space" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert same(run.weights(), run.history[-1])
 
