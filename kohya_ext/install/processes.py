@@ -28,7 +28,8 @@ class Process:
 
     cwd: None where it is unknown. python: its interpreter, unresolved, so that a virtual environment is still
     recognisable by its path; None for what is not Python. environ: what it was started with, empty where unknown.
-    real_cwd: a path that leads to its folder even where the process sees other mounts than we do (a container).
+    real_cwd: a path that leads to its folder even where the process has another root than we do. foreign_root: it has
+    one, in a container or a chroot: its paths mean other folders than ours.
     """
 
     pid: int
@@ -38,7 +39,7 @@ class Process:
     python: Path | None
     environ: Mapping[str, str] = field(repr=False)
     real_cwd: Path | None = None
-    foreign_mounts: bool = False
+    foreign_root: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def processes(proc_root: Path) -> Iterator[Process]:
         pids = sorted(int(entry.name) for entry in proc_root.iterdir() if entry.name.isdecimal())
     except OSError:
         return
-    ours = _link(proc_root / "self" / "ns" / "mnt")
+    ours = _identity(proc_root / "self" / "root")
     for pid in pids:
         process = _read(proc_root / str(pid), pid, ours)
         if process is not None:
@@ -87,7 +88,7 @@ def running_guis(proc_root: Path) -> Iterator[GuiProcess]:
     """Every running GUI that we may look at, oldest process first."""
     for process in processes(proc_root):
         script = next((word for word in process.arguments[1:] if _name(word) == GUI_SCRIPT), None)
-        if script is not None and process.cwd is not None and not process.foreign_mounts:
+        if script is not None and process.cwd is not None and not process.foreign_root:
             yield GuiProcess(process.pid, (process.cwd / script).parent, process.python, process.environ)
 
 
@@ -118,7 +119,7 @@ def _lies_in(process: Process, script: str, root: Path) -> bool:
     folder = process.real_cwd
     if folder is not None and any(_is_folder_of(folder, place) for place in (root, root / TRAINING_FOLDER)):
         return True
-    if process.foreign_mounts:  # its paths mean other folders than ours do
+    if process.foreign_root:
         return False
     place = Path(script) if process.cwd is None else process.cwd / script
     return place.is_absolute() and _resolved(place).is_relative_to(_resolved(root))
@@ -148,14 +149,14 @@ def _name(word: str) -> str:
     return re.split(r"[/\\]", word)[-1]
 
 
-def _read(folder: Path, pid: int, our_mounts: str | None) -> Process | None:
+def _read(folder: Path, pid: int, our_root: tuple[int, int] | None) -> Process | None:
     arguments = _strings(folder / "cmdline")
     if not arguments or not arguments[0]:
         return None  # it has ended, or is a thread of the kernel
     cwd = _link(folder / "cwd")
     environ = dict(entry.split("=", 1) for entry in _strings(folder / "environ") if "=" in entry)
     python = _interpreter(folder, arguments[0], Path(cwd), environ) if cwd else _named_interpreter(arguments[0])
-    mounts = _link(folder / "ns" / "mnt")
+    root = _identity(folder / "root")
     return Process(
         pid,
         _parent(folder),
@@ -164,7 +165,7 @@ def _read(folder: Path, pid: int, our_mounts: str | None) -> Process | None:
         python,
         environ,
         folder / "cwd" if cwd else None,
-        foreign_mounts=mounts is not None and our_mounts is not None and mounts != our_mounts,
+        foreign_root=None not in (root, our_root) and root != our_root,
     )
 
 
@@ -226,9 +227,18 @@ def _parent(folder: Path) -> int:
         return 0
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from every other one, None where it cannot be looked at."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _link(path: Path) -> str | None:
     try:
-        return os.readlink(path)  # noqa: PTH115 - a name such as mnt:[4026531841] is not a path
+        return str(path.readlink())
     except (OSError, ValueError):
         return None
 

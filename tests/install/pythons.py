@@ -63,9 +63,9 @@ def process(
     exe: Path = BASE_PYTHON,
     *,
     parent: int = 1,
-    mounts: str | None = None,
+    root: Path | None = None,
 ) -> None:
-    """A process in a pretended /proc."""
+    """A process in a pretended /proc. root: the folder that is `/` to it."""
     folder = proc / str(pid)
     folder.mkdir(parents=True)
     (folder / "cmdline").write_bytes(b"".join(os.fsencode(word) + b"\0" for word in command))
@@ -73,6 +73,5 @@ def process(
     (folder / "stat").write_text(f"{pid} (a process) S {parent} {pid} {pid} 0 -1\n")
     (folder / "cwd").symlink_to(cwd)
     (folder / "exe").symlink_to(exe)
-    if mounts is not None:
-        (folder / "ns").mkdir()
-        (folder / "ns" / "mnt").symlink_to(mounts)
+    if root is not None:
+        (folder / "root").symlink_to(root)

@@ -171,9 +171,10 @@ def test_half_a_checkout_of_a_running_gui_is_not_skipped(make: Make, templates: 
 
 def test_a_gui_in_a_container_says_nothing_of_our_folders(make: Make, machine: Path) -> None:
     here, there = make("embedded", "here"), make("embedded", "there")
-    (machine / "proc" / "self" / "ns").mkdir(parents=True)
-    (machine / "proc" / "self" / "ns" / "mnt").symlink_to("mnt:[1]")
-    process(machine / "proc", 41, ["python", "kohya_gui.py"], there.root, mounts="mnt:[2]")
+    (machine / "proc" / "self").mkdir()
+    (machine / "proc" / "self" / "root").symlink_to(machine)
+    (machine / "container").mkdir()
+    process(machine / "proc", 41, ["python", "kohya_gui.py"], there.root, root=machine / "container")
     assert look(machine, here.root).checkout == here
 
 

@@ -111,12 +111,13 @@ def test_what_cannot_be_read_is_unknown(proc: Path, root: Path, tmp_path: Path) 
 
 def test_a_container_by_the_files_it_works_on(proc: Path, root: Path, tmp_path: Path) -> None:
     """/app in a container is not our /app; a folder of ours mounted into one is."""
-    (proc / "self" / "ns").mkdir(parents=True)
-    (proc / "self" / "ns" / "mnt").symlink_to("mnt:[1]")
-    (tmp_path / "other").mkdir()
-    process(proc, 41, ["python", f"{root}/sd-scripts/sdxl_train.py"], tmp_path / "other", mounts="mnt:[2]")
-    process(proc, 42, ["python", "/app/sd-scripts/sdxl_train.py"], root, mounts="mnt:[2]")
-    process(proc, 43, ["python", f"{root}/sd-scripts/sdxl_train.py"], tmp_path / "other", mounts="mnt:[1]")
+    ours, theirs = tmp_path, tmp_path / "container"
+    for folder in (proc / "self", theirs, tmp_path / "other"):
+        folder.mkdir()
+    (proc / "self" / "root").symlink_to(ours)
+    process(proc, 41, ["python", f"{root}/sd-scripts/sdxl_train.py"], tmp_path / "other", root=theirs)
+    process(proc, 42, ["python", "/app/sd-scripts/sdxl_train.py"], root, root=theirs)
+    process(proc, 43, ["python", f"{root}/sd-scripts/sdxl_train.py"], tmp_path / "other", root=ours)
     assert [training.pid for training in running_trainings(proc, [root])] == [42, 43]
 
 
