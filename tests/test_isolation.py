@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.install import checkout as checkouts
+from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.install import discovery
 from kohya_ext.install import environment as environments
 from kohya_ext.install.checkout import Checkout
 from tests.conftest import isolation
@@ -125,9 +126,9 @@ def test_variables_lead_to_folders_of_the_session() -> None:
 
 
 def test_nothing_of_this_machine_is_found(make: Make, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(checkouts.UnsupportedError):
-        checkouts.search(None, os.environ, cwd=tmp_path)
-    with pytest.raises(environments.UsageError):
+    with pytest.raises(UnsupportedError):
+        discovery.search(None, os.environ, cwd=tmp_path)
+    with pytest.raises(UsageError):
         environments.search(make("embedded"), None, os.environ, fallback=Path(sys.executable))
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from kohya_ext.cli.output import Output, agreed, at_terminal, chosen
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import AmbiguousError, Checkout, Found
+    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.install.discovery import AmbiguousError, Found
     from kohya_ext.install.environment import Environment
     from kohya_ext.install.known import Known
     from kohya_ext.install.manifest import Manifest
@@ -50,7 +51,7 @@ def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -
 
     leaving: to take us out of it. Raises UnsupportedError; UsageError where several may be meant and nobody is asked.
     """
-    from kohya_ext.install.checkout import AmbiguousError, search
+    from kohya_ext.install.discovery import AmbiguousError, search
 
     try:
         found = search(argument, os.environ, leaving=leaving)
