@@ -58,11 +58,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def install(arguments: argparse.Namespace) -> int:
     """Find checkout and environment, plan, put the package in, change the checkout, and say what is left to do."""
     from kohya_ext import presets
-    from kohya_ext.install import apply, pending
+    from kohya_ext.install import apply, merging, pending
     from kohya_ext.install.plan import patch_set_there
 
     out = Output("install", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
+    merging.refuse(checkout)
     recorded = apply.installed(checkout)
     left = pending.read(checkout.root)
     there = recorded.patch_set if recorded else left.patch_set if left else patch_set_there(checkout)
@@ -230,10 +231,11 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
 def uninstall(arguments: argparse.Namespace) -> int:
     """Put the originals back; then, when no other checkout needs it, take the package out of the environment."""
     from kohya_ext import presets
-    from kohya_ext.install import apply, pending
+    from kohya_ext.install import apply, merging, pending
 
     out = Output("uninstall", arguments.json)
     checkout = find_checkout(arguments.checkout, out, leaving=True)
+    merging.refuse(checkout)
     recorded = apply.installed(checkout)
     wanted = presets.collect(checkout) if recorded is None else {}
     environments = [] if arguments.no_package else environments_to_leave(checkout, recorded)

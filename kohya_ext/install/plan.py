@@ -11,7 +11,7 @@ from typing import Any
 from kohya_ext import about
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.paths import checked
-from kohya_ext.install import git, legacy, manifest, patchset, scan
+from kohya_ext.install import git, legacy, manifest, merging, patchset, scan
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import PATCHED, PRESET
 from kohya_ext.install.planning import Builder, Plan
@@ -32,6 +32,7 @@ def plan_install(
     Raises UnsupportedError when a hook is missing, ConflictError when something stands in the way.
     """
     git.require_access(checkout.root, checkout.training_root)
+    merging.refuse(checkout)
     sources = Sources()
     recorded = manifest.read(checkout.root)
     chosen = patchset.load(patch_set)
@@ -73,6 +74,8 @@ def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = Non
     Raises ConflictError when a file of ours was edited since, or its backup is damaged.
     """
     git.require_access(checkout.root, checkout.training_root)
+    merging.refuse(checkout)
+    merging.refuse(checkout)
     recorded = manifest.read(checkout.root)
     if recorded is None:
         return _uninstall_unrecorded(checkout, presets or {})

@@ -15,7 +15,7 @@ from kohya_ext.errors import ConflictError
 from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
 from kohya_ext.files.transaction import STATE_FOLDER
-from kohya_ext.install import git, manifest, patchset, scan, states
+from kohya_ext.install import git, manifest, merging, patchset, scan, states
 from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Entry, Exclusion, Manifest
 from kohya_ext.install.states import Inspected, State
 
@@ -136,6 +136,8 @@ class Builder:
         what = (
             "was edited since kohya_ext patched it" if seen.state is State.EDITED else "is neither upstream's nor ours"
         )
+        if merging.has_markers(seen.data):
+            what = "holds the conflict markers of a merge"
         path = shlex.quote(str(self.root / seen.path))
         return (
             f"{seen.path} {what}. Keep your version elsewhere: cp {path} {path}.mine\n"

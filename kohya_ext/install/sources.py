@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kohya_ext.errors import UnsupportedError
+from kohya_ext.errors import ConflictError, UnsupportedError
 from kohya_ext.files.pysource import parse
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
+from kohya_ext.install.merging import has_markers
 
 Answer = TypeVar("Answer")
 
@@ -77,6 +78,11 @@ class Sources:
         try:
             return question(self.data(path))
         except (SyntaxError, ValueError) as error:
+            if has_markers(self.data(path)):
+                raise ConflictError(
+                    f"{path} holds the conflict markers of a merge; nothing was changed. Finish the merge in it, or "
+                    "restore the file, then run again"
+                ) from error
             raise UnsupportedError(
                 f"{path} does not parse ({error}), so kohya_ext cannot tell what it defines; "
                 "nothing was changed. Restore the file, then run again"

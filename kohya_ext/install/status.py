@@ -13,7 +13,7 @@ from kohya_ext.errors import ConflictError, KohyaExtError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
 from kohya_ext.files.transaction import Transaction
-from kohya_ext.install import git, legacy, manifest, patchset, pending, scan, states
+from kohya_ext.install import git, legacy, manifest, merging, patchset, pending, scan, states
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.commands import command
 from kohya_ext.install.environment import Environment
@@ -155,6 +155,10 @@ def _interruptions(checkout: Checkout) -> list[str]:
 
 def _hooks(checkout: Checkout, problems: list[str], notes: list[str]) -> Sequence[scan.Found]:
     """The functions found; what stops us is added to `problems`, what a fork lacks to `notes`."""
+    unfinished = list(merging.problems(checkout))
+    if unfinished:
+        problems += unfinished
+        return ()
     sources = Sources()
     hooks: Sequence[scan.Found] = ()
     try:

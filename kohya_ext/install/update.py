@@ -15,7 +15,7 @@ from pathlib import Path
 from kohya_ext import presets
 from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
 from kohya_ext.files.lock import locked
-from kohya_ext.install import apply, git, gitcommand, patchset, pending
+from kohya_ext.install import apply, git, gitcommand, merging, patchset, pending
 from kohya_ext.install import package as packages
 from kohya_ext.install.apply import Outcome
 from kohya_ext.install.checkout import Checkout, describe
@@ -50,6 +50,7 @@ def update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
     cannot be replaced; nothing is changed then.
     """
     _require_git(checkout)
+    merging.refuse(checkout)
     with locked(checkout.root):  # to the end: nobody else is to put on again what git needs off
         return _update(checkout, report)
 
