@@ -127,6 +127,13 @@ def inspect(python: Path, *, home: str | None = None, extra_modules: Sequence[st
 
 def _interpreter_at(python: Path) -> Path:
     path = Path(os.path.abspath(python.expanduser()))  # noqa: PTH100 - resolve() would leave the virtual environment
+    try:
+        return _existing_at(python, path)
+    except PermissionError as error:
+        raise UsageError(f"{error.filename or path}: this user may not look there; name another Python") from None
+
+
+def _existing_at(python: Path, path: Path) -> Path:
     if path.is_dir():
         inside = (
             path / "bin" / "python",
@@ -187,7 +194,7 @@ def _environment(path: Path, answer: Mapping[str, Any], home: str | None) -> Env
 def _writable(folder: Path) -> bool:
     """Whether we could write into `folder`, or create it."""
     for existing in (folder, *folder.parents):
-        if existing.exists():
+        if os.path.exists(existing):  # noqa: PTH110 - never raises
             return os.access(existing, os.W_OK)
     return False
 
@@ -276,7 +283,8 @@ def _rivals(checkout: Checkout, chosen: Environment) -> Iterator[str]:
     """gui.sh starts venv/, gui-uv.sh starts .venv/: where both exist, say which one we took."""
     for name in ENVIRONMENTS_IN_CHECKOUT[:2]:
         folder = checkout.root / name
-        if (folder / "bin").is_dir() and folder.resolve() != chosen.prefix.resolve():
+        inside = os.path.isdir(folder / "bin")  # noqa: PTH112 - never raises
+        if inside and os.path.realpath(folder) != os.path.realpath(chosen.prefix):
             yield (
                 f"{folder} exists as well: if you start the GUI from there, run the installer again "
                 f"with --python {folder / 'bin' / 'python'}"
@@ -289,7 +297,7 @@ def _candidates(
     """Interpreter, how it was come by, and the HOME to look at it with; each interpreter once."""
     seen: set[tuple[Path, str | None]] = set()
     for python, how, home in _all_candidates(checkout, environ, proc_root, prefix, fallback):
-        if (python, home) not in seen and (python.exists() or python.is_symlink()):
+        if (python, home) not in seen and os.path.lexists(python):  # never raises, unlike Path.exists
             seen.add((python, home))
             yield python, how, home
 
@@ -312,7 +320,7 @@ def _all_candidates(
         inside = [entry for entry in active if entry[1] == "$CONDA_PREFIX"] + inside
     for folder, how in (*inside, *active, *templates):
         for interpreter in ("bin/python", "bin/python3", "Scripts/python.exe", "python.exe"):
-            if (folder / interpreter).exists():
+            if os.path.exists(folder / interpreter):  # noqa: PTH110 - never raises where this user may not look
                 yield folder / interpreter, how, None
                 break
     path = environ.get("PATH", os.defpath)

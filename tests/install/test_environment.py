@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.errors import WRONG_USAGE, UsageError
-from kohya_ext.install.checkout import Checkout
+from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.environment import FoundEnvironment, clean_environ, inspect, search
+from tests.files.strangers import as_root, as_stranger
+from tests.install import trees
 from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_system_python, make_venv, pretend, process
 
 Make = Callable[..., Checkout]
@@ -250,3 +252,30 @@ def test_a_broken_environment_is_passed_over(make: Make, machine: Path, venv: Ca
         link.symlink_to("/nowhere/python3")
     good = venv(machine / "venv" / "main")
     assert look(machine, checkout).environment.python == good
+
+
+ANSWER = (
+    '{"version": "3.10.9", "prefix": "/opt/kohya", "in_venv": true, "made_by_uv": false, "conda": false, '
+    '"externally_managed": false, "purelib": "/opt/kohya/lib", "usersite": null, "scripts": "/opt/kohya/bin", '
+    '"packages": {}, "modules": {"pip": true, "ensurepip": true, "torch": true, "accelerate": true}}'
+)
+
+
+@as_root
+@pytest.mark.parametrize("closed", ["", "venv", "venv/bin", "venv/bin/python"])
+def test_what_this_user_may_not_read_is_skipped(templates: dict[str, Path], public: Path, closed: str) -> None:
+    """$VIRTUAL_ENV of root's shell in a shell of somebody else; an interpreter that only its owner may run."""
+    checkout = describe(trees.copy(templates["embedded"], public / "checkout"))
+    for folder in ("private/venv/bin", "venv/main/bin", "proc"):
+        (public / folder).mkdir(parents=True)
+    good = _script(public / "venv/main/bin/python", f"echo '{ANSWER}'")
+    private = _script(public / "private/venv/bin/python", f"echo '{ANSWER}'")
+    (public / "private" / closed).chmod(0o700)
+
+    def action() -> None:
+        found = look(public, checkout, VIRTUAL_ENV=str(public / "private/venv"))
+        assert found.environment.python == good, found
+        with pytest.raises(UsageError, match=r"may not look there|not executable"):
+            look(public, checkout, private)
+
+    assert as_stranger(action) == 0
