@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext import shell
 from kohya_ext.cli.output import Output, agreed, at_terminal, chosen
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _one_of(error: AmbiguousError, out: Output) -> Found:
         number = chosen("Which one?", [f"{choice.checkout.root} ({choice.how})" for choice in error.choices])
         if number is not None:
             return replace(error.choices[number], how="given")
-    root = shlex.quote(str(error.choices[0].checkout.root))
+    root = shell.quoted(error.choices[0].checkout.root)
     example = f", for example: kohya-ext {out.command} {root}" if out.command in ALONE else ""
     raise UsageError(f"{error}{example}")
 

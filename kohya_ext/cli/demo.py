@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import os
 import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext import shell
 from kohya_ext.about import CONSOLE_SCRIPTS
 from kohya_ext.bundle import PACKAGE_DIR
 from kohya_ext.cli.common import add_json
@@ -123,19 +124,21 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
 
 def put_on(checkout: str) -> str:
     """The command that installs into `checkout`: our program where it is on PATH, else the script we came with."""
-    return _command("install", checkout, options="")
+    return _command("install", checkout, options=[])
 
 
 def take_off(checkout: str) -> str:
     """The command that takes us out of `checkout` again."""
-    return _command("uninstall", checkout, options="--uninstall ")
+    return _command("uninstall", checkout, options=["--uninstall"])
 
 
-def _command(verb: str, checkout: str, *, options: str) -> str:
+def _command(verb: str, checkout: str, *, options: list[str]) -> str:
     script = PACKAGE_DIR.parent / "install.sh"
     if shutil.which(PROGRAM) is None and script.is_file():
-        return f"{shlex.quote(str(script))} {options}{shlex.quote(checkout)}"
-    return f"{PROGRAM} {verb} {shlex.quote(checkout)}"
+        if os.name == "nt":
+            return shell.line(sys.executable, PACKAGE_DIR, verb, checkout)
+        return shell.line(script, *options, checkout)
+    return shell.line(PROGRAM, verb, checkout)
 
 
 def _document(demo: Demo, points: list[dict[str, float]], done: dict[str, int], seconds: float) -> dict[str, Any]:

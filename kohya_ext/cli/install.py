@@ -7,7 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.about import NAME
+from kohya_ext import shell
+from kohya_ext.about import NAME, PACKAGE
 from kohya_ext.cli.common import (
     add_changing,
     add_checkout,
@@ -206,6 +207,7 @@ def _offer_warmup(
 
 
 def _what_next(out: Output, checkout: Checkout, environment: Environment | None, patch_set: str) -> str:
+    from kohya_ext.install.commands import console_script
     from kohya_ext.install.places import restart_hint
     from kohya_ext.install.requirements import numbers
 
@@ -222,9 +224,9 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
     else:
         out.item("", f"Finetune tab: {how}.")
     if environment is not None:
-        script = environment.scripts / NAME
-        command = str(script) if script.exists() else f"{environment.python} -m kohya_ext"
-        out.item("", f"Check: {command} doctor {checkout.root}")
+        script = console_script(environment.scripts)
+        program = [script] if script else [environment.python, "-m", PACKAGE]
+        out.item("", f"Check: {shell.line(*program, 'doctor', checkout.root)}")
     return restart
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from kohya_ext import shell
 from kohya_ext.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
 from kohya_ext.cli import audit, basemodel, captions, card, demo, grid, health, install, lora, presets, prompts, update
 from kohya_ext.cli.terminal import OutputLostError, abandon_output, indented, safe_streams
@@ -83,17 +84,18 @@ def _failed(error: KohyaExtError, arguments: argparse.Namespace) -> int:
 
 def _unexpected(error: Exception, arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     import platform
-    import shlex
     import traceback
+    from pathlib import Path
 
     frames = traceback.extract_tb(error.__traceback__)[-FRAMES_SHOWN:]
-    where = " < ".join(f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}" for frame in reversed(frames))
+    files = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}" for frame in frames]
+    where = " < ".join(reversed(files))
     lines = (
         f"{PROGRAM}: internal error (a bug in kohya-ext). Please report these lines at {REPOSITORY}:",
         f"  {type(error).__name__}: {indented(str(error), 2)}",
         f"  at {where}",
         f"  {PROGRAM} {VERSION}, Python {platform.python_version()} ({sys.executable}), {platform.platform()}",
-        f"  checkout: {getattr(arguments, 'checkout', None) or 'not given'}; command: {shlex.join([PROGRAM, *argv])}",
+        f"  checkout: {getattr(arguments, 'checkout', None) or 'not given'}; command: {shell.line(PROGRAM, *argv)}",
         "  KOHYA_EXT_TRACEBACK=1 in the environment shows the whole trace.",
     )
     print("\n".join(lines), file=sys.stderr)

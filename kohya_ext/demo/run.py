@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kohya_ext import shell
 from kohya_ext.bundle import PACKAGE_DIR
 from kohya_ext.demo.checkout import NEWEST, build, training_root
 from kohya_ext.demo.pictures import write_pictures
@@ -134,7 +134,7 @@ def train(demo: Demo, progress: Callable[[int, float], None]) -> None:
     """
     command, folder = demo.command(), training_root(demo.checkout)
     with demo.log.open("wb") as log:
-        log.write((shlex.join(command) + "\n\n").encode())
+        log.write((shell.line(*command) + "\n\n").encode())
         log.flush()
         process = subprocess.Popen(command, cwd=folder, env=demo.environ(), stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -8,11 +8,11 @@ the `library` package. *submodule*: kohya_ss from v23, GUI in `kohya_gui/`, trai
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kohya_ext import shell
 from kohya_ext.errors import UnsupportedError
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
 from kohya_ext.install import git
@@ -148,7 +148,7 @@ def _describe_kohya_ss(root: Path) -> Checkout:
     if submodule and not checkout.library.is_dir():
         error = HalfCheckoutError(
             f"{root} is half a checkout: its submodule {SUBMODULE}/ is empty. "
-            f"Fetch it: git -C {shlex.quote(str(root))} submodule update --init --recursive"
+            f"Fetch it: git -C {shell.quoted(root)} submodule update --init --recursive"
         )
         error.gui = checkout
         raise error
@@ -177,7 +177,7 @@ def _require_training_code(root: Path) -> None:
 
 
 def _restore(root: Path) -> str:
-    return f"If files were deleted, bring them back: git -C {shlex.quote(str(root))} checkout -- ."
+    return f"If files were deleted, bring them back: git -C {shell.quoted(root)} checkout -- ."
 
 
 def _holds_tab(module: Path) -> bool:

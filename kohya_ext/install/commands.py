@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 import sys
 from pathlib import Path
 
+from kohya_ext import shell
 from kohya_ext.about import CONSOLE_SCRIPTS
 from kohya_ext.bundle import PACKAGE_DIR
 
@@ -15,15 +16,23 @@ INSTALLER = "install.sh"
 def command(verb: str, *words: object) -> str:
     """The command line that runs `verb` of this very copy of kohya_ext.
 
-    From a clone that is its install.sh, which finds a Python by itself; where we are installed, the script that pip
-    made for the Python that runs us now, since `kohya-ext` alone need not be on PATH.
+    From a clone that is its install.sh, which finds a Python by itself (on Windows the clone's folder kohya_ext, which
+    Python can run); where we are installed, the script that pip made for the Python that runs us now, since
+    `kohya-ext` alone need not be on PATH.
     """
-    given = [str(word) for word in words]
     clone = PACKAGE_DIR.parent
     if (clone / INSTALLER).is_file():
+        if os.name == "nt":
+            return shell.line(sys.executable, PACKAGE_DIR, verb, *words)
         if verb in ("install", "uninstall"):
-            return shlex.join([str(clone / INSTALLER), *(["--uninstall"] if verb == "uninstall" else []), *given])
-        return shlex.join(["env", f"PYTHONPATH={clone}", sys.executable, "-m", PACKAGE_DIR.name, verb, *given])
-    script = Path(sys.executable).with_name(next(iter(CONSOLE_SCRIPTS)))
-    start = [str(script)] if script.is_file() else [sys.executable, "-m", PACKAGE_DIR.name]
-    return shlex.join([*start, verb, *given])
+            return shell.line(clone / INSTALLER, *(["--uninstall"] if verb == "uninstall" else []), *words)
+        return shell.line("env", f"PYTHONPATH={clone}", sys.executable, "-m", PACKAGE_DIR.name, verb, *words)
+    script = console_script(Path(sys.executable).parent)
+    start = [script] if script is not None else [sys.executable, "-m", PACKAGE_DIR.name]
+    return shell.line(*start, verb, *words)
+
+
+def console_script(scripts: Path) -> Path | None:
+    """The program that pip has made for us in a folder of scripts."""
+    name = next(iter(CONSOLE_SCRIPTS))
+    return next((path for path in (scripts / name, scripts / f"{name}.exe") if path.is_file()), None)

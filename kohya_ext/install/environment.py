@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kohya_ext import shell
 from kohya_ext.errors import UsageError
 from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.install.checkout import Checkout
@@ -143,15 +144,15 @@ def _existing_at(python: Path, path: Path) -> Path:
         )
         found = next((candidate for candidate in inside if candidate.exists()), None)
         if found is None:
-            raise UsageError(f"{path} is a folder without bin/python: name a Python interpreter")
+            raise UsageError(f"{path} has no Python in it: name an interpreter, for example {shell.example_python()}")
         return found
     if not path.exists():
         on_path = shutil.which(str(python)) if python.name == str(python) else None
         if on_path is None:
-            raise UsageError(f"{python}: no such file; name a Python interpreter, for example venv/bin/python")
+            raise UsageError(f"{python}: no such file; name a Python interpreter, for example {shell.example_python()}")
         return Path(on_path)
     if not os.access(path, os.X_OK):
-        raise UsageError(f"{path} is not executable: name a Python interpreter, for example venv/bin/python")
+        raise UsageError(f"{path} is not executable: name a Python interpreter, for example {shell.example_python()}")
     return path
 
 
@@ -172,7 +173,7 @@ def _environment(path: Path, answer: Mapping[str, Any], home: str | None) -> Env
         kind = "user-site"
     if kind == "user-site":
         purelib = Path(usersite)
-    scripts = purelib.parents[2] / "bin" if kind == "user-site" else Path(answer["scripts"])
+    scripts = _user_scripts(purelib) if kind == "user-site" else Path(answer["scripts"])
     return Environment(
         python=path,
         prefix=Path(answer["prefix"]),
@@ -189,6 +190,11 @@ def _environment(path: Path, answer: Mapping[str, Any], home: str | None) -> Env
         externally_managed=answer["externally_managed"] and not answer["in_venv"],
         home=home,
     )
+
+
+def _user_scripts(site: Path) -> Path:
+    """Where pip puts programs next to the user's own site-packages."""
+    return site.with_name("Scripts") if os.name == "nt" else site.parents[2] / "bin"
 
 
 def _writable(folder: Path) -> bool:

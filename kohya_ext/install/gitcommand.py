@@ -15,7 +15,6 @@ stays on:
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kohya_ext import shell
 from kohya_ext.files import lock
 from kohya_ext.files.folder import opened
 from kohya_ext.files.journal import read_state
@@ -209,7 +209,7 @@ def _identity(top: Path) -> identity.Identity | None:
     owner = uids[found.top]
     stranger = next((path for path, uid in uids.items() if uid != owner), None)
     if stranger is not None:
-        where = shlex.quote(str(found.top))
+        where = shell.quoted(found.top)
         raise RefusedError(
             f"{found.top} belongs to user {owner} and {stranger} to user {uids[stranger]}, so git does not work there "
             "(detected dubious ownership). Run as the user that owns it, after giving all of it to that one: "
@@ -218,7 +218,7 @@ def _identity(top: Path) -> identity.Identity | None:
     if identity.is_root():
         return identity.of_owner(owner, owners[found.top].st_gid)
     if owner not in (0, os.geteuid()) and not _named_safe(found.top):
-        where = shlex.quote(str(found.top))
+        where = shell.quoted(found.top)
         raise RefusedError(
             f"{found.top} belongs to user {owner}, not to you (user {os.geteuid()}), so git does not work there "
             "(detected dubious ownership). Run as its owner or as root; or, if you trust all that is in it: "

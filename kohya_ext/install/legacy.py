@@ -6,10 +6,10 @@ optimizer under the name of the other.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kohya_ext import shell
 from kohya_ext.errors import ConflictError
 from kohya_ext.install import git
 from kohya_ext.install.checkout import Checkout
@@ -55,7 +55,7 @@ def message(checkout: Checkout, found: Sequence[Mark]) -> str:
     if committed:
         cures.append(f"They are committed in this branch; take upstream's: {_command('checkout TAG --', committed)}")
     if unknown:
-        files = " ".join(shlex.quote(str(path)) for path in unknown)
+        files = " ".join(shell.quoted(path) for path in unknown)
         cures.append(f"git does not know these: replace them by those of your release, or remove them: {files}")
     return (
         f"{checkout.root} carries the files of an older EMA or AdaCoor patch ({listed}); nothing was changed.\n"
@@ -66,8 +66,8 @@ def message(checkout: Checkout, found: Sequence[Mark]) -> str:
 
 def _command(verb: str, paths: Sequence[Path]) -> str:
     folder = git.work_tree(paths[0].parent) or paths[0].parent
-    files = " ".join(shlex.quote(path.relative_to(folder).as_posix()) for path in paths)
-    return f"git -C {shlex.quote(str(folder))} {verb} {files}"
+    files = " ".join(shell.quoted(path.relative_to(folder).as_posix()) for path in paths)
+    return f"git -C {shell.quoted(folder)} {verb} {files}"
 
 
 def _marks(names: Names) -> Iterator[str]:

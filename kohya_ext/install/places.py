@@ -6,6 +6,7 @@ folder (a mounted image; our tests name an empty one); what comes from another e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,7 @@ def restart_hint(root: Path, environ: Mapping[str, str], prefix: Path | None = N
             return f"{caution}: {service.restart}"
     if root == prefix / "app" and (prefix / ".dockerenv").exists():
         return f"{caution}: docker compose restart (on the host; a rebuilt image needs the installer again)"
-    starters = [name for name in ("gui-uv.sh", "gui.sh") if (root / name).is_file()]
-    how = (
-        f"stop it (Ctrl+C), then start it as before (./{' or ./'.join(starters)})" if starters else "as you started it"
-    )
+    ending = ".bat" if os.name == "nt" else ".sh"
+    starters = [f".{os.sep}{name}{ending}" for name in ("gui-uv", "gui") if (root / f"{name}{ending}").is_file()]
+    how = f"stop it (Ctrl+C), then start it as before ({' or '.join(starters)})" if starters else "as you started it"
     return f"{caution}: {how}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import about
+from kohya_ext import about, shell
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
@@ -138,9 +137,9 @@ class Builder:
         )
         if merging.has_markers(seen.data):
             what = "holds the conflict markers of a merge"
-        path = shlex.quote(str(self.root / seen.path))
+        path = self.root / seen.path
         return (
-            f"{seen.path} {what}. Keep your version elsewhere: cp {path} {path}.mine\n"
+            f"{seen.path} {what}. Keep your version elsewhere: {shell.copy(path, f'{path}.mine')}\n"
             f"{states.how_to_restore(self.root, seen.path)}\nThen run again, and merge your version by hand"
         )
 
@@ -234,9 +233,9 @@ class Builder:
         target = self.root / path
         folder = self._nearest(path)
         if before is not None and not before.mode & 0o200:
-            self.obstacles.append(f"{path} is read-only. Make it writable (chmod u+w '{target}') and run again")
+            self.obstacles.append(f"{path} is read-only. Make it writable: {shell.make_writable(target)}")
         elif not os.access(folder, os.W_OK):
-            self.obstacles.append(f"{folder} may not be written by this user. Run as the user that owns it, or as root")
+            self.obstacles.append(f"{folder} may not be written by this user: {shell.more_rights()}")
         self.files.append(Change(path, before, after))
 
     def _nearest(self, path: str) -> Path:

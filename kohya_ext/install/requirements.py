@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kohya_ext import about
+from kohya_ext import about, shell
 from kohya_ext.files.pysource import parse
 from kohya_ext.files.regular import MODULE_LIMIT, TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.install import gui_gradio, package
@@ -72,9 +71,9 @@ def pip_command(environment: Environment, *requirements: str) -> str:
     numpy = environment.packages.get("numpy")
     wanted = [*requirements, *([f"numpy=={numpy}"] if numpy else [])]
     if environment.uv is not None and (environment.kind == "uv" or not environment.has_pip):
-        return shlex.join([str(environment.uv), "pip", "install", "--python", str(environment.python), *wanted])
+        return shell.line(environment.uv, "pip", "install", "--python", environment.python, *wanted)
     flags = ["--user"] if environment.kind == "user-site" else []
-    return shlex.join([str(environment.python), "-m", "pip", "install", *flags, *wanted])
+    return shell.line(environment.python, "-m", "pip", "install", *flags, *wanted)
 
 
 def _torch(environment: Environment) -> Check:

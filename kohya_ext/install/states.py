@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from kohya_ext import shell
 from kohya_ext.errors import ConflictError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import FileState, read_state
@@ -126,5 +126,5 @@ def git_restore(root: Path, path: str) -> str | None:
     folder = git.work_tree((root / path).parent)
     if folder is None:
         return None
-    file = shlex.quote((root / path).relative_to(folder).as_posix())
-    return f"git -C {shlex.quote(str(folder))} checkout --ignore-skip-worktree-bits -- {file}"
+    file = shell.quoted((root / path).relative_to(folder).as_posix())
+    return f"git -C {shell.quoted(folder)} checkout --ignore-skip-worktree-bits -- {file}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import about, errors, presets
+from kohya_ext import about, errors, presets, shell
 from kohya_ext.errors import ConflictError, KohyaExtError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
@@ -230,8 +229,8 @@ def _preset(root: Path, entry: Entry) -> FileStatus:
     if sha256(found.data) == entry.sha256_after:
         return FileStatus(entry.path, entry.kind, State.OURS.value)
     if is_damaged_preset(found.data):
-        away = f"Run: {shlex.join(['mv', str(root / entry.path), f'{root / entry.path}.damaged'])}"
-        fix = reinstall(root) if is_blank(found.data) else f"{away} && {command('install', root)}"
+        away = shell.move(root / entry.path, f"{root / entry.path}.damaged")
+        fix = reinstall(root) if is_blank(found.data) else f"Run: {shell.in_turn(away, command('install', root))}"
         return FileStatus(entry.path, entry.kind, State.DAMAGED.value, "cannot be read as a preset", fix)
     return FileStatus(entry.path, entry.kind, State.EDITED.value, "edited by you; it stays as it is")
 

@@ -7,12 +7,11 @@ patch set inline, which edits files that upstream works on.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kohya_ext import presets
+from kohya_ext import presets, shell
 from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
 from kohya_ext.files.lock import locked
 from kohya_ext.install import apply, git, gitcommand, merging, patchset, pending
@@ -144,7 +143,7 @@ def _require_git(checkout: Checkout) -> None:
     if git.answer(checkout.root, "rev-parse", "--abbrev-ref", "@{upstream}") is None:
         raise ConflictError(
             f"{checkout.root} is on no branch that follows a remote one (a tag is checked out?), so there is nothing "
-            f"to pull; nothing was changed. Choose a release: git -C {shlex.quote(str(checkout.root))} checkout TAG, "
+            f"to pull; nothing was changed. Choose a release: git -C {shell.quoted(checkout.root)} checkout TAG, "
             "then git submodule update --init --recursive, then kohya-ext install"
         )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext import shell
 from kohya_ext.errors import UsageError
 from kohya_ext.presets.check import effective
 from kohya_ext.presets.contradictions import contradictions
@@ -182,7 +182,7 @@ def _typed(fields: Mapping[str, str], schema: Schema) -> dict[str, Any]:
 
 def shell_line(command: str | Sequence[str]) -> str:
     """A command as it can be pasted into a shell."""
-    return command if isinstance(command, str) else shlex.join(command)
+    return command if isinstance(command, str) else shell.line(*command)
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:

@@ -107,7 +107,7 @@ def _script(path: Path, body: str) -> Path:
     ("make", "words"),
     [
         (lambda folder: folder / "absent", "no such file"),
-        (lambda folder: folder, "without bin/python"),
+        (lambda folder: folder, "has no Python in it"),
         (lambda folder: _plain(folder / "python"), "not executable"),
         (lambda folder: _script(folder / "python", "echo hello"), "not a working Python"),
         (lambda folder: _script(folder / "python", "echo broken >&2; exit 3"), "broken"),

@@ -1,0 +1,76 @@
+"""Commands to print, quoted for the shell they will be pasted into: a POSIX one, PowerShell, or the old cmd."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import Literal
+
+Style = Literal["posix", "powershell", "cmd"]
+
+# What neither PowerShell nor cmd takes for more than itself. (In PowerShell a comma makes a list, and a word that
+# begins with a dash is cut at its first dot.)
+_PLAIN = re.compile(r"(?!-[^.]*\.)[\w.:=+/\\-]+")
+_QUOTES = re.compile("['\N{LEFT SINGLE QUOTATION MARK}-\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}]")  # all quote there
+
+
+def style() -> Style:
+    """The shell that we were started from, as far as that shows: cmd gives its children the variable PROMPT."""
+    if os.name != "nt":
+        return "posix"
+    return "cmd" if "PROMPT" in os.environ else "powershell"
+
+
+def quoted(word: object, shell: Style | None = None) -> str:
+    """`word` as one word of a command line."""
+    text, shell = str(word), shell or style()
+    if shell == "posix":
+        return shlex.quote(text)
+    if _PLAIN.fullmatch(text):
+        return text
+    text = re.sub(r'(\\*)"', r'\1\1\\"', text)  # programs split their command line by themselves, and undo this
+    if shell == "powershell":
+        text = _QUOTES.sub(lambda quote: quote[0] * 2, text)
+        return f"'{text}'"
+    text = re.sub(r"(\\+)$", r"\1\1", text)
+    return f'"{text}"'
+
+
+def line(*words: object, shell: Style | None = None) -> str:
+    """A command of these words, the first its program."""
+    shell = shell or style()
+    text = " ".join(quoted(word, shell) for word in words)
+    return f"& {text}" if shell == "powershell" and text.startswith("'") else text
+
+
+def in_turn(*lines: str, shell: Style | None = None) -> str:
+    """Commands of which each runs when the one before it has succeeded; Windows PowerShell has no word for that."""
+    return ("; " if (shell or style()) == "powershell" else " && ").join(lines)
+
+
+def move(source: object, target: object) -> str:
+    """The command that gives a file another name."""
+    return line("move" if os.name == "nt" else "mv", source, target)
+
+
+def copy(source: object, target: object) -> str:
+    """The command that copies a file."""
+    return line("copy" if os.name == "nt" else "cp", source, target)
+
+
+def make_writable(path: object) -> str:
+    """The command that lets its owner write a file."""
+    return line("attrib", "-r", path) if os.name == "nt" else line("chmod", "u+w", path)
+
+
+def more_rights() -> str:
+    """Who should run a command that this user may not."""
+    if os.name == "nt":
+        return "run in a terminal that was opened with Run as administrator, or as the user that owns it"
+    return "run as the user that owns it, or as root"
+
+
+def example_python() -> str:
+    """Where a virtual environment has its interpreter."""
+    return r"venv\Scripts\python.exe" if os.name == "nt" else "venv/bin/python"
