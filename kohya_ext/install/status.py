@@ -119,7 +119,8 @@ def status(checkout: Checkout, environments: Known | None = None) -> Status:
             notes.append(f"installed by kohya_ext {recorded.version}; this command is of {about.VERSION}")
         problems += [f"{file.path}: {file.problem}. {file.cure}" for file in files if file.problem and file.cure]
         notes += [f"{file.path}: {file.problem}" for file in files if file.problem and not file.cure]
-        problems += _moved(checkout, recorded, hooks)
+        if not any(file.kind == PATCHED and file.state == State.MISSING.value for file in files):  # said already
+            problems += _moved(checkout, recorded, hooks)
         if environments is not None and recorded.patch_set != PRESETS_ONLY:
             packages = tuple(_package(one, digest, recorded) for one, digest in environments.present)
             problems += _package_problems(checkout, environments, packages, notes)

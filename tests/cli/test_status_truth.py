@@ -1,0 +1,209 @@
+"""`status` tells the truth about package, hook, presets and release together, and what it says to do can be pasted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.errors import DONE, FOUND_PROBLEMS
+from kohya_ext.install import apply, package
+from kohya_ext.install.checkout import Checkout
+from tests.cli.conftest import PRESET, Ran
+from tests.install import trees
+from tests.install.pythons import SITE, copy_venv
+from tests.install.versions import being
+
+Make = Callable[..., Checkout]
+Run = Callable[..., Ran]
+WithVenv = Callable[[Checkout], Checkout]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def installed(make: Make, with_venv: WithVenv, run: Run) -> Checkout:
+    checkout = with_venv(make("submodule"))
+    assert run("install", checkout.root).code == DONE
+    return checkout
+
+
+def site(checkout: Checkout) -> Path:
+    return checkout.root / "venv" / SITE
+
+
+def fresh_environment(checkout: Checkout, kohya_venv: Path) -> None:
+    """What vast.ai, a new pod of RunPod and `uv sync` do: Python and Kohya's packages as ever, ours gone."""
+    shutil.rmtree(checkout.root / "venv")
+    copy_venv(kohya_venv, checkout.root / "venv")
+
+
+def spoil_preset(data: bytes) -> Callable[[Checkout, Path], None]:
+    return lambda checkout, _: (checkout.root / PRESET).write_bytes(data) and None
+
+
+def no_python(checkout: Checkout, _: Path) -> None:
+    shutil.rmtree(checkout.root / "venv")
+
+
+DAMAGE: dict[str, tuple[Callable[[Checkout, Path], object], str]] = {
+    "a fresh environment": (fresh_environment, "is not in"),
+    "an empty file": (lambda c, _: (site(c) / "kohya_ext/about.py").write_bytes(b""), "is damaged in"),
+    "half removed": (lambda c, _: shutil.rmtree(site(c) / "kohya_ext/runtime"), "is half in"),
+    "no metadata": (lambda c, _: shutil.rmtree(next(site(c).glob("kohya_ext-*"))), "is half in"),
+    "pip's leftovers": (lambda c, _: (site(c) / "kohya_ext").rename(site(c) / "~ohya_ext"), "is half in"),
+    "the hook gone": (lambda c, _: (c.library / "__init__.py").write_bytes(b""), "the hook is off"),
+    "the GUI's hook missing": (lambda c, _: (c.root / "kohya_gui/__init__.py").unlink(), "gone"),
+    "a hook edited": (lambda c, _: (c.library / "__init__.py").write_bytes(b"x = 1\n"), "edited since"),
+    "a preset removed": (lambda c, _: (c.root / PRESET).unlink(), "was removed"),
+    "an empty preset": (spoil_preset(b""), "cannot be read as a preset"),
+    "a preset of zeros": (spoil_preset(b"\0" * 40), "cannot be read as a preset"),
+    "half a preset": (spoil_preset(b'{"optimizer": "Ada'), "cannot be read as a preset"),
+    "records lost": (lambda c, _: shutil.rmtree(c.root / ".kohya_ext"), "no record of it"),
+    "another release": (lambda c, _: (c.root / ".release").write_text("v25.9.0"), "fitted to another release"),
+}
+
+
+def pasted(command: str, run: Run) -> None:
+    """Run the command as printed, in a shell; our own verbs in this process, where the installer is pretended."""
+    for part in command.split(" && "):
+        words = subprocess.run(
+            ["sh", "-c", f'for word in {part}; do printf "%s\\0" "$word"; done'], capture_output=True, check=True
+        )
+        arguments = [os.fsdecode(word) for word in words.stdout.split(b"\0")[:-1]]
+        if arguments[0] == str(REPOSITORY / "install.sh"):
+            assert run("install", *arguments[1:]).code == DONE
+        elif "kohya_ext" in arguments:
+            run(*arguments[arguments.index("kohya_ext") + 1 :])
+        else:
+            subprocess.run(arguments, check=True)
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_damage_is_seen_and_the_command_mends_it(
+    installed: Checkout, kohya_venv: Path, run: Run, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act, words = DAMAGE[damage]
+    if damage == "another release":
+        from kohya_ext import presets
+
+        def refitted(checkout: Checkout) -> dict[str, bytes]:
+            return {PRESET: f'{{"for": "{checkout.release}"}}\n'.encode()}
+
+        monkeypatch.setattr(presets, "collect", refitted)
+        run("install", installed.root)
+    act(installed, kohya_venv)
+    before = trees.whole(installed.root)
+    done = run("status", installed.root)
+    assert done.code == FOUND_PROBLEMS, done.text
+    assert words in done.text
+    assert trees.whole(installed.root) == before  # it only looks
+    document = run("status", installed.root, "--json").document
+    assert document["exit_code"] == FOUND_PROBLEMS and not document["clean"]
+    for problem in document["problems"]:
+        pasted(problem.rpartition("Run: ")[2], run)
+    done = run("status", installed.root)
+    assert done.code == DONE, done.text
+
+
+def test_a_python_that_is_gone_is_said(installed: Checkout, run: Run) -> None:
+    no_python(installed, installed.root)
+    done = run("status", installed.root)
+    assert done.code == FOUND_PROBLEMS
+    assert "is gone" in done.text or "is not in" in done.text
+
+
+def test_an_edited_preset_is_edited_and_no_problem(installed: Checkout, run: Run) -> None:
+    (installed.root / PRESET).write_text('{"optimizer": "AdamW"}')
+    done = run("status", installed.root)
+    assert done.code == DONE
+    assert "edited by you; it stays" in done.text
+
+
+def test_a_python_known_only_by_its_path_is_remembered(make: Make, run: Run, kohya_venv: Path, tmp_path: Path) -> None:
+    checkout = make("bare")
+    before = trees.whole(checkout.root)
+    copy_venv(kohya_venv, tmp_path / "far" / "away")
+    assert run("install", checkout.root, "--python", tmp_path / "far" / "away").code == DONE
+    assert f"package      0.1.0 in {tmp_path / 'far' / 'away'}: whole" in run("status", checkout.root).text
+    shutil.rmtree(tmp_path / "far" / "away" / SITE / "kohya_ext")
+    done = run("status", checkout.root)
+    assert done.code == FOUND_PROBLEMS and "--python" in done.text
+    doctor = run("doctor", checkout.root)
+    assert "is whole again" in doctor.text  # half there: the next doctor mends it
+    assert run("install", checkout.root).code == DONE
+    assert run("status", checkout.root).code == DONE
+    assert run("uninstall", checkout.root).code == DONE
+    assert not list((tmp_path / "far" / "away" / SITE).glob("*ohya_ext*"))
+    assert trees.whole(checkout.root) == before
+
+
+def test_the_package_of_another_version_than_the_lines(
+    installed: Checkout, make: Make, with_venv: WithVenv, run: Run, tmp_path: Path
+) -> None:
+    """Two checkouts share an environment, and the newer clone was used for one of them only."""
+    second = make("bare", "second")
+    with being("0.9.0", tmp_path):
+        assert run("install", second.root, "--python", installed.root / "venv").code == DONE
+    done = run("status", installed.root)
+    assert done.code == FOUND_PROBLEMS
+    assert "is 0.9.0, the lines in Kohya's files are" in done.text
+    assert run("install", installed.root).code == DONE
+    assert run("status", installed.root).code == DONE
+    assert run("status", second.root).code == FOUND_PROBLEMS
+
+
+def test_another_build_of_the_same_version(installed: Checkout, make: Make, run: Run, tmp_path: Path) -> None:
+    second = make("bare", "second")
+    files = {**package.package_files(), "kohya_ext/more.py": b""}
+    with being("0.1.0", tmp_path, files):
+        assert run("install", second.root, "--python", installed.root / "venv").code == DONE
+    done = run("status", installed.root)
+    assert done.code == FOUND_PROBLEMS and "another build" in done.text
+
+
+def test_a_tree_that_was_moved_with_its_environment(installed: Checkout, run: Run, tmp_path: Path) -> None:
+    moved = installed.root.rename(tmp_path / "moved")
+    assert run("status", moved).code == DONE
+    assert run("install", moved).code == DONE
+    assert run("uninstall", moved).code == DONE
+    assert not (moved / "venv" / SITE / "kohya_ext").exists()
+
+
+def test_a_tree_that_was_copied_with_its_environment(installed: Checkout, run: Run, tmp_path: Path) -> None:
+    copy = trees.copy(installed.root, tmp_path / "copy")
+    assert run("status", copy).code == DONE
+    assert run("uninstall", copy).code == DONE
+    assert not (copy / "venv" / SITE / "kohya_ext").exists()
+    assert run("status", installed.root).code == DONE
+
+
+def test_presets_only_needs_no_package(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("submodule"))
+    run("install", checkout.root, "--presets-only")
+    assert run("status", checkout.root).code == DONE
+
+
+def test_the_lines_without_a_package_are_a_problem(make: Make, with_venv: WithVenv, run: Run) -> None:
+    checkout = with_venv(make("submodule"))
+    run("install", checkout.root, "--no-package")
+    done = run("status", checkout.root)
+    assert done.code == FOUND_PROBLEMS and "is not in" in done.text
+
+
+def test_the_commands_that_are_printed_run(make: Make, tmp_path: Path) -> None:
+    """Real processes, from another folder: the clone's install.sh, and our module with the clone on its path."""
+    from kohya_ext.install.commands import command
+
+    root = make("bare", "with space").root
+    for verb in ("status", "doctor"):
+        done = subprocess.run(command(verb, root), shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert "with space" in done.stdout, done.stderr
+    done = subprocess.run(command("install", root) + " --dry-run --presets-only", shell=True, cwd=tmp_path, check=True)
+    assert done.returncode == DONE
+    assert sys.executable in command("doctor", root)
+    assert apply.status(make("bare", "x")).clean
