@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import systems
 from tests.isolation import Isolation
 
 UPSTREAM = ("KOHYA_SS_GIT", "SD_SCRIPTS_GIT", "SD_SCRIPTS_FORK_GIT")
@@ -23,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before any test module is imported: some libraries read the variables then.
 isolation = Isolation()
 isolation.begin()
+if systems.WINDOWS:
+    systems.skip_what_windows_lacks()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,6 +52,17 @@ def nothing_that_is_not_ours() -> Iterator[None]:
         pytest.fail("a test reached for what is not its own:\n" + "\n".join(refused), pytrace=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Iterator[None]:
+    try:
+        return (yield)
+    except (AttributeError, ImportError) as error:
+        reason = systems.reason_to_skip(error)
+        if reason is None:
+            raise
+        pytest.skip(reason)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
@@ -60,6 +74,8 @@ def pytest_report_header() -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     missing = [name for name in UPSTREAM if not os.environ.get(name)]
     for item in items:
+        if systems.belongs_to_windows_suite(item.path):
+            item.add_marker("windows")
         if "upstream" in item.keywords and missing:
             item.add_marker(
                 pytest.mark.skip(reason=f"needs git directories of the real Kohya: set {', '.join(missing)}")

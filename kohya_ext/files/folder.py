@@ -13,7 +13,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ _CREATE |= getattr(os, "O_BINARY", 0)
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _PASS = _FOLDER | getattr(os, "O_PATH", 0)  # passing through needs no right to read
 _CANNOT_SYNC = (errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP)
+# Windows refuses to rename or remove what another program has open, mostly for the blink of an eye: a virus scanner, an
+# indexer. Access denied (5) can mean the same, and does where a file that is being removed is still open.
+_IN_USE = (5, 32, 33)
+_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds
 _TRIES = 100  # names that somebody else may take before us
 
 
@@ -102,14 +107,14 @@ class Folder:
             if given:
                 os.replace(where, goal, src_dir_fd=given["dir_fd"], dst_dir_fd=also["dir_fd"])
             else:
-                os.replace(where, goal)  # noqa: PTH105
+                _insisting(lambda: os.replace(where, goal))  # noqa: PTH105
 
     def unlink(self, name: str, *, missing_ok: bool = False) -> None:
         """Remove the file or link `name`. Raises OSError."""
         with self._telling(name):
             where, given = self._at(name)
             try:
-                os.unlink(where, **given)
+                _insisting(lambda: os.unlink(where, **given))
             except FileNotFoundError:
                 if not missing_ok:
                     raise
@@ -118,7 +123,7 @@ class Folder:
         """Remove the empty folder `name`. Raises OSError."""
         with self._telling(name):
             where, given = self._at(name)
-            os.rmdir(where, **given)
+            _insisting(lambda: os.rmdir(where, **given))
 
     def make_folder(self, name: str, owner: Owner | None) -> None:
         """A new folder with the rights that this one gives, the public one to write aside. Raises OSError."""
@@ -243,6 +248,23 @@ def opened(path: Path) -> Iterator[Folder]:
         return
     with _closing(Folder(path, _walk(path))) as folder:
         yield folder
+
+
+def in_use(error: OSError) -> bool:
+    """Whether Windows refuses because another program has the file open (or, with access denied, may have)."""
+    return getattr(error, "winerror", None) in _IN_USE
+
+
+def _insisting(action: Callable[[], None]) -> None:
+    """Do it, again and again for some seconds while another program has the file open. Raises OSError."""
+    for wait in _WAITS:
+        try:
+            return action()
+        except OSError as error:
+            if not in_use(error):
+                raise
+        time.sleep(wait)
+    return action()
 
 
 def give(descriptor: int, owner: Owner | None, mode: int) -> None:

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kohya_ext import shell
 from kohya_ext.errors import ConflictError
 from kohya_ext.files import journal as journals
 from kohya_ext.files.atomic import TEMPORARY_SUFFIX, clear_leftovers, write_into, write_new
 from kohya_ext.files.boundary import crossed
-from kohya_ext.files.folder import PERMISSIONS, Folder, give, opened
+from kohya_ext.files.folder import PERMISSIONS, Folder, give, in_use, opened
 from kohya_ext.files.journal import Change, ChangeRecord, Effect, Journal, Operation, Side, Step, state_in
 from kohya_ext.files.paths import real_inside
 
@@ -408,8 +409,12 @@ def _reason(error: OSError, root: Path) -> str:
     where = error.filename2 or error.filename or root
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk (or quota) that holds {root}: free some and run again"
+    if in_use(error):
+        return (
+            f"{where} is open in another program, or may not be written: close Kohya, editors, terminals and run again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"no permission to write {where}: run as the user that owns it, or as root"
+        return f"no permission to write {where}: {shell.more_rights()}"
     if error.errno == errno.EROFS:
         return f"{where} lies on a read-only file system: mount it writable and run again"
     return f"{where}: {error.strerror or error}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from kohya_ext import shell
 from kohya_ext.errors import ConflictError
 from kohya_ext.install import git
 from kohya_ext.install.checkout import Checkout
@@ -50,7 +50,7 @@ def _problem(top: Path) -> Iterator[str]:
     unmerged = f"; not merged: {', '.join(names[:NAMES_SHOWN])}{' and more' if len(names) > NAMES_SHOWN else ''}"
     yield (
         f"{top} is half merged: git has not finished {what} there{unmerged if names else ''}. "
-        f"Finish it, or take it back: git -C {shlex.quote(str(top))} {command}"
+        f"Finish it, or take it back: git -C {shell.quoted(top)} {command}"
     )
 
 

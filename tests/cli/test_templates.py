@@ -17,6 +17,7 @@ from kohya_ext.install.checkout import describe
 from tests.cli.conftest import Ran
 from tests.install import trees
 from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_system_python, pretend, process
+from tests.systems import IS_ROOT
 
 Run = Callable[..., Ran]
 PACKAGES = {**KOHYA, "diffusers": "0.25.0", "safetensors": "0.4.2", "toml": "0.10.2", "gradio": "4.43.0"}
@@ -214,7 +215,7 @@ def test_ai_dock(machine: Machine, linked: bool) -> None:
     trees.write(machine.root, {"etc/kohya_ss_args.conf": ""})
     python = machine.environment("opt/environments/python/kohya")
     before = trees.whole(root)  # git as root, which leaves an index of root's
-    owner = (1000, 1111) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    owner = (1000, 1111) if IS_ROOT else (os.geteuid(), os.getegid())
     for path in (root, *root.rglob("*")):
         os.chown(path, *owner, follow_symlinks=False)
     machine.install(root, python)
@@ -284,9 +285,7 @@ def test_docker_after_a_rebuilt_image(machine: Machine, monkeypatch: pytest.Monk
     machine.is_unwell(root)
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0, reason="root writes to read-only folders; tests/install/test_forms.py does it as nobody"
-)
+@pytest.mark.skipif(IS_ROOT, reason="root writes to read-only folders; tests/install/test_forms.py does it as nobody")
 def test_docker_read_only(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     root, site = container(machine, monkeypatch)
     before = trees.snapshot(root), trees.snapshot(site)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from kohya_ext.errors import UNSUPPORTED, UnsupportedError
 from kohya_ext.install.checkout import Checkout, HalfCheckoutError, describe
 from tests.install import trees
+from tests.systems import IS_ROOT
 
 Make = Callable[..., Checkout]
 
@@ -92,7 +92,7 @@ def test_bare_sd_scripts_without_tags_is_known_by_its_files(make: Make, tmp_path
     assert describe(split).release == "v0.11.x (by its files)"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+@pytest.mark.skipif(IS_ROOT, reason="root may look everywhere")
 def test_a_folder_that_may_not_be_read(make: Make) -> None:
     root = make("embedded").root
     root.chmod(0)

@@ -22,6 +22,7 @@ from kohya_ext.install.manifest import Manifest
 from kohya_ext.install.package import PackageResult
 from kohya_ext.install.wheel import package_files
 from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
+from tests.systems import IS_ROOT
 
 PINS = {**KOHYA, "numpy": "1.26.4", "gradio": "4.43.0"}
 
@@ -344,7 +345,7 @@ def test_only_a_system_that_kohya_uses_is_broken_into(pinned: Environment) -> No
     assert installer.environ(system, Path("/tmp"))["PIP_BREAK_SYSTEM_PACKAGES"] == "1"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
 def test_as_root_the_files_belong_to_the_environments_owner(pinned: Environment, first: Path) -> None:
     for path in (pinned.prefix, *pinned.prefix.rglob("*")):
         os.chown(path, 4321, 4321, follow_symlinks=False)
@@ -354,7 +355,7 @@ def test_as_root_the_files_belong_to_the_environments_owner(pinned: Environment,
     assert {path.stat().st_uid for path in (*ours, pinned.scripts / "kohya-ext")} == {4321}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(IS_ROOT, reason="root may write everywhere")
 def test_an_environment_of_somebody_else(pinned: Environment, first: Path) -> None:
     pinned.purelib.chmod(0o555)
     try:

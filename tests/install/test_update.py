@@ -15,6 +15,7 @@ from kohya_ext.install.commands import command
 from kohya_ext.install.status import status
 from tests.files.faults import boundaries, held_elsewhere, killed_at
 from tests.install import trees
+from tests.systems import IS_ROOT
 
 Make = Callable[..., Checkout]
 
@@ -282,7 +283,7 @@ def test_a_checked_out_tag_says_how(make: Make, tmp_path: Path) -> None:
     assert status(checkout).clean
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
 def test_as_root_git_works_as_the_owner(make: Make, public: Path) -> None:
     origin = trees.copy(make("embedded").root, public / "origin")
     checkout = cloned(origin, public / "mine")
