@@ -82,9 +82,10 @@ class Machine:
 
 @pytest.fixture
 def machine(
-    tmp_path: Path, run: Run, templates: dict[str, Path], kohya_venv: Path, monkeypatch: pytest.MonkeyPatch
+    public: Path, run: Run, templates: dict[str, Path], kohya_venv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Machine:
-    return Machine(tmp_path / "machine", run, templates, kohya_venv, monkeypatch)
+    """In a folder that every user may reach: the owner of a checkout is not always who runs the tests."""
+    return Machine(public / "machine", run, templates, kohya_venv, monkeypatch)
 
 
 def newer(root: Path) -> None:

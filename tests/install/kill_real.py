@@ -40,6 +40,7 @@ def environ(world: Path) -> dict[str, str]:
     return {
         **kept,
         "HOME": str(world / "home"),
+        "KOHYA_EXT_MACHINE": str(world / "machine"),  # an empty one: no process, none of the templates' places
         "TMPDIR": str(world / "tmp"),
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONDONTWRITEBYTECODE": "1",
