@@ -24,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.install.places import MACHINE
 from tests.install import kill_sweep, trees
 from tests.install.pythons import KOHYA, SITE, make_venv
 
@@ -39,6 +40,7 @@ def environ(world: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LD_LIBRARY_PATH")}
     return {
         **kept,
+        MACHINE: str(world),
         "HOME": str(world / "home"),
         "KOHYA_EXT_MACHINE": str(world / "machine"),  # an empty one: no process, none of the templates' places
         "TMPDIR": str(world / "tmp"),
