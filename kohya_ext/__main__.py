@@ -1,6 +1,7 @@
-"""`python -m kohya_ext`: the same as the `kohya-ext` command, where no script folder is on PATH.
+"""The same as the `kohya-ext` command, where no script folder is on PATH: `python .../kohya_ext`, from a clone too.
 
-`python .../kohya_ext` is the same again, from a clone: one word that every shell of Windows takes.
+`python -m kohya_ext` does it as well. Called by its path, one word that every shell takes, it takes nothing from the
+current folder, where Python otherwise looks for every module first.
 """
 
 import os
@@ -10,10 +11,13 @@ if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts us this way may d
     sys.stderr.write("kohya-ext needs Python 3.10 or newer; this is %s\n" % sys.executable)  # noqa: UP031
     sys.exit(2)
 
-if not __package__:  # run as a folder: what is importable then is the folder's content, not the package
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+_HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - no other imports yet
+if not __package__:  # called by its path: the package's own folder comes first in sys.path
+    sys.path[0] = _HOME
+elif sys.path and sys.path[0] in ("", os.getcwd()) and sys.path[0] != _HOME:  # noqa: PTH109
+    del sys.path[0]
 
-from kohya_ext.cli.main import main
+from kohya_ext.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -16,19 +16,17 @@ INSTALLER = "install.sh"
 def command(verb: str, *words: object) -> str:
     """The command line that runs `verb` of this very copy of kohya_ext.
 
-    From a clone that is its install.sh, which finds a Python by itself (on Windows the clone's folder kohya_ext, which
-    Python can run); where we are installed, the script that pip made for the Python that runs us now, since
-    `kohya-ext` alone need not be on PATH.
+    From a clone that is its install.sh, which finds a Python by itself, or for other verbs and on Windows its folder
+    kohya_ext, which Python can run; where we are installed, the script that pip made for the Python that runs us now,
+    since `kohya-ext` alone need not be on PATH.
     """
     clone = PACKAGE_DIR.parent
-    if (clone / INSTALLER).is_file():
-        if os.name == "nt":
-            return shell.line(sys.executable, PACKAGE_DIR, verb, *words)
-        if verb in ("install", "uninstall"):
-            return shell.line(clone / INSTALLER, *(["--uninstall"] if verb == "uninstall" else []), *words)
-        return shell.line("env", f"PYTHONPATH={clone}", sys.executable, "-m", PACKAGE_DIR.name, verb, *words)
-    script = console_script(Path(sys.executable).parent)
-    start = [script] if script is not None else [sys.executable, "-m", PACKAGE_DIR.name]
+    in_clone = (clone / INSTALLER).is_file()
+    if in_clone and os.name != "nt" and verb in ("install", "uninstall"):
+        return shell.line(clone / INSTALLER, *(["--uninstall"] if verb == "uninstall" else []), *words)
+    script = None if in_clone else console_script(Path(sys.executable).parent)
+    # by its path: `python -m` would take modules from the folder that the user stands in
+    start = [script] if script is not None else [sys.executable, PACKAGE_DIR]
     return shell.line(*start, verb, *words)
 
 

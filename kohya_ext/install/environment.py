@@ -16,6 +16,7 @@ from typing import Any, Literal
 from kohya_ext import shell
 from kohya_ext.errors import UsageError
 from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
+from kohya_ext.install import identity
 from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.places import ENVIRONMENTS, ENVIRONMENTS_IN_CHECKOUT, MACHINE, enclosing, expand, machine
 from kohya_ext.install.processes import processes_of, running_guis
@@ -109,21 +110,29 @@ def inspect(python: Path, *, home: str | None = None, extra_modules: Sequence[st
             text=True,
             timeout=PROBE_SECONDS,
             cwd=os.sep,
-            env=clean_environ(home),
             check=False,
+            **identity.running(path, clean_environ(home), home),
         )
         answer = json.loads(run.stdout)
         version = tuple(int(part) for part in answer["version"].split("."))
     except subprocess.TimeoutExpired:
         raise UsageError(f"{path} did not answer within {PROBE_SECONDS} s: it is no working Python") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be run: {error.strerror}") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(f"{path} cannot be run{_by(path)}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, KeyError, TypeError):
         said = (run.stderr or run.stdout).strip().splitlines()
         raise UsageError(f"{path} is not a working Python{f' (it says: {said[-1][:200]})' if said else ''}") from None
     if version < OLDEST:
         raise UsageError(f"{path} is Python {answer['version']}; kohya_ext needs Python 3.10 or newer")
     return _environment(path, answer, home)
+
+
+def _by(python: Path) -> str:
+    """As whom `python` is run, where that is not us; for messages."""
+    who = identity.of_interpreter(python)
+    if who is None:
+        return ""
+    return f" as user {who.uid}, who owns it (root runs no Python of others; chown -R root makes it root's)"
 
 
 def _interpreter_at(python: Path) -> Path:

@@ -30,6 +30,7 @@ from kohya_ext.install import identity
 
 TIMEOUT_SECONDS = 60
 NETWORK_SECONDS = 1800
+UMASK = 0o022  # of what root lets another user's git write
 
 # Both of a question and of a pull: no hooks, no monitor, no housekeeping in the background that would keep our lock.
 # An empty monitor is off in every git; the word false is a program to old ones.
@@ -182,7 +183,7 @@ def _started(who: identity.Identity | None, network: bool) -> tuple[dict[str, st
         environ |= _settings(lambda key: key == "safe.directory")
     environ |= _QUIET_ENVIRON if network else {**_QUIET_ENVIRON, **_QUESTION_ENVIRON}
     environ.pop("SUDO_UID", None)  # by which git lets root into the repository of whoever called sudo
-    return environ, {} if who is None else who.arguments()
+    return environ, {} if who is None else {**who.arguments(), "umask": UMASK}
 
 
 def _settings(wanted: Callable[[str], bool]) -> dict[str, str]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# of our environment variables, what another user's program may see
+# of our environment variables, what another user's program may see; and what we tell pip and uv
+_TOOLS = ("PIP_", "UV_")
 _HARMLESS = ("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "SYSTEMROOT")
 
 
@@ -27,12 +28,13 @@ class Identity:
 
     def arguments(self) -> dict[str, Any]:
         """What `subprocess.run` is to be given for it."""
-        return {"user": self.uid, "group": self.gid, "extra_groups": (), "start_new_session": True, "umask": 0o022}
+        return {"user": self.uid, "group": self.gid, "extra_groups": (), "start_new_session": True}
 
     def environ(self, ours: Mapping[str, str], also: Iterable[str] = ()) -> dict[str, str]:
         """Of `ours`, what this user's program gets: no secrets of ours. also: further names."""
         kept = {*_HARMLESS, *also}
-        return {**{name: value for name, value in ours.items() if name in kept}, "HOME": self.home}
+        shown = {name: value for name, value in ours.items() if name in kept or name.startswith(_TOOLS)}
+        return {**shown, "HOME": self.home}
 
 
 def is_root() -> bool:
@@ -63,6 +65,21 @@ def of_interpreter(python: Path) -> Identity | None:
         if identity is not None:
             return identity
     return None
+
+
+def running(python: Path, environ: Mapping[str, str], home: str | None = None) -> dict[str, Any]:
+    """What `subprocess.run` is to be given to start `python`: variables, and as root the user whose code that runs.
+
+    environ: the variables for ourselves. home: the HOME whose site-packages are to be seen, where it is not ours.
+    """
+    who = of_interpreter(python)
+    if who is None and home is not None and is_root() and os.path.isdir(home):  # noqa: PTH112 - may be any text
+        found = Path(home).stat()
+        who = of_owner(found.st_uid, found.st_gid)
+    if who is None:
+        return {"env": dict(environ)}
+    theirs = who.environ(environ)
+    return {"env": theirs if home is None else {**theirs, "HOME": home}, **who.arguments()}
 
 
 def _home(uid: int) -> str:

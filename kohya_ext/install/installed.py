@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from kohya_ext import about
+from kohya_ext.install import identity
 from kohya_ext.install.environment import Environment, clean_environ
 
 Condition = Literal["absent", "partial", "damaged", "unimportable", "whole", "linked"]
@@ -161,8 +162,8 @@ def _import_fault(environment: Environment, *, linked: bool) -> str | None:
             timeout=IMPORT_SECONDS,
             stdin=subprocess.DEVNULL,
             cwd=os.sep,
-            env=clean_environ(environment.home),
             check=False,
+            **identity.running(environment.python, clean_environ(environment.home), environment.home),
         )
     except subprocess.TimeoutExpired:
         return f"importing it takes longer than {IMPORT_SECONDS} s"

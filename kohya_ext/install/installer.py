@@ -17,6 +17,7 @@ from typing import Literal
 from kohya_ext.about import NAME
 from kohya_ext.errors import ConflictError
 from kohya_ext.files import lock
+from kohya_ext.install import identity
 from kohya_ext.install.environment import Environment, clean_environ
 
 SECONDS = 600
@@ -45,12 +46,12 @@ def run(environment: Environment, wheel: Path, scratch: Path) -> None:
             errors="replace",
             timeout=SECONDS,
             stdin=subprocess.DEVNULL,
-            env=environ(environment, scratch),
             cwd=os.sep,
             check=False,
             umask=UMASK,
             # when we are killed and the tool is not, nobody shall repair what it is still writing
             **lock.handed_on(),
+            **identity.running(environment.python, environ(environment, scratch), environment.home),
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise ConflictError(f"{tool} could not be run for {environment.python}: {error}") from error
@@ -66,7 +67,8 @@ def chosen(environment: Environment) -> tuple[Literal["pip", "uv"], list[str]]:
     """
     python = str(environment.python)
     uv_fits = environment.kind == "uv" or not environment.has_pip
-    if environment.uv is not None and uv_fits and environment.kind != "user-site":  # uv knows no user site
+    uv_fits = uv_fits and environment.kind != "user-site"  # uv knows no user site
+    if environment.uv is not None and uv_fits and _within_reach(environment.uv, environment.python):
         return "uv", [str(environment.uv), "pip"]
     if environment.has_pip:
         return "pip", [python, "-m", "pip"]
@@ -78,6 +80,14 @@ def chosen(environment: Environment) -> tuple[Literal["pip", "uv"], list[str]]:
         f"{environment.python} has no pip, and neither uv nor ensurepip is there to install a package with. "
         f"Put uv on PATH, or install pip into {environment.place}, and run the installer again"
     )
+
+
+def _within_reach(tool: Path, python: Path) -> bool:
+    """Whether the user that `python` is started as can start `tool`: root's own may lie where others may not look."""
+    if identity.of_interpreter(python) is None:
+        return True
+    real = tool.resolve()
+    return all(path.stat().st_mode & 0o001 for path in (real, *real.parents))
 
 
 def arguments(environment: Environment, tool: str, wheel: Path) -> list[str]:
