@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.basemodel import transfer
+from kohya_ext.basemodel.part import Part
 from kohya_ext.basemodel.remote import Remote, Wanted, look_up
-from kohya_ext.errors import ConflictError, UsageError
-from kohya_ext.files.atomic import NEW_FILE_MODE, give_tree, owner_for, sync_folder
+from kohya_ext.errors import ConflictError
+from kohya_ext.files.atomic import owner_for
 from kohya_ext.files.largefile import explained, sha256_of
 from kohya_ext.files.lock import locked
 
@@ -81,8 +82,8 @@ def _digest(path: Path, wanted: Wanted, voice: Voice) -> str:
 
 def _download(wanted: Wanted, target: Path, voice: Voice) -> Fetched:
     remote = look_up(wanted)
-    part = part_of(target, remote.sha256)
-    resumed = part.stat().st_size if part.exists() else 0
+    part = Part(part_of(target, remote.sha256))
+    resumed = part.size()
     if resumed:
         voice.say(f"going on after {resumed} of {remote.size} bytes from an earlier run")
     _check_room(target, remote.size - resumed)
@@ -90,10 +91,10 @@ def _download(wanted: Wanted, target: Path, voice: Voice) -> Fetched:
         remote = transfer.complete(
             part, lambda: look_up(wanted), lambda done, total: voice.bytes("fetching", done, total), voice.pause
         )
-        found = sha256_of(part, lambda done, total: voice.bytes("checking", done, total))
+        found = sha256_of(part.path, lambda done, total: voice.bytes("checking", done, total))
         if found == remote.sha256:
             break
-        part.unlink()
+        part.remove()
         if attempt:
             raise ConflictError(
                 f"what the server sends is not the published file, twice (SHA-256 {found} instead of {remote.sha256}): "
@@ -101,10 +102,7 @@ def _download(wanted: Wanted, target: Path, voice: Voice) -> Fetched:
             )
         voice.say("what came is not the published file (its SHA-256 differs): thrown away, fetching it again")
         resumed = 0
-    part.chmod(NEW_FILE_MODE)
-    give_tree(part.resolve(), owner_for(target))
-    part.replace(target)
-    sync_folder(target.parent)
+    part.become(target.name, owner_for(target))
     return Fetched(target, remote.size, remote.sha256, resumed=resumed)
 
 
@@ -115,10 +113,3 @@ def _check_room(target: Path, needed: int) -> None:
             f"{target.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are to come: free some, or give "
             "another folder with --to. Nothing was fetched"
         )
-
-
-def require_name(name: str) -> str:
-    """A file name without folders: what comes from outside must not lead elsewhere. Raises UsageError."""
-    if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
-        raise UsageError(f"{name!r}: give the name of a file in the repository, without folders")
-    return name

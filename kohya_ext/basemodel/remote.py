@@ -20,15 +20,37 @@ SECONDS = 20.0  # to wait for the hub's answer
 _FORBIDDEN, _MISSING = (401, 403), (404, 410)
 
 
+# what the hub allows, and no more: a name becomes part of a path here, and of a web address there
+_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"(?:{_WORD}/)?{_WORD}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+_NAME = re.compile(r"[^\W][^\x00-\x1f\x7f-\x9f/\\:*?\"<>|\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]*[^\s.]")
+_LONGEST_NAME = 200  # bytes; the part of a download has some more
+
+
 @dataclass(frozen=True)
 class Wanted:
-    """A file of a repository. sha256: what it must be, "" to take the hub's word. size: in bytes, None if unknown."""
+    """A file of a repository. sha256: what it must be, "" to take the hub's word. size: in bytes, None if unknown.
+
+    Raises UsageError for names that could lead elsewhere, on the disk or in the hub.
+    """
 
     repository: str
     name: str
     revision: str = "main"
     sha256: str = ""
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _REPOSITORY.fullmatch(self.repository) or ".." in self.repository or "--" in self.repository:
+            raise UsageError(f"{self.repository!r} is not the name of a repository: OWNER/NAME")
+        if not _REVISION.fullmatch(self.revision) or ".." in self.revision:
+            raise UsageError(f"{self.revision!r} is not a branch, a tag or a commit")
+        if not _NAME.fullmatch(self.name) or len(self.name.encode()) > _LONGEST_NAME:
+            raise UsageError(
+                f"{self.name!r}: give the name of a file in the repository, without folders, that begins with a letter "
+                f'or a digit, ends in no dot or blank, and has no control characters nor any of \\ / : * ? " < > |'
+            )
 
 
 # SDXL 1.0 with the VAE of 0.9, as the guide trains from it
@@ -61,8 +83,10 @@ def look_up(wanted: Wanted) -> Remote:
         from huggingface_hub.utils import build_hf_headers
     except ImportError as error:
         raise UsageError(f"fetching needs huggingface_hub ({error}): run it with Kohya's Python") from error
-    token = next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
     page = hf_hub_url(wanted.repository, wanted.name, revision=wanted.revision)
+    token: str | bool | None = next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
+    if not _private(page):
+        token = False  # None would send the one that a login has left
     try:
         found: Any = get_hf_file_metadata(page, token=token, timeout=SECONDS)
         header = build_hf_headers(token=token).get("authorization", "")
@@ -80,9 +104,19 @@ def look_up(wanted: Wanted) -> Remote:
     if not digest or not size:
         raise UsageError(f"{page} publishes no size or SHA-256 of the file; give --sha256 if you know it")
     url = urljoin(page, str(getattr(found, "location", None) or page))
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ConflictError(f"{page} sends to {url[:80]}, which is no web address. Nothing was fetched")
-    return Remote(url, int(size), digest, header if urlsplit(url).netloc == urlsplit(page).netloc else "")
+    target, origin = urlsplit(url), urlsplit(page)
+    if target.scheme not in ("http", "https"):
+        raise ConflictError(f"{page} sends to {url[:80]!r}, which is not a web address. Nothing was fetched")
+    if (origin.scheme, target.scheme) == ("https", "http"):
+        raise ConflictError(f"{page} sends to {url[:80]!r}, where anybody on the way can read. Nothing was fetched")
+    same = (target.scheme, target.netloc) == (origin.scheme, origin.netloc)
+    return Remote(url, int(size), digest, header if same and _private(url) else "")
+
+
+def _private(url: str) -> bool:
+    """Whether a token may go to `url`: nobody on the way can read it, or there is no way."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.hostname or "") in ("localhost", "127.0.0.1", "::1")
 
 
 def _explained(error: Exception, wanted: Wanted) -> ConflictError | UsageError:

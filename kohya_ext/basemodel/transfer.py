@@ -7,14 +7,14 @@ there, none compares the SHA-256, and all give a file its final name before anyb
 from __future__ import annotations
 
 import http.client
-import os
 import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
+from urllib.parse import urlsplit
 
+from kohya_ext.basemodel.part import Part
 from kohya_ext.basemodel.remote import Remote
 from kohya_ext.errors import ConflictError
 
@@ -22,9 +22,30 @@ BLOCK = 1 << 20  # bytes written at a time, at most
 SECONDS = 30.0  # without a byte until a connection counts as broken
 TRIES = 5  # in a row that bring nothing new
 LONGEST_PAUSE = 30.0
+REDIRECTIONS = 5
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
+
+
+class CarefulRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a few redirections, never from https to a connection that anybody can read, nor to anything but the web.
+
+    The token is with none of them: it is a header of the first request only.
+    """
+
+    max_redirections = REDIRECTIONS
+
+    def redirect_request(self, request, response, code, reason, headers, url):  # type: ignore[no-untyped-def]
+        """As the base class; raises HTTPError for what is not followed."""
+        scheme = urlsplit(url).scheme
+        if scheme not in ("https", "http") or (scheme == "http" and urlsplit(request.full_url).scheme == "https"):
+            raise urllib.error.HTTPError(url, code, f"it sends from https to {scheme[:20]}", headers, response)
+        return super().redirect_request(request, response, code, reason, headers, url)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(CarefulRedirects)
 
 
 class BrokenOffError(Exception):
@@ -32,7 +53,7 @@ class BrokenOffError(Exception):
 
 
 def complete(
-    part: Path,
+    part: Part,
     find: Callable[[], Remote],
     progress: Progress = lambda *_: None,
     pause: Callable[[float], None] = time.sleep,
@@ -41,18 +62,18 @@ def complete(
 
     Raises ConflictError after TRIES connections that bring nothing; what has arrived stays. OSError for the disk.
     """
-    remote, furthest, failures, reason = find(), _size(part), 0, ""
+    remote, furthest, failures, reason = find(), part.size(), 0, ""
     if furthest > remote.size:
-        part.unlink()
+        part.remove()
         furthest = 0
-    while _size(part) < remote.size:
+    while part.size() < remote.size:
         try:
             _stream(part, remote, progress)
         except BrokenOffError as error:
             reason = str(error)
         else:
             reason = "the connection ended early"
-        reached = _size(part)
+        reached = part.size()
         failures = 0 if reached > furthest else failures + 1
         furthest = max(furthest, reached)
         if reached < remote.size:
@@ -63,31 +84,29 @@ def complete(
                 )
             pause(min(LONGEST_PAUSE, 2.0**failures - 1))
             remote = find() if failures else remote
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
+    part.sync()
     return remote
 
 
-def _stream(part: Path, remote: Remote, progress: Progress) -> None:
+def _stream(part: Part, remote: Remote, progress: Progress) -> None:
     """One connection. Raises BrokenOffError; returns when it has no more bytes, or all of them are there."""
-    have = _size(part)
+    have = part.size()
     request = urllib.request.Request(remote.url, headers={"Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     if remote.authorization:
         request.add_unredirected_header("Authorization", remote.authorization)  # never to the host it redirects to
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+        with _opener().open(request, timeout=SECONDS) as response:
             start = _start(response, have, remote.size)
-            with part.open("r+b" if start else "wb") as file:
-                file.seek(start)
+            with part.open(start) as file:
                 while start < remote.size and (block := response.read1(min(BLOCK, remote.size - start))):
                     file.write(block)
                     start += len(block)
                     progress(start, remote.size)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink(missing_ok=True)
+            part.remove()
         raise BrokenOffError(f"the server answers {error.code} {error.reason}") from error
     except http.client.HTTPException as error:
         raise BrokenOffError(f"the connection broke off ({type(error).__name__})") from error
@@ -108,7 +127,3 @@ def _start(response: http.client.HTTPResponse, have: int, size: int) -> int:
     if stated is not None and stated.strip() != str(size):
         raise BrokenOffError(f"the server sends {stated} bytes instead of the {size} announced")
     return 0  # it does not know ranges: from the beginning
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0

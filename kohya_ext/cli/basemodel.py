@@ -57,7 +57,7 @@ def fetch(arguments: argparse.Namespace) -> int:
         raise UsageError("--repo and --file belong together")
     wanted = SDXL
     if arguments.repo:
-        wanted = Wanted(arguments.repo, fetching.require_name(arguments.file), arguments.revision, _digest(arguments))
+        wanted = Wanted(arguments.repo, arguments.file, arguments.revision, _digest(arguments))
     folder = arguments.to
     target = folder / wanted.name
     if arguments.dry_run:

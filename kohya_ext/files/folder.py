@@ -191,10 +191,10 @@ class Folder:
         if self._descriptor is not None:
             give(self._descriptor, owner, stat.S_IMODE(self.stat().st_mode))
 
-    def open_file(self, name: str) -> int:
-        """A descriptor to read the regular file `name`, to be closed by the caller. Raises NotRegularError, OSError."""
+    def open_file(self, name: str, *, writing: bool = False) -> int:
+        """A descriptor of the regular file `name`, to be closed by the caller. Raises NotRegularError, OSError."""
         with self._telling(name):
-            descriptor = self._open(name, _READ)
+            descriptor = self._open(name, _READ | os.O_RDWR if writing else _READ)
             try:
                 _require_regular(os.fstat(descriptor), self.path / name)
             except BaseException:
