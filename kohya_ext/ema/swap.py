@@ -70,7 +70,8 @@ class Swap:
         """The raw weights return. May be called again after it was itself interrupted."""
         with torch.no_grad():
             self._undo_crossing()
-            for number, (weights, _) in enumerate(self._copied):
+            # the last first: of parameters with memory in common, the first has kept the raw weights
+            for number, (weights, _) in reversed(list(enumerate(self._copied))):
                 raw = self._raw[number]
                 if raw is not None:
                     weights.data.copy_(raw)

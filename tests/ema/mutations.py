@@ -190,7 +190,7 @@ MUTATIONS = (
     Mutation(
         "a resumed average counts its steps from 0",
         "ema/shadow.py",
-        '        self.step = int(state["step"])\n',
+        "        self.step = step\n",
         "        self.step = 0\n",
         "tests/runtime/test_state.py tests/ema/test_checkpoint.py -k 'uninterrupted or same_bits'",
     ),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kohya_ext.ema import Shadow, checkpoint, constant, debiased
+
+State = dict[str, Any]
 
 
 def make(seed: int = 0, **options: Any) -> tuple[nn.Module, Shadow]:
@@ -115,3 +120,64 @@ def test_changed_settings_are_named() -> None:
     assert "schedule" in notes[0]
     assert "update_every" in notes[1]
     assert (other.step, other.updates) == (4, 2)
+
+
+def with_weight(state: State, value: float) -> State:
+    weights = state["shadow"]["0.weight"].clone()
+    weights.view(-1)[-1] = value
+    return {**state, "shadow": {**state["shadow"], "0.weight": weights}}
+
+
+def with_shadow(state: State, **tensors: Any) -> State:
+    return {**state, "shadow": {**state["shadow"], "0.weight": tensors["weight"]}}
+
+
+DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
+    "NaN": (lambda s: with_weight(s, math.nan), "'0.weight' holds NaN"),
+    "infinite": (lambda s: with_weight(s, -math.inf), "'0.weight' holds NaN or infinite"),
+    "integers": (lambda s: with_shadow(s, weight=torch.ones(5, 6, dtype=torch.int64)), "'0.weight' is torch.int64"),
+    "complex": (lambda s: with_shadow(s, weight=torch.ones(5, 6) * 1j), "'0.weight' is torch.complex64"),
+    "sparse": (lambda s: with_shadow(s, weight=torch.ones(5, 6).to_sparse()), "'0.weight' is .*sparse"),
+    "no tensor": (lambda s: with_shadow(s, weight=[1.0]), "'0.weight' is not a tensor"),
+    "no weights": (lambda s: {**s, "shadow": None}, "'shadow'"),
+    "updates beyond steps": (lambda s: {**s, "updates": 9}, "9 updates in 2 steps"),
+    **{
+        f"{key} {value!r}": (lambda s, key=key, value=value: {**s, key: value}, f"{key} is {re.escape(repr(value))}")
+        for key in ("step", "updates", "update_every")
+        for value in (-1, 10**30, 1.5, "2", None, True, math.nan)
+    },
+    **{
+        f"no {key}": (lambda s, key=key: {k: v for k, v in s.items() if k != key}, f"no '{key}'")
+        for key in ("step", "updates", "update_every")
+    },
+}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_damaged_state_is_named_and_changes_nothing(damage: str, begun: bool) -> None:
+    """Neither the average nor the weights: training goes on as the twin's, which has seen no such state."""
+    source, saved = make(seed=3)
+    train(source, saved, range(2))
+    (model, shadow), (other, twin) = make(), make()
+    if begun:
+        train(model, shadow, range(3))
+        train(other, twin, range(3))
+    spoil, message = DAMAGES[damage]
+    with pytest.raises(ValueError, match=message):
+        shadow.load_state_dict(spoil(saved.state_dict()))
+    for _ in range(2):
+        assert (shadow.step, shadow.updates) == (twin.step, twin.updates)
+        assert [name for name, _, _ in shadow.pairs()] == [name for name, _, _ in twin.pairs()]
+        for (_, weights, average), (_, wanted_weights, wanted) in zip(shadow.pairs(), twin.pairs(), strict=True):
+            assert torch.equal(weights, wanted_weights) and torch.equal(average, wanted)
+        train(model, shadow, range(3, 5))
+        train(other, twin, range(3, 5))
+
+
+def test_huge_finite_averages_are_no_damage() -> None:
+    model, shadow = make()
+    train(model, shadow, range(2))
+    state = shadow.state_dict()
+    state["shadow"]["0.weight"] = torch.full((5, 6), 3e38)
+    assert shadow.load_state_dict(state) == []
