@@ -143,7 +143,7 @@ class Blender:
             views = [weights, shadow] if shadow.dtype != torch.bfloat16 else [weights.reshape(-1), shadow.reshape(-1)]
             exact = torch.float32 if shadow.dtype == torch.bfloat16 else shadow.dtype
             self._blend_slice(index, 0, views[0].to(shadow.device, exact), views[1], update)
-            if shadow.dtype == torch.bfloat16:
+            if shadow.dtype == torch.bfloat16 and not shadow.is_contiguous():  # else `reshape` has made no copy
                 shadow.copy_(views[1].view_as(shadow))
             return
         flat_weights, flat_shadow = views

@@ -204,8 +204,8 @@ MUTATIONS = (
     Mutation(
         "the savers of sd-scripts 0.6 write the EMA's file in place",
         "runtime/checkpoints.py",
-        "nullcontext() if savers else written.whole_files()",
-        "nullcontext()",
+        "in place\n    whole = nullcontext() if savers else written.whole_files()",
+        "in place\n    whole = nullcontext()",
         "tests/runtime/test_interrupted_saves.py -k 'old'",
     ),
     Mutation(

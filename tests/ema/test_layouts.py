@@ -125,3 +125,13 @@ def test_weights_that_cannot_be_averaged_are_refused_by_name() -> None:
     ):
         with pytest.raises(TypeError, match=rf"'bad' .*{message}"):
             Shadow([("good", good), ("bad", bad)], constant(DECAY))
+
+
+def test_a_gap_in_weights_with_dimensions_of_one() -> None:
+    """Their bfloat16 shadow is one stretch of memory with other strides, which torch refuses to copy onto itself."""
+    parameter = nn.Parameter(torch.ones(3).as_strided((1, 1, 1, 2), (1, 1, 1, 2)))
+    shadow = Shadow([parameter], constant(DECAY), dtype=torch.bfloat16, stochastic=True)
+    shadow.capture()
+    parameter.data.fill_(3.0)
+    shadow.update()
+    assert next(shadow.pairs())[2].flatten().tolist() == [1.5, 1.5]
