@@ -4,7 +4,9 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from kohya_ext.install.installed import Installed, examine
 from kohya_ext.install.manifest import Manifest
 from kohya_ext.install.package import PackageResult
 from kohya_ext.install.wheel import package_files
+from tests.install import test_faults as faults
 from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 from tests.systems import IS_ROOT
 
@@ -385,3 +388,82 @@ def test_each_installer_in_its_turn(pinned: Environment, tmp_path: Path) -> None
     assert choose(dataclasses.replace(plain, uv=uv))[0] == "uv"
     assert choose(dataclasses.replace(plain, uv=uv, kind="user-site"))[0] == "pip"
     assert choose(plain)[1][1] == "-c"
+
+
+def everything(environment: Environment) -> dict[str, object]:
+    """Every file below the environment with its bytes; folders too."""
+    found = environment.prefix.rglob("*")
+    return {str(path): path.read_bytes() if path.is_file() else "" for path in found if "__pycache__" not in path.parts}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
+def test_a_full_disk_changes_nothing(
+    pinned_venv: Path, installed_venv: Path, first: Path, tmp_path: Path, replacing: bool
+) -> None:
+    """The real pip on a disk that is full at different points of its work: exit 4, and all as it was."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        environment = quickly(inspect(copy_venv(installed_venv if replacing else pinned_venv, mount / "venv")))
+        if replacing:
+            (environment.purelib / "kohya_ext" / "errors.py").write_text("mine")
+        before, refused = everything(environment), 0
+        for pages in (0, 1, 3, 6, 10, 14, 20):
+            faults.fill(mount, leave=pages)
+            try:
+                put(environment, first)
+            except ConflictError as error:
+                refused += 1
+                assert error.exit_code == CONFLICT
+                (mount / "filler").unlink()
+                assert everything(environment) == before, pages
+            else:
+                break
+        assert refused >= 3
+        (mount / "filler").unlink(missing_ok=True)
+        assert put(environment, first).action in ("installed", "replaced", "unchanged")
+        assert examine(environment, importing=False).condition == "whole"
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_under_a_strict_umask_everybody_can_read_it(pinned: Environment, first: Path) -> None:
+    """Root's shell with umask 077, and a GUI that runs as another user."""
+    before = os.umask(0o077)
+    try:
+        put(pinned, first)
+    finally:
+        os.umask(before)
+    ours = [path for path in pinned.prefix.rglob("*") if "kohya" in path.relative_to(pinned.prefix).as_posix()]
+    assert len(ours) > len(SMALL)
+    for path in ours:
+        mode = path.stat().st_mode
+        assert mode & 0o044 == 0o044, path
+        assert not path.is_dir() or mode & 0o011 == 0o011, path
+    assert (pinned.scripts / "kohya-ext").stat().st_mode & 0o111 == 0o111
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
+def test_an_orphaned_installer_keeps_the_lock(pinned: Environment, first: Path, tmp_path: Path) -> None:
+    """We are killed and pip is not: nobody may repair what it is still writing."""
+    slow = tmp_path / "uv"
+    slow.write_text(f"#!/bin/sh\necho > {tmp_path}/started\nsleep 3\n")
+    slow.chmod(0o755)
+    environment = dataclasses.replace(pinned, uv=slow, kind="uv")
+    child = os.fork()
+    if child == 0:
+        put(environment, first)
+        os._exit(0)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with pytest.raises(ConflictError, match="at work in"), locked(first, 0.1):
+        pass
+    with pytest.raises(ConflictError, match="at work in"), locked(environment.purelib, 0.1):
+        pass
+    with locked(first, 30), locked(environment.purelib, 30):  # until it has ended
+        pass
