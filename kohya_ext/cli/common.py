@@ -130,6 +130,8 @@ def training_allows(
     return agreed("Go on while it is running?", yes=False, default=False)
 
 
+SAVES_SEARCHED = 4  # levels below the checkout
+
 # Where a search found an environment that is evidence enough to install into it besides the one that is remembered.
 WEAK_EVIDENCE = ("a usual place", "the system's Python", "the Python that runs this installer")
 
@@ -197,6 +199,33 @@ def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
     except UsageError:
         return found
     return Known(((environment, None),), found.gone)
+
+
+def clear_abandoned_saves(checkout: Checkout, out: Output) -> int:
+    """Remove the temporary folders that killed saves of an EMA have left below `checkout`; how many there were.
+
+    They may be as large as a model. Those that a living process uses are not touched; a folder of outputs that lies
+    elsewhere is cleared by the next save there.
+    """
+    import shutil
+
+    from kohya_ext.runtime.written import PREFIX, abandoned
+
+    cleared = 0
+    for folder, names, _ in os.walk(checkout.root):
+        depth = len(Path(folder).relative_to(checkout.root).parts)
+        found = abandoned(Path(folder)) if any(name.startswith(PREFIX) for name in names) else []
+        for left in found:
+            shutil.rmtree(left, ignore_errors=True)
+            out.item("recovered", f"{left}: what a killed save had left; removed")
+        cleared += len(found)
+        here = Path(folder)
+        names[:] = [
+            name
+            for name in names
+            if depth < SAVES_SEARCHED and not name.startswith(".") and not (here / name / "pyvenv.cfg").exists()
+        ]
+    return cleared
 
 
 def checkout_json(checkout: Checkout) -> dict[str, Any]:

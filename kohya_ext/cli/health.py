@@ -9,6 +9,7 @@ from kohya_ext.cli.common import (
     add_checkout,
     add_json,
     checkout_json,
+    clear_abandoned_saves,
     find_checkout,
     find_environment,
     known_environments,
@@ -73,12 +74,13 @@ def doctor(arguments: argparse.Namespace) -> int:
     mended = repair.environments(checkout, environments)
     for one in mended:
         out.item("recovered", one)
+    cleared = clear_abandoned_saves(checkout, out)
     found = apply.status(checkout, environments)
     _show(out, found, with_hooks=False)
     environment = _environment(environments, checkout, out)
     checks = _checked(out, checkout, environment, patched=found.installed)
     failed = not found.clean or environment is None or any(check.level == "problem" for check in checks)
-    recovered = recovery is not None or resumed is not None or bool(mended)
+    recovered = recovery is not None or resumed is not None or bool(mended) or bool(cleared)
     code = RECOVERED if recovered else FOUND_PROBLEMS if failed else DONE
     out.line()
     out.line("Problems found: see above how to fix them." if failed else "No problems found.")

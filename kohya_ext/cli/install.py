@@ -14,6 +14,7 @@ from kohya_ext.cli.common import (
     add_checkout,
     add_json,
     checkout_json,
+    clear_abandoned_saves,
     environments_to_install,
     environments_to_leave,
     find_checkout,
@@ -84,6 +85,7 @@ def install(arguments: argparse.Namespace) -> int:
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     outcome = apply.install(checkout, patch_set=patch_set, presets=wanted, environments=environments)
     pending.end(checkout.root)  # of an update that was killed: done by this
+    clear_abandoned_saves(checkout, out)
     for result in outcome.packages:
         out.item("package", result.detail)
     _report(out, outcome, patch_set)
@@ -251,6 +253,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     outcome = apply.uninstall(checkout, presets=wanted, environments=environments)
     pending.end(checkout.root)
+    clear_abandoned_saves(checkout, out)
     if outcome.plan.changes or outcome.recovery:
         _report(out, outcome, recorded.patch_set if recorded else "")
     else:

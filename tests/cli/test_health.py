@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +135,22 @@ def test_install_after_a_kill_recovers_and_goes_on(make: Make, with_venv: WithVe
     assert "recovered" in done.text
     assert run("status", checkout.root).code == DONE
     assert package.state(package.inspect(checkout.root / "venv")) == "same"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no locks on folders there")
+@pytest.mark.parametrize("verb", ["doctor", "install", "uninstall"])
+def test_what_a_killed_save_has_left_is_removed(installed: Checkout, run: Run, verb: str) -> None:
+    from kohya_ext.runtime import written
+
+    outputs = installed.root / "outputs" / "model"
+    outputs.mkdir(parents=True)
+    with written.moved_into_place(str(outputs / "living.safetensors")) as living:
+        Path(living).write_text("in the middle of it")
+        left = outputs / f"{written.PREFIX}x1"
+        left.mkdir()
+        (left / "model-ema.safetensors").write_bytes(b"half")
+        done = run(verb, installed.root)
+        assert done.code == (RECOVERED if verb == "doctor" else DONE)
+        assert f"{left}: what a killed save had left" in done.text
+        assert not left.exists() and Path(living).exists()
+    assert [path.name for path in outputs.iterdir()] == ["living.safetensors"]
