@@ -199,6 +199,9 @@ def _clear_leftover(folder: Folder, name: str) -> None:
         return
     if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), folder.stat().st_uid):
         return
+    if sys.platform == "win32":  # what is open there cannot be removed, by its writer or, to be locked, by us
+        folder.unlink(name, missing_ok=True, insist=False)
+        return
     descriptor = folder.open_file(name)
     try:
         if _lock(descriptor):
@@ -209,7 +212,7 @@ def _clear_leftover(folder: Folder, name: str) -> None:
 
 def _lock(descriptor: int) -> bool:
     """Lock an open file; False where another process has done so, or nothing can be locked."""
-    if sys.platform == "win32":  # what is open there cannot be removed anyway
+    if sys.platform == "win32":  # what is open there cannot be removed
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

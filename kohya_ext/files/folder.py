@@ -109,12 +109,15 @@ class Folder:
             else:
                 _insisting(lambda: os.replace(where, goal))  # noqa: PTH105
 
-    def unlink(self, name: str, *, missing_ok: bool = False) -> None:
-        """Remove the file or link `name`. Raises OSError."""
+    def unlink(self, name: str, *, missing_ok: bool = False, insist: bool = True) -> None:
+        """Remove the file or link `name`. insist: wait for another program that has it open. Raises OSError."""
         with self._telling(name):
             where, given = self._at(name)
             try:
-                _insisting(lambda: os.unlink(where, **given))
+                if insist:
+                    _insisting(lambda: os.unlink(where, **given))
+                else:
+                    os.unlink(where, **given)
             except FileNotFoundError:
                 if not missing_ok:
                     raise

@@ -42,8 +42,7 @@ def moved_into_place(target: str) -> Iterator[str]:
     """
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in abandoned(path.parent):
-        shutil.rmtree(left, ignore_errors=True)
+    clear_abandoned(path.parent)
     folder, lock = _locked_folder(path.parent)
     try:
         yield str(folder / path.name)
@@ -64,18 +63,29 @@ def abandoned(folder: Path) -> list[Path]:
 
     Who uses one holds a lock on it, which the system takes back however a process ends, in another container too.
     """
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and not path.is_symlink()]
-    return [path for path in found if _is_abandoned(path)]
-
-
-def _is_abandoned(folder: Path) -> bool:
-    try:
-        lock = _lock(folder)
-    except OSError:  # in use, gone, or no locks on this disk
-        return False
-    if lock is not None:
+    found = []
+    for left, lock in _locked_leftovers(folder):
         os.close(lock)
-    return lock is not None
+        found.append(left)
+    return found
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove them, each while it is locked: one that a living process has made a moment ago is left to it."""
+    for left, lock in _locked_leftovers(folder):
+        try:
+            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _locked_leftovers(folder: Path) -> Iterator[tuple[Path, int]]:
+    for path in sorted(folder.glob(f"{PREFIX}*")):
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # in use, gone, or no locks on this disk
+                lock = _lock(path)
+                if lock is not None:
+                    yield path, lock
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int | None]:
@@ -92,12 +102,16 @@ def _locked_folder(parent: Path) -> tuple[Path, int | None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """An open lock on `folder`, None on systems without any. Raises BlockingIOError where another process holds it."""
+    """An open lock on `folder`, None on systems without any.
+
+    Raises BlockingIOError where another process holds it, FileNotFoundError where one has removed the folder since.
+    """
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.stat()  # a lock on what has been removed is worth nothing
     except OSError:
         os.close(descriptor)
         raise

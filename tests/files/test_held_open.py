@@ -11,7 +11,7 @@ import pytest
 
 from kohya_ext.errors import ConflictError
 from kohya_ext.files import folder as folders
-from kohya_ext.files.atomic import write_atomic
+from kohya_ext.files.atomic import TEMPORARY_SUFFIX, write_atomic
 from kohya_ext.files.folder import opened
 from kohya_ext.files.journal import Change, read_state
 from kohya_ext.files.transaction import Transaction
@@ -126,6 +126,18 @@ def test_a_file_that_is_open_for_a_moment(tmp_path: Path) -> None:
     timer.join()
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+@on_windows
+def test_what_a_killed_writer_left_is_removed_at_once(tmp_path: Path, waits: list[float]) -> None:
+    """Not while we have it open ourselves, as it is to be locked elsewhere; and nobody waits for a living writer."""
+    left, living = (tmp_path / f".x.{digits * 8}{TEMPORARY_SUFFIX}" for digits in ("01", "23"))
+    left.write_bytes(b"half")
+    living.write_bytes(b"half")
+    with living.open("rb+"):
+        write_atomic(tmp_path / "x", b"new")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"x", living.name}
+    assert waits == []
 
 
 def _change(root: Path) -> None:

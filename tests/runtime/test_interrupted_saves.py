@@ -309,6 +309,42 @@ def test_only_the_ema_is_wanted_and_the_disk_is_full(
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
 
 
+def test_who_clears_up_cannot_take_a_folder_that_is_being_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making a folder and locking it another run may take it for a leftover: then another is made."""
+    flock, taken = written.fcntl.flock, []
+
+    def another_run_was_quicker(descriptor: int, operation: int) -> None:
+        if not taken:
+            (folder,) = tmp_path.glob(f"{written.PREFIX}*")
+            folder.rmdir()
+            taken.append(folder)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(written.fcntl, "flock", another_run_was_quicker)
+    with written.moved_into_place(str(tmp_path / "dog.safetensors")) as file:
+        assert taken and Path(file).parent != taken[0]
+        Path(file).write_bytes(b"whole")
+    assert (tmp_path / "dog.safetensors").read_bytes() == b"whole"
+
+
+def test_leftovers_are_locked_while_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{written.PREFIX}left").mkdir()
+    rmtree, seen = written.shutil.rmtree, []
+
+    def removing(folder: Path, **options: bool) -> None:
+        if not seen:
+            with pytest.raises(BlockingIOError):
+                written._lock(folder)
+        seen.append(folder)
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(written.shutil, "rmtree", removing)
+    with written.moved_into_place(str(tmp_path / "dog.safetensors")):
+        assert seen == [tmp_path / f"{written.PREFIX}left"] and not seen[0].exists()
+
+
 def test_what_a_killed_save_left_goes_with_the_next(begin: Begin, tmp_path: Path) -> None:
     """And what another run, here or in another container, is writing just then stays."""
     run = begin()
