@@ -20,10 +20,13 @@ from typing import Any
 
 import kohya_ext
 from kohya_ext.about import NAME
+from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
 from kohya_ext.upstream import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
 
 MARK = "__kohya_ext__"
+# feature -> what turns it on
+SWITCHES = {"EMA": EMA_SWITCH, "telemetry": LOG_SWITCH}
 
 # What could not be wrapped, each with its reason. A run that asks for something of ours stops at these.
 faults: list[str] = []
@@ -96,14 +99,18 @@ def guarded(
 
 
 def asks_for_us(args: argparse.Namespace | None = None) -> bool:
-    """Whether this run was told to do something of ours: from `args` where there are any, else the command line."""
+    """Whether this run was told to do something of ours: from `args` where there are any, else the command line.
+
+    A flag that is the fork's own asks for nothing of ours.
+    """
+    switches = [name for feature, name in SWITCHES.items() if feature not in flags.gave_way]
     if args is not None:
         named = str(getattr(args, "optimizer_type", None) or "").lower() in ADACOOR_NAMES
-        return named or bool(getattr(args, EMA_SWITCH, None)) or bool(getattr(args, LOG_SWITCH, None))
+        return named or any(getattr(args, name, None) for name in switches)
     options = {word.partition("=")[0] for word in sys.argv}
     optimizers = re.findall(r"^--optimizer_type[=\n](.+)", "\n".join(sys.argv), re.MULTILINE)
     named = bool(optimizers) and optimizers[-1].lower() in ADACOOR_NAMES
-    return named or bool(options & {f"--{EMA_SWITCH}", f"--{LOG_SWITCH}"})
+    return named or any(f"--{name}" in options for name in switches)
 
 
 def stop_at_faults() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime import guard
+from kohya_ext.runtime import flags, guard, optimizers
 
 PLAIN = argparse.Namespace(optimizer_type="AdamW", enable_ema=False)
 ASKS = [
@@ -117,3 +117,16 @@ def test_a_run_with_our_flags_needs_all_hooks(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(guard, "faults", ["library.optimizer: OSError: gone"])
     with pytest.raises(SystemExit):
         guard.stop_at_faults()
+
+
+def test_a_flag_of_the_forks_own_asks_for_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork that has an --enable_ema of its own trains on whatever is broken in us."""
+    monkeypatch.setattr("sys.argv", ["train.py", "--enable_ema"])
+    args = argparse.Namespace(optimizer_type="AdamW", enable_ema=True, kohya_ext_log_every=None)
+    assert guard.asks_for_us() and guard.asks_for_us(args)
+    monkeypatch.setattr(flags, "gave_way", {"EMA": "--enable_ema"})
+    assert not guard.asks_for_us() and not guard.asks_for_us(args)
+    monkeypatch.setattr(guard, "faults", ["no hook"])
+    assert optimizers.get_optimizer(lambda args: ("AdamW", "", None), args)[0] == "AdamW"
+    args.kohya_ext_log_every = 10
+    assert guard.asks_for_us(args)
