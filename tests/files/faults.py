@@ -75,39 +75,35 @@ def killed_at(number: int, action: Action) -> bool:
     return False
 
 
-def killed_after(seconds: float, action: Action, slow: float = 0.0) -> tuple[str, str] | None:
-    """Run `action` in a process of its own and kill it from outside `seconds` after its first boundary.
+def killed_near(number: int, seconds: float, action: Action, slow: float) -> tuple[str, str] | None:
+    """Run `action` in a process of its own and kill it from outside, `seconds` after its boundary `number`.
 
-    slow: seconds to wait at each boundary, so that kills land everywhere. Returns the last boundary crossed and
-    how many were, None when the process ended before the kill.
+    slow: seconds that it waits at each boundary, so that kills land everywhere. Returns the last boundary crossed and
+    how many were, None when the process ended before the kill. How busy the machine is does not matter.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        pause = threading.Event()
 
         def listener(name: str) -> None:
             os.write(writing, name.encode() + b"\n")
-            if slow:
-                pause.wait(slow)
+            threading.Event().wait(slow)
 
         _run_and_leave(listener, action)
     os.close(writing)
-    first = os.read(reading, 1)
-    if first:
-        threading.Event().wait(seconds)
+    said = b""
+    while said.count(b"\n") <= number and (piece := os.read(reading, 65536)):
+        said += piece
+    threading.Event().wait(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    said = first
-    while piece := os.read(reading, 65536):
-        said += piece
     os.close(reading)
-    names = said.decode().splitlines()
     if not os.WIFSIGNALED(status):
         assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
         return None
-    return (names[-1] if names else "", str(len(names)))
+    names = said.decode().splitlines()
+    return names[-1] if names else "", str(len(names))
 
 
 def _run_and_leave(listener: Callable[[str], None], action: Action) -> None:

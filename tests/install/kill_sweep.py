@@ -215,14 +215,13 @@ def problems(world: World) -> tuple[str, ...]:
 
 @dataclass
 class Sweep:
-    """One verb: the world that it starts from, its two sides, what it crosses, and how long it takes."""
+    """One verb: the world that it starts from, its two sides, what `status` says of them, and what it crosses."""
 
     verb: str
     start: World
     sides: list[dict[str, Any]]
     said: list[tuple[str, ...]]
     crossed: list[str]
-    seconds: float
 
     def act(self, world: World) -> None:
         VERBS[self.verb][1](world)
@@ -258,20 +257,11 @@ def prepared(pristine: World, folder: Path, verb: str) -> Sweep:
     with version_of(verb, folder):
         first(done)
         start = copied(done, folder / "start")
-        times: list[float] = []
-        crossed: list[str] = []
-
-        def listener(name: str) -> None:
-            times.append(time.perf_counter())
-            crossed.append(name)
-            time.sleep(PAUSE_SECONDS)
-
         before, said_before = snapshot(done), problems(done)
-        with faults.listening(listener):
-            action(done)
+        crossed = faults.boundaries(lambda: action(done))
         sides = [before, snapshot(done)]
         said = [said_before, problems(done)]
-    return Sweep(verb, start, sides, said, crossed, times[-1] - times[0])
+    return Sweep(verb, start, sides, said, crossed)
 
 
 def judged(sweep: Sweep, world: World, landed: Counter[str], where: str) -> None:
@@ -340,8 +330,8 @@ def sweep(pristine: World, folder: Path, verb: str, kills: int, seed: int) -> Co
         while landed["kills"] < kills:
             world = copied(made.start, folder / "copy")
             at_home(world)
-            seconds = chance.uniform(0, made.seconds * 1.1)
-            hit = faults.killed_after(seconds, lambda world=world: made.act(world), slow=PAUSE_SECONDS)
+            number, delay = chance.randrange(len(made.crossed)), chance.uniform(0, 3 * PAUSE_SECONDS)
+            hit = faults.killed_near(number, delay, lambda world=world: made.act(world), slow=PAUSE_SECONDS)
             if hit is None:
                 landed["missed"] += 1
                 continue

@@ -23,6 +23,7 @@ from kohya_ext.install.installed import Installed, examine
 from kohya_ext.install.manifest import Manifest
 from kohya_ext.install.package import PackageResult
 from kohya_ext.install.wheel import package_files
+from tests.install import pretended
 from tests.install import test_faults as faults
 from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 from tests.systems import IS_ROOT
@@ -349,7 +350,13 @@ def test_only_a_system_that_kohya_uses_is_broken_into(pinned: Environment) -> No
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
-def test_as_root_the_files_belong_to_the_environments_owner(pinned: Environment, first: Path) -> None:
+def test_as_root_the_files_belong_to_the_environments_owner(
+    pinned: Environment, first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a process of its owner, who need not be able to run a Python of ours."""
+    found = dataclasses.replace(pinned, modules={**pinned.modules, "kohya_ext": True})
+    monkeypatch.setattr(package, "inspect", lambda *_, **__: found)
+    monkeypatch.setattr(installer, "run", pretended.run)
     for path in (pinned.prefix, *pinned.prefix.rglob("*")):
         os.chown(path, 4321, 4321, follow_symlinks=False)
     put(pinned, first)
