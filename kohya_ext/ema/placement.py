@@ -23,12 +23,12 @@ class Placement:
 def place(weights: Sequence[Tensor], dtype: torch.dtype, wanted: torch.device | str | None) -> Placement:
     """Decide where the shadow of `weights` goes. wanted: `auto`, a device, or None for beside each parameter."""
     if wanted is None:
-        return Placement(None, "beside the weights")
+        return Placement(None, "next to the weights")
     if wanted != "auto":
         return Placement(torch.device(wanted), f"on {wanted}, as asked for")
     gpus = {weight.device for weight in weights if weight.device.type == "cuda"}
     if not gpus:
-        return Placement(None, "beside the weights, which are not on a GPU")
+        return Placement(None, "next to the weights, which are not on a GPU")
     for gpu in gpus:
         free, total = torch.cuda.mem_get_info(gpu)
         elements = sum(weight.numel() for weight in weights if weight.device == gpu)

@@ -131,7 +131,7 @@ class Journal:
             return cls(str(document["verb"]), records, created)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConflictError(
-                f"{source} is damaged ({error}). The originals lie in backup/ and staged/ beside it; put them back, or"
+                f"{source} is damaged ({error}). The originals lie in backup/ and staged/ next to it; put them back, or"
                 " use `git checkout --ignore-skip-worktree-bits -- FILE`, then remove that folder"
             ) from error
 

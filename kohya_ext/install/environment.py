@@ -116,7 +116,7 @@ def inspect(python: Path, *, home: str | None = None, extra_modules: Sequence[st
         answer = json.loads(run.stdout)
         version = tuple(int(part) for part in answer["version"].split("."))
     except subprocess.TimeoutExpired:
-        raise UsageError(f"{path} did not answer within {PROBE_SECONDS} s: it is no working Python") from None
+        raise UsageError(f"{path} did not answer within {PROBE_SECONDS} s: it is not a working Python") from None
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"{path} cannot be run{_by(path)}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, KeyError, TypeError):

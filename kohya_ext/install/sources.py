@@ -62,7 +62,7 @@ class Sources:
     def functions(self, path: Path) -> tuple[Function, ...]:
         """The functions that the module `path` defines at its top level, also those below an `if` or `try`.
 
-        Raises UnsupportedError, like all of these, when `path` is no valid Python.
+        Raises UnsupportedError, like all of these, when `path` is not valid Python.
         """
         return self._ask(_functions_of, path)
 

@@ -118,7 +118,7 @@ def is_damaged_preset(data: bytes) -> bool:
 def how_to_restore(root: Path, path: str) -> str:
     """What to do to have upstream's version of `path` again."""
     restore = git_restore(root, path)
-    return f"Restore it: {restore}" if restore else f"Copy {path} from the same release: this is no git repository"
+    return f"Restore it: {restore}" if restore else f"Copy {path} from the same release: this is not a git repository"
 
 
 def git_restore(root: Path, path: str) -> str | None:

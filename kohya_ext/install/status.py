@@ -257,7 +257,7 @@ def _patched(checkout: Checkout, entry: Entry, recorded: Manifest) -> FileStatus
     try:
         seen = states.inspect(checkout.root, entry.path, entry)
     except ConflictError as error:
-        return FileStatus(entry.path, entry.kind, State.FOREIGN.value, "is no regular file any more", str(error))
+        return FileStatus(entry.path, entry.kind, State.FOREIGN.value, "is not a regular file any more", str(error))
     problem, cure = _drift(checkout.root, seen)
     if problem is None and seen.state is State.OURS:
         problem, cure = _backup(checkout.root, seen, entry) or _flag(checkout.root, entry, recorded) or (None, None)
@@ -277,7 +277,7 @@ def _drift(root: Path, seen: states.Inspected) -> tuple[str | None, str | None]:
 def _restore(root: Path, path: str) -> str:
     command_line = states.git_restore(root, path)
     if command_line is None:
-        return f"Copy {path} from the same release (this is no git repository); then {_lower(reinstall(root))}"
+        return f"Copy {path} from the same release (this is not a git repository); then {_lower(reinstall(root))}"
     return f"Run: {command_line} && {command('install', root)}"
 
 

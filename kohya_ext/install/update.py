@@ -136,7 +136,7 @@ def _require_git(checkout: Checkout) -> None:
         raise UnsupportedError("git is not there: install it, or update Kohya your own way and run kohya-ext install")
     if not (checkout.root / ".git").exists():
         raise UnsupportedError(
-            f"{checkout.root} is no git repository (an image's copy?), so it cannot be pulled: "
+            f"{checkout.root} is not a git repository (an image's copy?), so it cannot be pulled: "
             "update it the way you installed it, then run kohya-ext install"
         )
     git.require_access(checkout.root, checkout.training_root)

@@ -220,7 +220,7 @@ class Average:
                 "there would be no EMA at all"
             )
         decay = "" if options.schedule == "power" else f", decay {options.decay:g}"
-        where = shadow.placement.reason if shadow.placement is not None else "beside the weights"
+        where = shadow.placement.reason if shadow.placement is not None else "next to the weights"
         say(
             f"EMA is on: schedule {options.schedule}{decay}; it will cover {describe(shadow.schedule, total)}; "
             f"{options.dtype}, kept {where}"
@@ -290,7 +290,7 @@ class _Track:
         try:
             self._check.check()
         except FrozenShadowError as error:
-            stop(f"{error}. An average that stands still is no use; please report this with the settings of the run")
+            stop(f"{error}. An average that stands still is of no use; please report this with the settings of the run")
 
     def made(self) -> Shadow:
         """The shadow; made now if nobody has needed it before."""
