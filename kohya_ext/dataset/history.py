@@ -7,19 +7,21 @@ transaction too, from the record backwards. So a kill at any point leaves either
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kohya_ext.dataset.plan import RENAME, Plan
 from kohya_ext.errors import ConflictError, UsageError
-from kohya_ext.files.atomic import sha256, sync_folder
+from kohya_ext.files.atomic import sha256
+from kohya_ext.files.folder import PERMISSIONS, Folder, opened
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
 from kohya_ext.files.lock import locked
-from kohya_ext.files.paths import checked, inside
+from kohya_ext.files.paths import checked, inside, real_inside
 from kohya_ext.files.transaction import STATE_FOLDER, Recovery, Transaction
 
 FORMAT = 1
@@ -31,27 +33,27 @@ class _Rename:
     """A file gets another name, without being copied."""
 
     def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
-        old, new = self._paths(root, arguments)
-        if new.exists() or new.is_symlink():
-            raise ConflictError(f"{new} has appeared at this moment; nothing was changed. Run again")
-        self._move(old, new)
+        with self._places(root, arguments) as (source, old, target, new):
+            if target.lstat(new) is not None:
+                raise ConflictError(f"{target.path / new} has appeared at this moment; nothing was changed. Run again")
+            source.replace(old, target, new)
+            target.sync()
 
     def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
-        old, new = self._paths(root, arguments)
-        if new.exists() and not old.exists():
-            self._move(new, old)
+        with self._places(root, arguments) as (source, old, target, new):
+            if target.lstat(new) is not None and source.lstat(old) is None:
+                target.replace(new, source, old)
+                source.sync()
 
     def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Nothing waits for the commit."""
 
     @staticmethod
-    def _paths(root: Path, arguments: Mapping[str, Any]) -> tuple[Path, Path]:
-        return inside(root, arguments["from"], "the journal"), inside(root, arguments["to"], "the journal")
-
-    @staticmethod
-    def _move(old: Path, new: Path) -> None:
-        old.rename(new)
-        sync_folder(new.parent)
+    @contextlib.contextmanager
+    def _places(root: Path, arguments: Mapping[str, Any]) -> Iterator[tuple[Folder, str, Folder, str]]:
+        (one, old), (other, new) = (real_inside(root, arguments[key], "the journal") for key in ("from", "to"))
+        with opened(one) as source, opened(other) as target:
+            yield source, old, target, new
 
 
 OPERATIONS = {RENAME: _Rename()}
@@ -170,7 +172,9 @@ def _reversed(folder: Path, document: Mapping[str, Any]) -> tuple[list[Step], li
             continue
         before = None
         if row["before"] is not None:
-            before = FileState(base64.b64decode(row["before"]["data"]), int(row["before"]["mode"]), current.owner)
+            before = FileState(
+                base64.b64decode(row["before"]["data"]), int(row["before"]["mode"]) & PERMISSIONS, current.owner
+            )
         steps.append(Change(row["path"], current, before))
     return steps, kept
 

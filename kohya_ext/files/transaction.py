@@ -230,6 +230,7 @@ class Transaction:
         found = state_in(staged, side.blob)
         if found is None or not side.matches(found):
             raise ConflictError(f"{staged.path / side.blob} is not what the journal says; remove what meddles with it")
+        _give_mode(staged, side.blob, found.mode)  # nothing else than permissions
         try:
             staged.replace(side.blob, folder, name)
         except OSError as error:
@@ -286,7 +287,8 @@ class Transaction:
             return True
         if before is not None and before.matches(current):
             if current is not None and current.mode != before.mode:
-                self._give_mode(record.path, before.mode & ~(0o002 & ~current.mode))
+                with self._folder_of(record.path) as (folder, name):
+                    _give_mode(folder, name, before.mode & ~(0o002 & ~current.mode))
             return True
         if current is not None and (after is None or not after.matches(current)):
             return False
@@ -309,14 +311,6 @@ class Transaction:
                 clear_leftovers(folder, name)
             return state_in(folder, name)
         return None
-
-    def _give_mode(self, path: str, mode: int) -> None:
-        with self._folder_of(path) as (folder, name):
-            descriptor = folder.open_file(name)
-            try:
-                give(descriptor, None, mode & PERMISSIONS)
-            finally:
-                os.close(descriptor)
 
     @contextlib.contextmanager
     def _folder_of(self, path: str) -> Iterator[tuple[Folder, str]]:
@@ -390,6 +384,18 @@ class Transaction:
                 f"the journal in {self.state} holds an unknown step {effect.name!r}; use the newer kohya_ext"
             )
         return self.operations[effect.name]
+
+
+def _give_mode(folder: Folder, name: str, mode: int) -> None:
+    """Give the regular file `name` these permissions, where it has others."""
+    found = folder.lstat(name)
+    if found is None or stat.S_IMODE(found.st_mode) == mode & PERMISSIONS:
+        return
+    descriptor = folder.open_file(name)
+    try:
+        give(descriptor, None, mode & PERMISSIONS)
+    finally:
+        os.close(descriptor)
 
 
 def _remains(names: Sequence[str]) -> bool:
