@@ -1,5 +1,5 @@
 # make test: lint, types and tests, in the active interpreter where it has what they need, else in .venv
-.PHONY: test lint types unit docs format upstream slow clean
+.PHONY: test lint types unit docs format upstream windows slow clean
 
 PYTHON ?= python3
 NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff
@@ -28,6 +28,11 @@ slow: ready
 # real Kohya trees: KOHYA_SS_GIT, SD_SCRIPTS_GIT, SD_SCRIPTS_FORK_GIT name git directories of them
 upstream: ready
 	$(PY) -m pytest -m upstream tests/upstream
+
+# what needs no torch, by a Windows Python: KOHYA_EXT_WINDOWS_PYTHON is the command that starts one (under wine, say)
+windows:
+	@test -n "$(KOHYA_EXT_WINDOWS_PYTHON)" || { echo "KOHYA_EXT_WINDOWS_PYTHON must name the command that starts a Windows Python with pytest, hypothesis and pillow"; exit 2; }
+	$(KOHYA_EXT_WINDOWS_PYTHON) -m pytest -m windows -p no:cacheprovider </dev/null 2>&1 | cat
 
 # the site, into site/: strict, and from what is installed once its tools are there
 docs:

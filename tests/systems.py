@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 WINDOWS = os.name == "nt"
+HAS_GIT = shutil.which("git") is not None
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 posix_modes = pytest.mark.skipif(WINDOWS, reason="Windows has no permission bits")
@@ -26,7 +27,6 @@ LACKING = {
     "chown": "needs user ids",
 }
 LACKING_MODULES = {"fcntl": "needs fcntl", "resource": "needs limits of a process", "pwd": "needs user ids"}
-LACKING_PROGRAMS = {"git": "needs git", "bash": "needs bash", "sh": "needs sh"}
 
 # What Kohya's installer and presets, the data set, the files are about: all that has no need of torch. `make windows`.
 SUITE = ("files", "install", "presets", "dataset", "cli", "tensors", "card", "basemodel", "evaluation", "runtime")
@@ -89,5 +89,5 @@ def _called_by_a_test() -> bool:
 
 def needs_git() -> None:
     """Skip the test where there is no git."""
-    if shutil.which("git") is None:
+    if not HAS_GIT:
         pytest.skip("needs git")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext import shell
+from kohya_ext.about import CONSOLE_SCRIPTS, PACKAGE
 from kohya_ext.cli.output import Output, agreed, at_terminal, chosen
 
 if TYPE_CHECKING:
@@ -44,6 +45,22 @@ def add_changing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-package", action="store_true", help="leave Python environments alone: only the checkout is changed"
     )
+
+
+def require_replaceable(arguments: argparse.Namespace) -> None:
+    """Windows can neither remove nor replace a program that runs, such as the one pip has made for us.
+
+    Raises ConflictError for the commands that do so, with the same command by another way.
+    """
+    started_by = Path(sys.argv[0]).with_suffix(".exe")
+    if os.name != "nt" or started_by.name.lower() != f"{next(iter(CONSOLE_SCRIPTS))}.exe" or not started_by.is_file():
+        return
+    if not hasattr(arguments, "no_package") or arguments.no_package or arguments.dry_run:
+        return
+    from kohya_ext.errors import ConflictError
+
+    again = shell.line(sys.executable, "-m", PACKAGE, *sys.argv[1:])
+    raise ConflictError(f"Windows cannot replace {started_by} while it runs; nothing was changed. Run: {again}")
 
 
 def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -> Checkout:

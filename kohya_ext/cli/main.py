@@ -14,7 +14,21 @@ from collections.abc import Sequence
 
 from kohya_ext import shell
 from kohya_ext.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
-from kohya_ext.cli import audit, basemodel, captions, card, demo, grid, health, install, lora, presets, prompts, update
+from kohya_ext.cli import (
+    audit,
+    basemodel,
+    captions,
+    card,
+    common,
+    demo,
+    grid,
+    health,
+    install,
+    lora,
+    presets,
+    prompts,
+    update,
+)
 from kohya_ext.cli.terminal import OutputLostError, abandon_output, indented, safe_streams
 from kohya_ext.errors import FOUND_PROBLEMS, KohyaExtError
 
@@ -56,6 +70,7 @@ def _run(argv: Sequence[str]) -> int:
     words = captions.with_verb(argv)
     arguments = build_parser().parse_args(words)
     try:
+        common.require_replaceable(arguments)
         code: int = arguments.run(arguments)
         if sys.stdout:
             sys.stdout.flush()

@@ -14,6 +14,7 @@ from pathlib import Path
 from kohya_ext import about
 from kohya_ext.files.boundary import crossed
 from kohya_ext.install.environment import Environment
+from tests.systems import WINDOWS
 
 SMALL = {
     "kohya_ext/__init__.py": b"",
@@ -35,13 +36,15 @@ def run(environment: Environment, wheel: Path, scratch: Path) -> None:
         for name in names:
             if not name.endswith("/RECORD"):
                 _write(environment.purelib / name, archive.read(name))
-    script = environment.scripts / next(iter(about.CONSOLE_SCRIPTS))
+    script = environment.scripts / f"{next(iter(about.CONSOLE_SCRIPTS))}{'.exe' if WINDOWS else ''}"
     text = f"#!{environment.python}\nfrom kohya_ext.cli.main import main\nraise SystemExit(main())\n".encode()
     _write(script, text)
-    script.chmod(0o755)
+    if not WINDOWS:
+        script.chmod(0o755)
     digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b"=").decode()
     _write(environment.purelib / info / "INSTALLER", b"pip\n")
-    rows = [f"{os.path.relpath(script, environment.purelib)},sha256={digest},{len(text)}", f"{info}/INSTALLER,,"]
+    place = os.path.relpath(script, environment.purelib).replace(os.sep, "/")
+    rows = [f"{place},sha256={digest},{len(text)}", f"{info}/INSTALLER,,"]
     _write(environment.purelib / info / "RECORD", (record + "\n".join(rows) + "\n").encode())
 
 

@@ -14,6 +14,8 @@ import stat
 import subprocess
 from pathlib import Path
 
+from tests.systems import HAS_GIT, needs_git
+
 SIGNATURES = {
     "add_optimizer_arguments": "parser",
     "get_optimizer": "args, trainable_params",
@@ -98,7 +100,8 @@ def gui_files(package: str, release: str) -> dict[str, str]:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git as a developer would; stdout."""
+    """Run git as a developer would; stdout. Where there is no git, the test is skipped."""
+    needs_git()
     identity = ["-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "protocol.file.allow=always"]
     settings = [
         "-c",
@@ -117,7 +120,9 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def commit(folder: Path, tag: str | None = None) -> None:
-    """Everything in `folder` as a revision, in a new repository if there is none."""
+    """Everything in `folder` as a revision, in a new repository if there is none; where there is no git, nothing."""
+    if not HAS_GIT:
+        return
     if not (folder / ".git").exists():
         git(folder, "init", "-q")
         git(folder, "config", "core.autocrlf", "false")
@@ -144,9 +149,12 @@ def bare(root: Path, era: str = "old") -> Path:
 def submodule(root: Path, era: str = "classic", release: str = "v25.2.1") -> Path:
     """A kohya_ss whose sd-scripts is a real submodule; its origin lies beside it."""
     origin = root.parent / f"{root.name} origin"
+    write(root, gui_files("kohya_gui", release))
+    if not HAS_GIT:
+        write(root / "sd-scripts", training_files(era))
+        return root
     write(origin, training_files(era))
     commit(origin, "pin1")
-    write(root, gui_files("kohya_gui", release))
     commit(root)
     git(root, "submodule", "add", "-q", str(origin), "sd-scripts")
     shutil.rmtree(root / ".git/modules/sd-scripts/hooks", ignore_errors=True)
