@@ -195,12 +195,10 @@ def _pattern(name: str) -> str:
 
 def _clear_leftover(folder: Folder, name: str) -> None:
     found = folder.lstat(name)
-    if found is None or not stat.S_ISREG(found.st_mode):
+    if found is None or (hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), folder.stat().st_uid)):
         return
-    if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), folder.stat().st_uid):
-        return
-    if sys.platform == "win32":  # what is open there cannot be removed, by its writer or, to be locked, by us
-        folder.unlink(name, missing_ok=True, insist=False)
+    if stat.S_ISLNK(found.st_mode):  # put in the way of a writer; we make none
+        folder.unlink(name, missing_ok=True)
         return
     descriptor = folder.open_file(name)
     try:
