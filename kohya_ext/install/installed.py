@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from kohya_ext import about
+from kohya_ext.errors import UsageError
+from kohya_ext.files.regular import read_text
 from kohya_ext.install import identity
 from kohya_ext.install.environment import Environment, clean_environ
 
@@ -113,8 +115,8 @@ def compare(purelib: Path) -> Installed:
 def is_link(info: Path) -> bool:
     """Whether these metadata are of an editable installation."""
     try:
-        return bool(json.loads((info / "direct_url.json").read_text(encoding="utf-8"))["dir_info"]["editable"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads(read_text(info / "direct_url.json"))["dir_info"]["editable"])
+    except (UsageError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -125,9 +127,9 @@ def _version(info: Path) -> str:
 def _rows(info: Path) -> list[tuple[str, str]]:
     """Path and digest of each line of RECORD; the digest is "" for what has none (compiled files, RECORD itself)."""
     try:
-        text = (info / "RECORD").read_text(encoding="utf-8")
+        text = read_text(info / "RECORD")
         return [(row[0].replace("\\", "/"), row[1]) for row in csv.reader(text.splitlines()) if len(row) > 1]
-    except (OSError, ValueError, csv.Error):
+    except (UsageError, ValueError, csv.Error):
         return []
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kohya_ext import about
-from kohya_ext.errors import ConflictError
+from kohya_ext.errors import ConflictError, UsageError
 from kohya_ext.files.atomic import give_tree, owner_for, write_atomic
 from kohya_ext.files.boundary import crossed
 from kohya_ext.files.journal import Effect
 from kohya_ext.files.lock import locked
+from kohya_ext.files.regular import read_text
 from kohya_ext.files.transaction import DONE, JOURNAL, STATE_FOLDER
 from kohya_ext.install import installer, manifest, worksite
 from kohya_ext.install.environment import Environment, inspect
@@ -179,9 +180,9 @@ def _uses(root: Path, environment: Environment) -> bool:
 def read_register(environment: Environment, *, ours_by_default: bool = False) -> Register:
     """The register of `environment`; an empty one when there is none or it cannot be read."""
     try:
-        content = json.loads((environment.purelib / REGISTER).read_text(encoding="utf-8"))
+        content = json.loads(read_text(environment.purelib / REGISTER))
         return Register(bool(content["ours"]), tuple(str(path) for path in content["checkouts"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UsageError, ValueError, KeyError, TypeError):
         return Register(ours_by_default, ())
 
 

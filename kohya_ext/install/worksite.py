@@ -25,6 +25,7 @@ from kohya_ext.errors import ConflictError
 from kohya_ext.files.atomic import clear_leftovers, write_atomic
 from kohya_ext.files.boundary import crossed
 from kohya_ext.files.folder import opened
+from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.files.transaction import DONE, Transaction
 from kohya_ext.install.installed import INFO, PIP_LEFTOVERS, compare
 
@@ -222,7 +223,10 @@ def _pending(site: Site) -> Pending | None:
     _require_one_owner(site)
     path = site.work / PENDING
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        text = _text(path)
+        if text is None:
+            return None
+        document: dict[str, Any] = json.loads(text)
         if document["format"] != FORMAT:
             raise ConflictError(f"{path} was written by another version of kohya_ext: run doctor with that one")
         return Pending(
@@ -232,8 +236,6 @@ def _pending(site: Site) -> Pending | None:
             register=None if document["register"] is None else str(document["register"]),
             created=tuple(str(name) for name in document["created"] if Path(name) in (site.purelib, site.scripts)),
         )
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConflictError(
             f"{path} is damaged ({error!r}); what was there before lies in {site.work / BEFORE}: "
@@ -291,7 +293,9 @@ def _move(old: Path, new: Path) -> None:
 
 
 def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not _exists(path):
         return None
+    try:
+        return read_regular(path, TEXT_LIMIT).decode("utf-8")
+    except NotReadableError as error:
+        raise ConflictError(f"{error}; remove it and run again") from error
