@@ -199,6 +199,10 @@ def _clear_leftover(folder: Folder, name: str) -> None:
         return
     if stat.S_ISLNK(found.st_mode):  # put in the way of a writer; we make none
         folder.unlink(name, missing_ok=True)
+    if not stat.S_ISREG(found.st_mode):
+        return
+    if sys.platform == "win32":  # what is open there cannot be removed, by its writer or, to be locked, by us
+        folder.unlink(name, missing_ok=True, insist=False)
         return
     descriptor = folder.open_file(name)
     try:
