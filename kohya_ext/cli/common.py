@@ -215,6 +215,8 @@ def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
         environment = search(checkout, None, os.environ, fallback=Path(sys.executable)).environment
     except UsageError:
         return found
+    if not (environment.runs_kohya or environment.modules.get("kohya_ext")):
+        return found  # any Python, which says nothing of Kohya's
     return Known(((environment, None),), found.gone)
 
 

@@ -94,6 +94,7 @@ def install(arguments: argparse.Namespace) -> int:
     """Install presets by name beside those that are there. Raises UnsupportedError when the release cannot take one."""
     from kohya_ext.errors import UnsupportedError
     from kohya_ext.install import apply
+    from kohya_ext.install.known import known
     from kohya_ext.presets.collection import collect_all
     from kohya_ext.presets.document import bundled, find_bundled
 
@@ -112,8 +113,14 @@ def install(arguments: argparse.Namespace) -> int:
             raise UnsupportedError(reason)
         out.item("left out", f"{name}: {reason}")
     patch_set = recorded.patch_set if recorded else "presets"
+    # a newer copy of us brings its own lines along, and then the package must be of the same version
+    environments = known(checkout.root, recorded).environments if patch_set != "presets" else []
     outcome = apply.install(
-        checkout, patch_set=patch_set, presets=collection.files, package=None, dry_run=arguments.dry_run
+        checkout,
+        patch_set=patch_set,
+        presets=collection.files,
+        environments=environments,
+        dry_run=arguments.dry_run,
     )
     for change in outcome.plan.changes:
         out.item("would add" if arguments.dry_run else "written", change.path)

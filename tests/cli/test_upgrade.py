@@ -147,6 +147,23 @@ def test_all_environments_that_are_remembered_follow(
         assert run("status", checkout.root).code == DONE
 
 
+def test_presets_of_a_newer_version_bring_its_package_along(
+    make: Make, with_venv: WithVenv, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`presets install` writes the lines of its own version too."""
+    from kohya_ext.presets import collection, document
+
+    checkout = with_venv(make("submodule"))
+    with being(OLD, tmp_path):
+        assert run("install", checkout.root).code == DONE
+    monkeypatch.setattr(document, "bundled", list)
+    files = {PRESET: f'{{"of": "{NEW}"}}\n'.encode()}
+    monkeypatch.setattr(collection, "collect_all", lambda *_: collection.Collection(files))
+    with being(NEW, tmp_path):
+        assert run("presets", "install", checkout.root).code == DONE
+        together(checkout, NEW)
+
+
 def test_a_format_of_the_future_is_refused(make: Make, with_venv: WithVenv, run: Run) -> None:
     checkout = with_venv(make("embedded"))
     run("install", checkout.root)
