@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from kohya_ext.cli.terminal import rewrite_line
 from kohya_ext.errors import DONE, ConflictError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from kohya_ext.evaluation.grid import Grid
     from kohya_ext.evaluation.models import Column
@@ -68,11 +69,11 @@ def grid(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return out.finish(DONE, models=[str(column.path) for column in columns], prompts=len(prompts))
     training = _training(arguments, out)
-    _make(arguments.output)
     renderer, salt = make_renderer(arguments, columns)
-    made = grids.render(
-        columns, prompts, renderer, arguments.output, training=training, salt=salt, progress=_progress()
-    )
+    with _made(arguments.output):
+        made = grids.render(
+            columns, prompts, renderer, arguments.output, training=training, salt=salt, progress=_progress()
+        )
     _write(made, arguments.output)
     for place, column in enumerate(columns if made.images else ()):
         copies, total = made.copies(place)
@@ -144,13 +145,32 @@ def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | No
     return training
 
 
-def _make(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConflictError(f"{folder} is a file; --output wants a folder")
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder; what is empty of it goes again when nothing is drawn. Raises ConflictError."""
+    from kohya_ext.evaluation.grid import PICTURES
+
+    before = next((parent for parent in (folder, *folder.parents) if _exists(parent)), folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConflictError(f"{folder} cannot be made: {error.strerror or error}") from error
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConflictError(f"{folder} cannot be made: {error.strerror or error}. Nothing was drawn") from error
+        yield
+    except BaseException:
+        for made in (folder / PICTURES, folder, *folder.parents):
+            if made == before:
+                break
+            with contextlib.suppress(OSError):
+                made.rmdir()
+        raise
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long
+        return False
 
 
 def _write(made: Grid, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from kohya_ext.cli import (
     update,
 )
 from kohya_ext.cli.terminal import OutputLostError, abandon_output, indented, safe_streams
-from kohya_ext.errors import FOUND_PROBLEMS, KohyaExtError
+from kohya_ext.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
 
 PROGRAM = next(iter(CONSOLE_SCRIPTS))
 GROUPS = (install, health, update, presets, basemodel, captions, audit, lora, prompts, grid, card, demo)
@@ -83,9 +84,24 @@ def _run(argv: Sequence[str]) -> int:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        refusal = _of_the_system(error)
+        if refusal is not None:
+            return _failed(refusal, arguments)
         if os.environ.get("KOHYA_EXT_TRACEBACK"):
             raise
         return _unexpected(error, arguments, words)
+
+
+def _of_the_system(error: Exception) -> KohyaExtError | None:
+    """What the system refused about a path, in words for the user; None for what is a fault of ours."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib before Python 3.13
+        return UsageError(f"{str(error).removeprefix('Symlink loop from ')}: its links lead in a circle")
+    if not isinstance(error, OSError) or error.filename is None or error.errno is None:
+        return None
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
+    text = f"{place}: {error.strerror or error}"
+    wrong = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
+    return UsageError(text) if error.errno in wrong else ConflictError(text)
 
 
 def _failed(error: KohyaExtError, arguments: argparse.Namespace) -> int:

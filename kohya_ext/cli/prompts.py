@@ -72,15 +72,16 @@ def prompts(arguments: argparse.Namespace) -> int:
 def _captions(folder: Path, suffix: str, out: Output) -> Iterator[Caption]:
     """The captions of the images; an image without a caption file speaks by its name, as the guide has it."""
     from kohya_ext.dataset import texts
-    from kohya_ext.dataset.images import images_in
+    from kohya_ext.dataset.images import images_in, require_extension
     from kohya_ext.dataset.names import caption_of
     from kohya_ext.evaluation.prompts import Caption
 
+    require_extension(suffix)
     for image in images_in(folder, recursive=True):
         try:
             caption = texts.read(folder, image.with_suffix(suffix))
         except KohyaExtError as error:
-            out.warn(f"passed over: {error}")
+            out.warn(f"skipped: {error}")
             continue
         # Kohya trains with the first line only
         text = caption.text.partition("\n")[0] if caption else caption_of(image.stem)

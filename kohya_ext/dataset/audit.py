@@ -15,7 +15,7 @@ from kohya_ext.dataset import balance, caption_check, texts
 from kohya_ext.dataset.buckets import Bucketing, Size
 from kohya_ext.dataset.duplicates import duplicates
 from kohya_ext.dataset.findings import ADVICE, PROBLEM, Finding
-from kohya_ext.dataset.images import CAPTION_SUFFIX, images_in
+from kohya_ext.dataset.images import CAPTION_SUFFIX, images_in, require_extension
 from kohya_ext.dataset.picture import Picture, can_fingerprint, look_at
 from kohya_ext.dataset.tokens import LIMITS, TokenCounter, limit_for
 from kohya_ext.errors import KohyaExtError, UsageError
@@ -59,6 +59,7 @@ def audit(
 
     At most `settings.workers` images are in memory at a time. Raises UsageError when there is none.
     """
+    require_extension(settings.suffix)
     paths = images_in(folder, recursive=True)
     if not paths:
         raise UsageError(f"{folder} holds no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kohya_ext.dataset import texts, wording
 from kohya_ext.dataset.findings import ADVICE, Finding
-from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in
+from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
 from kohya_ext.errors import KohyaExtError
 from kohya_ext.files.textform import BOM
 
@@ -18,6 +18,7 @@ def check(folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX
 
     token: the rare word that stands for the concept; captions without it, and those that begin with it, are findings.
     """
+    require_extension(suffix)
     findings: list[Finding] = []
     expected: set[Path] = set()
     for image in images_in(folder, recursive=recursive):

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kohya_ext.dataset import texts
-from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in
+from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
 from kohya_ext.dataset.names import caption_of, name_of
 from kohya_ext.dataset.plan import Plan
-from kohya_ext.errors import UsageError
+from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, TooSlowError, substituted
+from kohya_ext.errors import ConflictError, UsageError
 
 ROOM_FOR_NUMBER = len(" (9999)")
 # What lies beside an image under its name and has to keep it: captions of both kinds, cached latents.
@@ -51,11 +52,13 @@ def prefixed(folder: Path, text: str, *, recursive: bool = False, suffix: str = 
     if not text:
         raise UsageError("the prefix is empty: say what to put in front of the captions")
     _require_text(text)
-    if remove:
-        return _edited(folder, "captions prefix", lambda old: old.removeprefix(text), recursive, suffix)
-    return _edited(
-        folder, "captions prefix", lambda old: old if old.startswith(text) else text + old, recursive, suffix
-    )
+
+    def edit(found: dict[Path, str]) -> list[str]:
+        if remove:
+            return [old.removeprefix(text) for old in found.values()]
+        return [old if old.startswith(text) else text + old for old in found.values()]
+
+    return _edited(folder, "captions prefix", edit, recursive, suffix)
 
 
 def replaced(
@@ -80,12 +83,35 @@ def replaced(
     pattern = old if regex else re.escape(old)
     if words:
         pattern = rf"(?<!\w)(?:{pattern})(?!\w)"
+
+    def edit(found: dict[Path, str]) -> list[str]:
+        if regex:
+            return _by_expression(old, pattern, new, found, ignore_case)
+        literal = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+        return [_by_text(literal, new, path, text) for path, text in found.items()]
+
+    return _edited(folder, "captions replace", edit, recursive, suffix)
+
+
+def _by_expression(old: str, pattern: str, new: str, found: dict[Path, str], ignore_case: bool) -> list[str]:
     try:
-        found = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
-        substitute: str | Callable[[re.Match[str]], str] = new if regex else lambda _: new
-        return _edited(folder, "captions replace", lambda text: found.sub(substitute, text), recursive, suffix)
-    except (re.error, IndexError) as error:
-        raise UsageError(f"{old!r} -> {new!r} is no regular expression: {error}; nothing was changed") from error
+        return substituted(pattern, new, list(found.values()), ignore_case=ignore_case)
+    except BadExpressionError as error:
+        raise UsageError(f"{old!r} -> {new!r} is not a regular expression: {error}; nothing was changed") from error
+    except TooSlowError as error:
+        path = [*found, "the captions"][error.reached]
+        raise UsageError(
+            f"the regular expression {old!r} was still at work on {path} after {SECONDS:.0f} s; nothing was changed. "
+            "Repetitions within repetitions, as in (a+)+, have no end: write it with one"
+        ) from error
+    except OSError as error:
+        raise ConflictError(f"no process for the regular expression: {error}; nothing was changed") from error
+
+
+def _by_text(literal: re.Pattern[str], new: str, path: Path, text: str) -> str:
+    if len(text) + len(new) * sum(1 for _ in literal.finditer(text)) > LARGEST:
+        raise UsageError(f"{path} would have more than {LARGEST} characters; nothing was changed")
+    return literal.sub(lambda _: new, text)
 
 
 def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Plan:
@@ -123,8 +149,7 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Plan
 
 def _captions_of(folder: Path, recursive: bool, suffix: str) -> dict[Path, list[Path]]:
     """Each caption file there should be, with the images (`a.jpg` and `a.png`) that share it."""
-    if not re.fullmatch(r"\.\w+", suffix):
-        raise UsageError(f"{suffix!r} is no extension of caption files: give .txt or .caption")
+    require_extension(suffix)
     groups: dict[Path, list[Path]] = defaultdict(list)
     for image in images_in(folder, recursive=recursive):
         groups[image.with_suffix(suffix)].append(image)
@@ -144,8 +169,12 @@ def _require_text(text: str) -> None:
         raise UsageError(f"{text!r} is not UTF-8 text, as captions are; nothing was changed")
 
 
-def _edited(folder: Path, verb: str, edit: Callable[[str], str], recursive: bool, suffix: str) -> Plan:
+def _edited(
+    folder: Path, verb: str, edit: Callable[[dict[Path, str]], list[str]], recursive: bool, suffix: str
+) -> Plan:
+    """edit: gives the new text of each caption, in the order of the old ones."""
     plan = Plan(verb)
+    captions: dict[Path, texts.Caption] = {}
     for path in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX):
         if (folder / path).is_symlink():
             plan.keep(path, "is a link")
@@ -154,7 +183,9 @@ def _edited(folder: Path, verb: str, edit: Callable[[str], str], recursive: bool
         if caption is None:
             plan.keep(path, "there is no caption")
             continue
-        text = edit(caption.text)
+        captions[path] = caption
+    edited = edit({path: caption.text for path, caption in captions.items()})
+    for (path, caption), text in zip(captions.items(), edited, strict=True):
         if text == caption.text:
             plan.unchanged += 1
         else:

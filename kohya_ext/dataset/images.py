@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def require_folder(folder: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
     return folder.resolve()
+
+
+def require_extension(suffix: str) -> None:
+    """Raises UsageError when `suffix` is not an extension that caption files can have."""
+    if not re.fullmatch(r"\.\w{1,32}", suffix) or re.search("[\ud800-\udfff]", suffix):
+        raise UsageError(f"{suffix!r} is not an extension of caption files: give .txt or .caption")
+    if suffix.lower() in IMAGE_SUFFIXES:
+        raise UsageError(f"{suffix} is an extension of images, not of captions: give .txt or .caption")
 
 
 def images_in(folder: Path, *, recursive: bool) -> list[Path]:

@@ -10,11 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from kohya_ext.dataset import balance
 from kohya_ext.dataset.audit import Audit
 from kohya_ext.dataset.findings import PROBLEM, Finding, numbered
+from kohya_ext.files.image import decoding, opened
 
 THUMBNAIL = 160  # pixels
 MOST_THUMBNAILS = 500  # a page of some 5 MB
@@ -100,8 +99,11 @@ def _cards(audit: Audit) -> Iterator[str]:
 
 
 def _thumbnail(path: Path) -> str:
-    with contextlib.suppress(Exception), Image.open(path) as image:  # it may have gone since
-        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+    with (
+        contextlib.suppress(Exception),  # it may have gone since
+        opened(path) as image,
+        decoding(image, reduced_to=THUMBNAIL),
+    ):
         if image.mode.startswith("I"):  # 16 bits a channel, which a conversion would clip to white
             image = image.convert("I").point(lambda value: value / 256).convert("L")
         small = image.convert("RGB")

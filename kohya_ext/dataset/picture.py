@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
 from kohya_ext.dataset.findings import ADVICE, Finding
-from kohya_ext.files.regular import NotReadableError, TooLargeError, read_regular
+from kohya_ext.files import image as image_files
+from kohya_ext.files.image import TooManyPixelsError
+from kohya_ext.files.regular import NotReadableError, open_regular
 
 ORIENTATION = 0x0112  # EXIF tag
 LARGEST_FILE = 512 << 20  # bytes
+HEAD = 64  # bytes, that say what an image is
 REDUCED = 128  # pixels; a JPEG is decoded at the smallest fraction of its size that is still this wide and high: 1:8
 SUFFIXES = {
     "PNG": {".png"},
@@ -26,8 +28,6 @@ SUFFIXES = {
     "AVIF": {".avif"},
     "JXL": {".jxl"},
 }
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -53,31 +53,51 @@ def look_at(folder: Path, path: Path, *, fingerprint: bool = True) -> Picture:
     """Open and decode `path`, wholly: what is cut short shows at its end. Never raises for a broken image."""
     name = path.as_posix()
     try:
-        data = read_regular(folder / path, LARGEST_FILE)
-    except TooLargeError:
-        return _broken(name, "unreadable", f"has more than {LARGEST_FILE >> 20} MB")
+        with open_regular(folder / path) as file:
+            return _look_at(name, file, fingerprint)
     except NotReadableError as error:
         return _broken(name, "unreadable", str(error).removeprefix(f"{folder / path} "))
-    if not data:
+    except OSError as error:
+        return _broken(name, "unreadable", f"cannot be read: {error.strerror or error}")
+
+
+def _look_at(name: str, file: BinaryIO, fingerprint: bool) -> Picture:
+    size = os.fstat(file.fileno()).st_size
+    if size > LARGEST_FILE:
+        return _broken(name, "unreadable", f"has more than {LARGEST_FILE >> 20} MB")
+    if not size:
         return _broken(name, "empty-file", "is empty (0 bytes)")
-    digest = hashlib.sha256(data).hexdigest()
+    head, digest = _digest(file)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            size = image.size
-            findings = [*_before_decoding(name, image, data)]
-            image.draft("RGB", (min(REDUCED, size[0]), min(REDUCED, size[1])))
-            image.load()
-            findings += _after_decoding(name, image)
-            bits = _fingerprint(image) if fingerprint else None
+        with image_files.read(file) as image:
+            width, height = image.size
+            findings = _before_decoding(name, image, head)
+            bits = None
+            try:
+                with image_files.decoding(image, reduced_to=REDUCED):
+                    findings += _after_decoding(name, image)
+                    bits = _fingerprint(image) if fingerprint else None
+            except TooManyPixelsError as error:
+                findings.append(Finding("not-decoded", name, f"{error}: too many to look for damage here", ADVICE))
     except UnidentifiedImageError:
         return _broken(name, "unreadable", "is not an image that Pillow knows", digest)
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, TooManyPixelsError):
         return _broken(name, "too-large", "has too many pixels: Pillow takes it for an attack, and Kohya stops", digest)
     except Exception as error:  # decoders raise what they like on broken input
         cut = "truncated" in str(error).lower() or "premature" in str(error).lower()
         code, text = ("truncated", "is cut short") if cut else ("unreadable", "cannot be decoded")
         return _broken(name, code, f"{text}: {error}", digest)
-    return Picture(name, size[0], size[1], digest, bits, tuple(findings))
+    return Picture(name, width, height, digest, bits, tuple(findings))
+
+
+def _digest(file: BinaryIO) -> tuple[bytes, str]:
+    """The first bytes of a file, and its SHA-256; it is read a piece at a time."""
+    head = file.read(HEAD)
+    digest = hashlib.sha256(head)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    file.seek(0)
+    return head, digest.hexdigest()
 
 
 def _broken(name: str, code: str, text: str, digest: str = "") -> Picture:
@@ -86,9 +106,10 @@ def _broken(name: str, code: str, text: str, digest: str = "") -> Picture:
 
 def _before_decoding(name: str, image: Any, data: bytes) -> list[Finding]:
     findings = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a phone's second picture is nothing to worry about
-        findings.append(Finding("animated", name, f"has {frames} frames: Kohya trains the first"))
+    frames = image_files.frames(image)
+    if frames > 1 and image.format != "MPO":  # a phone's second image is nothing to worry about
+        count = "several" if frames == 2 else str(frames)
+        findings.append(Finding("animated", name, f"has {count} frames: Kohya trains the first"))
     if image.mode == "CMYK":
         findings.append(Finding("cmyk", name, "is for print (CMYK): its colours change in the conversion to RGB"))
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[24:25] == b"\x10"):
@@ -107,7 +128,8 @@ def _before_decoding(name: str, image: Any, data: bytes) -> list[Finding]:
 def _after_decoding(name: str, image: Any) -> list[Finding]:
     if "A" not in image.getbands() and "transparency" not in image.info:
         return []
-    alpha = image.convert("RGBA").getchannel("A").getextrema()
+    whole = image if "A" in image.getbands() else image.convert("RGBA")
+    alpha = whole.getchannel("A").getextrema()
     if alpha[0] == 255:
         return []
     return [Finding("transparent", name, "has transparent parts: Kohya trains whatever colour lies below them")]

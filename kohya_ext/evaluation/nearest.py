@@ -109,15 +109,14 @@ class TrainingImages:
         measure: Measure,
         progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
-        from PIL import Image
+        from kohya_ext.files.image import decoding, opened
 
         self.folder, self.measure = folder, measure
         self.unreadable: list[str] = []
         self._features: list[tuple[str, Any]] = []
         for done, name in enumerate(names, 1):
             try:
-                with Image.open(folder / name) as image:
-                    image.draft("RGB", (512, 512))
+                with opened(folder / name) as image, decoding(image, reduced_to=512):
                     self._features.append((name.as_posix(), measure.features(image)))
             except Exception:  # decoders raise what they like on broken input; `audit` says what is wrong
                 self.unreadable.append(name.as_posix())

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kohya_ext.evaluation.grid import Cell, Grid
 from kohya_ext.evaluation.nearest import Nearest
+from kohya_ext.files.image import decoding, opened
 
 CELL = 256  # pixels, of the longer side of a picture
 GAP = 8
@@ -72,8 +73,7 @@ def best(cells: list[Cell] | tuple[Cell, ...] | Any) -> Nearest | None:
 def thumbnail(path: Path, side: int) -> Image.Image | None:
     """The picture within side x side pixels, turned as a viewer turns it; None when it cannot be read."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (side, side))
+        with opened(path) as image, decoding(image, reduced_to=side):
             if image.mode.startswith("I"):  # 16 bits a channel, which a conversion would clip to white
                 image = image.convert("I").point(lambda value: value / 256).convert("L")
             small = ImageOps.exif_transpose(image).convert("RGB")

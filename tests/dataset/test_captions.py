@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.dataset import captions, history
+from kohya_ext.dataset import captions, history, substitute
 from kohya_ext.errors import ConflictError, UsageError
 from tests.dataset.folders import everything, folder_of, text_of
 
@@ -184,3 +184,42 @@ def test_names_and_texts_that_are_not_utf8(tmp_path: Path) -> None:
         captions.prefixed(tmp_path, "\udce9")
     with pytest.raises(UsageError, match="not UTF-8"):
         captions.replaced(tmp_path, "dog", "\udce9")
+
+
+BAD_EXPRESSIONS = {
+    "(": "not a regular expression",
+    "a{9999}{9999}": "not a regular expression",
+    "(?<=a+)b": "not a regular expression",
+    "(" * 2000 + "a" + ")" * 2000: "not a regular expression",
+    "(?:)": "more than 1048576 characters",
+}
+
+
+@pytest.mark.parametrize("pattern", BAD_EXPRESSIONS)
+def test_an_expression_that_is_none_is_refused(tmp_path: Path, pattern: str) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": "a" * 400})
+    before = everything(tmp_path)
+    with pytest.raises(UsageError, match=BAD_EXPRESSIONS[pattern]):
+        captions.replaced(tmp_path, pattern, "x" * 5000, regex=True)
+    assert everything(tmp_path) == before
+
+
+def test_an_expression_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": "short", "b.png": None, "b.txt": "a" * 60 + "!"})
+    monkeypatch.setattr(substitute, "SECONDS", 1.0)
+    with pytest.raises(UsageError, match=r"still at work on b\.txt .* nothing was changed"):
+        captions.replaced(tmp_path, "(a+)+$", "x", regex=True)
+
+
+def test_an_expression_has_its_flags_and_groups(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": "A big Dog\nsecond飛", "b.png": None, "b.txt": ""})
+    plan = captions.replaced(tmp_path, r"(big) (dog)", r"\2 \1", regex=True, ignore_case=True)
+    assert plan.written == {"a.txt": ("A big Dog\nsecond飛", "A Dog big\nsecond飛")}
+    with pytest.raises(UsageError, match="invalid group reference"):
+        captions.replaced(tmp_path, "(big)", r"\2", regex=True)
+
+
+def test_a_text_that_would_outgrow_a_caption_is_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": "a" * 4000})
+    with pytest.raises(UsageError, match="would have more than"):
+        captions.replaced(tmp_path, "a", "x" * 5000)
