@@ -50,8 +50,9 @@ class Form:
                 for index in component:
                     result[index] = replace(result[index], padding=widest - result[index].rank)
             members = [index for index in component if self.pairs[index].keys.alpha or self._gets_alphas(kept)]
-            if len({self._alpha(index) for index in members}) == 1:
-                for index, item in zip(members, with_one_alpha([result[i] for i in members]), strict=True):
+            for alike in {self._alpha(index) for index in members}:  # linear layers and convolutions may have their own
+                group = [index for index in members if self._alpha(index) == alike]
+                for index, item in zip(group, with_one_alpha([result[i] for i in group]), strict=True):
                     result[index] = item
         return result
 
