@@ -58,6 +58,7 @@ def _register_extract(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
         help="the lowest rank of each module that keeps PART of its energy",
     )
     add("--size", metavar="BYTES", type=_size, help="ranks that fill a file of this size best, e.g. 100MB")
+    add("--alpha", metavar="X", type=_number, help="network alpha in the file; the change it makes stays the same")
     add("--dtype", choices=DTYPES, help="of the file (default fp16)")
     add("--method", choices=METHODS, default="auto", help="auto: randomized where the rank is small beside the matrix")
     add("--text-encoders", choices=ENCODER_RULES, help="auto: each that changed; together: all if one did (sd-scripts)")
@@ -106,6 +107,11 @@ def extract(arguments: argparse.Namespace) -> int:
     found = extracting.plan(arguments.base, arguments.tuned, settings)
     out.item("base", f"{found.base.path} ({found.base.architecture.name})")
     out.item("tuned", f"{found.tuned.path}")
+    for model in (found.base, found.tuned):
+        if model.quantised:
+            out.warn(
+                f"{model.path} holds {model.quantised}: the rounding of these is part of the change where they differ"
+            )
     for decision in found.decisions:
         out.item("encoder", f"{decision.title}: {decision.reason}")
     out.item("modules", f"{len(found.pairs)} to compare, on {workers.pick_device(settings.device)}")
@@ -143,12 +149,14 @@ def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.
         settings = replace(settings, ranks=(512, 16), min_diff=1e-6, text_encoders="together")
     given: dict[str, Any] = {
         "ranks": arguments.rank, "conv_ranks": arguments.conv_rank, "text_encoders": arguments.text_encoders,
-        "min_diff": arguments.min_diff, "dtype": _dtype(arguments.dtype),
+        "min_diff": arguments.min_diff, "alpha": arguments.alpha, "dtype": _dtype(arguments.dtype),
     }  # fmt: skip
     settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
     if arguments.clamp_quantile is not None and arguments.clamp_quantile < 1:
         settings = replace(settings, clamp=arguments.clamp_quantile)
         out.warn("--clamp-quantile makes the LoRA worse; it is there only to compare with sd-scripts")
+    if settings.alpha == 0:
+        raise UsageError("--alpha 0 would turn every module off")
     if settings.energy is not None and settings.size is not None:
         raise UsageError("--energy and --size both choose ranks: give one of them")
     if (settings.energy is not None or settings.size is not None) and len(settings.ranks) > 1:

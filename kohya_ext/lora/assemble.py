@@ -104,6 +104,11 @@ def with_one_alpha(kept: list[Kept]) -> list[Kept]:
     return [item if item.alpha == common else replace(item, shared_alpha=common) for item in kept]
 
 
+def with_alpha(kept: list[Kept], alpha: float) -> list[Kept]:
+    """The same products with this alpha for all: the rest of the scale goes into the factors."""
+    return [replace(item, shared_alpha=alpha) for item in kept]
+
+
 def write(
     path: Path,
     kept: Sequence[Kept],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,57 +12,83 @@ from torch import Tensor
 
 from kohya_ext.errors import UnsupportedError, UsageError
 from kohya_ext.files.regular import JSON_LIMIT, read_regular
+from kohya_ext.lora import families, quantised
 from kohya_ext.lora.layout import Architecture, Target, targets
 from kohya_ext.lora.tensorfile import TensorSource, open_tensors
 from kohya_ext.tensors.header import PICKLE_SUFFIXES
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-_SD2_CONTEXT = 1024  # width of the text features that cross-attention reads; 768 in SD 1
 _QKV = 3
+MARKS = ("v_pred", "ztsnr")  # empty tensors by which a model says that it predicts v, and that its noise has no signal
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One target weight, still in its file. shape: as a module has it, so a third of a fused matrix."""
+    """One target weight, still in its file. shape: as a module has it, so a third of a fused matrix.
+
+    more: the tensors that stacked below the first make the weight, where the model keeps it in pieces.
+    """
 
     target: Target
     source: TensorSource
     key: str
+    more: tuple[tuple[TensorSource, str], ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         shape = self.source.shapes[self.key]
-        return shape if self.target.part is None else (shape[0] // _QKV, *shape[1:])
+        height = shape[0] + sum(source.shapes[key][0] for source, key in self.more)
+        return (height if self.target.part is None else height // _QKV, *shape[1:])
 
     def load(self) -> Tensor:
-        """As stored, a view of the file."""
+        """As stored, a view of the file where the weight is one tensor of it."""
         tensor = self.source.load(self.key)
+        if self.more:
+            tensor = torch.cat([tensor, *(source.load(key) for source, key in self.more)])
         return tensor if self.target.part is None else tensor.chunk(_QKV)[self.target.part]
+
+    def is_rounding_of(self, other: Tensor) -> bool:
+        """Whether the weight is `other` quantised as this file is."""
+        whole = not self.more and self.target.part is None and isinstance(self.source, quantised.Dequantised)
+        return whole and self.source.rounded_to(self.key, other)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model. weights: by LoRA module name, in the order of the files."""
+    """An opened model. weights: by LoRA module name, in the order of the files. marks: see MARKS."""
 
     path: Path
     architecture: Architecture
     weights: Mapping[str, Weight]
     files: tuple[Path, ...]
+    marks: frozenset[str] = frozenset()
 
     @property
     def groups(self) -> tuple[str, ...]:
         """unet and the text encoders it has."""
         return tuple(dict.fromkeys(weight.target.group for weight in self.weights.values()))
 
+    @property
+    def sources(self) -> tuple[TensorSource, ...]:
+        """The files as they are read, each once."""
+        return tuple({id(weight.source): weight.source for weight in self.weights.values()}.values())
+
+    @property
+    def quantised(self) -> str:
+        """What its weights are stored as, where that is not plain numbers."""
+        kinds = [source.kinds for source in self.sources if isinstance(source, quantised.Dequantised)]
+        return ", ".join(f"{count} weights in {kind}" for found in kinds for kind, count in found.items())
+
 
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """Raises UsageError for a damaged or missing file, UnsupportedError for a model of another family."""
     if path.is_dir():
         return _open_folder(path, allow_pickle)
-    source = open_tensors(path, allow_pickle=allow_pickle)
-    architecture = _single_file_architecture(path, source)
+    source = quantised.of(open_tensors(path, allow_pickle=allow_pickle))
+    architecture = families.single_file(path, source.shapes)
     weights = _collect(architecture, [("", source)])
-    return _checked(Checkpoint(path, architecture, weights, (path,)))
+    marks = frozenset(MARKS) & source.shapes.keys()
+    return _checked(Checkpoint(path, architecture, weights, (path,), marks))
 
 
 def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
@@ -79,11 +105,7 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
         if (path / component).is_dir():
             parts += [(component, source) for source in _shards(path / component, allow_pickle)]
     keys = {key: shape for component, source in parts if component == "unet" for key, shape in source.shapes.items()}
-    if any(key.startswith("add_embedding.") for key in keys):
-        architecture = Architecture.SDXL
-    else:
-        widths = {shape[1] for key, shape in keys.items() if key.endswith("attn2.to_k.weight") and len(shape) > 1}
-        architecture = Architecture.SD2 if widths == {_SD2_CONTEXT} else Architecture.SD1
+    architecture = families.unet(keys)
     files = tuple(source.path for _, source in parts)
     return _checked(Checkpoint(path, architecture, _collect(architecture, parts), files))
 
@@ -94,13 +116,15 @@ def _shards(folder: Path, allow_pickle: bool) -> list[TensorSource]:
         for variant in ("", ".fp16"):
             index = folder / f"{stem}.safetensors.index{variant}.json"
             if index.exists():
-                return [open_tensors(folder / name, allow_pickle=allow_pickle) for name in _shard_names(index)]
+                return [
+                    quantised.of(open_tensors(folder / name, allow_pickle=allow_pickle)) for name in _shard_names(index)
+                ]
             single = folder / f"{stem}{variant}.safetensors"
             if single.exists():
-                return [open_tensors(single, allow_pickle=allow_pickle)]
+                return [quantised.of(open_tensors(single, allow_pickle=allow_pickle))]
     pickled = sorted(file for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
     if len(pickled) == 1:
-        return [open_tensors(pickled[0], allow_pickle=allow_pickle)]
+        return [quantised.of(open_tensors(pickled[0], allow_pickle=allow_pickle))]
     raise UsageError(f"{folder} holds no weights in safetensors form")
 
 
@@ -114,35 +138,21 @@ def _shard_names(index: Path) -> list[str]:
     return names
 
 
-def _single_file_architecture(path: Path, source: TensorSource) -> Architecture:
-    keys = source.shapes
-    if any(key.startswith(("lora_unet_", "lora_te")) or ".lora_A." in key for key in keys):
-        raise UsageError(f"{path} is a LoRA, not a model; to make it smaller: kohya-ext lora resize")
-    if _any(keys, "double_blocks.", "model.diffusion_model.double_blocks."):
-        return Architecture.FLUX
-    if _any(keys, "conditioner.embedders.0.model."):
-        raise UnsupportedError(f"{path} is an SDXL refiner: there is no LoRA of one")
-    if _any(keys, "conditioner.embedders.1.model.", "model.diffusion_model.label_emb."):
-        return Architecture.SDXL
-    if not _any(keys, "model.diffusion_model.input_blocks."):
-        raise UnsupportedError(f"{path} is none of SD 1, SD 2, SDXL and FLUX (its first tensor is {next(iter(keys))})")
-    widths = {keys[key][1] for key in keys if key.endswith("attn2.to_k.weight") and len(keys[key]) > 1}
-    second = _any(keys, "cond_stage_model.model.") or widths == {_SD2_CONTEXT}
-    return Architecture.SD2 if second else Architecture.SD1
-
-
-def _any(keys: Iterable[str], *prefixes: str) -> bool:
-    return any(key.startswith(prefixes) for key in keys)
-
-
 def _collect(architecture: Architecture, parts: list[tuple[str, TensorSource]]) -> dict[str, Weight]:
-    weights = {}
+    found: dict[str, dict[int, tuple[Target, TensorSource, str]]] = {}
     for component, source in parts:
         for key, shape in source.shapes.items():
             if len(shape) < 2:  # a bias or a norm
                 continue
             for target in targets(key, architecture, component):
-                weights[target.name] = Weight(target, source, key)
+                found.setdefault(target.name, {})[target.piece] = (target, source, key)
+    weights = {}
+    for name, pieces in found.items():
+        target, source, key = pieces[min(pieces)]
+        if len(pieces) < target.pieces:
+            raise UsageError(f"{source.path} is damaged: {key} is there, the other parts of {name} are not")
+        more = tuple((pieces[place][1], pieces[place][2]) for place in sorted(pieces)[1:])
+        weights[name] = Weight(target, source, key, more)
     return weights
 
 
@@ -152,8 +162,28 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+_SAMPLE = 4096  # elements that are compared before all of them are
+
+
 def same_when_stored(base: Tensor, tuned: Tensor) -> bool:
-    """True when nothing but the rounding of a storage type tells the two apart."""
-    if base.dtype == tuned.dtype:
-        return bool(torch.equal(base, tuned))
-    return bool(torch.equal(base.to(tuned.dtype), tuned) or torch.equal(tuned.to(base.dtype), base))
+    """True when nothing but the rounding of storage types tells the two apart: both become equal on the way through."""
+    if base.dtype == tuned.dtype and torch.equal(base, tuned):
+        return True
+    first, second = base.reshape(-1)[:_SAMPLE], tuned.reshape(-1)[:_SAMPLE]
+    return any(
+        torch.equal(_through(first, way), _through(second, way))
+        and torch.equal(_through(base, way), _through(tuned, way))
+        for way in _ways(base.dtype, tuned.dtype)
+    )
+
+
+def _ways(base: torch.dtype, tuned: torch.dtype) -> list[tuple[torch.dtype, ...]]:
+    half, brain = torch.float16, torch.bfloat16
+    direct: list[tuple[torch.dtype, ...]] = [] if base == tuned else [(tuned,), (base,)]
+    return [*direct, (half,), (brain,), (brain, half), (half, brain)]
+
+
+def _through(tensor: Tensor, types: tuple[torch.dtype, ...]) -> Tensor:
+    for dtype in types:
+        tensor = tensor.to(dtype)
+    return tensor

@@ -93,8 +93,8 @@ def _look(pairs: Sequence[tuple[Weight, Weight]], minimum: float) -> _Look:
     largest = 0.0
     for before, after in pairs:
         a, b = before.load(), after.load()
-        if a.shape != b.shape or same_when_stored(a, b):
-            if a.shape == b.shape and a.dtype != b.dtype:
+        if a.shape != b.shape or same_when_stored(a, b) or after.is_rounding_of(a) or before.is_rounding_of(b):
+            if a.shape == b.shape:
                 largest = max(largest, _difference(a, b))
             continue
         largest = max(largest, _difference(a, b))

@@ -28,6 +28,7 @@ class Settings:
 
     ranks: one file each. conv_ranks: for 3x3 convolutions, one value or one a file; empty leaves all that lies outside
     of the attention blocks out, as sd-scripts does. energy, size (bytes): choose ranks by module, up to the rank given.
+    alpha: one for all modules; None for the rank, which is a scale of 1.
     clamp: quantile that factors are cut at, as sd-scripts does; None for not at all. device: auto, cpu, cuda...
     """
 
@@ -39,6 +40,7 @@ class Settings:
     dtype: torch.dtype = torch.float16
     text_encoders: str = "auto"
     min_diff: float = encoders.DEFAULT_MINIMUM
+    alpha: float | None = None
     clamp: float | None = None
     device: str = "auto"
     allow_pickle: bool = False
@@ -100,7 +102,7 @@ def outputs(path: Path, settings: Settings) -> list[Path]:
 def run(found: Plan, path: Path, settings: Settings, progress: Progress | None = None) -> Extraction:
     """Extract and write. Raises UsageError (weights that are no numbers, no difference) and ConflictError (disk)."""
     files = [*found.base.files, *found.tuned.files]
-    exact = settings.clamp is not None or _mixed(found, settings)
+    exact = settings.clamp is not None or settings.alpha is not None or _mixed(found, settings)
     with Hashing(files) as hashing, explained(path), Spool(path, settings.dtype, exact=exact) as spool:
         done = _decompose(found, settings, spool, progress)
         if not done.modules:
@@ -108,7 +110,10 @@ def run(found: Plan, path: Path, settings: Settings, progress: Progress | None =
         written = []
         for index, target in enumerate(outputs(path, settings)):
             ranks = _ranks(done.modules, settings, index)
-            kept = assemble.with_one_alpha(assemble.keep(done.modules, ranks, spool, settings.clamp))
+            kept = assemble.keep(done.modules, ranks, spool, settings.clamp)
+            kept = (
+                assemble.with_one_alpha(kept) if settings.alpha is None else assemble.with_alpha(kept, settings.alpha)
+            )
             known = metadata.of_extraction(target, found.base, found.tuned, hashing.result(), kept, found.decisions)
             written.append(assemble.write(target, kept, spool, known, dtype=settings.dtype, clamp=settings.clamp))
     return Extraction(tuple(written), tuple(done.unchanged))
@@ -117,7 +122,7 @@ def run(found: Plan, path: Path, settings: Settings, progress: Progress | None =
 def difference(base: Weight, tuned: Weight, device: torch.device) -> Tensor | None:
     """The float32 difference as a matrix (out, in * kernel); None where nothing but storage rounding differs."""
     before, after = base.load(), tuned.load().reshape(base.shape)
-    if same_when_stored(before, after):
+    if same_when_stored(before, after) or tuned.is_rounding_of(before) or base.is_rounding_of(after):
         return None
     # subtract in place: the mapped file must not be written to, so both are copied where their type is float32 already
     change = after.to(device, torch.float32, copy=True)

@@ -27,13 +27,16 @@ class Target:
 
     group: unet, te (SD), te1, te2 (SDXL). path: the module's dotted name as sd-scripts has it. part: which third of a
     fused query-key-value matrix; None for a whole one. inner: lies outside of the attention blocks (residual blocks,
-    samplers), where sd-scripts goes only when 3x3 convolutions are wanted.
+    samplers), where sd-scripts goes only when 3x3 convolutions are wanted. piece: the other way round, the place among
+    the tensors that stacked make the module's weight; pieces: how many these are.
     """
 
     group: str
     path: str
     part: int | None = None
     inner: bool = False
+    piece: int = 0
+    pieces: int = 1
 
     @property
     def name(self) -> str:
@@ -58,9 +61,25 @@ _RESIDUAL = {
 }
 _RESIDUAL_LDM = {hf: ldm for ldm, hf in _RESIDUAL.items()}
 _OPEN_CLIP_NAMES = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+_HF_FLUX = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
+# diffusers' name of a FLUX module: ours, and its place among those that are one matrix there
+_HF_FLUX_DOUBLE = {
+    "norm1.linear": ("img_mod.lin", 0, 1), "norm1_context.linear": ("txt_mod.lin", 0, 1),
+    "attn.to_q": ("img_attn.qkv", 0, 3), "attn.to_k": ("img_attn.qkv", 1, 3), "attn.to_v": ("img_attn.qkv", 2, 3),
+    "attn.add_q_proj": ("txt_attn.qkv", 0, 3), "attn.add_k_proj": ("txt_attn.qkv", 1, 3),
+    "attn.add_v_proj": ("txt_attn.qkv", 2, 3), "attn.to_out.0": ("img_attn.proj", 0, 1),
+    "attn.to_add_out": ("txt_attn.proj", 0, 1), "ff.net.0.proj": ("img_mlp.0", 0, 1), "ff.net.2": ("img_mlp.2", 0, 1),
+    "ff_context.net.0.proj": ("txt_mlp.0", 0, 1), "ff_context.net.2": ("txt_mlp.2", 0, 1),
+}  # fmt: skip
+_HF_FLUX_SINGLE = {
+    "norm.linear": ("modulation.lin", 0, 1), "attn.to_q": ("linear1", 0, 4), "attn.to_k": ("linear1", 1, 4),
+    "attn.to_v": ("linear1", 2, 4), "proj_mlp": ("linear1", 3, 4), "proj_out": ("linear2", 0, 1),
+}  # fmt: skip
 _LAYERS = 2  # residual blocks a stage in every U-Net of the family; its up path has one more
 _SD2_TEXT_LAYERS = 23  # the last of 24 is not used, and sd-scripts does not load it
 _WEIGHT = ".weight"
+_BARE_UNET = ("input_blocks.", "middle_block.", "output_blocks.")
+_BARE_HF_UNET = ("down_blocks.", "mid_block.", "up_blocks.")
 
 
 def targets(key: str, architecture: Architecture, component: str = "") -> list[Target]:
@@ -74,6 +93,7 @@ def targets(key: str, architecture: Architecture, component: str = "") -> list[T
         return _folder_targets(key, architecture, component)
     rules: list[tuple[str, Callable[[str], list[Target]]]] = [
         ("model.diffusion_model.", lambda rest: _unet(rest, architecture)),
+        ("diffusion_model.", lambda rest: _unet(rest, architecture)),
     ]
     if architecture is Architecture.SDXL:
         rules.append(("conditioner.embedders.0.transformer.", lambda rest: _text(rest, "te1")))
@@ -84,7 +104,9 @@ def targets(key: str, architecture: Architecture, component: str = "") -> list[T
     for prefix, rule in rules:
         if key.startswith(prefix):
             return rule(key[len(prefix) :])
-    return []
+    if key.startswith(_BARE_UNET):  # a U-Net alone
+        return _unet(key, architecture)
+    return _hf_unet(key, architecture) if key.startswith(_BARE_HF_UNET) else []
 
 
 def _folder_targets(key: str, architecture: Architecture, component: str) -> list[Target]:
@@ -97,10 +119,21 @@ def _folder_targets(key: str, architecture: Architecture, component: str) -> lis
 
 
 def _flux(key: str) -> list[Target]:
-    key = key.removeprefix("model.diffusion_model.")
-    if not key.startswith(("double_blocks.", "single_blocks.")) or not key.endswith(_WEIGHT) or "norm" in key:
+    key = key.removeprefix("model.").removeprefix("diffusion_model.")
+    if not key.endswith(_WEIGHT) or "norm_" in key or ".norm." in key.removesuffix("norm.linear.weight"):
         return []
-    return [Target("unet", key.removesuffix(_WEIGHT))]
+    path = key.removesuffix(_WEIGHT)
+    if key.startswith(("double_blocks.", "single_blocks.")):
+        return [Target("unet", path)]
+    if not (match := _HF_FLUX.fullmatch(path)):
+        return []
+    names = _HF_FLUX_SINGLE if match[1] else _HF_FLUX_DOUBLE
+    if match[3] not in names:
+        return []
+    place, piece, pieces = names[match[3]]
+    return [
+        Target("unet", f"{'single' if match[1] else 'double'}_blocks.{match[2]}.{place}", piece=piece, pieces=pieces)
+    ]
 
 
 def _text(key: str, group: str) -> list[Target]:

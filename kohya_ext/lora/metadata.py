@@ -60,11 +60,21 @@ def of_extraction(
         PREFIX + "errors": errors(kept),
     }
     if not flux:
-        found["modelspec.prediction_type"] = "epsilon"
+        found["modelspec.prediction_type"] = _prediction(tuned)
+    if "v_pred" in tuned.marks:
+        found["ss_v_parameterization"] = "True"
+    if "ztsnr" in tuned.marks:
+        found["ss_zero_terminal_snr"] = "True"
     if len(base.files) == 1:
         found["ss_sd_model_hash"] = hashes[base.files[0]].short
         found["ss_new_sd_model_hash"] = hashes[base.files[0]].sha256
     return found
+
+
+def _prediction(tuned: Checkpoint) -> str:
+    """What the tuned model predicts, by its own word; epsilon where it says nothing."""
+    stated = {source.metadata.get("modelspec.prediction_type", "") for source in tuned.sources}
+    return "v" if "v_pred" in tuned.marks or "v" in stated else "epsilon"
 
 
 def network(kept: Sequence[Kept]) -> dict[str, str]:
