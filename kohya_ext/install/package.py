@@ -239,6 +239,8 @@ def _install(environment: Environment, root: Path) -> PackageResult:
     _write_register(environment, Register(register.ours, checkouts))
     crossed("registered")
     wheel = write_wheel(site.scratch)
+    # pip runs as the owner of the environment, who must be able to read it whatever root's umask is
+    give_tree(wheel.parent.resolve() / wheel.name, owner_for(site.purelib))
     crossed("wheel written")
     installer.run(environment, wheel, site.scratch)
     crossed("installed")

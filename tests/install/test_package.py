@@ -356,7 +356,12 @@ def test_as_root_the_files_belong_to_the_environments_owner(
     """Without a process of its owner, who need not be able to run a Python of ours."""
     found = dataclasses.replace(pinned, modules={**pinned.modules, "kohya_ext": True})
     monkeypatch.setattr(package, "inspect", lambda *_, **__: found)
-    monkeypatch.setattr(installer, "run", pretended.run)
+
+    def run(environment: Environment, wheel: Path, scratch: Path) -> None:
+        assert wheel.stat().st_uid == 4321  # who runs pip, and reads it
+        pretended.run(environment, wheel, scratch)
+
+    monkeypatch.setattr(installer, "run", run)
     for path in (pinned.prefix, *pinned.prefix.rglob("*")):
         os.chown(path, 4321, 4321, follow_symlinks=False)
     put(pinned, first)
