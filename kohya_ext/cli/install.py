@@ -234,6 +234,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
 
 def uninstall(arguments: argparse.Namespace) -> int:
     """Put the originals back; then, when no other checkout needs it, take the package out of the environment."""
+    import kohya_ext.runtime.written  # noqa: F401 - the package may be gone when we clear abandoned saves
     from kohya_ext import presets
     from kohya_ext.install import apply, merging, pending
 
