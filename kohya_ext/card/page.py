@@ -25,6 +25,8 @@ DESCRIPTION = "(Say in one or two sentences what this model makes.)"
 TRIGGERS = "(Name the words that call what was trained.)"
 NOTES = "(Say what works well, what does not, and what to combine it with.)"
 PERMISSION = "(Say what others may do with the model and with its images.)"
+LONGEST = 300  # characters of a cell
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 YOURS = "# lines from here on are yours and stay"
 
 
@@ -72,7 +74,7 @@ def page(model: Model, author: Author, site: str, *, preset: Mapping[str, Any], 
         lines += [*placed, ""]
     lines += [*_file(model), *_training(training.summary(model, preset))]
     if author.versions:
-        lines += ["## Change log", "", *(kept.without_marks(line) for line in pruned(author.versions))]
+        lines += ["## Change log", "", _closed(kept.without_marks("\n".join(pruned(author.versions))))]
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
     taken = [name for name in edits.used if name not in missing]
     return Page(text, tuple(taken), tuple(missing))
@@ -91,19 +93,51 @@ def triggers(model: Model, author: Author) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Foreign text as one line that Markdown and HTML leave alone."""
-    line = " ".join(kept.without_marks(text).split())
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    """Foreign text as one line within other text, which Markdown and HTML leave alone."""
+    line = _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
+    # what would become a link by itself
+    return re.sub(r"(?i)(:)(?=//)|(?<=www)(\.)|(@)", r"\\\g<0>", line)
+
+
+def paragraph(text: str) -> str:
+    """Foreign text as a paragraph: nothing at its start makes a heading, a list, a rule or a fence of it."""
+    line = plain(text)
+    return re.sub(r"^(\d{1,9})(?=[.)])|^(?=[#+\-=])", r"\1\\", line)
+
+
+def _closed(text: str) -> str:
+    """The author's Markdown; a fence that is left open ends with it, so that the page goes on behind."""
+    fence = ""
+    for line in text.splitlines():
+        found = re.match(r" {0,3}(`{3,}|~{3,})(.*)$", line)
+        if not found:
+            continue
+        if not fence:
+            fence = found[1]
+        elif found[1].startswith(fence) and not found[2].strip():
+            fence = ""
+    return f"{text}\n{fence}" if fence else text
+
+
+def _one_line(text: str) -> str:
+    """Without line ends, and without the characters that steer a terminal or turn the direction of writing."""
+    return " ".join(_UNSEEN.sub(" ", kept.without_marks(text)).split())
 
 
 def _code(text: str) -> str:
-    return "`" + " ".join(kept.without_marks(text).replace("`", "'").split()) + "`"
+    return "`" + _one_line(text).replace("`", "'") + "`"
+
+
+def _cell(text: str) -> str:
+    """Code within a table, where a bar would begin the next cell."""
+    return _code(text).replace("|", "\\|")
 
 
 def _places(model: Model, author: Author, preset: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, heading, text) of every place that is the author's to edit."""
-    description = author.description.strip() or plain(model.spec("description"))
-    notes = author.notes.strip() or plain(model.spec("usage_hint"))
+    description = _closed(author.description.strip()) or paragraph(model.spec("description"))
+    notes = _closed(author.notes.strip()) or paragraph(model.spec("usage_hint"))
     return [
         ("description", "", description or DESCRIPTION),
         ("triggers", "Trigger words", _trigger_text(model, author)),
@@ -149,7 +183,7 @@ def _permissions(model: Model, author: Author) -> Iterator[str]:
 def _file(model: Model) -> Iterator[str]:
     family = f" for {model.family.name}" if model.family.name else ""
     yield from ("## File", "", "| | |", "|---|---|")
-    yield f"| Name | {_code(model.path.name)} |"
+    yield f"| Name | {_cell(model.path.name)} |"
     yield f"| Kind | {model.kind}{family}, {model.dtype}, {_amount(model.weights)} weights, {_bytes(model.size)} |"
     if model.sha256:
         yield f"| SHA-256 | `{model.sha256}` (AutoV2 `{model.sha256[:10].upper()}`) |"
@@ -159,7 +193,7 @@ def _file(model: Model) -> Iterator[str]:
 def _training(rows: Mapping[str, str]) -> Iterator[str]:
     if rows:
         yield from ("## Training", "", "| | |", "|---|---|")
-        yield from (f"| {label} | {plain(value)} |" for label, value in rows.items())
+        yield from (f"| {label} | {plain(value[:LONGEST])} |" for label, value in rows.items())
         yield ""
 
 

@@ -16,6 +16,7 @@ from kohya_ext.card.model import LORA, Model
 
 EMA = "kohya_ext_ema_"
 EXTRACTED = "kohya_ext_lora_"
+MOST_DIGITS = 5  # of a side in pixels
 NOTHING = ("", "none", "null", "false", "0", "0.0")
 
 # label, key of the file, key of the GUI's preset
@@ -121,8 +122,8 @@ def _number(text: str) -> str:
 
 def _resolution(text: str) -> str:
     """Both "(1024, 1024)" and "1024,1024" and "1024x1024" as 1024x1024; "" for anything else."""
-    sides = re.findall(r"\d+", text)
-    if not 1 <= len(sides) <= 2 or not re.fullmatch(r"[\s\d,x()\[\]]+", text):
+    sides = re.findall(r"[0-9]+", text)
+    if not 1 <= len(sides) <= 2 or max(map(len, sides)) > MOST_DIGITS or not re.fullmatch(r"[\s\d,x()\[\]]+", text):
         return ""
     return f"{sides[0]}x{sides[-1]}"
 
@@ -143,9 +144,9 @@ def _when(found: Mapping[str, str]) -> str:
     try:
         begun, ended = (float(found[f"ss_training_{name}_at"]) for name in ("started", "finished"))
         day = datetime.fromtimestamp(ended, timezone.utc).date().isoformat()
+        minutes = round((ended - begun) / 60)
     except (KeyError, ValueError, OverflowError, OSError):
         return _said(found.get("modelspec.date"))[:10]
-    minutes = round((ended - begun) / 60)
     if not 0 < minutes < 60 * 24 * 365:
         return day
     return f"{day}, in {minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{day}, in {minutes} min"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from kohya_ext.files.transaction import STATE_FOLDER, Recovery, Transaction
 
 FORMAT = 1
 PATTERN = "captions-*.json"
+_RECORD = re.compile(r"captions-[0-9]{1,9}\.json")
 UNDO = "captions undo"
 
 
@@ -125,7 +128,8 @@ def undo(folder: Path, *, keep_edited: bool = False, dry_run: bool = False) -> U
 
 
 def _records(folder: Path) -> list[Path]:
-    return sorted((folder / STATE_FOLDER).glob(PATTERN))
+    found = (folder / STATE_FOLDER).glob(PATTERN)
+    return sorted(path for path in found if _RECORD.fullmatch(path.name))
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:
@@ -147,14 +151,34 @@ def _read(path: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(b"" if state is None else state.data)
         if document["format"] != FORMAT:
             raise ConflictError(f"{path} was written by another version of kohya_ext: undo with that one")
+        if not isinstance(document["verb"], str) or not isinstance(document["steps"], list):
+            raise ValueError("it names no command")
         for row in document["steps"]:
-            for key in ("path", "from", "to"):
-                if key in row:
-                    checked(row[key], str(path))
-        str(document["verb"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConflictError(f"{path} is damaged ({error}); nothing was changed") from error
+            _check_row(row, str(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConflictError(
+            f"{path} is damaged ({reason}): the command that it records cannot be undone; nothing was changed. "
+            f"To undo the one before it, put the record away: rm {shlex.quote(str(path))}"
+        ) from error
     return document
+
+
+def _check_row(row: Mapping[str, Any], source: str) -> None:
+    """Raises ValueError, KeyError, TypeError when a step is not one; ConflictError when it leads elsewhere."""
+    if "path" not in row:
+        for key in ("from", "to"):
+            checked(row[key], source)
+        return
+    checked(row["path"], source)
+    if not isinstance(row["after"], str):
+        raise ValueError("a step has no checksum")
+    before = row["before"]
+    if before is None:
+        return
+    base64.b64decode(before["data"], validate=True)
+    if isinstance(before["mode"], bool) or not isinstance(before["mode"], int) or not 0 <= before["mode"] <= 0o777:
+        raise ValueError(f"{before['mode']!r} is not the mode of a file")
 
 
 def _reversed(folder: Path, document: Mapping[str, Any]) -> tuple[list[Step], list[str]]:

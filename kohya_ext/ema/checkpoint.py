@@ -42,7 +42,17 @@ def load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # safetensors has its own exception class, another one in old versions
         raise ValueError(f"{path} cannot be read as an EMA state: {error}") from error
-    return {**json.loads(settings), "shadow": shadow}
+    return {**_settings(path, settings), "shadow": shadow}
+
+
+def _settings(path: Path, text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: the settings in its header are not JSON") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: its header holds no settings")
+    return settings
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -162,3 +162,46 @@ def test_foreign_metadata_is_harmless(tmp_path: Path, values: dict[str, str]) ->
     assert "<script" not in text and text.count("<!-- kohya-ext begin") == text.count("<!-- kohya-ext end") == 5
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert len(headings) == 7 and len([line for line in text.splitlines() if line.startswith("|--")]) == 2
+
+
+HOSTILE = {
+    "# Owned": "\\# Owned", "- list": "\\- list", "+ list": "\\+ list", "1. one": "1\\. one", "7) seven": "7\\) seven",
+    "---": "\\---", "===": "\\===", "```sh": "\\`\\`\\`sh", "~~~": "\\~\\~\\~", "> quote": "&gt; quote",
+    "<script>": "&lt;script&gt;",
+    "| a | b |": "\\| a \\| b \\|", "[x](http://y)": "\\[x\\](http\\://y)", "see https://y.z": "see https\\://y.z",
+    "www.y.z": "www\\.y.z", "a@b.c": "a\\@b.c", "$x$": "\\$x\\$", "a\n# b": "a # b", "a\u2028# b": "a # b",
+    "\x1b[2J\u202eb": "\\[2J b", "![x](y)": "!\\[x\\](y)", "*_\\": "\\*\\_\\\\",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_strangers_text_stays_text(tmp_path: Path, text: str) -> None:
+    """No line of the page begins with what a stranger wrote into the file, unless it is harmless there."""
+    written = {"modelspec.description": text, "modelspec.usage_hint": text, "modelspec.title": text, "ss_epoch": text}
+    write(tmp_path / "m.safetensors", LORA_KEYS, written)
+    lines = made(models.read(tmp_path / "m.safetensors")).text.splitlines()
+    assert lines.count(HOSTILE[text]) == 2
+    ours = made(models.read(tmp_path / "m.safetensors")).text.count("\n#")
+    write(tmp_path / "n.safetensors", LORA_KEYS, dict.fromkeys(written, "x"))
+    assert ours == made(models.read(tmp_path / "n.safetensors")).text.count("\n#")
+
+
+def test_a_bar_in_a_file_name_begins_no_cell(tmp_path: Path) -> None:
+    write(tmp_path / "a|b.safetensors", LORA_KEYS)
+    assert "| Name | `a\\|b.safetensors` |" in made(models.read(tmp_path / "a|b.safetensors")).text
+
+
+@pytest.mark.parametrize("text", ["```\ncode", "~~~~py\n```\n~~~", "a\n   ````\n```"])
+def test_a_fence_left_open_ends_with_its_text(lora: models.Model, text: str) -> None:
+    fence = {"`": "```", "~": "~~~~"}[text.strip("a\n ")[0]] if not text.startswith("a") else "````"
+    assert f"{text}\n{fence}\n<!-- kohya-ext end" in made(lora, Author(description=text)).text
+    closed = f"{text}\n{fence}"
+    assert f"{closed}\n<!-- kohya-ext end" in made(lora, Author(description=closed)).text
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "x", ""])
+def test_odd_times_and_sizes(tmp_path: Path, value: str) -> None:
+    odd = dict.fromkeys(("ss_training_started_at", "ss_training_finished_at", "ss_learning_rate", "ss_unet_lr"), value)
+    for changed in (odd, {**odd, "ss_training_finished_at": "1700000000"}):
+        write(tmp_path / "m.safetensors", LORA_KEYS, {**changed, "ss_resolution": "9" * 5000})
+        assert "9" * 400 not in made(models.read(tmp_path / "m.safetensors")).text

@@ -148,6 +148,35 @@ def test_a_damaged_record_is_refused(tmp_path: Path, record: bytes) -> None:
         history.undo(tmp_path)
 
 
+STEP: dict[str, object] = {"path": "a.txt", "before": {"data": "YQ==", "mode": 420}, "after": "x"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        None, 3, "path", [], {}, {"path": "a.txt"}, {"from": "a"}, {**STEP, "after": None},
+        {**STEP, "before": 3}, {**STEP, "before": {}}, {**STEP, "before": {"data": "?", "mode": 420}},
+        {**STEP, "before": {"data": None, "mode": 420}}, {**STEP, "before": {"data": "YQ==", "mode": "rw"}},
+        {**STEP, "before": {"data": "YQ==", "mode": 0o4755}}, {**STEP, "before": {"data": "YQ==", "mode": True}},
+    ],
+)  # fmt: skip
+def test_a_damaged_step_is_named_with_the_fix(tmp_path: Path, step: object) -> None:
+    record = json.dumps({"format": 1, "verb": "captions", "steps": [step]}).encode()
+    records = {"captions-0002.json": record, "captions-x.json": b""}
+    folder_of(tmp_path, {"a.txt": "a"} | {f"{STATE_FOLDER}/{name}": data for name, data in records.items()})
+    before = everything(tmp_path)
+    for dry_run in (True, False):
+        with pytest.raises(ConflictError, match=r"captions-0002\.json is damaged .* nothing was changed.* rm /"):
+            history.undo(tmp_path, dry_run=dry_run)
+    assert everything(tmp_path) == before
+
+
+def test_a_record_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
+    folder_of(tmp_path, {f"{STATE_FOLDER}/captions-0001.json": b"[" * 100_000})
+    with pytest.raises(ConflictError, match="is damaged"):
+        history.undo(tmp_path)
+
+
 def test_the_record_says_what_was_there(tmp_path: Path) -> None:
     folder_of(tmp_path, FILES)
     history.apply(tmp_path, captions.from_names(tmp_path, overwrite=True))

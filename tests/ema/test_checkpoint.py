@@ -97,6 +97,14 @@ def test_files_that_are_no_ema_state_are_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "absent.safetensors")
 
 
+@pytest.mark.parametrize("settings", ["", "[]", "3", "{", "[" * 100_000, "NaN", '"x"'])
+def test_damaged_settings_are_named_with_the_file(tmp_path: Path, settings: str) -> None:
+    path = tmp_path / "state.safetensors"
+    save_file({"a": torch.ones(2)}, path, {"kohya_ext_ema": settings})
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
+        checkpoint.load(path)
+
+
 def test_a_state_of_another_model_is_refused_and_changes_nothing() -> None:
     model, shadow = make()
     train(model, shadow, range(2))
