@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.errors import UsageError
+from kohya_ext.tensors import adapters
 from kohya_ext.tensors.header import BITS, Header, is_pickle, read_header
 
 MODELSPEC = "modelspec."
@@ -45,7 +46,8 @@ UNKNOWN = Family("", "", "", 0, 0)
 # by the start of modelspec.architecture and of ss_base_model_version
 _STATED = (
     ("stable-diffusion-xl", SDXL), ("sdxl", SDXL), ("stable-diffusion-v1", SD1), ("sd_v1", SD1),
-    ("stable-diffusion-v2", SD2), ("sd_v2", SD2), ("flux", FLUX), ("stable-diffusion-3", SD3), ("sd3", SD3),
+    ("stable-diffusion-v2", SD2), ("sd_v2", SD2), ("flux-1-dev", FLUX), ("flux1", FLUX),
+    ("stable-diffusion-3", SD3), ("sd3", SD3),
 )  # fmt: skip
 # by keys that only this family has, of checkpoints and of LoRAs
 _SIGNS = (
@@ -101,7 +103,7 @@ def _kind(header: Header) -> str:
         return LORA
     if stated.endswith("/textual-inversion"):
         return EMBEDDING
-    if any(sign in key for key in header.entries for sign in (".lora_down.", ".lora_A.", ".lora_up.", ".hada_w1_a")):
+    if adapters.kinds(header.entries):
         return LORA
     return EMBEDDING if set(header.entries) <= {"emb_params", "clip_l", "clip_g"} else CHECKPOINT
 
@@ -112,6 +114,8 @@ def _family(header: Header) -> Family:
         for start, family in _STATED:
             if value.startswith(start):
                 return family
+        if value:  # it says what it is, and that is none of ours: names of tensors must not make it one of them
+            return UNKNOWN
     for sign, family in _SIGNS:
         if any(sign in key for key in header.entries):
             return family
