@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.errors import ConflictError
-from kohya_ext.files.atomic import write_into
+from kohya_ext.files.atomic import TEMPORARY_SUFFIX, clear_leftovers, write_into
 from kohya_ext.files.folder import opened
 from kohya_ext.files.journal import state_in
 from kohya_ext.install import git
@@ -55,9 +55,22 @@ def read(root: Path) -> Pending | None:
         return None
 
 
+def half_written(root: Path) -> bool:
+    """Whether a kill has left the record half written: then the update had not changed anything yet."""
+    where = git.own_folder(root)
+    if where is None:
+        return False
+    try:
+        with opened(where) as folder:
+            return any(NAME in name and name.endswith(TEMPORARY_SUFFIX) for name in folder.names())
+    except OSError:
+        return False
+
+
 def end(root: Path) -> None:
     """The update is over, whichever way."""
     where = git.own_folder(root)
     if where is not None:
         with opened(where) as folder:
+            clear_leftovers(folder, NAME)
             folder.unlink(NAME, missing_ok=True)

@@ -148,6 +148,8 @@ def _interruptions(checkout: Checkout) -> list[str]:
     recover = f"Run: {command('doctor', checkout.root)}"
     if Transaction(checkout.root).interrupted():
         problems.append(f"an install or uninstall was interrupted here. {recover}")
+    if pending.half_written(checkout.root):
+        problems.append(f"an update was interrupted here before it had begun. {recover}")
     if pending.read(checkout.root) is not None:
         problems.append(f"an update was interrupted here, our files may be missing. {recover}")
     return problems

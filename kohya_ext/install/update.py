@@ -88,11 +88,12 @@ def _update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
 
 def resume(checkout: Checkout) -> Outcome | None:
     """Put our files on again where an update was killed before it could; None where that is not so."""
-    if pending.read(checkout.root) is None:
+    if pending.read(checkout.root) is None and not pending.half_written(checkout.root):
         return None
     with locked(checkout.root):
         left = pending.read(checkout.root)
-        if left is None:  # the update was not killed, only slow
+        if left is None:  # the update was not killed, only slow; or it had not begun
+            pending.end(checkout.root)
             return None
         outcome = _put_on(describe(checkout.root), left)
         pending.end(checkout.root)

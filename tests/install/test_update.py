@@ -269,7 +269,7 @@ def test_a_copy_without_git_says_how(make: Make) -> None:
     shutil.rmtree(checkout.root / ".git")
     put_on(checkout)
     before = trees.snapshot(checkout.root)
-    with pytest.raises(UnsupportedError, match="no git repository"):
+    with pytest.raises(UnsupportedError, match="is not a git repository"):
         update.update(checkout, lambda *_: None)
     assert trees.snapshot(checkout.root) == before
 
