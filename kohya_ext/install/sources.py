@@ -51,11 +51,13 @@ class Sources:
         self._data: dict[Path, bytes] = {}
 
     def data(self, path: Path) -> bytes:
-        """The bytes of `path`. Raises UnsupportedError when it cannot be read or is too large for a module."""
+        """The bytes of `path`. Raises UnsupportedError where it is no module, ConflictError without permission."""
         if path not in self._data:
             try:
                 self._data[path] = read_regular(path, MODULE_LIMIT)
             except NotReadableError as error:
+                if isinstance(error.__cause__, PermissionError):
+                    raise ConflictError(f"{error}; nothing was changed. Run as the user that owns it") from error
                 raise UnsupportedError(f"{error}; nothing was changed. Restore the file, then run again") from error
         return self._data[path]
 

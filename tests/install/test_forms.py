@@ -246,8 +246,10 @@ def test_unreadable_file(make: Make, public: Path, name: str) -> None:
     for path in [checkout.root, *checkout.root.rglob("*")]:
         os.chown(path, 65534, 65534)
     (checkout.root / name).chmod(0)
-    for verb in (apply.install, apply.status):
-        assert as_nobody(lambda verb=verb: verb(checkout)).startswith("ConflictError")
+    assert as_nobody(lambda: apply.install(checkout)).startswith("ConflictError")
+    # `status` goes on past a module of Kohya's and reports it
+    told = as_nobody(lambda: apply.status(checkout).problems or 1 / 0)
+    assert told.startswith("done" if name == "library/train_util.py" else "ConflictError")
 
 
 @root_only

@@ -50,7 +50,8 @@ def full_disk() -> None:
     write = safetensors.torch.save_file
 
     def save_file(tensors: Any, filename: Any, *args: Any, **named: Any) -> None:
-        if "-ema" not in Path(filename).name:
+        metadata = (args[0] if args else named.get("metadata")) or {}
+        if not any(key.startswith("kohya_ext_ema_") for key in metadata):
             return write(tensors, filename, *args, **named)
         Path(filename).write_bytes(bytes(1 << 20))
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
