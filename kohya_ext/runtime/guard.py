@@ -33,21 +33,22 @@ faults: list[str] = []
 
 
 class Original:
-    """A function of Kohya's as our wrappers see it: it remembers what came of its last call."""
+    """A function of Kohya's as our wrappers see it: it remembers its last result, and what its last call raised."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function  # inspect.signature looks through
-        self.called = False
+        self.succeeded = False
         self.result: Any = None
         self.error: BaseException | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.called, self.error = True, None
+        self.error = None
         try:
             self.result = self.__wrapped__(*args, **kwargs)
         except BaseException as error:
             self.error = error
             raise
+        self.succeeded = True
         return self.result
 
 
@@ -85,7 +86,7 @@ def guarded(
     try:
         return wrapper(original, *args, **kwargs)
     except Exception as error:
-        if original.error is not None:
+        if original.error is not None and original.error in (error, error.__cause__):
             raise
         fault = f"{function.__name__}: {type(error).__name__}: {error}"
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, argparse.Namespace)), None)
@@ -95,7 +96,7 @@ def guarded(
             stop(f"internal error (a bug), please report it: {fault}. Without --enable_ema and AdaCoor the run works")
         else:
             say(f"internal error (a bug), please report it: {fault}. Kohya goes on as if kohya_ext were not installed")
-    return original.result if original.called else function(*args, **kwargs)
+    return original.result if original.succeeded else function(*args, **kwargs)
 
 
 def asks_for_us(args: argparse.Namespace | None = None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
 import pytest
@@ -82,6 +83,21 @@ def test_what_kohya_raises_passes_through(args: argparse.Namespace, error: BaseE
         guard.guarded(passing, kohya, (args,), {})
     assert raised.value is error
     assert len(kohya.calls) == 1
+
+
+def test_a_fault_after_an_error_that_was_handled_is_ours() -> None:
+    """At a save: the raw file is written, the EMA's fails and is reported, and then something of ours breaks."""
+    kohya = Kohya()
+
+    def saving_both(original: Any, *args: Any) -> Any:
+        original(*args)
+        kohya.error = OSError(28, "No space left on device")
+        with contextlib.suppress(OSError):
+            original(*args)
+        raise AttributeError("a bug")
+
+    assert guard.guarded(saving_both, kohya, (ASKS[1],), {}, may_stop=False) == "saved"
+    assert len(kohya.calls) == 2
 
 
 @pytest.mark.parametrize(
