@@ -116,9 +116,9 @@ def _require_plain(source: TensorSource, kinds: Mapping[str, str]) -> None:
     for kind, key in kinds.items():
         if kind == adapters.LORA or (kind == adapters.FULL and adapters.LORA in kinds):
             continue  # biases and norms next to a LoRA stay what they are
-        why = _WHY.get(kind)
+        why, article = _WHY.get(kind), "an" if kind.startswith(("IA3", "OFT")) else "a"
         raise UnsupportedError(
-            f"{source.path} is a {kind} ({key}): only plain LoRA can be resized{f'; {why}' if why else ''}"
+            f"{source.path} is {article} {kind} ({key}): only plain LoRA can be resized{f'; {why}' if why else ''}"
         )
 
 
