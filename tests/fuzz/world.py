@@ -238,7 +238,7 @@ def snapshot(root: Path) -> dict[str, tuple[Any, ...]]:
             for entry in entries:
                 name = f"{folder}{entry.name}"
                 seen[name] = _what(entry)
-                if seen[name][0] == "folder":
+                if seen[name][0] == "folder" and not (entry.name == "objects" and ".git/" in name):  # git's, never ours
                     waiting.append(f"{name}/")
     return seen
 
