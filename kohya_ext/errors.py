@@ -35,3 +35,9 @@ class ConflictError(KohyaExtError):
     """Something stands in the way (foreign edits, permissions, disk, another installer); nothing was changed."""
 
     exit_code = CONFLICT
+
+
+class RecoveredError(KohyaExtError):
+    """An interrupted transaction was recovered, so files have changed; what was asked for could not be done then."""
+
+    exit_code = RECOVERED

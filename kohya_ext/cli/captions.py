@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.output import Output
-from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED
+from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError
 
 if TYPE_CHECKING:
     from kohya_ext.dataset.plan import Plan
@@ -158,7 +158,12 @@ def undo_last(arguments: argparse.Namespace) -> int:
             paths=[],
             edited=list(recovered.kept),
         )
-    undone = history.undo(folder, keep_edited=arguments.keep_edited, dry_run=arguments.dry_run)
+    try:
+        undone = history.undo(folder, keep_edited=arguments.keep_edited, dry_run=arguments.dry_run)
+    except KohyaExtError as error:
+        if recovered is None:
+            raise
+        raise RecoveredError(f"{recovered}. After that: {error}") from error
     out.item("would undo" if arguments.dry_run else "undone", f"{undone.verb}: {len(undone.paths)} changes")
     for path in undone.kept:
         out.item("edited since", path)
@@ -187,15 +192,21 @@ def check_captions(arguments: argparse.Namespace) -> int:
 
 def _do(arguments: argparse.Namespace, planned: Callable[[Path], Plan]) -> int:
     from kohya_ext.dataset import history
-    from kohya_ext.dataset.images import require_folder
+    from kohya_ext.dataset.images import require_extension, require_folder
 
     folder = require_folder(arguments.folder)
+    require_extension(arguments.extension)
     out = Output(GROUP, arguments.json)
     recovered = None if arguments.dry_run else _recovered(out, folder)
-    plan = planned(folder)
-    out.command = plan.verb
-    if not arguments.dry_run:
-        history.apply(folder, plan)
+    try:
+        plan = planned(folder)
+        out.command = plan.verb
+        if not arguments.dry_run:
+            history.apply(folder, plan)
+    except KohyaExtError as error:
+        if recovered is None:
+            raise
+        raise RecoveredError(f"{recovered}. After that: {error}") from error
     _report(out, plan, every=arguments.dry_run)
     return out.finish(
         RECOVERED if recovered else DONE,

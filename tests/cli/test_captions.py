@@ -120,3 +120,16 @@ def test_undo_again_after_a_killed_undo_goes_no_further(tmp_path: Path, run: Run
         code = run("captions", "undo", folder).code
         if not finished:  # else nothing tells that it was killed, after its last write
             assert everything(folder) == once or (everything(folder) == both and code == RECOVERED)
+
+
+def test_a_command_that_fails_after_a_recovery_says_both(run: Run, tmp_path: Path) -> None:
+    """Files have changed then, so the exit code is not one that promises the contrary."""
+    folder = folder_of(tmp_path / "images", {"a.png": None, "a.txt": "a dog"})
+    assert killed_at(12, lambda: run("captions", "prefix", folder, "x "))
+    before = everything(folder)
+    assert run("captions", "replace", folder, "a", "b", "--extension", "./x").code == WRONG_USAGE
+    assert everything(folder) == before
+    done = run("captions", "replace", folder, "(", "b", "--regex")
+    assert done.code == RECOVERED
+    assert "taken back" in done.errors and "not a regular expression" in done.errors
+    assert not (folder / ".kohya_ext").exists()

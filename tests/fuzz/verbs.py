@@ -13,6 +13,7 @@ from kohya_ext.cli.main import build_parser
 # before its kind stands here; a test says so.
 KINDS = {
     "allow": "text",
+    "alpha": "number",
     "all": "switch",
     "author": "text",
     "base": "model",
