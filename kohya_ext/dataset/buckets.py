@@ -41,6 +41,8 @@ class Bucketing:
         if self.no_upscale:
             resized = self._reduced(width, height)
             bucket = (resized[0] - resized[0] % self.step, resized[1] - resized[1] % self.step)
+            if 0 in resized:  # so narrow that no pixel of its width would be left
+                return Placement(bucket, max(resized[0] / width, resized[1] / height), 1.0)
             kept = (bucket[0] * bucket[1]) / (resized[0] * resized[1])
             return Placement(bucket, resized[0] / width, 1 - kept)
         bucket = (width, height) if (width, height) in self._sizes else self._nearest(width / height)

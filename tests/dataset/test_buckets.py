@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.dataset.buckets import Bucketing
+from kohya_ext.dataset.buckets import Bucketing, Size
 
 side = st.integers(64, 4096)
 
@@ -32,6 +32,14 @@ def test_without_enlarging_nothing_is_enlarged(width: int, height: int) -> None:
     assert placed.scale <= 1.0 + 1 / width
     assert placed.bucket[0] <= width and placed.bucket[1] <= height
     assert placed.bucket[0] % 64 == placed.bucket[1] % 64 == 0
+
+
+@pytest.mark.parametrize("resolution", [(64, 64), (1024, 1024), (2048, 64)])
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (100_000_000, 1), (1, 1)])
+@pytest.mark.parametrize("no_upscale", [True, False])
+def test_images_of_any_shape_have_a_place_or_none(resolution: Size, size: Size, no_upscale: bool) -> None:
+    placed = Bucketing(resolution, no_upscale=no_upscale).place(*size)
+    assert min(placed.bucket) >= 0 and 0 <= placed.cropped <= 1
 
 
 def test_a_small_image_keeps_its_size() -> None:
