@@ -44,7 +44,7 @@ usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--pre
   CHECKOUT         kohya_ss or sd-scripts folder; when omitted: the current folder's, that of a running GUI,
                    then the places that the templates of vast.ai, RunPod and Docker use. Where the current
                    folder and a running GUI differ you are asked; without a terminal both are named (exit 2)
-  --demo           train a toy diffusion model with everything switched on, on this machine, in a minute
+  --demo           train a toy diffusion model with everything switched on, on this machine, in about two minutes
   --yes            do not ask (without a terminal nothing is asked anyway)
   --dry-run        show what would change, write nothing
   --uninstall      take everything out again, byte for byte
