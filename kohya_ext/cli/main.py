@@ -30,6 +30,7 @@ from kohya_ext.cli import (
     prompts,
     update,
 )
+from kohya_ext.cli.parser import Parser
 from kohya_ext.cli.terminal import OutputLostError, abandon_output, indented, safe_streams
 from kohya_ext.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
 
@@ -43,7 +44,7 @@ EPILOG = """exit codes: 0 done or nothing to do; 1 a check found problems; 2 wro
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=SUMMARY, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")

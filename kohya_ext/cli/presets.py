@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kohya_ext.cli import presets_apply
 from kohya_ext.cli.common import add_checkout, add_json, find_gui
 from kohya_ext.cli.output import Output
+from kohya_ext.cli.parser import Parser
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, presets_of, release_of, written
 from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
 
@@ -23,7 +24,7 @@ MISSING_SHOWN = 3
 WIDTH = 100  # of running text, beside its label
 
 
-class _AnyOrder(argparse.ArgumentParser):
+class _AnyOrder(Parser):
     """Takes `NAME --data DIR CHECKOUT` as well: plain argparse gives up on arguments after options.
 
     It would take the optional CHECKOUT as left out when it meets NAME.

@@ -37,6 +37,15 @@ def test_wrong_usage(run: Run, words: list[str]) -> None:
     assert "usage:" in done.errors
 
 
+def test_two_dashes_are_a_value_like_any_other() -> None:
+    parse = main.build_parser().parse_args
+    assert parse(["prompts", "x", "--negative=--"]).negative == "--"
+    assert parse(["audit", "x", "--html=--"]).html == Path("--")
+    for words in (["presets", "schema", "--tab=--"], ["prompts", "x", "--count=--"]):
+        with pytest.raises(SystemExit):
+            parse(words)
+
+
 def test_as_a_module(tmp_path: Path) -> None:
     done = python("-m", "kohya_ext", "status", str(tmp_path))
     assert done.returncode == 3
