@@ -10,19 +10,21 @@ import argparse
 import base64
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kohya_ext
 from kohya_ext.about import NAME
 from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
 from kohya_ext.upstream import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
+
+if TYPE_CHECKING:
+    from importlib.metadata import PackagePath
 
 MARK = "__kohya_ext__"
 # feature -> what turns it on
@@ -132,6 +134,8 @@ def stop_at_faults() -> None:
 
 def damaged_files() -> list[str]:
     """Our own files that are not as they were installed; none where no record of an installation is at hand."""
+    import importlib.metadata  # here: it would make up most of what every start of the GUI and of a worker takes
+
     try:
         recorded = importlib.metadata.files(NAME) or []
     except importlib.metadata.PackageNotFoundError:
@@ -140,7 +144,7 @@ def damaged_files() -> list[str]:
     return [str(file) for file in recorded if file.hash is not None and not _is_whole(file, package)]
 
 
-def _is_whole(file: importlib.metadata.PackagePath, package: Path) -> bool:
+def _is_whole(file: PackagePath, package: Path) -> bool:
     path = Path(str(file.locate())).resolve()
     if package not in path.parents or file.hash is None:  # of another copy, or none of our modules
         return True

@@ -10,8 +10,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-LEGACY_FLAG = "--enable_ema"
-LEGACY_CLASSES = ("AdaCoor", "EMAModel")
+from kohya_ext.upstream import LEGACY_CLASSES, LEGACY_FLAG
 
 _found: dict[str, str] = {}  # file -> what is in it
 
