@@ -1,4 +1,4 @@
-"""Builds kohya_ext. The metadata lives in `kohya_ext/about.py`, which the installer's own wheel writer reads too."""
+"""Builds kohya_ext. The metadata lives in `kohya_ext/core/about.py`, which the installer reads too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
-ABOUT = runpy.run_path(str(HERE / "kohya_ext" / "about.py"))
+ABOUT = runpy.run_path(str(HERE / "kohya_ext" / "core" / "about.py"))
 
 
 class BuildWithData(build_py):

@@ -30,8 +30,8 @@ from torch import Tensor
 from benchmarks import sdxl
 from benchmarks.timing import table
 from kohya_ext.lora import workers
+from kohya_ext.lora.factored_svd import decompose
 from kohya_ext.lora.layout import Architecture, targets
-from kohya_ext.lora.smallcore import decompose
 from kohya_ext.lora.svd import LowRank, low_rank
 
 

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from kohya_ext import about  # noqa: E402
 from kohya_ext.cli.main import build_parser  # noqa: E402
+from kohya_ext.core import about  # noqa: E402
 from kohya_ext.presets.document import bundled  # noqa: E402
 from kohya_ext.presets.parameter_guide import as_markdown as settings_page  # noqa: E402
 from kohya_ext.spec.flags import FLAGS  # noqa: E402

@@ -4,7 +4,7 @@ Importing this package is cheap on purpose: the Kohya GUI and every DataLoader w
 load torch. The parts that need torch are `kohya_ext.optim` and `kohya_ext.ema`.
 """
 
-from kohya_ext.about import VERSION
+from kohya_ext.core.about import VERSION
 
 __version__ = VERSION
 

@@ -75,7 +75,7 @@ SABOTAGES: dict[str, Damage] = {
     "syntax error in the package": syntax_error("__init__.py"),
     "NUL in runtime": nul("runtime/__init__.py"),
     "empty runtime": empty("runtime/__init__.py"),
-    "empty names of hooks": empty("upstream.py"),
+    "empty names of hooks": empty("spec/hooks.py"),
     "OSError in report": raising("runtime/report.py", "raise OSError(5, 'Input/output error')"),
     "ImportError in the import hook": raising("runtime/importhook.py", "from os import surely_absent"),
     "syntax error in wrapping": syntax_error("runtime/wrapping.py"),

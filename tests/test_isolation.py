@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import UnsupportedError, UsageError
-from kohya_ext.install import discovery
-from kohya_ext.install import environment as environments
-from kohya_ext.install.checkout import Checkout
+from kohya_ext.checkout import discovery
+from kohya_ext.checkout import environment as environments
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.errors import UnsupportedError, UsageError
+from tests.checkout import trees
+from tests.checkout.conftest import make, templates  # noqa: F401 - fixtures
+from tests.checkout.pythons import KOHYA, SITE, make_venv, pretend
 from tests.conftest import isolation
-from tests.install import trees
-from tests.install.conftest import make, templates  # noqa: F401 - fixtures
-from tests.install.pythons import KOHYA, SITE, make_venv, pretend
 from tests.isolation import REPOSITORY, guard
 
 Make = Callable[..., Checkout]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kohya_ext.basemodel.vae_names import PREFIX, in_checkpoint
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.files.largefile import explained, sha256_of
 from kohya_ext.tensors.header import Entry, Header, encode, is_pickle, read_header

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import NEW_FILE_MODE, Owner
 from kohya_ext.files.folder import Folder, give, opened
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from kohya_ext.basemodel.part import Part
 from kohya_ext.basemodel.remote import Remote
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 
 BLOCK = 1 << 20  # bytes written at a time, at most
 SECONDS = 30.0  # without a byte until a connection counts as broken

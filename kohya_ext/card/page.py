@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kohya_ext.card import kept, training
+from kohya_ext.card import editable_sections, training
 from kohya_ext.card.changelog import Version, pruned
 from kohya_ext.card.model import CHECKPOINT, LORA, UNKNOWN, Model
 
@@ -60,7 +60,7 @@ class Page:
 
 def page(model: Model, author: Author, site: str, *, preset: Mapping[str, Any], before: str = "") -> Page:
     """The page for `site`. preset: the GUI's settings, or {}. before: the page as it is now, whose edits are kept."""
-    edits = kept.read(before)
+    edits = editable_sections.read(before)
     lines = [*(_front_matter(model, author, before) if site == "huggingface" else ()), f"# {title(model, author)}", ""]
     asking = (DESCRIPTION, TRIGGERS[:-1], NOTES, PERMISSION)
     missing = []
@@ -68,13 +68,13 @@ def page(model: Model, author: Author, site: str, *, preset: Mapping[str, Any], 
         if heading:
             lines += [f"## {heading}", ""]
         weak = text.startswith(asking)
-        placed = list(edits.place(name, kept.without_marks(text), weak=weak))
+        placed = list(edits.place(name, editable_sections.without_marks(text), weak=weak))
         if weak and placed[1].startswith(asking):
             missing.append(name)
         lines += [*placed, ""]
     lines += [*_file(model), *_training(training.summary(model, preset))]
     if author.versions:
-        lines += ["## Change log", "", _closed(kept.without_marks("\n".join(pruned(author.versions))))]
+        lines += ["## Change log", "", _closed(editable_sections.without_marks("\n".join(pruned(author.versions))))]
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
     taken = [name for name in edits.used if name not in missing]
     return Page(text, tuple(taken), tuple(missing))
@@ -122,7 +122,7 @@ def _closed(text: str) -> str:
 
 def _one_line(text: str) -> str:
     """Without line ends, and without the characters that steer a terminal or turn the direction of writing."""
-    return " ".join(_UNSEEN.sub(" ", kept.without_marks(text)).split())
+    return " ".join(_UNSEEN.sub(" ", editable_sections.without_marks(text)).split())
 
 
 def _code(text: str) -> str:

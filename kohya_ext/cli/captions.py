@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.cli.output import Output
-from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError
 
 if TYPE_CHECKING:
     from kohya_ext.dataset.plan import Plan

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.cli.output import Output
-from kohya_ext.cli.terminal import rewrite_line
-from kohya_ext.errors import DONE, ConflictError, UsageError
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, ConflictError, UsageError
+from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from kohya_ext.card.page import Author, Page

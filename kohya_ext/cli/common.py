@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext import shell
-from kohya_ext.about import CONSOLE_SCRIPTS, PACKAGE
-from kohya_ext.cli.output import Output, agreed, at_terminal, chosen
+from kohya_ext.core.about import CONSOLE_SCRIPTS, PACKAGE
+from kohya_ext.core.console import Output, agreed, at_terminal, chosen
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
-    from kohya_ext.install.discovery import AmbiguousError, Found
-    from kohya_ext.install.environment import Environment
+    from kohya_ext.checkout.checkout import Checkout
+    from kohya_ext.checkout.discovery import AmbiguousError, Found
+    from kohya_ext.checkout.environment import Environment
     from kohya_ext.install.known import Known
     from kohya_ext.install.manifest import Manifest
 
@@ -57,7 +57,7 @@ def require_replaceable(arguments: argparse.Namespace) -> None:
         return
     if not hasattr(arguments, "no_package") or arguments.no_package or arguments.dry_run:
         return
-    from kohya_ext.errors import ConflictError
+    from kohya_ext.core.errors import ConflictError
 
     again = shell.line(sys.executable, "-m", PACKAGE, *sys.argv[1:])
     raise ConflictError(f"Windows cannot replace {started_by} while it runs; nothing was changed. Run: {again}")
@@ -68,7 +68,7 @@ def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -
 
     leaving: to take us out of it. Raises UnsupportedError; UsageError where several may be meant and nobody is asked.
     """
-    from kohya_ext.install.discovery import AmbiguousError, search
+    from kohya_ext.checkout.discovery import AmbiguousError, search
 
     try:
         found = search(argument, os.environ, leaving=leaving)
@@ -85,7 +85,7 @@ def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -
 def _one_of(error: AmbiguousError, out: Output) -> Found:
     from dataclasses import replace  # here, since it loads `ast`: `kohya-ext --help` stays quick
 
-    from kohya_ext.errors import UsageError
+    from kohya_ext.core.errors import UsageError
 
     if at_terminal() and not out.as_json:
         out.line("More than one checkout may be meant:")
@@ -99,7 +99,7 @@ def _one_of(error: AmbiguousError, out: Output) -> Found:
 
 def find_gui(argument: str | None, out: Output) -> Checkout:
     """The same for commands that read the GUI: they go on, with a warning, where the training code is missing."""
-    from kohya_ext.install.checkout import HalfCheckoutError
+    from kohya_ext.checkout.checkout import HalfCheckoutError
 
     try:
         return find_checkout(argument, out)
@@ -112,7 +112,7 @@ def find_gui(argument: str | None, out: Output) -> Checkout:
 
 def find_environment(checkout: Checkout, argument: str | None, out: Output) -> Environment:
     """Search, and say what was found. Raises UsageError."""
-    from kohya_ext.install.environment import search
+    from kohya_ext.checkout.environment import search
 
     found = search(checkout, argument, os.environ, fallback=Path(sys.executable))
     environment = found.environment
@@ -129,9 +129,9 @@ def training_allows(
 
     Raises ConflictError where a training runs and nobody is there to answer.
     """
-    from kohya_ext.errors import ConflictError
-    from kohya_ext.install.places import machine
-    from kohya_ext.install.processes import processes_of, running_trainings
+    from kohya_ext.checkout.known_locations import machine
+    from kohya_ext.checkout.processes import processes_of, running_trainings
+    from kohya_ext.core.errors import ConflictError
 
     pythons = [environment.python for environment in environments]
     found = running_trainings(processes_of(machine(os.environ)), [checkout.root], pythons)
@@ -161,8 +161,8 @@ def environments_to_install(
     Those remembered are brought to this version too: lines of one version and a package of another do not belong
     together.
     """
-    from kohya_ext.errors import UsageError
-    from kohya_ext.install.environment import search
+    from kohya_ext.checkout.environment import search
+    from kohya_ext.core.errors import UsageError
     from kohya_ext.install.known import known
 
     remembered = known(checkout.root, recorded).environments
@@ -204,8 +204,8 @@ def _say(environment: Environment, how: str, out: Output) -> None:
 def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
     """The environments that the package was put into for this checkout; where none is left, the one that a search
     finds."""
-    from kohya_ext.errors import UsageError
-    from kohya_ext.install.environment import search
+    from kohya_ext.checkout.environment import search
+    from kohya_ext.core.errors import UsageError
     from kohya_ext.install.known import Known, known
 
     found = known(checkout.root, recorded)
@@ -228,7 +228,7 @@ def clear_abandoned_saves(checkout: Checkout, out: Output) -> int:
     """
     import shutil
 
-    from kohya_ext.runtime.written import PREFIX, abandoned
+    from kohya_ext.runtime.safe_save import PREFIX, abandoned
 
     cleared = 0
     for folder, names, _ in os.walk(checkout.root):

@@ -10,12 +10,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext import shell
-from kohya_ext.about import CONSOLE_SCRIPTS
-from kohya_ext.bundle import PACKAGE_DIR
 from kohya_ext.cli.common import add_json
-from kohya_ext.cli.output import Output
-from kohya_ext.cli.terminal import rewrite_line
-from kohya_ext.errors import DONE, UsageError
+from kohya_ext.core.about import CONSOLE_SCRIPTS
+from kohya_ext.core.bundle import PACKAGE_DIR
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, UsageError
+from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from kohya_ext.demo.run import Demo

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.cli.output import Output
-from kohya_ext.cli.terminal import rewrite_line
-from kohya_ext.errors import DONE, ConflictError, UsageError
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, ConflictError, UsageError
+from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from kohya_ext.evaluation.grid import Grid
+    from kohya_ext.evaluation.memorization import TrainingImages
     from kohya_ext.evaluation.models import Column
-    from kohya_ext.evaluation.nearest import TrainingImages
     from kohya_ext.evaluation.promptfile import Prompt
     from kohya_ext.evaluation.rendering import Renderer
 
@@ -133,7 +133,7 @@ def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | No
     if arguments.images is None:
         return None
     from kohya_ext.dataset.images import images_in, require_folder
-    from kohya_ext.evaluation.nearest import CLIP_MODEL, Clip, Hash, TrainingImages
+    from kohya_ext.evaluation.memorization import CLIP_MODEL, Clip, Hash, TrainingImages
 
     folder = require_folder(arguments.images)
     measure = Hash() if arguments.clip is None else Clip(arguments.clip or CLIP_MODEL)

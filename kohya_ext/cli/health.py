@@ -14,12 +14,12 @@ from kohya_ext.cli.common import (
     find_environment,
     known_environments,
 )
-from kohya_ext.cli.output import Output
-from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, UsageError
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, UsageError
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
-    from kohya_ext.install.environment import Environment
+    from kohya_ext.checkout.checkout import Checkout
+    from kohya_ext.checkout.environment import Environment
     from kohya_ext.install.known import Known
     from kohya_ext.install.requirements import Check
     from kohya_ext.install.status import Status
@@ -99,8 +99,8 @@ def _environments(arguments: argparse.Namespace, checkout: Checkout) -> Known:
     """The one that was named, else those that the package was put into, else the one that a search finds."""
     from pathlib import Path
 
+    from kohya_ext.checkout.environment import inspect
     from kohya_ext.install import apply
-    from kohya_ext.install.environment import inspect
     from kohya_ext.install.known import Known
 
     recorded = apply.installed(checkout)

@@ -8,7 +8,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext import shell
-from kohya_ext.about import NAME, PACKAGE
 from kohya_ext.cli.common import (
     add_changing,
     add_checkout,
@@ -20,13 +19,14 @@ from kohya_ext.cli.common import (
     find_checkout,
     training_allows,
 )
-from kohya_ext.cli.output import Output, agreed
-from kohya_ext.errors import DONE
+from kohya_ext.core.about import NAME, PACKAGE
+from kohya_ext.core.console import Output, agreed
+from kohya_ext.core.errors import DONE
 
 if TYPE_CHECKING:
+    from kohya_ext.checkout.checkout import Checkout
+    from kohya_ext.checkout.environment import Environment
     from kohya_ext.install.apply import Outcome
-    from kohya_ext.install.checkout import Checkout
-    from kohya_ext.install.environment import Environment
     from kohya_ext.install.manifest import Manifest
 
 PATCH_SETS = ("hook", "inline")
@@ -60,7 +60,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def install(arguments: argparse.Namespace) -> int:
     """Find checkout and environment, plan, put the package in, change the checkout, and say what is left to do."""
     from kohya_ext import presets
-    from kohya_ext.install import apply, merging, pending
+    from kohya_ext.checkout import merging
+    from kohya_ext.install import apply, pending
     from kohya_ext.install.plan import patch_set_there
 
     out = Output("install", arguments.json)
@@ -209,8 +210,8 @@ def _offer_warmup(
 
 
 def _what_next(out: Output, checkout: Checkout, environment: Environment | None, patch_set: str) -> str:
-    from kohya_ext.install.commands import console_script
-    from kohya_ext.install.places import restart_hint
+    from kohya_ext.checkout.known_locations import restart_hint
+    from kohya_ext.core.commands import console_script
     from kohya_ext.install.requirements import numbers
 
     restart = restart_hint(checkout.root, os.environ)
@@ -234,9 +235,10 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
 
 def uninstall(arguments: argparse.Namespace) -> int:
     """Put the originals back; then, when no other checkout needs it, take the package out of the environment."""
-    import kohya_ext.runtime.written  # noqa: F401 - the package may be gone when we clear abandoned saves
+    import kohya_ext.runtime.safe_save  # noqa: F401 - the package may be gone when we clear abandoned saves
     from kohya_ext import presets
-    from kohya_ext.install import apply, merging, pending
+    from kohya_ext.checkout import merging
+    from kohya_ext.install import apply, pending
 
     out = Output("uninstall", arguments.json)
     checkout = find_checkout(arguments.checkout, out, leaving=True)

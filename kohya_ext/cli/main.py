@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 
 from kohya_ext import shell
-from kohya_ext.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
 from kohya_ext.cli import (
     audit,
     basemodel,
@@ -31,8 +30,9 @@ from kohya_ext.cli import (
     update,
 )
 from kohya_ext.cli.parser import Parser
-from kohya_ext.cli.terminal import OutputLostError, abandon_output, indented, safe_streams
-from kohya_ext.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
+from kohya_ext.core.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
+from kohya_ext.core.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
+from kohya_ext.core.terminal import OutputLostError, abandon_output, indented, safe_streams
 
 PROGRAM = next(iter(CONSOLE_SCRIPTS))
 GROUPS = (install, health, update, presets, basemodel, captions, audit, lora, prompts, grid, card, demo)

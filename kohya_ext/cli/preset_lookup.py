@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.checkout.checkout import Checkout
     from kohya_ext.presets.document import Preset
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.release import Release

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli import presets_apply
 from kohya_ext.cli.common import add_checkout, add_json, find_gui
-from kohya_ext.cli.output import Output
 from kohya_ext.cli.parser import Parser
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, presets_of, release_of, written
-from kohya_ext.errors import DONE, FOUND_PROBLEMS, UsageError
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
 
 if TYPE_CHECKING:
     from kohya_ext.presets.document import Preset
@@ -212,7 +212,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def _checked(preset: Preset, release: Release) -> list[Finding]:
     """The findings; one of ours is judged as `install` would put it there, any other preset as it is."""
-    from kohya_ext.errors import UnsupportedError
+    from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.presets.check import check as check_preset
     from kohya_ext.presets.document import as_preset
     from kohya_ext.presets.findings import Finding

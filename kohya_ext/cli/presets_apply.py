@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.cli.common import add_changing, add_checkout, add_json, find_checkout, find_environment, find_gui
-from kohya_ext.cli.output import Output
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, release_of, written
-from kohya_ext.errors import DONE, UsageError
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, UsageError
 
 
 def register(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -92,7 +92,7 @@ def fit(arguments: argparse.Namespace) -> int:
 
 def install(arguments: argparse.Namespace) -> int:
     """Install presets by name beside those that are there. Raises UnsupportedError when the release cannot take one."""
-    from kohya_ext.errors import UnsupportedError
+    from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.install import apply
     from kohya_ext.install.known import known
     from kohya_ext.presets.collection import collect_all

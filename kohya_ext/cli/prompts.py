@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.cli.output import Output
-from kohya_ext.errors import DONE, ConflictError, KohyaExtError, UsageError
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, ConflictError, KohyaExtError, UsageError
 
 if TYPE_CHECKING:
     from kohya_ext.evaluation.prompts import Caption

@@ -12,8 +12,8 @@ from kohya_ext.cli.common import (
     find_checkout,
     training_allows,
 )
-from kohya_ext.cli.output import Output, agreed
-from kohya_ext.errors import DONE, FOUND_PROBLEMS
+from kohya_ext.core.console import Output, agreed
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,10 +27,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def update(arguments: argparse.Namespace) -> int:
     """Update; exit 1 with git's words when git refused, with our files on again."""
+    from kohya_ext.checkout.known_locations import restart_hint
     from kohya_ext.install import apply
     from kohya_ext.install import update as updating
     from kohya_ext.install.known import known
-    from kohya_ext.install.places import restart_hint
 
     out = Output("update", arguments.json)
     checkout = find_checkout(arguments.checkout, out)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.dataset import balance, caption_check, texts
 from kohya_ext.dataset.buckets import Bucketing, Size
 from kohya_ext.dataset.duplicates import duplicates
@@ -18,7 +19,6 @@ from kohya_ext.dataset.findings import ADVICE, PROBLEM, Finding
 from kohya_ext.dataset.images import CAPTION_SUFFIX, images_in, require_extension
 from kohya_ext.dataset.picture import Picture, can_fingerprint, look_at
 from kohya_ext.dataset.tokens import LIMITS, TokenCounter, limit_for
-from kohya_ext.errors import KohyaExtError, UsageError
 
 CROPPED = 0.2  # share of an image that the bucket cuts off, from which it is worth a word
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from kohya_ext.dataset.caption_lint import words_in
 from kohya_ext.dataset.findings import ADVICE, Finding
-from kohya_ext.dataset.wording import words_in
 
 STYLES = {
     "photograph": ("photo", "photograph", "photography", "cosplay", "selfie", "snapshot"),

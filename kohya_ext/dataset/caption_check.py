@@ -6,11 +6,11 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from kohya_ext.dataset import texts, wording
+from kohya_ext.core.errors import KohyaExtError
+from kohya_ext.dataset import caption_lint, texts
 from kohya_ext.dataset.findings import ADVICE, Finding
 from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
-from kohya_ext.errors import KohyaExtError
-from kohya_ext.files.textform import BOM
+from kohya_ext.files.text_encoding import BOM
 
 
 def check(folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX, token: str = "") -> list[Finding]:
@@ -52,7 +52,7 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
         return
     if caption.state.data.startswith(BOM):
         yield Finding("byte-order-mark", name, "begins with a byte order mark, which Kohya takes for a character")
-    for oddity in wording.oddities(caption.text):
+    for oddity in caption_lint.oddities(caption.text):
         yield Finding("slip", name, oddity, ADVICE)
     yield from _advice(name, caption.text.strip().partition("\n")[0], token)
 
@@ -60,19 +60,19 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
 def _advice(name: str, text: str, token: str) -> Iterator[Finding]:
     if not unicodedata.is_normalized("NFC", text):
         yield Finding("not-normalized", name, "is not in Unicode's usual form (NFC)", ADVICE)
-    if wording.is_tag_list(text):
+    if caption_lint.is_tag_list(text):
         yield Finding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", ADVICE)
     for code, terms, what in (
-        ("view", wording.VIEW, "point of view"),
-        ("background", wording.BACKGROUND, "background"),
+        ("view", caption_lint.VIEW, "point of view"),
+        ("background", caption_lint.BACKGROUND, "background"),
     ):
-        found = wording.words_in(text, terms)
+        found = caption_lint.words_in(text, terms)
         if found:
             advice = f"names the {what} ({', '.join(found)}): leave it out unless you want to prompt for it"
             yield Finding(code, name, advice, ADVICE)
     if not token:
         return
-    if not wording.words_in(text, (token,)):
+    if not caption_lint.words_in(text, (token,)):
         yield Finding("no-token", name, f"does not hold the token {token!r}")
     elif text.casefold().startswith(token.casefold()):
         yield Finding("token-first", name, f"begins with the token {token!r}: put it beside what it names", ADVICE)

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset import texts
 from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
 from kohya_ext.dataset.names import caption_of, name_of
 from kohya_ext.dataset.plan import Plan
 from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, TooSlowError, substituted
-from kohya_ext.errors import ConflictError, UsageError
 
 ROOM_FOR_NUMBER = len(" (9999)")
 # What lies beside an image under its name and has to keep it: captions of both kinds, cached latents.

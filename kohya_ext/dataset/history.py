@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset.plan import RENAME, Plan
-from kohya_ext.errors import ConflictError, UsageError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.folder import PERMISSIONS, Folder, opened
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state

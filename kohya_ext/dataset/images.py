@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 
 # Kohya reads these in every release; AVIF and JPEG XL where a plug-in of Pillow is installed.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kohya_ext.errors import ConflictError, UsageError
+from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.files.atomic import owner_for
 from kohya_ext.files.journal import FileState, read_state
-from kohya_ext.files.textform import TextForm
+from kohya_ext.files.text_encoding import TextForm
 
 LARGEST = 1 << 20  # bytes; a caption has a few hundred
 NEW_MODE = 0o644

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 
 LIMITS = (75, 150, 225)  # Kohya's --max_token_length
 CLIP = "openai/clip-vit-large-patch14"

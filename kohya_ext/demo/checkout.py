@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from kohya_ext.core.errors import UsageError
 from kohya_ext.demo.templates import ERAS, SPLIT_OFF, exists, join, render
-from kohya_ext.errors import UsageError
 
 TEMPLATES = Path(__file__).resolve().parent / "miniature"
 SUFFIX = ".in"

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext import shell
-from kohya_ext.bundle import PACKAGE_DIR
+from kohya_ext.core.bundle import PACKAGE_DIR
+from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.demo.checkout import NEWEST, build, training_root
 from kohya_ext.demo.pictures import write_pictures
-from kohya_ext.errors import KohyaExtError, UsageError
 
 NAME = "toy"
 DEFAULT_FOLDER = "kohya-ext-demo"
@@ -117,8 +117,8 @@ def choose_folder(wanted: str | None) -> Path:
 def prepare(demo: Demo) -> dict[str, int]:
     """Draws the pictures, writes the miniature, and lets the real installer patch it; what it did, in numbers."""
     from kohya_ext import presets
+    from kohya_ext.checkout.checkout import describe
     from kohya_ext.install import apply
-    from kohya_ext.install.checkout import describe
 
     number = write_pictures(demo.folder / "pictures" / "1_shapes", per_caption=12)
     write_pictures(demo.folder / "held-out", per_caption=8, seed=1)

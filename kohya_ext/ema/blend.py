@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import DEVICE_SLICE, flat_views, slice_size, slices
 from kohya_ext.ema import compiled
 from kohya_ext.ema.gathered import blend_gathered
-from kohya_ext.ema.staging import Staging
-from kohya_ext.rounding import element_indices, random_words, round_stochastically, stream_key
+from kohya_ext.ema.host_transfer import Staging
+from kohya_ext.tensors.elements import DEVICE_SLICE, flat_views, slice_size, slices
+from kohya_ext.tensors.rounding import element_indices, random_words, round_stochastically, stream_key
 
 # Parameters up to this size are checked and blended together: their number, not their size, costs time.
 _SMALL = 1 << 15

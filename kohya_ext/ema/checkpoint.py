@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kohya_ext.elements import DEVICE_SLICE, slices
 from kohya_ext.files.atomic import replacing
+from kohya_ext.tensors.elements import DEVICE_SLICE, slices
 
 FILE_NAME = "kohya_ext_ema.safetensors"
 _HEADER_KEY = "kohya_ext_ema"

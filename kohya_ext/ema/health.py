@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import flat_views, slice_size, slices
 from kohya_ext.ema.shadow import Shadow
+from kohya_ext.tensors.elements import flat_views, slice_size, slices
 
 # Elements of each parameter that the frozen check looks at, evenly spread over it.
 _SAMPLES = 64

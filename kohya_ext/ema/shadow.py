@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import repeats, slice_size, slices
 from kohya_ext.ema.blend import Blender, Update, copy_finite
-from kohya_ext.ema.placement import Placement, place
+from kohya_ext.ema.device import Placement, place
 from kohya_ext.ema.schedules import Schedule
 from kohya_ext.ema.swap import Swap
+from kohya_ext.tensors.elements import repeats, slice_size, slices
 
 FORMAT = 1
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import DEVICE_SLICE, flat_views, slices
-from kohya_ext.ema import packing
+from kohya_ext.ema import bf16_swap
+from kohya_ext.tensors.elements import DEVICE_SLICE, flat_views, slices
 
 
 class _Slice(NamedTuple):
@@ -61,7 +61,7 @@ class Swap:
         """The average goes into the weights."""
         with torch.no_grad():
             for where in self._order:
-                self._exchange(where, self._progress.done + 1, packing.put_in)
+                self._exchange(where, self._progress.done + 1, bf16_swap.put_in)
             for number, (weights, shadow) in enumerate(self._copied):
                 self._raw[number] = weights.detach().to("cpu", copy=True)
                 _copy_sliced(shadow, weights)
@@ -77,7 +77,7 @@ class Swap:
                     weights.data.copy_(raw)
                     self._raw[number] = None
             while self._progress.done:
-                self._exchange(self._order[self._progress.done - 1], self._progress.done - 1, packing.take_out)
+                self._exchange(self._order[self._progress.done - 1], self._progress.done - 1, bf16_swap.take_out)
         changed = [n for n, (weights, _) in enumerate(self._exchanged) if weights.dtype != self._dtypes[n]]
         if changed:
             warnings.warn(
@@ -86,7 +86,7 @@ class Swap:
                 stacklevel=2,
             )
 
-    def _exchange(self, where: _Slice, done_after: int, packed: Callable[[Tensor, Tensor], packing.Pair]) -> None:
+    def _exchange(self, where: _Slice, done_after: int, packed: Callable[[Tensor, Tensor], bf16_swap.Pair]) -> None:
         weights, shadow = self._views(where)
         crossing = _Crossing(where, weights.to("cpu", copy=True), shadow.to("cpu", copy=True))
         self._progress = _Progress(self._progress.done, crossing)
@@ -118,7 +118,7 @@ class Swap:
 
 
 def _can_exchange(weights: Tensor, shadow: Tensor) -> bool:
-    alike = weights.dtype == shadow.dtype or packing.fits(weights, shadow)
+    alike = weights.dtype == shadow.dtype or bf16_swap.fits(weights, shadow)
     return alike and flat_views(weights.data, shadow) is not None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.models import FOLDER, LORA, Column
 from kohya_ext.evaluation.promptfile import Prompt
 

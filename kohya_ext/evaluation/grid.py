@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
+from kohya_ext.evaluation.memorization import Nearest, TrainingImages
 from kohya_ext.evaluation.models import Column
-from kohya_ext.evaluation.nearest import Nearest, TrainingImages
 from kohya_ext.evaluation.promptfile import Prompt, line
 from kohya_ext.evaluation.rendering import Renderer
 from kohya_ext.files.atomic import replacing

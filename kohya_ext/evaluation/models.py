@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.tensors.header import is_pickle, read_header
 
 FOLDER, CHECKPOINT, LORA = "diffusers folder", "checkpoint", "LoRA"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 
 FLAGS = "w|h|d|s|l|g|n|ss|cn|ctr|rcfg|fs|am|of"  # of every release; the prompt must not begin with one and a space
 WIDTH, HEIGHT, STEPS, CFG = 512, 512, 30, 7.5  # Kohya's, where a line does not say

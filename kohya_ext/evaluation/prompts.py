@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.promptfile import Prompt
 
 CAPTIONS, NEAR, GENERIC = "captions, word for word", "near the captions", "generic"

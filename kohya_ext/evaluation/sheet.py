@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kohya_ext.evaluation.grid import Cell, Grid
-from kohya_ext.evaluation.nearest import Nearest
+from kohya_ext.evaluation.memorization import Nearest
 from kohya_ext.files.image import decoding, opened
 
 CELL = 256  # pixels, of the longer side of a picture

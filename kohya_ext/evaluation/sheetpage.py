@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from kohya_ext.evaluation.grid import Cell, Grid
-from kohya_ext.evaluation.nearest import Nearest
+from kohya_ext.evaluation.memorization import Nearest
 from kohya_ext.evaluation.promptfile import Prompt
 from kohya_ext.evaluation.sheet import TITLE, best, thumbnail
 

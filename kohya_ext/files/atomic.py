@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from io import BufferedRandom
 from pathlib import Path
 
-from kohya_ext.files.boundary import crossed
+from kohya_ext.files.faultpoints import crossed
 from kohya_ext.files.folder import PERMISSIONS, Folder, NotRegularError, Owner, give, opened
 
 if sys.platform != "win32":

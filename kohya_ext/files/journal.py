@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import Owner, sha256
 from kohya_ext.files.folder import PERMISSIONS, Folder, NotRegularError, opened
 from kohya_ext.files.paths import checked

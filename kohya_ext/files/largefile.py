@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kohya_ext.errors import ConflictError, UsageError
+from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.files.regular import open_regular
 
 _BLOCK = 1 << 22  # bytes read at a time

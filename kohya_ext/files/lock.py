@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 
 if sys.platform == "win32":
     import ctypes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 
 # what some system takes for `.git`: case, a stream, dots and blanks at the end, the short name of Windows
 _GIT = re.compile(r"(\.git|git~\d+)[ .]*(:.*)?", re.IGNORECASE | re.DOTALL)

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 
 MODULE_LIMIT = 8 << 20  # bytes; the largest module of any Kohya release has 0.4 MB
 TEXT_LIMIT = 8 << 20  # bytes; of prompts, change logs, requirements, settings

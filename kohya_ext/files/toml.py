@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 
 
 def toml_loads(text: str) -> dict[str, Any]:

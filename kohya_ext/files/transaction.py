@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 from kohya_ext import shell
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import journal as journals
 from kohya_ext.files.atomic import TEMPORARY_SUFFIX, clear_leftovers, write_into, write_new
-from kohya_ext.files.boundary import crossed
+from kohya_ext.files.faultpoints import crossed
 from kohya_ext.files.folder import PERMISSIONS, Folder, give, in_use, opened
 from kohya_ext.files.journal import Change, ChangeRecord, Effect, Journal, Operation, Side, Step, state_in
 from kohya_ext.files.paths import real_inside

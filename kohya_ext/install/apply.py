@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout import git
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.checkout.environment import Environment
+from kohya_ext.core.commands import command
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.lock import locked
 from kohya_ext.files.transaction import Recovery, Transaction, explained
-from kohya_ext.install import git, known, manifest, patchset
+from kohya_ext.install import known, manifest, patchset
 from kohya_ext.install import package as packages
-from kohya_ext.install.checkout import Checkout, describe
-from kohya_ext.install.commands import command
-from kohya_ext.install.environment import Environment
 from kohya_ext.install.known import Known
 from kohya_ext.install.package import PackageResult, Packages
 from kohya_ext.install.plan import Plan, plan_install, plan_uninstall

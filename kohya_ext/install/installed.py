@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kohya_ext import about
-from kohya_ext.errors import UsageError
+from kohya_ext.checkout import identity
+from kohya_ext.checkout.environment import Environment, clean_environ
+from kohya_ext.core import about
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import read_text
-from kohya_ext.install import identity
-from kohya_ext.install.environment import Environment, clean_environ
 
 Condition = Literal["absent", "partial", "damaged", "unimportable", "whole", "linked"]
 
@@ -33,9 +33,9 @@ FAULTS_SHOWN = 3
 # What the lines in Kohya's files lead to, before torch is needed.
 IMPORT = """
 import json
-import kohya_ext.about, kohya_ext.runtime, kohya_ext.runtime.importhook, kohya_ext.runtime.wrapping
+import kohya_ext, kohya_ext.runtime, kohya_ext.runtime.importhook, kohya_ext.runtime.wrapping
 print()
-print(json.dumps({"version": kohya_ext.about.VERSION, "file": kohya_ext.__file__}))
+print(json.dumps({"file": kohya_ext.__file__}))
 """
 
 

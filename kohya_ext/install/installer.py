@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from kohya_ext.about import NAME
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout import identity
+from kohya_ext.checkout.environment import Environment, clean_environ
+from kohya_ext.core.about import NAME
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import lock
-from kohya_ext.install import identity
-from kohya_ext.install.environment import Environment, clean_environ
 
 SECONDS = 600
 UMASK = 0o022  # whoever runs the installer: who runs Kohya must be able to read what it puts there

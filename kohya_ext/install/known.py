@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.bundle import PACKAGE_DIR
-from kohya_ext.errors import UsageError
-from kohya_ext.install.commands import INSTALLER
-from kohya_ext.install.environment import Environment, inspect
+from kohya_ext.checkout.environment import Environment, inspect
+from kohya_ext.core.bundle import PACKAGE_DIR
+from kohya_ext.core.commands import INSTALLER
+from kohya_ext.core.errors import UsageError
 from kohya_ext.install.manifest import Manifest
 
 ENVIRONMENTS = "environments"

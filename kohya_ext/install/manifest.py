@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kohya_ext.about import VERSION
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.about import VERSION
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.paths import checked
 from kohya_ext.files.transaction import STATE_FOLDER
 

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kohya_ext import about
-from kohya_ext.errors import ConflictError, UsageError
+from kohya_ext.checkout.environment import Environment, inspect
+from kohya_ext.core import about
+from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.files.atomic import give_tree, owner_for, write_atomic
-from kohya_ext.files.boundary import crossed
+from kohya_ext.files.faultpoints import crossed
 from kohya_ext.files.journal import Effect
 from kohya_ext.files.lock import locked
 from kohya_ext.files.regular import read_text
 from kohya_ext.files.transaction import DONE, JOURNAL, STATE_FOLDER
 from kohya_ext.install import installer, manifest, worksite
-from kohya_ext.install.environment import Environment, inspect
 from kohya_ext.install.installed import INFO, compare, is_link
 from kohya_ext.install.known import rows
 from kohya_ext.install.wheel import package_files, write_wheel

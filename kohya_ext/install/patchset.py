@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import bundle
-from kohya_ext.about import PACKAGE
-from kohya_ext.errors import UnsupportedError, UsageError
-from kohya_ext.files import pysource
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.checkout.scan import OPTIMIZER_LIST_KEY, Found
+from kohya_ext.core import bundle
+from kohya_ext.core.about import PACKAGE
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.atomic import sha256
-from kohya_ext.files.textform import appended, same_text
+from kohya_ext.files.text_encoding import appended, same_text
 from kohya_ext.files.toml import toml_loads
-from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.scan import OPTIMIZER_LIST_KEY, Found
-from kohya_ext.upstream import TRAINING_PACKAGE
+from kohya_ext.pysource import parsing
+from kohya_ext.spec.hooks import TRAINING_PACKAGE
 
 FORMAT = 1
 DEFAULT = "hook"
@@ -116,7 +116,7 @@ def parse(text: str, path: Path) -> PatchSet:
 def is_empty_module(data: bytes) -> bool:
     """True when `data` is a Python module without a statement, a docstring aside."""
     try:
-        body = pysource.parse(data).body
+        body = parsing.parse(data).body
     except SyntaxError:
         return False
     return not body or (

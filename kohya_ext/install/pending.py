@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout import git
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import TEMPORARY_SUFFIX, clear_leftovers, write_into
 from kohya_ext.files.folder import opened
 from kohya_ext.files.journal import state_in
-from kohya_ext.install import git
 
 NAME = "kohya_ext-update.json"
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import about
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout import git, legacy, merging, scan
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.checkout.sources import Sources
+from kohya_ext.core import about
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.paths import checked
-from kohya_ext.install import git, legacy, manifest, merging, patchset, scan
-from kohya_ext.install.checkout import Checkout
+from kohya_ext.install import manifest, patchset
 from kohya_ext.install.manifest import PATCHED, PRESET
 from kohya_ext.install.planning import Builder, Plan
-from kohya_ext.install.sources import Sources
 
 __all__ = ["Plan", "plan_install", "plan_uninstall", "unrecorded"]
 

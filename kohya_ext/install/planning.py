@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import about, shell
-from kohya_ext.errors import ConflictError
+from kohya_ext import shell
+from kohya_ext.checkout import git, merging, scan
+from kohya_ext.core import about
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
 from kohya_ext.files.transaction import STATE_FOLDER
-from kohya_ext.install import git, manifest, merging, patchset, scan, states
+from kohya_ext.install import manifest, patchset, states
 from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Entry, Exclusion, Manifest
 from kohya_ext.install.states import Inspected, State
 

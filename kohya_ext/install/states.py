@@ -9,11 +9,11 @@ from enum import Enum
 from pathlib import Path
 
 from kohya_ext import shell
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout import git
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import FileState, read_state
-from kohya_ext.files.textform import TextForm, same_text
-from kohya_ext.install import git
+from kohya_ext.files.text_encoding import TextForm, same_text
 from kohya_ext.install.manifest import Entry
 from kohya_ext.install.patchset import MARKER, Target, unpatched
 

@@ -7,20 +7,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import about, errors, presets, shell
-from kohya_ext.errors import ConflictError, KohyaExtError
+from kohya_ext import presets, shell
+from kohya_ext.checkout import git, legacy, merging, scan
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.checkout.environment import Environment
+from kohya_ext.checkout.sources import Sources
+from kohya_ext.core import about, errors
+from kohya_ext.core.commands import command
+from kohya_ext.core.errors import ConflictError, KohyaExtError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
 from kohya_ext.files.transaction import Transaction
-from kohya_ext.install import git, legacy, manifest, merging, patchset, pending, scan, states
-from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.commands import command
-from kohya_ext.install.environment import Environment
+from kohya_ext.install import manifest, patchset, pending, states
 from kohya_ext.install.installed import Condition, Installed, examine
 from kohya_ext.install.known import Known
 from kohya_ext.install.manifest import PATCHED, PRESET, Entry, Manifest
 from kohya_ext.install.plan import relative, unrecorded
-from kohya_ext.install.sources import Sources
 from kohya_ext.install.states import State, is_blank, is_damaged_preset
 
 PRESETS_ONLY = "presets"  # the patch set without lines: nothing there imports our package

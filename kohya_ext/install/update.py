@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext import presets, shell
-from kohya_ext.errors import ConflictError, KohyaExtError, UnsupportedError
+from kohya_ext.checkout import git, gitcommand, merging
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.checkout.environment import Environment
+from kohya_ext.core.commands import command
+from kohya_ext.core.errors import ConflictError, KohyaExtError, UnsupportedError
 from kohya_ext.files.lock import locked
-from kohya_ext.install import apply, git, gitcommand, merging, patchset, pending
+from kohya_ext.install import apply, patchset, pending
 from kohya_ext.install import package as packages
 from kohya_ext.install.apply import Outcome
-from kohya_ext.install.checkout import Checkout, describe
-from kohya_ext.install.commands import command
-from kohya_ext.install.environment import Environment
 from kohya_ext.install.known import remembered
 from kohya_ext.install.status import PRESETS_ONLY
 

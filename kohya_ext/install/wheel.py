@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kohya_ext import about
-from kohya_ext.bundle import DATA, PACKAGE_DIR, data_dir
+from kohya_ext.core import about
+from kohya_ext.core.bundle import DATA, PACKAGE_DIR, data_dir
 
 BUNDLED = "bundled"
 EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import about
-from kohya_ext.errors import ConflictError
+from kohya_ext.core import about
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import clear_leftovers, write_atomic
-from kohya_ext.files.boundary import crossed
+from kohya_ext.files.faultpoints import crossed
 from kohya_ext.files.folder import opened
 from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.files.transaction import DONE, Transaction

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.regular import read_text
 from kohya_ext.lora.tensorfile import TensorSource
 from kohya_ext.tensors.adapters import component

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.largefile import explained
 from kohya_ext.lora import lorafile
+from kohya_ext.lora.factor_store import Module, Spool
 from kohya_ext.lora.lorafile import Entry
-from kohya_ext.lora.spool import Module, Spool
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.regular import JSON_LIMIT, read_regular
 from kohya_ext.lora import families, quantised
 from kohya_ext.lora.layout import Architecture, Target, targets

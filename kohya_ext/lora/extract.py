@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.largefile import explained
 from kohya_ext.lora import assemble, encoders, lorafile, metadata, rank, workers
 from kohya_ext.lora.assemble import Written
 from kohya_ext.lora.checkpoint import Checkpoint, Weight, open_checkpoint, same_when_stored
+from kohya_ext.lora.factor_store import Module, Spool
 from kohya_ext.lora.hashes import Hashing
 from kohya_ext.lora.lorafile import Progress
-from kohya_ext.lora.spool import Module, Spool
 from kohya_ext.lora.svd import LowRank, low_rank
 
 NAMES_SHOWN = 3

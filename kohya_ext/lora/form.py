@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from kohya_ext.lora.assemble import Kept, Keys, with_one_alpha
+from kohya_ext.lora.factor_store import Module
 from kohya_ext.lora.pairs import LoraFile, Pair
-from kohya_ext.lora.spool import Module
 from kohya_ext.lora.tensorfile import item_size
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kohya_ext.about import VERSION
+from kohya_ext.core.about import VERSION
 from kohya_ext.lora.assemble import Kept
 from kohya_ext.lora.checkpoint import Checkpoint
 from kohya_ext.lora.encoders import Decision

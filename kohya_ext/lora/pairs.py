@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora import adapterconfig
 from kohya_ext.lora.adapterconfig import Adapter
 from kohya_ext.lora.assemble import Keys

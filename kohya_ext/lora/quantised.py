@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora.tensorfile import TensorSource
 
 WEIGHT = ".weight"

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kohya_ext.about import VERSION
-from kohya_ext.errors import UsageError
+from kohya_ext.core.about import VERSION
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.files.largefile import explained
-from kohya_ext.lora import adapterconfig, assemble, lorafile, metadata, rank, smallcore, workers
+from kohya_ext.lora import adapterconfig, assemble, factored_svd, lorafile, metadata, rank, workers
 from kohya_ext.lora.assemble import Written
+from kohya_ext.lora.factor_store import Module, Spool
 from kohya_ext.lora.form import Form
 from kohya_ext.lora.lorafile import Progress
 from kohya_ext.lora.pairs import LoraFile, Pair, read_pairs
-from kohya_ext.lora.spool import Module, Spool
 from kohya_ext.lora.svd import LowRank
 from kohya_ext.lora.tensorfile import open_tensors
 
@@ -91,7 +91,7 @@ def _decompose(
         # where no tensor can tell loaders a scale, it goes into the factors
         folded = 1.0 if pair.keys.alpha else pair.scale
         try:
-            result = smallcore.decompose(up * folded, down, _limit(pair, settings))
+            result = factored_svd.decompose(up * folded, down, _limit(pair, settings))
         except ValueError as error:
             raise UsageError(f"{found.source.path}: {pair.name} holds values that are not numbers") from error
         return replace(result, up=up, down=down, method=KEPT) if _stays(pair, settings, result, folded) else result

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import open_regular
 from kohya_ext.tensors.header import Entry, is_pickle, read_header
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import flat_views, overlap
-from kohya_ext.optim import compiled, loading, settings, torch_adagrad, widths
-from kohya_ext.optim.batched import Job, step_many
-from kohya_ext.optim.counting import SkipCount
-from kohya_ext.optim.rule import Rule
-from kohya_ext.optim.sliced import SlicedStep
+from kohya_ext.optim import accumulator, compiled, loading, settings, torch_adagrad
+from kohya_ext.optim.eager import SlicedStep
+from kohya_ext.optim.foreach import Job, step_many
+from kohya_ext.optim.functional import Rule
+from kohya_ext.optim.nonfinite import SkipCount
+from kohya_ext.tensors.elements import flat_views, overlap
 
 
 class AdaCoor(torch.optim.Optimizer):
@@ -155,7 +155,7 @@ class AdaCoor(torch.optim.Optimizer):
             state = self.state[parameter]
         if "vt" not in state:
             state["step"] = 0
-            state.update(widths.fresh(parameter, rule.state_bits))
+            state.update(accumulator.fresh(parameter, rule.state_bits))
         state["step"] += 1
         with _flattened(parameter, gradient, state["vt"]) as flat:
             weights, grad, vt = flat.views
@@ -180,7 +180,7 @@ class AdaCoor(torch.optim.Optimizer):
             )
         shape, state = parameter.shape, self.state.get(parameter)
         vt = state.get("vt") if state else None
-        if gradient.shape != shape or (vt is not None and vt.shape != shape and not widths.fits(vt, parameter)):
+        if gradient.shape != shape or (vt is not None and vt.shape != shape and not accumulator.fits(vt, parameter)):
             raise RuntimeError(
                 f"parameter {index} has shape {tuple(shape)} now, its gradient {tuple(gradient.shape)}"
                 + ("" if vt is None else f" and its accumulator {tuple(vt.shape)}")

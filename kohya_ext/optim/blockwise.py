@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.rule import Constants, Rule, round_weights
+from kohya_ext.optim.functional import Constants, Rule, round_weights
 
 BLOCK = 256
 _DECADES = 7

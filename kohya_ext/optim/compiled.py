@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import compiler
-from kohya_ext.optim.batched import Job
-from kohya_ext.optim.rule import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
-from kohya_ext.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
+from kohya_ext.optim.foreach import Job
+from kohya_ext.optim.functional import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
+from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
 # Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
 SMALLEST = 1 << 12

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import blockwise, settings, widths
+from kohya_ext.optim import accumulator, blockwise, settings
 
 # More steps than any run has; a number beyond is damage.
 _MOST_STEPS = 1 << 40
@@ -136,10 +136,10 @@ def _accumulator(
     saved_bits = saved_group.get("state_bits")
     _check_tensors(entries, saved_bits, parameter)
     saved_eps = float(saved_group.get("eps", own["eps"]))
-    accumulator, converted = widths.adopt(entries, saved_bits, saved_eps, parameter, own["state_bits"], own["eps"])
-    if not all(_in_range(tensor) for tensor in accumulator.values()):
+    vt, converted = accumulator.adopt(entries, saved_bits, saved_eps, parameter, own["state_bits"], own["eps"])
+    if not all(_in_range(tensor) for tensor in vt.values()):
         raise ValueError(f"'vt' is too large for {own['state_bits']} bits")
-    return accumulator, converted
+    return vt, converted
 
 
 def _check_tensors(entries: Mapping[str, Any], saved_bits: int | None, parameter: Tensor) -> None:
@@ -150,7 +150,7 @@ def _check_tensors(entries: Mapping[str, Any], saved_bits: int | None, parameter
     coded = vt.dtype == torch.uint8
     if vt.layout != torch.strided or not (coded or vt.is_floating_point()):
         raise ValueError(f"'vt' is {vt.dtype}, {vt.layout}: not an accumulator")
-    if not widths.fits(vt, parameter):
+    if not accumulator.fits(vt, parameter):
         raise ValueError(f"'vt' has shape {tuple(vt.shape)}: the state of another model")
     if coded != (saved_bits == 8 and vt.dtype != torch.float64) or (saved_bits == 32 and vt.element_size() < 4):
         said = "that of the published AdaCoor" if saved_bits is None else f"of {saved_bits} bits"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.elements import repeats
-from kohya_ext.optim.rule import Rule, to_bfloat16
+from kohya_ext.optim.functional import Rule, to_bfloat16
+from kohya_ext.tensors.elements import repeats
 
 STATE_BITS = (8, 16, 32)
 _NUMBERS = ("lr", "eps", "weight_decay", "vt_rate")

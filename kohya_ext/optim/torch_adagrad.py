@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.batched import Job
-from kohya_ext.optim.rule import Rule, constants
-from kohya_ext.optim.sliced import SlicedStep
+from kohya_ext.optim.eager import SlicedStep
+from kohya_ext.optim.foreach import Job
+from kohya_ext.optim.functional import Rule, constants
 
 # Measured: larger slices fall out of the cache between check and kernel, smaller ones cost calls and waits for threads.
 _SLICE = 1 << 21

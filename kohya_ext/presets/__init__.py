@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.checkout.checkout import Checkout
 
 
 def collect(checkout: Checkout) -> dict[str, bytes]:

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kohya_ext.presets.additional import flags_in
-from kohya_ext.presets.contradictions import contradictions
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
-from kohya_ext.presets.defects import RULE as DEFECT
-from kohya_ext.presets.defects import release_defects
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import LEVELS, Finding, Level
 from kohya_ext.presets.keys import DEAD, EXTRA, KEYS_OF_FLAGS, PRIVATE, RENAMED
+from kohya_ext.presets.known_bugs import RULE as DEFECT
+from kohya_ext.presets.known_bugs import release_defects
 from kohya_ext.presets.migration import LoadError
 from kohya_ext.presets.privacy import private_findings
 from kohya_ext.presets.release import Release
+from kohya_ext.presets.rules import contradictions
 from kohya_ext.presets.schema import Field
 
 

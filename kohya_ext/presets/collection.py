@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kohya_ext.errors import UnsupportedError
-from kohya_ext.presets.arguments import flags_of
+from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.document import Preset, bundled, dump_values
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import read_migration
 from kohya_ext.presets.release import SCRIPTS
 from kohya_ext.presets.schema import Schema, Tab, read_schema
-from kohya_ext.presets.sources import FolderSources
+from kohya_ext.pysource.arguments import flags_of
+from kohya_ext.pysource.sources import FolderSources
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.checkout.checkout import Checkout
 
 # Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
 USER_FOLDER = "presets/{tab}/user_presets/{name}.json"

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext import shell
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.presets.check import effective
-from kohya_ext.presets.contradictions import contradictions
 from kohya_ext.presets.convert import convert, shown_at_start
-from kohya_ext.presets.defects import training_defects
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
-from kohya_ext.presets.rehearsal import Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.known_bugs import training_defects
+from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
 from kohya_ext.presets.release import Release
+from kohya_ext.presets.rules import contradictions
 from kohya_ext.presets.schema import Field, Schema, Tab, offering_adacoor
-from kohya_ext.presets.sources import FolderSources
+from kohya_ext.pysource.sources import FolderSources
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.checkout.checkout import Checkout
 
 # Where a tab takes the pictures from: a folder of pictures, or one of folders called REPEATS_NAME.
 DATA_KEYS: dict[Tab, str] = {

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.bundle import data_dir
-from kohya_ext.errors import UsageError
+from kohya_ext.core.bundle import data_dir
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import read_regular
 from kohya_ext.presets.schema import TABS, Tab
 

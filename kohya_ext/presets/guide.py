@@ -11,7 +11,7 @@ from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, RATES
-from kohya_ext.upstream import ADACOOR
+from kohya_ext.spec.hooks import ADACOOR
 
 # Key -> the value advised, and why.
 ADVICE: dict[str, tuple[Any, str]] = {

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kohya_ext.presets.arguments import function_in, literal
-from kohya_ext.presets.evaluator import FOLDERS
 from kohya_ext.presets.keys import OPTIMIZER_WHEN_ABSENT
-from kohya_ext.presets.sources import Sources
+from kohya_ext.pysource.arguments import function_in, literal
+from kohya_ext.pysource.machine import FOLDERS
+from kohya_ext.pysource.sources import Sources
 
 FILE = "common_gui.py"
 FUNCTION = "update_my_data"

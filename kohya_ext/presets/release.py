@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.errors import UnsupportedError
-from kohya_ext.presets.arguments import Argument, arguments_of
+from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.migration import Migration, read_migration
 from kohya_ext.presets.schema import Schema, Tab, read_schema
-from kohya_ext.presets.sources import FolderSources, Sources
+from kohya_ext.pysource.arguments import Argument, arguments_of
+from kohya_ext.pysource.sources import FolderSources, Sources
 
 if TYPE_CHECKING:
-    from kohya_ext.install.checkout import Checkout
+    from kohya_ext.checkout.checkout import Checkout
 
 MANIFEST = ".kohya_ext/manifest.json"
 REQUIREMENTS = ("requirements.txt", "setup/requirements.txt")

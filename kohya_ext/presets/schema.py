@@ -14,13 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from kohya_ext.presets.arguments import function_in
-from kohya_ext.presets.evaluator import Evaluator
-from kohya_ext.presets.folders import FOLLOWED, listings
-from kohya_ext.presets.gui_config import read_config
-from kohya_ext.presets.sources import FolderSources, Sources
-from kohya_ext.presets.statements import run_block
-from kohya_ext.presets.values import (
+from kohya_ext.pysource.arguments import function_in
+from kohya_ext.pysource.folders import FOLLOWED, listings
+from kohya_ext.pysource.gui_config import read_config
+from kohya_ext.pysource.interpreter import Interpreter
+from kohya_ext.pysource.sources import FolderSources, Sources
+from kohya_ext.pysource.values import (
     Component,
     Config,
     Event,
@@ -36,7 +35,7 @@ from kohya_ext.presets.values import (
     known,
     plain,
 )
-from kohya_ext.upstream import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.spec.hooks import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
 
 Tab = Literal["finetune", "lora", "dreambooth", "ti"]
 
@@ -139,10 +138,10 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
     lists of what is in the checkout's folders. Values of the user's config.toml stand in place of the release's.
     A tab whose wiring cannot be followed gives its keys without components, and a note that says so.
     """
-    evaluator = Evaluator(sources, _world(sources))
+    interpreter = Interpreter(sources, _world(sources))
     config, problem = read_config(sources)
     file, builder_name = BUILDERS[tab]
-    path = evaluator.find(file, f"def {LOADER}")
+    path = interpreter.find(file, f"def {LOADER}")
     keys = _keys(sources.read(path)) if path is not None else None
     if path is None or keys is None:
         return None
@@ -150,11 +149,11 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
     components: list[Value] = []
     registry: list[str] = []
     try:
-        module = evaluator.module(path)
+        module = interpreter.module(path)
         builder = module.names.get(builder_name) if module is not None else None
         if isinstance(builder, Function) and isinstance(builder.node, ast.FunctionDef):
-            scope = _build(evaluator, builder, config)
-            components = _outputs(evaluator.events)
+            scope = _build(interpreter, builder, config)
+            components = _outputs(interpreter.events)
             registry = _registry_names(scope)
     except Exception:  # whatever stands in the source, it must not end the command
         notes.append(f"{path} is unlike any release's; only its keys could be read")
@@ -185,14 +184,14 @@ def _world(sources: Sources) -> World:
     return World({"scriptdir": root}, calls={**calls, **listings(sources.root)}, followed=FOLLOWED)
 
 
-def _build(evaluator: Evaluator, builder: Function, config: Mapping[str, Any]) -> Scope:
+def _build(interpreter: Interpreter, builder: Function, config: Mapping[str, Any]) -> Scope:
     """Evaluates the tab's builder as a GUI with a screen would call it; gives the builder's names."""
     assert isinstance(builder.node, ast.FunctionDef)
     scope = Scope(builder.scope.module)
     for parameter in builder.node.args.args:
         scope.names[parameter.arg] = Config(config) if parameter.arg == "config" else False
     with suppress(Returned, NextRound, LoopEnded):
-        run_block(evaluator, builder.node.body, scope)
+        interpreter.run_block(builder.node.body, scope)
     return scope
 
 

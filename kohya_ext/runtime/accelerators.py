@@ -40,9 +40,8 @@ def _load_all() -> None:
     Stops the run where a module of ours is damaged.
     """
     try:
-        from kohya_ext import ema, optim, runtime
-
-        for package in (optim, ema, runtime):
+        for name in ("optim", "ema", "runtime"):
+            package = importlib.import_module(f"kohya_ext.{name}")
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 importlib.import_module(module.name)
     except Exception as error:
@@ -55,7 +54,7 @@ def _load_all() -> None:
 def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOptions) -> None:
     """Wrap the *instance's* prepare and save/load_state: this is the one accelerator of the run."""
     from kohya_ext.runtime import controlnets, embeddings, networks
-    from kohya_ext.runtime.twins import Twins
+    from kohya_ext.runtime.ema_outputs import Twins
 
     twins = Twins(args, settings)
     embeddings.wrap_saver_of_script(twins)

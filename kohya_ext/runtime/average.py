@@ -24,7 +24,7 @@ from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warm
 from kohya_ext.runtime.blockswap import finish_moves
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.report import is_main_process, say, stop
-from kohya_ext.runtime.stopwatch import Stopwatch
+from kohya_ext.runtime.timing import Stopwatch
 
 # Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
 UPDATES_TO_MOVE = 100

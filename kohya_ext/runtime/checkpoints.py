@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from kohya_ext.runtime import averaging, naming, skips, written
+from kohya_ext.runtime import averaging, naming, safe_save, skips
 from kohya_ext.runtime.interruption import unwinding_on_sigterm
 
 
@@ -37,18 +37,18 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
     for saver in savers:
         call.arguments[saver] = _whole_or_nothing(call.arguments[saver])
     # sd-scripts 0.6 gets no savers: it writes the files itself, in place
-    whole = nullcontext() if savers else written.whole_files()
+    whole = nullcontext() if savers else safe_save.whole_files()
     try:
-        with unwinding_on_sigterm(), average.in_place(), whole, written.with_metadata(average.metadata()):
+        with unwinding_on_sigterm(), average.in_place(), whole, safe_save.with_metadata(average.metadata()):
             of_average = original(*call.args, **call.kwargs)
     except Exception as error:  # a full disk, mostly
         if average.swapped:
             raise
-        written.tell_failure(call.arguments["args"].output_name or default_name, error, only=only)
+        safe_save.tell_failure(call.arguments["args"].output_name or default_name, error, only=only)
         if not only:
             return result
-        whole = nullcontext() if savers else written.whole_files()
-        with written.kept_going(unless=default_name == naming.LAST), unwinding_on_sigterm(), whole:
+        whole = nullcontext() if savers else safe_save.whole_files()
+        with safe_save.kept_going(unless=default_name == naming.LAST), unwinding_on_sigterm(), whole:
             result = original(*call.args, **call.kwargs)
         return result
     average.tell_health()
@@ -60,7 +60,7 @@ def _whole_or_nothing(saver: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(saver)
     def save(file: str, *rest: Any, **named: Any) -> Any:
-        with written.moved_into_place(file) as temporary:
+        with safe_save.moved_into_place(file) as temporary:
             return saver(temporary, *rest, **named)
 
     return save

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.runtime.average import Average
-from kohya_ext.runtime.twins import Twins
+from kohya_ext.runtime.ema_outputs import Twins
 
 SCRIPTS = ("train_controlnet", "train_control_net", "sdxl_train_control_net")
 # what SD's script renames the network's tensors with before it writes them

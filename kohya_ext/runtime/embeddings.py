@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kohya_ext.runtime import written
+from kohya_ext.runtime import safe_save
 from kohya_ext.runtime.average import Average
-from kohya_ext.runtime.twins import Twins
+from kohya_ext.runtime.ema_outputs import Twins
 
 _PARAMETER = "updated_embs"
 # SDXL's script imports the trainer from SD's
@@ -54,7 +54,7 @@ def _also_of_average(save: Callable[..., Any], twins: Twins) -> Callable[..., An
                 save(*call.args, **call.kwargs)
                 return
             call.arguments[_PARAMETER] = rows_of_average(average, raw)
-            with written.with_metadata(average.metadata()):
+            with safe_save.with_metadata(average.metadata()):
                 save(*call.args, **call.kwargs)
 
         twins.save(str(call.arguments["file"]), write)

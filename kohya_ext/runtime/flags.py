@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kohya_ext.errors import CONFLICT
+from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import legacy
 from kohya_ext.runtime.report import say, stop
 from kohya_ext.spec.flags import FEATURES, FLAGS

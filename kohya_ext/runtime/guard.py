@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kohya_ext
-from kohya_ext.about import NAME
+from kohya_ext.core.about import NAME
 from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
-from kohya_ext.upstream import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
+from kohya_ext.spec.hooks import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
 
 if TYPE_CHECKING:
     from importlib.metadata import PackagePath

@@ -10,7 +10,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.upstream import LEGACY_CLASSES, LEGACY_FLAG
+from kohya_ext.spec.hooks import LEGACY_CLASSES, LEGACY_FLAG
 
 _found: dict[str, str] = {}  # file -> what is in it
 

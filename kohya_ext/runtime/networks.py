@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kohya_ext.runtime.average import Average
-from kohya_ext.runtime.twins import Twins
+from kohya_ext.runtime.ema_outputs import Twins
 
 SAVERS = ("save_weights", "save_lllite_weights")
 

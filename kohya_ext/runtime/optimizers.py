@@ -9,7 +9,7 @@ from typing import Any
 
 from kohya_ext.runtime import averaging, guard, legacy, options, skips, telemetry
 from kohya_ext.runtime.report import stop
-from kohya_ext.upstream import ADACOOR_PATH
+from kohya_ext.spec.hooks import ADACOOR_PATH
 
 
 def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:

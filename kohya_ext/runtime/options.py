@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kohya_ext.errors import CONFLICT
+from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import flags, legacy
 from kohya_ext.runtime.report import say, stop
-from kohya_ext.upstream import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
+from kohya_ext.spec.hooks import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 from typing import NoReturn, TextIO
 
-from kohya_ext.errors import WRONG_USAGE
+from kohya_ext.core.errors import WRONG_USAGE
 
 _reminders: list[str] = []
 

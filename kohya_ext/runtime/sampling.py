@@ -10,7 +10,7 @@ from typing import Any
 
 from kohya_ext.runtime import averaging, naming
 from kohya_ext.runtime.guard import defined_here, wrapped
-from kohya_ext.upstream import OWN_SAMPLER
+from kohya_ext.spec.hooks import OWN_SAMPLER
 
 
 def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:

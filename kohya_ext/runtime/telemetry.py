@@ -15,7 +15,7 @@ from kohya_ext.runtime import averaging
 from kohya_ext.runtime.report import is_main_process, stop
 
 if TYPE_CHECKING:
-    from kohya_ext.optim.movement import MovementMeter
+    from kohya_ext.optim.update_stats import MovementMeter
 
 PREFIX = "kohya_ext/"
 
@@ -33,7 +33,7 @@ class Telemetry:
 
     def follow(self, optimizer: Any) -> None:
         """Measure `optimizer` from its first step on."""
-        from kohya_ext.optim.movement import MovementMeter
+        from kohya_ext.optim.update_stats import MovementMeter
 
         self._meters.append((optimizer, MovementMeter(optimizer, self.every)))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kohya_ext.runtime import accelerators, checkpoints, flags, fused, gui, legacy, optimizers, sampling
 from kohya_ext.runtime.guard import defined_here, faults, wrapped
-from kohya_ext.upstream import GUI_PACKAGES, HOOKS, OWN_SAMPLER, TRAIN_UTIL, TRAINING_PACKAGE
+from kohya_ext.spec.hooks import GUI_PACKAGES, HOOKS, OWN_SAMPLER, TRAIN_UTIL, TRAINING_PACKAGE
 
 # key of the hook -> the function that gets Kohya's own as its first argument
 WRAPPERS: dict[str, Callable[..., Any]] = {

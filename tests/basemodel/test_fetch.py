@@ -14,7 +14,7 @@ from kohya_ext.basemodel import fetch as fetching
 from kohya_ext.basemodel import transfer
 from kohya_ext.basemodel.fetch import Fetched, Voice, fetch, part_of
 from kohya_ext.basemodel.remote import Remote, Wanted
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.lock import locked
 from tests.basemodel.hub import CDN, NAME, REPOSITORY, Hub, serving
 

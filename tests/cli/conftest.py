@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.cli import main as cli
 from kohya_ext.install import installer, package, wheel
-from kohya_ext.install.checkout import Checkout
-from tests.install import pretended
-from tests.install.conftest import make, public, templates  # noqa: F401 - fixtures
-from tests.install.pythons import KOHYA, SITE, copy_venv, make_venv, pretend
+from tests.checkout import pretended
+from tests.checkout.conftest import make, public, templates  # noqa: F401 - fixtures
+from tests.checkout.pythons import KOHYA, SITE, copy_venv, make_venv, pretend
 
 PRESET = "presets/finetune/user_presets/ours.json"
 

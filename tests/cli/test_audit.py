@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import DONE, FOUND_PROBLEMS, WRONG_USAGE
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, WRONG_USAGE
 from tests.cli.conftest import Ran
 
 pytest.importorskip("PIL")

@@ -14,7 +14,7 @@ import pytest
 
 import kohya_ext
 from kohya_ext.basemodel.remote import SDXL
-from kohya_ext.errors import CONFLICT, DONE, WRONG_USAGE
+from kohya_ext.core.errors import CONFLICT, DONE, WRONG_USAGE
 from tests.basemodel.hub import NAME, REPOSITORY, Hub, serving
 
 pytest.importorskip("huggingface_hub")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext.core.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from kohya_ext.dataset import captions, history
-from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from tests.cli.conftest import Ran
 from tests.dataset.folders import everything, folder_of, text_of
 from tests.files.faults import boundaries, killed_at

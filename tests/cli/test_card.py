@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import CONFLICT, DONE, WRONG_USAGE
+from kohya_ext.core.errors import CONFLICT, DONE, WRONG_USAGE
 from tests.card.test_page import LORA_KEYS, METADATA
 from tests.cli.conftest import Ran
 from tests.tensors.files import write

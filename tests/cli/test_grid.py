@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("PIL")
 pytest.importorskip("imagehash")
 from kohya_ext.cli import grid as command
-from kohya_ext.errors import CONFLICT, DONE, WRONG_USAGE
+from kohya_ext.core.errors import CONFLICT, DONE, WRONG_USAGE
 from tests.cli.conftest import Ran
 from tests.evaluation.painter import LORA_KEYS, Painter, models, training_set
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.commands import command
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from kohya_ext.install import apply, package
-from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.commands import command
+from tests.checkout import trees
+from tests.checkout.pythons import SITE
 from tests.cli.conftest import Ran
 from tests.files.faults import boundaries, killed_at
-from tests.install import trees
-from tests.install.pythons import SITE
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -97,8 +97,8 @@ def test_doctor_with_a_wrong_python(installed: Checkout, run: Run) -> None:
 
 
 def test_doctor_without_any_environment(make: Make, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kohya_ext.errors import UsageError
-    from kohya_ext.install import environment
+    from kohya_ext.checkout import environment
+    from kohya_ext.core.errors import UsageError
 
     def nothing(*_: object, **__: object) -> None:
         raise UsageError("no Python with torch and accelerate found")
@@ -140,13 +140,13 @@ def test_install_after_a_kill_recovers_and_goes_on(make: Make, with_venv: WithVe
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no locks on folders there")
 @pytest.mark.parametrize("verb", ["doctor", "install", "uninstall"])
 def test_what_a_killed_save_has_left_is_removed(installed: Checkout, run: Run, verb: str) -> None:
-    from kohya_ext.runtime import written
+    from kohya_ext.runtime import safe_save
 
     outputs = installed.root / "outputs" / "model"
     outputs.mkdir(parents=True)
-    with written.moved_into_place(str(outputs / "living.safetensors")) as living:
+    with safe_save.moved_into_place(str(outputs / "living.safetensors")) as living:
         Path(living).write_text("in the middle of it")
-        left = outputs / f"{written.PREFIX}x1"
+        left = outputs / f"{safe_save.PREFIX}x1"
         left.mkdir()
         (left / "model-ema.safetensors").write_bytes(b"half")
         done = run(verb, installed.root)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, ConflictError
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.checkout.environment import inspect
+from kohya_ext.core.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, ConflictError
 from kohya_ext.install import apply, installer, package
-from kohya_ext.install.checkout import Checkout, describe
-from kohya_ext.install.environment import inspect
+from tests.checkout import trees
+from tests.checkout.pythons import SITE, pretend, process
 from tests.cli.conftest import PRESET, Ran, Terminal
-from tests.install import trees
-from tests.install.pythons import SITE, pretend, process
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -148,7 +148,7 @@ def test_a_second_install_keeps_the_patch_set(make: Make, with_venv: WithVenv, r
 def test_two_environments_are_both_remembered_and_both_left(
     make: Make, with_venv: WithVenv, run: Run, kohya_venv: Path, tmp_path: Path
 ) -> None:
-    from tests.install.pythons import copy_venv
+    from tests.checkout.pythons import copy_venv
 
     checkout = with_venv(make("submodule"))
     other = copy_venv(kohya_venv, tmp_path / "other")
@@ -164,7 +164,7 @@ def test_two_environments_are_both_remembered_and_both_left(
 def test_the_package_stays_while_another_checkout_uses_it(
     make: Make, run: Run, kohya_venv: Path, tmp_path: Path
 ) -> None:
-    from tests.install.pythons import copy_venv
+    from tests.checkout.pythons import copy_venv
 
     python = copy_venv(kohya_venv, tmp_path / "shared")
     one, two = make("embedded", "one"), make("bare", "two")

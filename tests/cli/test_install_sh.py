@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.install import apply, commands
-from kohya_ext.install.checkout import Checkout, describe
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core import commands
+from kohya_ext.install import apply
+from tests.checkout import pythons, trees
 from tests.files.strangers import as_root, give
-from tests.install import pythons, trees
 
 Make = Callable[..., Checkout]
 WithVenv = Callable[[Checkout], Checkout]
@@ -197,10 +198,10 @@ def clone(tmp_path: Path) -> Path:
 
 def test_the_clone_that_is_named_is_the_one_that_runs(clone: Path, hostile: Path) -> None:
     """From within an old clone, `../new/install.sh` is the new one."""
-    (clone / "kohya_ext/about.py").write_text(
-        (clone / "kohya_ext/about.py").read_text().replace("VERSION = ", 'VERSION = "99.9" or ')
+    (clone / "kohya_ext/core/about.py").write_text(
+        (clone / "kohya_ext/core/about.py").read_text().replace("VERSION = ", 'VERSION = "99.9" or ')
     )
-    assert 'VERSION = "99.9"' in (clone / "kohya_ext/about.py").read_text()
+    assert 'VERSION = "99.9"' in (clone / "kohya_ext/core/about.py").read_text()
     old = hostile
     printed = shlex.quote(f"../{clone.name}/install.sh")
     done = started(["/bin/bash", "-c", f"{printed} --dry-run /nowhere"], old)

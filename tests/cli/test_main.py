@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.cli import health, main
-from kohya_ext.errors import DONE, FOUND_PROBLEMS, WRONG_USAGE
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, WRONG_USAGE
 from tests.cli.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -98,7 +98,7 @@ def test_an_old_python_is_told(tmp_path: Path) -> None:
     """Read by the oldest grammar we can ask for: what an old Python runs before it is told to stop."""
     import ast
 
-    for name in ("__init__.py", "about.py", "__main__.py"):
+    for name in ("__init__.py", "core/__init__.py", "core/about.py", "__main__.py"):
         source = (REPOSITORY / "kohya_ext" / name).read_text(encoding="utf-8")
         tree = ast.parse(source, feature_version=(3, 6))
         assert not [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]

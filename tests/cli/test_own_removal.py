@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from kohya_ext.install.checkout import Checkout
+from kohya_ext.checkout.checkout import Checkout
 
 GONE = """
 import sys

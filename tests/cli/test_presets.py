@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.cli import presets
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from tests.presets import guis
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import CONFLICT, DONE, WRONG_USAGE
+from kohya_ext.core.errors import CONFLICT, DONE, WRONG_USAGE
 from kohya_ext.evaluation.promptfile import parse
 from tests.cli.conftest import Ran
 from tests.dataset.folders import folder_of

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.about import REPOSITORY as ADDRESS
+from kohya_ext.checkout.checkout import describe
+from kohya_ext.core.about import REPOSITORY as ADDRESS
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import describe
-from tests.install import trees
-from tests.install.pythons import SITE, copy_venv
+from tests.checkout import trees
+from tests.checkout.pythons import SITE, copy_venv
 from tests.isolation import REPOSITORY
 
 MANIFEST = REPOSITORY / "provisioning.yaml"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import CONFLICT, DONE
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core.errors import CONFLICT, DONE
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import Checkout, describe
+from tests.checkout import trees
+from tests.checkout.pythons import SITE, copy_venv, process
 from tests.cli.conftest import PRESET, Ran, Terminal
-from tests.install import trees
-from tests.install.pythons import SITE, copy_venv, process
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import DONE, FOUND_PROBLEMS
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
 from kohya_ext.install import apply, package
-from kohya_ext.install.checkout import Checkout
+from tests.checkout import trees
+from tests.checkout.pythons import SITE, copy_venv
+from tests.checkout.versions import being
 from tests.cli.conftest import PRESET, Ran
-from tests.install import trees
-from tests.install.pythons import SITE, copy_venv
-from tests.install.versions import being
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -52,7 +52,7 @@ def no_python(checkout: Checkout, _: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Checkout, Path], object], str]] = {
     "a fresh environment": (fresh_environment, "is not in"),
-    "an empty file": (lambda c, _: (site(c) / "kohya_ext/about.py").write_bytes(b""), "is damaged in"),
+    "an empty file": (lambda c, _: (site(c) / "kohya_ext/core/about.py").write_bytes(b""), "is damaged in"),
     "half removed": (lambda c, _: shutil.rmtree(site(c) / "kohya_ext/runtime"), "is half in"),
     "no metadata": (lambda c, _: shutil.rmtree(next(site(c).glob("kohya_ext-*"))), "is half in"),
     "pip's leftovers": (lambda c, _: (site(c) / "kohya_ext").rename(site(c) / "~ohya_ext"), "is half in"),
@@ -197,7 +197,7 @@ def test_the_lines_without_a_package_are_a_problem(make: Make, with_venv: WithVe
 
 def test_the_commands_that_are_printed_run(make: Make, tmp_path: Path) -> None:
     """Real processes, from another folder: the clone's install.sh, and our module with the clone on its path."""
-    from kohya_ext.install.commands import command
+    from kohya_ext.core.commands import command
 
     root = make("bare", "with space").root
     for verb in ("status", "doctor"):

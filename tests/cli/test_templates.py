@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS
+from kohya_ext.checkout.checkout import describe
+from kohya_ext.core.errors import CONFLICT, DONE, FOUND_PROBLEMS
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import describe
+from tests.checkout import trees
+from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_system_python, pretend, process
 from tests.cli.conftest import Ran
-from tests.install import trees
-from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_system_python, pretend, process
 from tests.systems import IS_ROOT
 
 Run = Callable[..., Ran]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.cli import terminal
-from kohya_ext.cli.output import Output
-from kohya_ext.errors import DONE, FOUND_PROBLEMS
+from kohya_ext.core import terminal
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
 from tests.cli.conftest import Ran
 
 Run = Callable[..., Ran]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED
 from kohya_ext.install import apply, update
-from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.status import status
+from tests.checkout import trees
 from tests.cli.conftest import PRESET, Ran
 from tests.files.faults import boundaries, killed_at
-from tests.install import trees
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]

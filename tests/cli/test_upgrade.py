@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from kohya_ext import presets
-from kohya_ext.errors import CONFLICT, DONE, ConflictError
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.checkout.environment import inspect
+from kohya_ext.core.errors import CONFLICT, DONE, ConflictError
 from kohya_ext.install import apply, installer, package
-from kohya_ext.install.checkout import Checkout, describe
-from kohya_ext.install.environment import inspect
 from kohya_ext.install.installed import compare
+from tests.checkout import trees
+from tests.checkout.pythons import KOHYA, SITE, make_venv
+from tests.checkout.versions import being
 from tests.cli.conftest import PRESET, Ran
-from tests.install import trees
-from tests.install.pythons import KOHYA, SITE, make_venv
-from tests.install.versions import being
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]

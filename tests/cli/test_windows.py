@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.install import trees
-from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, make_venv, pretend
+from tests.checkout import trees
+from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, make_venv, pretend
 
 pytestmark = pytest.mark.skipif(os.name != "nt", reason="Windows as it is: its pip, its programs, its paths")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 
 pytest.importorskip("PIL")
 from kohya_ext.dataset.audit import Audit, Settings, audit

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset import captions, history, substitute
-from kohya_ext.errors import ConflictError, UsageError
 from tests.dataset.folders import everything, folder_of, text_of
 
 

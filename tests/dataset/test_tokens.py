@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext.core.errors import UsageError
 from kohya_ext.dataset import tokens
-from kohya_ext.errors import UsageError
 
 
 def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext.checkout.checkout import describe
+from kohya_ext.core.errors import UsageError
 from kohya_ext.demo.checkout import BY_NAME, SUBMODULE, build, files, training_root
 from kohya_ext.demo.templates import ERAS, MARK
-from kohya_ext.errors import UsageError
-from kohya_ext.install.checkout import describe
-from kohya_ext.upstream import HOOKS
+from kohya_ext.spec.hooks import HOOKS
 
 
 def git(root: Path, *words: str) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.bundle import PACKAGE_DIR
+from kohya_ext.checkout.checkout import describe
 from kohya_ext.cli import demo as command
+from kohya_ext.core.bundle import PACKAGE_DIR
+from kohya_ext.core.errors import UsageError
 from kohya_ext.demo import run as demonstration
-from kohya_ext.errors import UsageError
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import describe
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext import about
+from kohya_ext.core import about
 from kohya_ext.spec.flags import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -175,7 +175,7 @@ MUTATIONS = (
     ),
     Mutation(
         "raw bfloat16 weights or their average come back with other bits",
-        "ema/packing.py",
+        "ema/bf16_swap.py",
         " - (low >= _HALF).to(torch.int32)",
         "",
         "tests/ema/test_packing.py",
@@ -204,13 +204,13 @@ MUTATIONS = (
     Mutation(
         "the savers of sd-scripts 0.6 write the EMA's file in place",
         "runtime/checkpoints.py",
-        "in place\n    whole = nullcontext() if savers else written.whole_files()",
+        "in place\n    whole = nullcontext() if savers else safe_save.whole_files()",
         "in place\n    whole = nullcontext()",
         "tests/runtime/test_interrupted_saves.py -k 'old'",
     ),
     Mutation(
         "EMA files outlive their raw twins",
-        "runtime/twins.py",
+        "runtime/ema_outputs.py",
         "            self._rotate(file)\n",
         "            pass\n",
         "tests/runtime/test_saving.py -k rotated",

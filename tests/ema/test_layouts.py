@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kohya_ext import elements
 from kohya_ext.ema import Shadow, blend, constant, swap
+from kohya_ext.tensors import elements
 from tests.ema.stand_in_device import OnDevice
 from tests.layouts import SHAPES, Guarded, Layout, layouts
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kohya_ext import elements
 from kohya_ext.ema import Schedule, Shadow, blend, constant, debiased, exp, power, warmup
+from kohya_ext.tensors import elements
 
 SCHEDULES = [debiased(0.9), constant(0.9), warmup(0.9995), exp(0.95, 15.0, 40), power(0.1)]
 SHAPES = [(3,), (17, 5), (4, 3, 2, 2), (), (70_000,)]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kohya_ext import elements
 from kohya_ext.ema import Shadow, debiased, swap
+from kohya_ext.tensors import elements
 
 
 def make(dtype: torch.dtype, shadow_dtype: torch.dtype = torch.float32) -> tuple[list[nn.Parameter], Shadow]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.models import Column
 from kohya_ext.evaluation.promptfile import Prompt
 from tests.tensors.files import write

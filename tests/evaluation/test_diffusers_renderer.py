@@ -14,7 +14,7 @@ import torch
 from PIL import ImageChops
 
 from kohya_ext.cli.main import main
-from kohya_ext.errors import DONE, WRONG_USAGE, UsageError
+from kohya_ext.core.errors import DONE, WRONG_USAGE, UsageError
 from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, Settings
 from kohya_ext.evaluation.models import columns
 from kohya_ext.evaluation.promptfile import Prompt
@@ -98,7 +98,7 @@ def test_clip(tmp_path: Path) -> None:
     """With a tiny random CLIP: the same picture is a copy, and nothing is fetched."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    from kohya_ext.evaluation.nearest import Clip, TrainingImages
+    from kohya_ext.evaluation.memorization import Clip, TrainingImages
     from tests.evaluation.painter import picture
 
     torch.manual_seed(0)

@@ -11,11 +11,11 @@ pytest.importorskip("PIL")
 pytest.importorskip("imagehash")
 from PIL import Image
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation import sheet, sheetpage
 from kohya_ext.evaluation.grid import PICTURES, Grid, render
+from kohya_ext.evaluation.memorization import Hash, TrainingImages
 from kohya_ext.evaluation.models import columns
-from kohya_ext.evaluation.nearest import Hash, TrainingImages
 from kohya_ext.evaluation.promptfile import Prompt
 from tests.evaluation.painter import Painter, models, training_set
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.models import CHECKPOINT, FOLDER, LORA, columns
 from kohya_ext.runtime.naming import SUFFIX, file_of_average
 from tests.evaluation.painter import LORA_KEYS, models

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.promptfile import SECTION, Prompt, document, has_weights, line, parse, parse_line
 
 WORDS = st.lists(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.prompts import CAPTIONS, GENERIC, NEAR, Caption, Settings, make
 
 TEXTS = [

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kohya_ext.files import boundary, lock
+from kohya_ext.files import faultpoints, lock
 
 Action = Callable[[], object]
 
@@ -29,12 +29,12 @@ def held_elsewhere(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
     """Let `listener` hear every boundary."""
-    before = boundary.listener
-    boundary.listener = listener
+    before = faultpoints.listener
+    faultpoints.listener = listener
     try:
         yield
     finally:
-        boundary.listener = before
+        faultpoints.listener = before
 
 
 def boundaries(action: Action) -> list[str]:
@@ -109,7 +109,7 @@ def killed_near(number: int, seconds: float, action: Action, slow: float) -> tup
 def _run_and_leave(listener: Callable[[str], None], action: Action) -> None:
     code = 1
     try:
-        boundary.listener = listener
+        faultpoints.listener = listener
         action()
         code = 0
     finally:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.files import atomic, boundary
+from kohya_ext.files import atomic, faultpoints
 from tests.files.faults import boundaries, killed_at
 
 
@@ -42,7 +42,7 @@ def test_an_error_leaves_the_target_and_no_temporary(
         if name.startswith(when):
             raise OSError(28, "no space")
 
-    monkeypatch.setattr(boundary, "listener", fail)
+    monkeypatch.setattr(faultpoints, "listener", fail)
     with pytest.raises(OSError, match="no space"):
         atomic.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"

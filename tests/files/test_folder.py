@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import folder as folders
 from kohya_ext.files.folder import NotRegularError, opened
 from kohya_ext.files.journal import read_state

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import folder as folders
 from kohya_ext.files.atomic import TEMPORARY_SUFFIX, write_atomic
 from kohya_ext.files.folder import opened

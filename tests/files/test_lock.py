@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import lock
 from kohya_ext.files.lock import locked
 from tests.files import holder

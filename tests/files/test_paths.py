@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.paths import checked, inside
 
 

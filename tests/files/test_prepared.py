@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.dataset import history
-from kohya_ext.errors import ConflictError
 from kohya_ext.files.folder import Folder
 from kohya_ext.files.paths import checked
 from kohya_ext.files.transaction import JOURNAL, STAGED, STATE_FOLDER, Transaction

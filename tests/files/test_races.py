@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import atomic
 from kohya_ext.files.journal import Change, FileState, read_state
 from kohya_ext.files.transaction import STATE_FOLDER, Transaction

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import TooLargeError, open_regular, read_regular, read_text
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs FIFOs and devices")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kohya_ext.errors import UsageError
+from kohya_ext.core.errors import UsageError
 from kohya_ext.files.toml import toml_loads
 
 

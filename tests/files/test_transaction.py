@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.folder import Folder
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
 from kohya_ext.files.transaction import DONE, JOURNAL, SELF_IGNORE, STATE_FOLDER, Transaction

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kohya_ext.cli import main as cli
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import installer
 from tests.bounds import MEGABYTES, SECONDS, address_space
+from tests.checkout import pretended
 from tests.fuzz import mutate
 from tests.fuzz.verbs import SLOW, arguments, verbs
 from tests.fuzz.world import World, differing, snapshot
-from tests.install import pretended
 
 UNCHANGED = (2, 3, 4)  # exit codes after which nothing may have changed
 CODES = range(6)

@@ -15,10 +15,10 @@ from typing import Any
 
 from kohya_ext.cli import main as cli
 from kohya_ext.install import installer
+from tests.checkout import pretended, trees
+from tests.checkout.pythons import KOHYA, copy_venv, make_venv
 from tests.files.faults import killed_at
 from tests.fuzz.verbs import Places
-from tests.install import pretended, trees
-from tests.install.pythons import KOHYA, copy_venv, make_venv
 from tests.presets import guis
 
 PRESET = {"optimizer": "AdamW8bit", "learning_rate": 1e-5, "epoch": 1, "max_token_length": "75", "train_dir": "images"}

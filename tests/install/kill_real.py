@@ -24,9 +24,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.install.places import MACHINE
-from tests.install import kill_sweep, trees
-from tests.install.pythons import KOHYA, SITE, make_venv
+from kohya_ext.checkout.known_locations import MACHINE
+from tests.checkout import trees
+from tests.checkout.pythons import KOHYA, SITE, make_venv
+from tests.install import kill_sweep
 
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = {"install": ("install",), "switch": ("install", "--patch-set", "inline"), "uninstall": ("uninstall",)}

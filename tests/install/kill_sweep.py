@@ -36,14 +36,14 @@ from typing import Any
 import pytest
 
 from kohya_ext import presets
-from kohya_ext.errors import KohyaExtError
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.checkout.environment import Environment
+from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.files import atomic
 from kohya_ext.install import apply, installed, installer, known, package, repair, update, wheel
-from kohya_ext.install.checkout import Checkout, describe
-from kohya_ext.install.environment import Environment
 from kohya_ext.install.known import Known
+from tests.checkout import pretended, trees, versions
 from tests.files import faults
-from tests.install import pretended, trees, versions
 
 PRESET = "presets/new/ours.json"
 PAUSE_SECONDS = 0.001  # at each boundary, so that the time between two writes is hit as often as the writes
@@ -402,9 +402,9 @@ def _forked(act: Act, world: World) -> int:
         return child
     code = 1
     try:
-        from kohya_ext.files import boundary
+        from kohya_ext.files import faultpoints
 
-        boundary.listener = lambda name: time.sleep(PAUSE_SECONDS)
+        faultpoints.listener = lambda name: time.sleep(PAUSE_SECONDS)
         act(world)
         code = 0
     finally:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import NAME
-from tests.install import trees
+from tests.checkout import trees
 
 Make = Callable[..., Checkout]
 Presets = Callable[[Checkout], dict[str, bytes]]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import NAME
+from tests.checkout import trees
 from tests.files.faults import held_elsewhere
-from tests.install import trees
 
 Make = Callable[..., Checkout]
 SETS = ("hook", "inline")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import Checkout, describe
-from tests.install import trees
+from tests.checkout import trees
 
 Make = Callable[..., Checkout]
 Presets = Callable[[Checkout], dict[str, bytes]]

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import Checkout, describe
+from tests.checkout import trees
 from tests.files import faults
-from tests.install import trees
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills need fork")
 

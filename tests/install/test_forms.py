@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import Checkout, describe
-from tests.install import trees
+from tests.checkout import trees
 
 Make = Callable[..., Checkout]
 BOM = b"\xef\xbb\xbf"

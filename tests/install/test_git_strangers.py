@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError, KohyaExtError
-from kohya_ext.install import apply, git, pending, update
-from kohya_ext.install.checkout import Checkout, describe
+from kohya_ext.checkout import git
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core.errors import ConflictError, KohyaExtError
+from kohya_ext.install import apply, pending, update
 from kohya_ext.install.status import status
+from tests.checkout import trees
 from tests.files.strangers import NOBODY, as_root, as_stranger, give
-from tests.install import trees
 
 Make = Callable[..., Checkout]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.toml import toml_loads
 from kohya_ext.install.gui_gradio import installed_version, warmup_is_number, with_warmup, write_warmup
 from kohya_ext.install.requirements import check

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext import about
+from kohya_ext.checkout.environment import Environment, inspect
+from kohya_ext.core import about
 from kohya_ext.install import package, wheel
-from kohya_ext.install.environment import Environment, inspect
 from kohya_ext.install.installed import examine
-from tests.install import pretended
-from tests.install.pythons import KOHYA, copy_venv, make_venv
+from tests.checkout import pretended
+from tests.checkout.pythons import KOHYA, copy_venv, make_venv
 
 SMALL = pretended.SMALL
 
@@ -50,10 +50,10 @@ def test_whole(environment: Environment) -> None:
 
 
 SPOILED: dict[str, tuple[Callable[[Environment], object], str, str]] = {
-    "empty file": (lambda env: ours(env, "about.py").write_bytes(b""), "damaged", "about.py was changed"),
-    "zeros": (lambda env: ours(env, "about.py").write_bytes(b"\0" * 9), "damaged", "about.py was changed"),
+    "empty file": (lambda env: ours(env, "core/about.py").write_bytes(b""), "damaged", "core/about.py was changed"),
+    "zeros": (lambda env: ours(env, "core/about.py").write_bytes(b"\0" * 9), "damaged", "core/about.py was changed"),
     "one file more": (lambda env: ours(env, "x.py").write_bytes(b""), "damaged", "x.py does not belong there"),
-    "one file less": (lambda env: ours(env, "about.py").unlink(), "partial", "about.py is missing"),
+    "one file less": (lambda env: ours(env, "core/about.py").unlink(), "partial", "core/about.py is missing"),
     "a folder less": (lambda env: shutil.rmtree(ours(env, "runtime")), "partial", "and 0 more"),
     "no metadata": (lambda env: shutil.rmtree(info(env)), "partial", "has no metadata"),
     "no RECORD": (lambda env: (info(env) / "RECORD").unlink(), "partial", "RECORD is missing or empty"),
@@ -73,9 +73,9 @@ SPOILED: dict[str, tuple[Callable[[Environment], object], str, str]] = {
         "metadata of",
     ),
     "a file that is a folder": (
-        lambda env: (ours(env, "about.py").unlink(), ours(env, "about.py").mkdir()),
+        lambda env: (ours(env, "core/about.py").unlink(), ours(env, "about.py").mkdir()),
         "partial",
-        "about.py is missing",
+        "core/about.py is missing",
     ),
 }
 

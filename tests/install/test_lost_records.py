@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import apply, patchset
-from kohya_ext.install.checkout import Checkout, describe
 from kohya_ext.install.plan import patch_set_there
-from tests.install import trees
-from tests.install.versions import being
+from tests.checkout import trees
+from tests.checkout.versions import being
 
 Make = Callable[..., Checkout]
 SETS = ("hook", "inline")

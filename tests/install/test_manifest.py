@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import manifest
 from kohya_ext.install.manifest import Entry, Exclusion, Manifest
 

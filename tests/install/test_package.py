@@ -13,25 +13,25 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext import about
-from kohya_ext.errors import CONFLICT, ConflictError
+from kohya_ext.checkout.environment import Environment, clean_environ, inspect
+from kohya_ext.core import about
+from kohya_ext.core.errors import CONFLICT, ConflictError
 from kohya_ext.files.lock import locked
 from kohya_ext.files.transaction import Transaction
 from kohya_ext.install import installer, known, package, wheel
-from kohya_ext.install.environment import Environment, clean_environ, inspect
 from kohya_ext.install.installed import Installed, examine
 from kohya_ext.install.manifest import Manifest
 from kohya_ext.install.package import PackageResult
 from kohya_ext.install.wheel import package_files
-from tests.install import pretended
+from tests.checkout import pretended
+from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 from tests.install import test_faults as faults
-from tests.install.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 from tests.systems import IS_ROOT
 
 PINS = {**KOHYA, "numpy": "1.26.4", "gradio": "4.43.0"}
 
 
-SMALL = ("kohya_ext/__init__.py", "kohya_ext/about.py", "kohya_ext/errors.py", "kohya_ext/cli/__init__.py")
+SMALL = ("kohya_ext/__init__.py", "kohya_ext/core/about.py", "kohya_ext/core/errors.py", "kohya_ext/cli/__init__.py")
 
 
 def _run(verb: str, environment: Environment, root: Path) -> PackageResult:
@@ -229,11 +229,11 @@ def test_a_copy_that_differs_is_replaced(installed: Environment, pinned: Environ
     folder = installed.purelib / "kohya_ext"
     info = next(installed.purelib.glob("kohya_ext-*.dist-info"))
     if spoil == "edit":
-        (folder / "errors.py").write_text("")
+        (folder / "core" / "errors.py").write_text("")
     elif spoil == "add":
         (folder / "old.py").write_text("")
     elif spoil == "delete":
-        (folder / "errors.py").unlink()
+        (folder / "core" / "errors.py").unlink()
     elif spoil == "no metadata":
         shutil.rmtree(info)
     elif spoil == "no package":

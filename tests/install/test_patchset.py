@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.checkout.scan import scan
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.install import patchset
-from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.scan import scan
 
 SETS = ("hook", "inline")
 HEAD = "format = 1\nname = 'x'\nsummary = ''\n"

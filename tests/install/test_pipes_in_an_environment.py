@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import package, worksite
 from kohya_ext.install.installed import compare
 from kohya_ext.install.worksite import Site

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.journal import Change, Effect
 from kohya_ext.install import apply
-from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.plan import plan_install, plan_uninstall
 
 Make = Callable[..., Checkout]

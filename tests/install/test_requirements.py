@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.checkout.environment import MODULES, Environment
+from kohya_ext.core.commands import command
 from kohya_ext.install import package, requirements
-from kohya_ext.install.checkout import Checkout
-from kohya_ext.install.commands import command
-from kohya_ext.install.environment import MODULES, Environment
 from kohya_ext.install.requirements import Check, check, numbers, pip_command, worst
 
 Make = Callable[..., Checkout]

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
+from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.files.atomic import sha256
 from kohya_ext.install import patchset, states
-from kohya_ext.install.checkout import Checkout
 from kohya_ext.install.manifest import Entry
 from kohya_ext.install.patchset import Edit, Target
 from kohya_ext.install.states import State
-from tests.install import trees
+from tests.checkout import trees
 
 Make = Callable[..., Checkout]
 NAME = "library/__init__.py"

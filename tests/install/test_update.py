@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.errors import ConflictError, UnsupportedError
+from kohya_ext.checkout.checkout import Checkout, describe
+from kohya_ext.core.commands import command
+from kohya_ext.core.errors import ConflictError, UnsupportedError
 from kohya_ext.install import apply, pending, update
-from kohya_ext.install.checkout import Checkout, describe
-from kohya_ext.install.commands import command
 from kohya_ext.install.status import status
+from tests.checkout import trees
 from tests.files.faults import boundaries, held_elsewhere, killed_at
-from tests.install import trees
 from tests.systems import IS_ROOT
 
 Make = Callable[..., Checkout]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.install.checkout import Checkout
-from tests.install import trees
-from tests.install.pythons import BASE_PYTHON, KOHYA
+from kohya_ext.checkout.checkout import Checkout
+from tests.checkout import trees
+from tests.checkout.pythons import BASE_PYTHON, KOHYA
 from tests.isolation import REPOSITORY
 
 Make = Callable[..., Checkout]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext import about
+from kohya_ext.checkout.environment import clean_environ
+from kohya_ext.core import about
 from kohya_ext.install import wheel
-from kohya_ext.install.environment import clean_environ
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def test_it_holds_the_package_and_its_data(built: Path) -> None:
     assert {
         "kohya_ext/__init__.py",
         "kohya_ext/py.typed",
-        "kohya_ext/install/probe.py",
+        "kohya_ext/checkout/probe.py",
         "kohya_ext/bundled/patches/hook.toml",
         "kohya_ext/bundled/patches/inline.toml",
     } <= set(names)

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora import extract
 from kohya_ext.lora.extract import Extraction, Settings
 from kohya_ext.lora.resize import Settings as ResizeSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora.pairs import read_pairs
 from kohya_ext.lora.resize import Resized, Settings, opened, run
 from kohya_ext.lora.tensorfile import open_tensors

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora.rank import dynamic
 from kohya_ext.lora.resize import Resized, Settings, opened
 from kohya_ext.lora.resize import run as run_resize

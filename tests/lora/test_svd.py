@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kohya_ext.lora.smallcore import decompose
+from kohya_ext.lora.factored_svd import decompose
 from kohya_ext.lora.svd import low_rank, seed_of
 
 ROUNDING = 2e-6  # float32, of the largest singular value

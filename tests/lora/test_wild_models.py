@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora import extract
 from kohya_ext.lora.checkpoint import open_checkpoint, same_when_stored
 from kohya_ext.lora.extract import Extraction, Settings

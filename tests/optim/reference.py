@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import AdaCoor, blockwise
-from kohya_ext.optim.rule import constants, needs_words, step_full, step_half
+from kohya_ext.optim.accumulator import fresh
+from kohya_ext.optim.functional import constants, needs_words, step_full, step_half
 from kohya_ext.optim.settings import rule_of
-from kohya_ext.optim.widths import fresh
-from kohya_ext.rounding import element_indices, random_words, stream_key
+from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 DEFAULTS = AdaCoor([torch.zeros(1)]).defaults
 

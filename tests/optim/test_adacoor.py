@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from kohya_ext import elements
 from kohya_ext.optim import AdaCoor
 from kohya_ext.optim.adacoor import gathers
+from kohya_ext.tensors import elements
 from tests.optim.reference import Exact, decades, published_step
 
 SHAPES = [(1,), (3,), (257,), (5, 7), (64, 33), (4, 3, 3, 3), (), (0,), (700, 500)]

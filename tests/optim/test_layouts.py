@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kohya_ext import elements
 from kohya_ext.optim import AdaCoor, torch_adagrad
+from kohya_ext.tensors import elements
 from tests.layouts import SHAPES, Guarded, Layout, layouts, memory_order
 from tests.optim.reference import Formula, decades
 

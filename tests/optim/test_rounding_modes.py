@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from kohya_ext import elements
 from kohya_ext.optim import AdaCoor, blockwise
-from kohya_ext.rounding import (
+from kohya_ext.tensors import elements
+from kohya_ext.tensors.rounding import (
     as_bfloat16,
     as_bfloat16_by_bits,
     element_indices,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kohya_ext.files import pysource
-from kohya_ext.presets.arguments import arguments_of
-from kohya_ext.presets.evaluator import Evaluator
 from kohya_ext.presets.migration import LoadError, Migration, read_migration
 from kohya_ext.presets.schema import read_schema
-from kohya_ext.presets.sources import TextSources
-from kohya_ext.presets.values import BudgetExceeded, Unknown, known, weight
+from kohya_ext.pysource import parsing
+from kohya_ext.pysource.arguments import arguments_of
+from kohya_ext.pysource.interpreter import Interpreter
+from kohya_ext.pysource.sources import TextSources
+from kohya_ext.pysource.values import BudgetExceeded, Unknown, known, weight
 from tests.bounds import needs_fork, within
 
 TAB = "kohya_gui/finetune_gui.py"
@@ -29,9 +29,9 @@ def evaluated(source: str, name: str = "x") -> object:
     """What the top-level name of a module is found to be."""
 
     def action() -> object:
-        evaluator = Evaluator(TextSources({"m.py": source}))
+        interpreter = Interpreter(TextSources({"m.py": source}))
         try:
-            module = evaluator.module("m.py")
+            module = interpreter.module("m.py")
         except BudgetExceeded:
             return "given up"
         if module is None:
@@ -109,18 +109,18 @@ def test_what_is_small_is_still_evaluated() -> None:
         "x = '%5d|' % 3": "    3|", "x = ','.join(['a', 'b'])": "a,b", "x = [1] == [1]": True, "x = 7 // 2 % 2": 1,
         "x = 'ab'.startswith(('a', 'c'))": True, "x = {**{'a': 1}, **{'b': 2}}": {"a": 1, "b": 2},
     }.items():  # fmt: skip
-        module = Evaluator(TextSources({"m.py": source})).module("m.py")
+        module = Interpreter(TextSources({"m.py": source})).module("m.py")
         assert module is not None and module.names["x"] == value, source
 
 
 def test_what_is_written_otherwise_than_by_str_is_unknown() -> None:
-    module = Evaluator(TextSources({"m.py": "x = f'{1!r}'"})).module("m.py")
+    module = Interpreter(TextSources({"m.py": "x = f'{1!r}'"})).module("m.py")
     assert module is not None and isinstance(module.names["x"], Unknown)
 
 
 def test_modules_that_import_everything_from_each_other() -> None:
     texts = {"library/a.py": "from library.b import *\nz = y", "library/b.py": "from library.a import *\ny = missing"}
-    module = Evaluator(TextSources(texts)).module("library/a.py")
+    module = Interpreter(TextSources(texts)).module("library/a.py")
     assert module is not None and "z" in module.names
 
 
@@ -140,11 +140,11 @@ def test_a_form_with_such_source_still_has_its_keys(name: str) -> None:
 @needs_fork
 def test_a_module_larger_than_any_release_has_is_not_parsed() -> None:
     source = LOADER + "a\n" * 600_000
-    assert pysource.tokens_in(source) > pysource.MOST_TOKENS
+    assert parsing.tokens_in(source) > parsing.MOST_TOKENS
     schema = within(lambda: (read_schema(TextSources({TAB: source}), "finetune") or 1) and "read")
     assert schema == "read"
     with pytest.raises(SyntaxError, match="more than"):
-        pysource.parse(b"a\n" * 600_000)
+        parsing.parse(b"a\n" * 600_000)
 
 
 @needs_fork

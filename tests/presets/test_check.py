@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.errors import UnsupportedError
-from kohya_ext.presets.arguments import Argument
+from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.check import check
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
@@ -17,7 +16,8 @@ from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.release import Release, pinned_gradio, read_release, refuses_no_upscale, wants_cached_latents
 from kohya_ext.presets.schema import Field, Schema
-from kohya_ext.presets.sources import TextSources
+from kohya_ext.pysource.arguments import Argument
+from kohya_ext.pysource.sources import TextSources
 from tests.presets import guis
 
 OPTIMIZERS = ("AdamW", "AdamW8bit", "AdamWScheduleFree", "Adafactor", "AdaCoor")

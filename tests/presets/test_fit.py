@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.errors import UnsupportedError
+from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import Fitted, fit
 from kohya_ext.presets.keys import PRIVATE
 from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.schema import Field, Schema, read_schema
-from kohya_ext.presets.sources import TextSources
+from kohya_ext.pysource.sources import TextSources
 from tests.presets import guis
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kohya_ext.presets.migration import LoadError, Migration, read_migration
-from kohya_ext.presets.sources import TextSources
+from kohya_ext.pysource.sources import TextSources
 
 OLD = """
 def update_my_data(my_data):

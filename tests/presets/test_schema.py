@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from kohya_ext.presets.schema import Schema, read_schema
-from kohya_ext.presets.sources import TextSources
+from kohya_ext.pysource.sources import TextSources
 from tests.presets import guis
 
 

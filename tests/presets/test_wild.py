@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kohya_ext.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.presets.check import check
 from kohya_ext.presets.document import as_preset, bundled, dump_values, parse_values
 from kohya_ext.presets.fit import fit

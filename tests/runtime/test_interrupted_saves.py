@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 
 import safetensors.torch  # noqa: E402
 
-from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report, written  # noqa: E402
-from kohya_ext.runtime.twins import Twins  # noqa: E402
+from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report, safe_save  # noqa: E402
+from kohya_ext.runtime.ema_outputs import Twins  # noqa: E402
 from tests.runtime.conftest import Run, close, same  # noqa: E402
 
 Begin = Callable[..., Run]
@@ -313,36 +313,36 @@ def test_who_clears_up_cannot_take_a_folder_that_is_being_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between making a folder and locking it another run may take it for a leftover: then another is made."""
-    flock, taken = written.fcntl.flock, []
+    flock, taken = safe_save.fcntl.flock, []
 
     def another_run_was_quicker(descriptor: int, operation: int) -> None:
         if not taken:
-            (folder,) = tmp_path.glob(f"{written.PREFIX}*")
+            (folder,) = tmp_path.glob(f"{safe_save.PREFIX}*")
             folder.rmdir()
             taken.append(folder)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(written.fcntl, "flock", another_run_was_quicker)
-    with written.moved_into_place(str(tmp_path / "dog.safetensors")) as file:
+    monkeypatch.setattr(safe_save.fcntl, "flock", another_run_was_quicker)
+    with safe_save.moved_into_place(str(tmp_path / "dog.safetensors")) as file:
         assert taken and Path(file).parent != taken[0]
         Path(file).write_bytes(b"whole")
     assert (tmp_path / "dog.safetensors").read_bytes() == b"whole"
 
 
 def test_leftovers_are_locked_while_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / f"{written.PREFIX}left").mkdir()
-    rmtree, seen = written.shutil.rmtree, []
+    (tmp_path / f"{safe_save.PREFIX}left").mkdir()
+    rmtree, seen = safe_save.shutil.rmtree, []
 
     def removing(folder: Path, **options: bool) -> None:
         if not seen:
             with pytest.raises(BlockingIOError):
-                written._lock(folder)
+                safe_save._lock(folder)
         seen.append(folder)
         rmtree(folder, **options)
 
-    monkeypatch.setattr(written.shutil, "rmtree", removing)
-    with written.moved_into_place(str(tmp_path / "dog.safetensors")):
-        assert seen == [tmp_path / f"{written.PREFIX}left"] and not seen[0].exists()
+    monkeypatch.setattr(safe_save.shutil, "rmtree", removing)
+    with safe_save.moved_into_place(str(tmp_path / "dog.safetensors")):
+        assert seen == [tmp_path / f"{safe_save.PREFIX}left"] and not seen[0].exists()
 
 
 def test_what_a_killed_save_left_goes_with_the_next(begin: Begin, tmp_path: Path) -> None:
@@ -359,11 +359,11 @@ def test_what_a_killed_save_left_goes_with_the_next(begin: Begin, tmp_path: Path
             full(run, kill)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         (left,) = tmp_path.glob(".kohya_ext-*")
-        assert written.abandoned(tmp_path) == [left], number  # the second has cleared up after the first
-    with written.moved_into_place(str(tmp_path / "other.safetensors")) as file:
+        assert safe_save.abandoned(tmp_path) == [left], number  # the second has cleared up after the first
+    with safe_save.moved_into_place(str(tmp_path / "other.safetensors")) as file:
         Path(file).write_bytes(b"being written")
         assert not left.exists()
-        assert written.abandoned(tmp_path) == []
+        assert safe_save.abandoned(tmp_path) == []
         lora(run, lambda: None)
         assert Path(file).exists()
     assert left_over(tmp_path) == ["dog-ema.safetensors", "other.safetensors"]

@@ -17,7 +17,7 @@ import safetensors.torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 from kohya_ext.runtime import checkpoints, networks, options, sampling  # noqa: E402
-from kohya_ext.runtime.twins import Twins  # noqa: E402
+from kohya_ext.runtime.ema_outputs import Twins  # noqa: E402
 from tests.runtime.conftest import Run, close, same  # noqa: E402
 
 Begin = Callable[..., Run]

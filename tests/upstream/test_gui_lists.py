@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.runtime.gui import GradioWithAdaCoor
-from kohya_ext.upstream import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.spec.hooks import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
 from tests.upstream import trees
 
 pytestmark = [pytest.mark.upstream, pytest.mark.filterwarnings("ignore::SyntaxWarning")]

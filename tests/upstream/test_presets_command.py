@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import toml
 
-from kohya_ext.errors import UnsupportedError
+from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.commandline import Project, as_toml
 from kohya_ext.presets.convert import shown_at_start
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.fit import fit
-from kohya_ext.presets.rehearsal import Surroundings, rehearse
+from kohya_ext.presets.launch_command import Surroundings, rehearse
 from kohya_ext.presets.schema import Schema, Tab, read_schema
-from kohya_ext.presets.sources import FolderSources
+from kohya_ext.pysource.sources import FolderSources
 from tests.upstream.presets_trees import export_python
 
 pytestmark = pytest.mark.upstream

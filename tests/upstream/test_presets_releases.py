@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.errors import UnsupportedError
-from kohya_ext.presets.arguments import arguments_of
+from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.check import check
 from kohya_ext.presets.convert import shown_at_start
 from kohya_ext.presets.document import Preset, as_preset, bundled, parse_values
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.fit import fit
+from kohya_ext.presets.launch_command import Surroundings, rehearse
 from kohya_ext.presets.migration import read_migration
-from kohya_ext.presets.rehearsal import Surroundings, rehearse
 from kohya_ext.presets.release import SCRIPTS, Release, pinned_gradio, refuses_no_upscale, wants_cached_latents
 from kohya_ext.presets.schema import TABS, Tab, read_schema
-from kohya_ext.presets.sources import Sources, TextSources
+from kohya_ext.pysource.arguments import arguments_of
+from kohya_ext.pysource.sources import Sources, TextSources
 from tests.upstream.presets_trees import GitSources
 from tests.upstream.trees import git, kohya_revisions
 

@@ -14,7 +14,7 @@ import toml
 
 from kohya_ext.presets.schema import ATTRIBUTES, TABS, Field, Schema, Tab, read_schema
 from kohya_ext.presets.settings import described
-from kohya_ext.presets.sources import FolderSources
+from kohya_ext.pysource.sources import FolderSources
 from tests.upstream.presets_trees import GitSources, export_python
 from tests.upstream.trees import kohya_revisions
 

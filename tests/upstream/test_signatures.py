@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from kohya_ext.upstream import HOOKS
+from kohya_ext.spec.hooks import HOOKS
 from tests.miniatures.build import BY_NAME, ERAS, files
 
 pytestmark = [pytest.mark.upstream, pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")]

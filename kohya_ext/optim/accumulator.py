@@ -1,0 +1,73 @@
+"""The accumulator in its three widths: making one, converting between them, reading what others wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kohya_ext.optim import blockwise
+from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
+
+
+def width_of(weights: Tensor, state_bits: int) -> int:
+    """The bits an element's accumulator takes: as asked for, except that float64 weights always get 64."""
+    return 64 if weights.dtype == torch.float64 else state_bits
+
+
+def fits(vt: Tensor, weights: Tensor) -> bool:
+    """Whether an accumulator is one for weights of this shape: codes of 8 bits are flat."""
+    return vt.shape == ((weights.numel(),) if vt.dtype == torch.uint8 else weights.shape)
+
+
+def fresh(weights: Tensor, state_bits: int) -> dict[str, Tensor]:
+    """The accumulator of a parameter that has not been stepped yet."""
+    bits = width_of(weights, state_bits)
+    if bits == 8:
+        scales = torch.zeros(blockwise.blocks_of(weights.numel()), dtype=torch.float32, device=weights.device)
+        return {"vt": torch.zeros(weights.numel(), dtype=torch.uint8, device=weights.device), "scale": scales}
+    dtype = {16: torch.bfloat16, 32: torch.float32, 64: torch.float64}[bits]
+    return {"vt": torch.zeros_like(weights, dtype=dtype, requires_grad=False)}
+
+
+def adopt(
+    saved: Mapping[str, Any], saved_bits: int | None, saved_eps: float, weights: Tensor, state_bits: int, eps: float
+) -> tuple[dict[str, Tensor], bool]:
+    """A saved accumulator in the width this parameter needs, on its device; and whether it had to be converted.
+
+    saved_bits: None for a state of the published optimizer, which keeps eps * sum(g**2) whatever the dtype.
+    saved: checked already, see `loading`.
+    """
+    vt: Tensor = saved["vt"]
+    own = fresh(weights, state_bits)
+    scaled = vt.dtype == torch.bfloat16 or saved_bits is None or (saved_bits == 16 and vt.dtype != torch.float64)
+    if scaled and own["vt"].dtype == torch.bfloat16:
+        own["vt"].copy_(vt.to(weights.device))
+        return own, vt.dtype != torch.bfloat16
+    if not scaled and vt.dtype == own["vt"].dtype:
+        for name, tensor in own.items():
+            tensor.copy_(saved[name].view(tensor.shape))
+        return own, False
+    sums = _sums(saved, vt, saved_eps if scaled else None).to(weights.device)
+    _store(own, sums, eps)
+    return own, True
+
+
+def _sums(saved: Mapping[str, Any], vt: Tensor, eps: float | None) -> Tensor:
+    if vt.dtype == torch.uint8:
+        return blockwise.decode(vt, saved["scale"])
+    wide = vt if vt.dtype == torch.float64 else vt.to(torch.float32)
+    return wide if eps is None else wide / eps
+
+
+def _store(own: dict[str, Tensor], sums: Tensor, eps: float) -> None:
+    vt = own["vt"]
+    if vt.dtype == torch.uint8:
+        words = random_words(stream_key(0, 0, 0), element_indices(0, vt.numel(), vt.device))
+        codes, scales = blockwise.encode(sums.reshape(-1).to(torch.float32), own["scale"], words)
+        vt.copy_(codes)
+        own["scale"].copy_(scales)
+    else:
+        vt.copy_((sums * eps if vt.dtype == torch.bfloat16 else sums).reshape(vt.shape))

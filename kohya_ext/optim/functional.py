@@ -1,0 +1,161 @@
+"""What one step of AdaCoor does to one tensor: its constants, and the formula as a pure function.
+
+AdaCoor is Adagrad with learning rate lr * sqrt(eps) and epsilon sqrt(eps), written so that its published form keeps
+the sum of squared gradients times eps in bfloat16. The three forms of the accumulator:
+
+- 16 bits ("vt"): eps * sum(g**2) in bfloat16, with the roundings of the published optimizer, eps among them
+- 32 and 64 bits: sum(g**2), exact eps
+- 8 bits: sum(g**2) as one code an element and one scale a block, see `blockwise`
+
+The formula here is the reference for all paths of one device: `compiled` compiles it, `sliced` runs it slice by slice
+and has a faster equivalent for the commonest case.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kohya_ext.tensors.rounding import as_bfloat16, round_stochastically
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The settings of a parameter group, as numbers ready for use.
+
+    lr multiplies the update. decay: what weights are multiplied with first (1 without weight decay).
+    """
+
+    lr: float
+    eps: float
+    decay: float
+    vt_rate: float
+    maximize: bool
+    state_bits: int
+    stochastic_state: bool
+    stochastic_weights: bool
+    seed: int
+
+    @property
+    def rounded_eps(self) -> float:
+        """eps as the published optimizer multiplies with it: in bfloat16."""
+        return to_bfloat16(self.eps)
+
+    @property
+    def root_eps(self) -> float:
+        return math.sqrt(self.eps)
+
+    def added_eps(self, device: torch.device) -> float:
+        """eps as this device adds it to a bfloat16 root: CPUs round it to bfloat16 first, GPUs do not."""
+        return self.rounded_eps if device.type == "cpu" else self.eps
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """New weights and accumulator, and which elements have a gradient to be used at all (finite, square as well)."""
+
+    weights: Tensor
+    state: Tensor
+    usable: Tensor
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The rule's numbers as the formula takes them: floats, or 0-dimensional tensors in compiled code.
+
+    growth: factor of the squared gradient in the accumulator. scale: factor of the gradient. added: term beside the
+    root. negative_lr, decay: see Rule.
+    """
+
+    growth: float | Tensor
+    scale: float | Tensor
+    added: float | Tensor
+    negative_lr: float | Tensor
+    decay: float | Tensor
+
+
+def constants(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Constants:
+    """The numbers for an accumulator in `state_dtype` (bfloat16: the published form) on `device`."""
+    if state_dtype == torch.bfloat16:
+        eps = rule.rounded_eps
+        return Constants(eps * rule.vt_rate, eps, rule.added_eps(device), -rule.lr, rule.decay)
+    return Constants(rule.vt_rate, 1.0, rule.root_eps, -rule.lr * rule.root_eps, rule.decay)
+
+
+def step_half(
+    weights: Tensor,
+    gradient: Tensor,
+    vt: Tensor,
+    numbers: Constants,
+    rule: Rule,
+    words: Tensor | None,
+    rounded: Callable[[Tensor], Tensor] = as_bfloat16,
+) -> Stepped:
+    """One step with a bfloat16 accumulator. words: random bits (int32) for whatever is rounded stochastically.
+
+    rounded: rounds float32 to the nearest bfloat16 and leaves it in float32; the ways of `rounding` have one result.
+    """
+    up, usable = _usable(gradient, torch.float32, rule)
+    growth = up * up * numbers.growth
+    if rule.stochastic_state and words is not None:
+        grown = round_stochastically(vt.to(torch.float32) + growth, words >> 16, torch.bfloat16).to(torch.float32)
+    else:
+        grown = rounded(vt.to(torch.float32) + rounded(growth))
+    denominator = rounded(rounded(torch.sqrt(grown)) + numbers.added)
+    moved = _move(weights.to(torch.float32), up * numbers.scale, denominator, numbers, rule, usable)
+    return Stepped(round_weights(moved, rule, weights.dtype, words), grown.to(torch.bfloat16), usable)
+
+
+def step_full(
+    weights: Tensor, gradient: Tensor, total: Tensor, numbers: Constants, rule: Rule, words: Tensor | None
+) -> Stepped:
+    """One step with a float32 or float64 accumulator."""
+    up, usable = _usable(gradient, total.dtype, rule)
+    grown = total + up * up * numbers.growth
+    moved = _move(weights.to(total.dtype), up, torch.sqrt(grown) + numbers.added, numbers, rule, usable)
+    return Stepped(round_weights(moved, rule, weights.dtype, words), grown, usable)
+
+
+def rounds_weights_stochastically(rule: Rule, weights_dtype: torch.dtype) -> bool:
+    """Whether new weights of this type are rounded at random."""
+    return rule.stochastic_weights and weights_dtype in (torch.bfloat16, torch.float16)
+
+
+def needs_words(rule: Rule, weights_dtype: torch.dtype, state_dtype: torch.dtype) -> bool:
+    """Whether a step needs random bits."""
+    coarse = state_dtype == torch.uint8 or (rule.stochastic_state and state_dtype == torch.bfloat16)
+    return coarse or rounds_weights_stochastically(rule, weights_dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def to_bfloat16(value: float) -> float:
+    """The nearest bfloat16 value."""
+    return float(torch.tensor(value, dtype=torch.float32).to(torch.bfloat16))
+
+
+def round_weights(moved: Tensor, rule: Rule, dtype: torch.dtype, words: Tensor | None) -> Tensor:
+    """New weights in the precision they are stored in."""
+    if words is not None and rounds_weights_stochastically(rule, dtype):
+        return round_stochastically(moved, words, dtype)
+    return moved.to(dtype)
+
+
+def _usable(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> tuple[Tensor, Tensor]:
+    """The gradient to step by, and where it could be used. Elsewhere it is 0, which moves neither weight nor state."""
+    up = gradient.to(dtype)
+    up = -up if rule.maximize else up
+    usable = up * up < math.inf  # false for NaN too
+    return torch.where(usable, up, 0.0), usable
+
+
+def _move(
+    weights: Tensor, numerator: Tensor, denominator: Tensor, numbers: Constants, rule: Rule, usable: Tensor
+) -> Tensor:
+    decayed = weights if rule.decay == 1 else torch.where(usable, weights * numbers.decay, weights)
+    # the order of operations of torch's addcdiv on a CPU
+    return decayed + numbers.negative_lr * numerator / denominator

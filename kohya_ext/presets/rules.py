@@ -1,0 +1,167 @@
+"""Settings that do not go together, judged on what the form holds once a preset is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from kohya_ext.presets.additional import flags_in
+from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.findings import Finding
+from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES
+from kohya_ext.presets.release import Release
+from kohya_ext.spec.hooks import ADACOOR
+
+Values = Mapping[str, Any]
+
+HIGH_RATE = 0.1
+OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
+# the GUI has words of its own for the default, or means accelerate, which takes others
+GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
+FUSED_OPTIMIZERS = ("adafactor", "adacoor")
+
+
+def contradictions(values: Values, release: Release) -> Iterator[Finding]:
+    """What cannot work, or not as meant."""
+    for rule in RULES:
+        yield from rule(values, release)
+
+
+def _optimizer(values: Values) -> str:
+    return str(values.get("optimizer") or "").casefold().removeprefix("kohya_ext.optim.")
+
+
+def _number(values: Values, key: str) -> float:
+    return parse_number(values.get(key) or 0) or 0
+
+
+def _rates(values: Values, _: Release) -> Iterator[Finding]:
+    optimizer = _optimizer(values)
+    for key in RATES:
+        if values.get(key) is None:
+            continue
+        rate = _number(values, key)
+        if optimizer == ADACOOR.casefold():
+            if rate != 1:
+                effect = "AdaCoor multiplies its steps by it; the guide's settings were found with 1"
+                yield Finding("error", "adacoor-rate", key, values[key], effect, "set it to 1")
+        elif rate >= HIGH_RATE and not _finds_its_rate(optimizer, values):
+            effect = f"a rate of {rate} with {values.get('optimizer')} destroys the model within a few steps"
+            yield Finding("error", "rate-too-high", key, values[key], effect, "1e-6 for AdamW, 1e-7 for Lion")
+
+
+def _finds_its_rate(optimizer: str, values: Values) -> bool:
+    """Whether the learning rate only scales a rate that the optimizer finds itself."""
+    relative = optimizer == "adafactor" and "relative_step=false" not in str(values.get("optimizer_args")).casefold()
+    return relative or optimizer in RATE_ONE or optimizer.startswith("dadapt")
+
+
+def _caching(values: Values, _: Release) -> Iterator[Finding]:
+    cached = values.get("cache_latents") or values.get("cache_latents_to_disk")
+    for key, what in (("random_crop", "crop"), ("color_aug", "colour")):
+        if cached and values.get(key) is True:
+            effect = f"the training script stops: cached latents cannot change their {what}"
+            yield Finding("error", "cached-latents", key, True, effect, "switch caching or this off")
+    if values.get("sdxl_cache_text_encoder_outputs") is True:
+        for key in ("shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs"):
+            if values.get(key) is True or (values.get(key) is not False and _number(values, key) > 0):
+                effect = "the training script stops: cached captions cannot change"
+                yield Finding("error", "cached-captions", key, values[key], effect, "switch caching or this off")
+
+
+def _precision(values: Values, _: Release) -> Iterator[Finding]:
+    for key, precision in (("full_fp16", "fp16"), ("full_bf16", "bf16")):
+        if values.get(key) is True and values.get("mixed_precision") not in (precision, None):
+            effect = f"the training script stops: {key} needs mixed precision {precision}"
+            yield Finding("error", "precision", key, True, effect, f"set mixed_precision to {precision}")
+    if values.get("full_fp16") is True and _optimizer(values) != "adamw8bit":
+        effect = "fp16 weights give NaN with most optimizers; the guide saw it work with AdamW8bit only"
+        yield Finding("warning", "full-fp16", "full_fp16", True, effect, "use AdamW8bit, or switch it off")
+
+
+def _fused(values: Values, release: Release) -> Iterator[Finding]:
+    flag = flags_in(values.get(EXTRA)).get("fused_backward_pass") is True
+    if not (values.get("fused_backward_pass") is True or flag):
+        return
+    key = EXTRA if flag else "fused_backward_pass"
+    optimizer = _optimizer(values)
+    if optimizer not in FUSED_OPTIMIZERS:
+        effect = (
+            f"the training script stops: the fused backward pass works with Adafactor{', AdaCoor' * release.patched}"
+        )
+        yield Finding("error", "fused-optimizer", key, values[key], effect, "change the optimizer or switch it off")
+    if optimizer == ADACOOR.casefold() and values.get("mixed_precision") == "fp16":
+        effect = "training stops: loss scaling of fp16 cannot be undone for gradients that are used at once"
+        yield Finding("error", "fused-fp16", key, values[key], effect, "set mixed_precision to bf16 or no")
+    if _number(values, "gradient_accumulation_steps") > 1:
+        effect = "the training script stops: gradients that are used at once cannot be accumulated"
+        yield Finding("error", "fused-accumulation", key, values[key], effect, "set gradient_accumulation_steps to 1")
+    if _number(values, "fused_optimizer_groups") > 0:
+        effect = "two ways of fusing exclude each other"
+        yield Finding("error", "fused-groups", key, values[key], effect, "set fused_optimizer_groups to 0")
+
+
+def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
+    if release.patched:
+        return
+    cure = "run `kohya-ext install` for this checkout"
+    if _optimizer(values) == ADACOOR.casefold() and values.get("optimizer") != "kohya_ext.optim.AdaCoor":
+        effect = "kohya_ext is not installed here: the training script does not know the optimizer and stops"
+        yield Finding("error", "not-installed", "optimizer", values.get("optimizer"), effect, cure)
+    for name in flags_in(values.get(EXTRA)):
+        if name.startswith(OUR_FLAGS):
+            effect = f"kohya_ext is not installed here: the training script refuses --{name}"
+            yield Finding("error", "not-installed", EXTRA, f"--{name}", effect, cure)
+
+
+def _average(values: Values, release: Release) -> Iterator[Finding]:
+    """Flags of the average that stop the run, or that nothing listens to."""
+    flags = flags_in(values.get(EXTRA))
+    ours = [name for name in flags if name.startswith("ema_")]
+    if "enable_ema" not in flags:
+        if ours:
+            effect = f"--{ours[0]} without --enable_ema does nothing: no average is kept"
+            yield Finding("warning", "ema", EXTRA, f"--{ours[0]}", effect, "add --enable_ema, or remove it")
+        return
+    if _optimizer(values).endswith("schedulefree"):
+        effect = "training stops: a schedule-free optimizer averages by itself"
+        yield Finding("error", "ema", EXTRA, "--enable_ema", effect, "leave one of the two out")
+    if {"ema_schedule", "ema_exp_beta"} <= set(flags):
+        effect = "training stops: both choose a schedule"
+        yield Finding("error", "ema", EXTRA, "--ema_exp_beta", effect, "leave the older --ema_exp_beta out")
+    if release.schema.tab == "ti":
+        effect = "training stops: textual inversion has no model to average"
+        yield Finding("error", "ema", EXTRA, "--enable_ema", effect, "remove it")
+
+
+def _arguments(values: Values, release: Release) -> Iterator[Finding]:
+    """Flags that the training script does not take, and values that the GUI takes and the script does not."""
+    arguments = release.arguments_for(values)
+    flags = {argument.flag for argument in arguments.values()}
+    for name in flags_in(values.get(EXTRA)) if arguments else ():
+        if f"--{name}" not in flags and not name.startswith(OUR_FLAGS):
+            effect = f"the training script refuses --{name} and stops"
+            yield Finding("error", "unknown-flag", EXTRA, f"--{name}", effect, "remove it")
+    for key, value in values.items():
+        argument = arguments.get(key)
+        if argument is None or value in ("", None, False) or key in GUI_TRANSLATES:
+            continue
+        if isinstance(value, str) and argument.type in ("int", "float"):
+            if parse_number(value) is None:
+                effect = f"the training script stops: {argument.flag} takes a number"
+                yield Finding("error", "argument-type", key, value, effect, "give it a number")
+        elif argument.choices is not None and str(value) not in map(str, argument.choices):
+            offered = ", ".join(str(choice) for choice in argument.choices)
+            effect = f"the training script may stop: {argument.flag} takes {offered}"
+            yield Finding("warning", "unknown-value", key, value, effect, "use one of these")
+
+
+RULES: tuple[Callable[[Values, Release], Iterator[Finding]], ...] = (
+    _rates,
+    _caching,
+    _precision,
+    _fused,
+    _unpatched,
+    _average,
+    _arguments,
+)

@@ -1,0 +1,73 @@
+"""What a run says about its average: the time it takes, and how it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kohya_ext.runtime import averaging, checkpoints, fused, timing  # noqa: E402
+from kohya_ext.runtime.telemetry import Telemetry  # noqa: E402
+from tests.runtime.conftest import Run  # noqa: E402
+
+Begin = Callable[..., Run]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock finds it 3 ms on: so an update, between two looks, takes as long."""
+    times = iter(n * 3e-3 for n in range(10_000))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(timing, "SETTLED", 4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema_update_every": 3}, {"ema_start_step": 5}])
+def test_the_cost_is_said_once(
+    begin: Begin, clock: None, settings: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(**settings)
+    run.args.max_train_steps = 60
+    run.step(60)
+    said = capsys.readouterr().out
+    assert said.count("ms a step") == 1
+    assert "kohya_ext: the EMA takes 3 ms a step" in said
+
+
+def test_a_fused_backward_pass_costs_the_sum_of_its_parts(
+    begin: Begin, clock: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin()
+    wrapped = type("Wrapped", (), {})()
+    wrapped.optimizer = run.optimizer
+    wrapped.step_param = lambda parameter, group: None
+    step_param = fused._then_average(wrapped.step_param, averaging.current())  # type: ignore[arg-type]
+    for _ in range(20):
+        for parameter in run.model.parameters():
+            parameter.data += 1
+            step_param(parameter, run.optimizer.param_groups[0])
+    assert "the EMA takes 6 ms a step" in capsys.readouterr().out  # a weight and a bias
+
+
+def test_a_save_says_how_the_average_stands(begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begin()
+    run.step(3)
+    checkpoints.save_at_end(lambda args, sd_saver: None, run.args, lambda *_: None)
+    exact = run.expected()
+    apart = sum(float(((exact[name] - value) ** 2).sum()) for name, value in run.weights().items()) ** 0.5
+    size = sum(float((value**2).sum()) for value in run.weights().values()) ** 0.5
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("kohya_ext: EMA saved after 3 steps: decay 0.630996, ")  # 1 - (1 - d) / (1 - d**3)
+    assert float(said.rpartition(" = ")[2]) == pytest.approx(apart / size, rel=5e-3)
+
+
+def test_the_average_joins_the_telemetry(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin()
+    telemetry = Telemetry(2)
+    telemetry.follow(run.optimizer)
+    run.step(4)
+    telemetry._look()
+    found = telemetry._latest
+    assert found["kohya_ext/ema_decay"] == pytest.approx(1 - 0.1 / (1 - 0.9**3))  # the fourth step waits for the fifth
+    assert found["kohya_ext/ema_distance"] > 0
