@@ -18,6 +18,7 @@ from kohya_ext.checkout import discovery
 from kohya_ext.checkout import environment as environments
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.core.errors import UnsupportedError, UsageError
+from tests import systems
 from tests.checkout import trees
 from tests.checkout.conftest import make, templates  # noqa: F401 - fixtures
 from tests.checkout.pythons import KOHYA, SITE, make_venv, pretend
@@ -48,7 +49,7 @@ IN_PROCESS: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("name", list(IN_PROCESS))
 def test_what_leaves_our_folders_is_refused_and_said(name: str) -> None:
-    if name in ("processes", "a process") and not Path("/proc/1").exists():
+    if name in ("processes", "a process") and (systems.WINDOWS or not Path("/proc/1").exists()):
         pytest.skip("no /proc here")
     with pytest.raises(guard.TrespassError):
         IN_PROCESS[name]()
@@ -161,7 +162,7 @@ def everything(root: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="running GUIs are found through /proc")
+@pytest.mark.skipif(systems.WINDOWS or not Path("/proc/self/cwd").exists(), reason="running GUIs are found by /proc")
 def test_our_tests_beside_a_running_gui_leave_it_alone(make: Make, tmp_path: Path) -> None:  # noqa: F811
     """Once they emptied two files of our package in the environment of the live installation."""
     live, standing = make("submodule", "live").root, make("submodule", "standing").root

@@ -373,7 +373,8 @@ class Transaction:
         found = self._current(change.path)
         wanted = change.after
         same = (found and found.data) == (wanted and wanted.data)
-        if found and wanted and change.before:  # the mode of a new file is the file system's to choose (vfat, NTFS)
+        # a mode other than before is the file system's to grant (vfat, NTFS, a Windows)
+        if found and wanted and change.before and change.before.mode == wanted.mode:
             same = same and found.mode == wanted.mode
         if not same:
             raise ConflictError(f"{change.path} did not come out as written; everything was taken back")

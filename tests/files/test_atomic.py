@@ -5,6 +5,7 @@ import pytest
 
 from kohya_ext.files import atomic, faultpoints
 from tests.files.faults import boundaries, killed_at
+from tests.systems import posix_modes
 
 
 def names(folder: Path) -> list[str]:
@@ -21,11 +22,13 @@ def test_replaces_and_keeps_the_mode(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x.py"]
 
 
+@posix_modes
 def test_new_file_gets_the_usual_mode(tmp_path: Path) -> None:
     atomic.write_atomic(tmp_path / "x", b"")
     assert (tmp_path / "x").stat().st_mode & 0o777 == atomic.NEW_FILE_MODE
 
 
+@posix_modes
 def test_explicit_mode(tmp_path: Path) -> None:
     atomic.write_atomic(tmp_path / "x", b"", mode=0o600)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
@@ -112,6 +115,7 @@ def test_names_cannot_be_guessed(tmp_path: Path) -> None:
     assert len(seen) == 20
 
 
+@posix_modes
 def test_while_it_is_written_only_its_user_may_read_it(tmp_path: Path) -> None:
     with atomic.replacing(tmp_path / "x") as file:
         (temporary,) = tmp_path.iterdir()

@@ -42,7 +42,7 @@ def prepare(root: Path, steps: list[dict[str, Any]], *, created: list[str] | Non
 def root(tmp_path: Path) -> Path:
     root = tmp_path / "tree"
     root.mkdir()
-    (root / "file").write_text("new\n")
+    (root / "file").write_bytes(b"new\n")
     return root
 
 

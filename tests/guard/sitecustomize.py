@@ -114,6 +114,8 @@ def _check(path, folder, what, *, follow):
     if not isinstance(path, (str, bytes)) and not hasattr(path, "__fspath__"):
         return  # a descriptor: what it names was checked when it was opened
     place = os.fsdecode(path)
+    if place.lower().startswith(DEVICES):  # before it is resolved: under wine that leads to /dev/null
+        return
     if not os.path.isabs(place) and isinstance(folder, int) and folder >= 0:
         base = _folder_of(folder)
         if base is None:
