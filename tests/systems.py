@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,8 @@ HAS_GIT = shutil.which("git") is not None
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 posix_modes = pytest.mark.skipif(WINDOWS, reason="Windows has no permission bits")
+
+NO_LINKS = "no links: they need a right that few users of Windows have, and wine makes none"
 
 LACKING = {
     "fork": "needs fork",
@@ -29,7 +32,20 @@ LACKING = {
 LACKING_MODULES = {"fcntl": "needs fcntl", "resource": "needs limits of a process", "pwd": "needs user ids"}
 
 # What Kohya's installer and presets, the data set, the files are about: all that has no need of torch. `make windows`.
-SUITE = ("files", "install", "presets", "dataset", "cli", "tensors", "card", "basemodel", "evaluation", "runtime")
+SUITE = (
+    "files",
+    "checkout",
+    "pysource",
+    "install",
+    "presets",
+    "dataset",
+    "cli",
+    "tensors",
+    "card",
+    "basemodel",
+    "evaluation",
+    "runtime",
+)
 TESTS = Path(__file__).parent
 
 
@@ -59,8 +75,19 @@ def _by_a_test(traceback: TracebackType | None) -> bool:
     return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).is_relative_to(TESTS)
 
 
+def _can_link() -> bool:
+    """Whether a link can be made; wine says yes and makes none."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "link")
+        try:
+            link.symlink_to(folder)
+        except OSError:
+            return False
+        return link.is_symlink()
+
+
 def skip_what_windows_lacks() -> None:
-    """Links need a right that few have there, and a mode says no more than read-only: whoever needs them is skipped."""
+    """A mode says no more there than read-only, and links need a right that few have: whoever needs them is skipped."""
     real_chmod, real_symlink = Path.chmod, os.symlink
 
     def chmod(path: Path, mode: int, **options: Any) -> None:
@@ -70,17 +97,18 @@ def skip_what_windows_lacks() -> None:
 
     def symlink(source: Any, target: Any, *options: Any, **more: Any) -> None:
         if _called_by_a_test():
-            pytest.skip("links need a right that few users of Windows have")
+            pytest.skip(NO_LINKS)
         real_symlink(source, target, *options, **more)
 
     def symlink_to(path: Path, target: Any, *options: Any) -> None:
         if _called_by_a_test():
-            pytest.skip("links need a right that few users of Windows have")
+            pytest.skip(NO_LINKS)
         real_symlink(target, path, *options)
 
     Path.chmod = chmod  # type: ignore[method-assign]
-    Path.symlink_to = symlink_to  # type: ignore[method-assign]
-    os.symlink = symlink
+    if not _can_link():
+        Path.symlink_to = symlink_to  # type: ignore[method-assign]
+        os.symlink = symlink
 
 
 def _called_by_a_test() -> bool:

@@ -37,6 +37,7 @@ _CANNOT_SYNC = (errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP)
 # indexer. Access denied (5) can mean the same, and does where a file that is being removed is still open.
 _IN_USE = (5, 32, 33)
 _WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds
+_NAME_SURROGATE = 0x20000000  # the bit of a reparse tag that says: this name stands for another
 _TRIES = 100  # names that somebody else may take before us
 
 
@@ -150,7 +151,7 @@ class Folder:
         found = self.lstat(name)
         if found is None:
             return
-        if not stat.S_ISDIR(found.st_mode):
+        if not stat.S_ISDIR(found.st_mode) or is_link(found):
             self.unlink(name, missing_ok=True)
             return
         with self.entered(name) as inner:
@@ -253,6 +254,19 @@ def opened(path: Path) -> Iterator[Folder]:
         yield folder
 
 
+def is_link(found: os.stat_result) -> bool:
+    """Whether what lstat has found leads elsewhere: a link, on Windows also a junction, which calls itself a folder."""
+    return stat.S_ISLNK(found.st_mode) or bool(getattr(found, "st_reparse_tag", 0) & _NAME_SURROGATE)
+
+
+def leads_elsewhere(path: Path) -> bool:
+    """Whether `path` itself is a link or a junction; False where there is nothing, or where this user may not look."""
+    try:
+        return is_link(path.lstat())
+    except OSError:
+        return False
+
+
 def in_use(error: OSError) -> bool:
     """Whether Windows refuses because another program has the file open (or, with access denied, may have)."""
     return getattr(error, "winerror", None) in _IN_USE
@@ -326,8 +340,8 @@ def _closing(folder: Folder) -> Iterator[Folder]:
 
 def _require_folder(path: Path) -> None:
     found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        what = "is a link" if stat.S_ISLNK(found.st_mode) else "is not a folder"
+    if not stat.S_ISDIR(found.st_mode) or is_link(found):
+        what = "is a link" if is_link(found) else "is not a folder"
         raise NotADirectoryError(errno.ENOTDIR, what, str(path))
 
 

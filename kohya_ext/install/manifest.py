@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import ConflictError
+from kohya_ext.files.folder import leads_elsewhere
 from kohya_ext.files.paths import checked
 from kohya_ext.files.transaction import STATE_FOLDER
 
@@ -112,7 +113,7 @@ def read(root: Path) -> Manifest | None:
     Raises ConflictError when it is damaged, of another format, or names a path outside the checkout.
     """
     path = root / NAME
-    if (root / STATE_FOLDER).is_symlink() or path.is_symlink():
+    if leads_elsewhere(path.parent) or leads_elsewhere(path):
         raise ConflictError(f"{path} is reached through a link, which kohya_ext never makes; nothing was changed")
     try:
         data = path.read_bytes()

@@ -163,7 +163,8 @@ class Builder:
             return
         after = FileState(data, found.mode if found else NEW_FILE_MODE, owner_for(self._nearest(path)))
         self._change(path, found, after)
-        self.next_entries.append(Entry(path, PRESET, None, sha256(data), after.mode))
+        mode = entry.mode if entry else after.mode  # a file system may grant another: twice is as once there, too
+        self.next_entries.append(Entry(path, PRESET, None, sha256(data), mode))
 
     def remove_unrecorded_preset(self, path: str, data: bytes) -> None:
         """Take a file away that has the bytes which we would put there."""

@@ -256,7 +256,7 @@ def _require_one_owner(site: Site) -> None:
 def _checked(name: object, source: Path) -> str:
     """Only what we move ourselves: one of our names, below one of the two folders."""
     place, _, rest = str(name).partition("/")
-    if place not in PLACES or not rest or "/" in rest or "\\" in rest or rest in (".", ".."):
+    if place not in PLACES or not rest or {*"/\\:"} & {*rest} or rest in (".", ".."):
         raise ConflictError(f"{source} names {name!r}, which cannot be; nothing was changed. Remove {source.parent}")
     return str(name)
 

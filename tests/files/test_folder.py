@@ -4,6 +4,8 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -98,6 +100,47 @@ def test_links_are_removed_and_not_what_they_lead_to(tree: Path) -> None:
         folder.remove_tree("inner")
     assert (tree / "file").read_bytes() == b"content"
     assert not (tree / "inner").exists()
+
+
+JUNCTION = 0xA0000003  # the tag of what `mklink /J` makes, which needs no right
+CLOUD = 0x9000001A  # of a file that a cloud drive has not fetched yet: it is what it is called
+
+
+def with_tag(monkeypatch: pytest.MonkeyPatch, path: Path, tag: int) -> None:
+    """Let lstat tell of the folder `path` what Windows would: a folder, with a reparse tag."""
+    real = os.stat
+
+    def stat_it(where: Any, *arguments: Any, **options: Any) -> Any:
+        found = real(where, *arguments, **options)
+        if not options.get("follow_symlinks", True) and os.fspath(where) == str(path):
+            return SimpleNamespace(st_mode=found.st_mode, st_reparse_tag=tag)
+        return found
+
+    monkeypatch.setattr(os, "stat", stat_it)
+    monkeypatch.setattr(Path, "lstat", lambda one: stat_it(one, follow_symlinks=False))
+
+
+@pytest.mark.parametrize(("tag", "entered"), [(JUNCTION, False), (CLOUD, True)])
+def test_a_junction_is_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: int, entered: bool) -> None:
+    """`.kohya_ext` could be one: what is cleared below it would be somebody else's."""
+    monkeypatch.setattr(folders, "_BY_DESCRIPTOR", False)
+    (tmp_path / "inner/deep").mkdir(parents=True)
+    (tmp_path / "inner/deep/precious").write_bytes(b"")
+    with_tag(monkeypatch, tmp_path / "inner/deep", tag)
+    unlinked: list[str] = []
+    monkeypatch.setattr(os, "unlink", lambda where: unlinked.append(Path(where).name))
+    monkeypatch.setattr(os, "rmdir", lambda where: None)
+    with opened(tmp_path / "inner") as folder:
+        folder.remove_tree("deep")
+        assert unlinked == (["precious"] if entered else ["deep"])
+        if entered:
+            with folder.entered("deep") as deep, opened(tmp_path / "inner/deep"):
+                assert deep.names() == ["precious"]
+            return
+        with pytest.raises(NotADirectoryError, match="is a link"), folder.entered("deep"):
+            pass
+        with pytest.raises(NotADirectoryError, match="is a link"), opened(tmp_path / "inner/deep"):
+            pass
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system knows no pipes with a name")

@@ -16,6 +16,7 @@ from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.install import apply
 from kohya_ext.install.manifest import NAME
 from tests.checkout import trees
+from tests.systems import posix_modes
 
 Make = Callable[..., Checkout]
 Presets = Callable[[Checkout], dict[str, bytes]]
@@ -40,6 +41,16 @@ def test_there_and_back(checkout: Checkout, patch_set: str, presets: Presets) ->
     assert apply.uninstall(checkout).changed
     assert trees.whole(checkout.root) == before
     assert not apply.uninstall(checkout).changed
+
+
+@posix_modes
+def test_a_preset_whose_mode_the_file_system_chose(checkout: Checkout, presets: Presets) -> None:
+    """On vfat and NTFS it is not what was asked for: an installation to be repeated is none for that."""
+    ours = presets(checkout)
+    apply.install(checkout, presets=ours)
+    for path in ours:
+        (checkout.root / path).chmod(0o666)
+    assert not apply.install(checkout, presets=ours).changed
 
 
 @pytest.mark.parametrize("patch_set", SETS)
