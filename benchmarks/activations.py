@@ -1,4 +1,4 @@
-"""What SDXL's U-Net keeps of one picture for its backward pass, by the shapes of the tensors; nothing is calculated.
+"""What SDXL's U-Net keeps of one image for its backward pass, by the shapes of the tensors; nothing is calculated.
 
     SD_SCRIPTS_GIT=<git directory> python -m benchmarks.activations [--size 1024]
 
@@ -60,7 +60,7 @@ class Kept:
 
 
 def count(module: Any, size: int, *, sdpa: bool, checkpointing: bool) -> tuple[Kept, int]:
-    """What the forward pass of one picture of `size` x `size` keeps, and the most of one block, in bytes."""
+    """What the forward pass of one image of `size` x `size` keeps, and the most of one block, in bytes."""
     with FakeTensorMode():
         net = module.SdxlUNet2DConditionModel().train()
         net.set_use_sdpa(sdpa)
@@ -93,7 +93,7 @@ def _contains_another(block: torch.nn.Module) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
+    parser.add_argument("--size", type=int, default=1024, help="side of the image in pixels")
     size = parser.parse_args().size
     module = unet_module()
     rows: list[tuple[str, ...]] = []

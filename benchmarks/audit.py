@@ -1,8 +1,8 @@
-"""How long the audit of a large data set takes: pictures of 12 megapixels with captions, one format after another.
+"""How long the audit of a large data set takes: images of 12 megapixels with captions, one format after another.
 
     python -m benchmarks.audit [--jpeg 1000] [--png 100] [--webp 100] [--folder DIR]
 
-The pictures look like photographs to a codec (smooth patches, edges, a little grain; a JPEG has about 3.5 MB), no two
+The images look like photographs to a codec (smooth patches, edges, a little grain; a JPEG has about 3.5 MB), no two
 are alike. They are made beforehand, in DIR, where they stay for the next run, or in a temporary folder, and lie in the
 system's cache as files that were just copied do. What is timed is the command, in a process of its own.
 """
@@ -70,7 +70,7 @@ def make(folder: Path, kind: str, count: int) -> None:
 
 
 def hash_of(kind: str, number: int) -> int:
-    """Another picture for each number and format."""
+    """Another image for each number and format."""
     return 10_000 * list(FORMATS).index(kind) + number
 
 
@@ -86,7 +86,7 @@ def measure(folder: Path, kind: str, count: int) -> None:
         raise SystemExit(f"the audit ended with {done.returncode}")
     each = 1000 * worked / len(files)
     print(
-        f"{kind:5} {len(files)} pictures of {size:.1f} MB: {seconds:.1f} s; processor time {worked:.1f} s, "
+        f"{kind:5} {len(files)} images of {size:.1f} MB: {seconds:.1f} s; processor time {worked:.1f} s, "
         f"{each:.0f} ms each",
         flush=True,
     )
@@ -102,9 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for kind, count in (("jpeg", 1000), ("png", 100), ("webp", 100)):
         parser.add_argument(f"--{kind}", type=int, default=count, metavar="N", help=f"how many (default {count})")
-    parser.add_argument("--folder", type=Path, help="for the pictures, which stay there (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="for the images, which stay there (default: a temporary one)")
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, pictures of {WIDTH}x{HEIGHT}")
+    print(f"{os.cpu_count()} cores, images of {WIDTH}x{HEIGHT}")
     with tempfile.TemporaryDirectory() as temporary:
         for kind in FORMATS:
             if count := getattr(arguments, kind):

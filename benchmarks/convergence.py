@@ -1,4 +1,4 @@
-"""How AdaCoor trains beside its peers: a small diffusion fine-tune and a zoo of quadratics.
+"""How AdaCoor trains next to its peers: a small diffusion fine-tune and a zoo of quadratics.
 
     python -m benchmarks.convergence [--seeds 5] [--plot FILE.svg] [--json FILE] [--processes 2]
 

@@ -1,4 +1,4 @@
-"""One EMA update beside its peers: torch's AveragedModel, diffusers, timm and ema-pytorch, as far as importable.
+"""One EMA update next to its peers: torch's AveragedModel, diffusers, timm and ema-pytorch, as far as importable.
 
     python -m benchmarks.ema [--millions 100] [--rounds 31] [--threads N] [--clock wall|cpu] [--no-compile]
 

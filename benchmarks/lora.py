@@ -1,4 +1,4 @@
-"""Extraction and resizing beside sd-scripts' own routines, one run, one machine.
+"""Extraction and resizing next to sd-scripts' own routines, one run, one machine.
 
     SD_SCRIPTS_GIT=<git directory> python -m benchmarks.lora [extract|resize|both] [--rank 128] [--rounds 2]
 
@@ -9,7 +9,7 @@ floor, rank 512 deep. The peer is the code of sd-scripts itself, read from git w
 extract is the loop of extract_lora_from_models.py from the difference to the factors, resize are the functions that
 resize_lora_model calls for a module. It works on one matrix after another with all threads; ours works on as many
 matrices as there are workers, as it does in an extraction, and the time is divided by their number. Neither reads or
-writes files here. "error" is what the module misses beside the optimal truncated SVD (float64, from the Gram matrix):
+writes files here. "error" is what the module misses next to the optimal truncated SVD (float64, from the Gram matrix):
 1.005 is half a percent more than possible.
 """
 
@@ -56,7 +56,7 @@ Spectrum = tuple[float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds a layer, of the peer and of ours; error: beside the optimum."""
+    """Seconds a layer, of the peer and of ours; error: next to the optimum."""
 
     shape: tuple[int, int]
     count: int

@@ -1,4 +1,4 @@
-"""AdaCoor beside its peers: time a step, bytes a parameter, peak extra memory, share of the machine's bandwidth.
+"""AdaCoor next to its peers: time a step, bytes a parameter, peak extra memory, share of the machine's bandwidth.
 
     python -m benchmarks.optimizer [--millions 109] [--rounds 7] [--device cpu|cuda] [--only WORD ...] [--compile]
 
@@ -149,7 +149,7 @@ def main() -> None:
         try:
             optimizer.step()
         except (RuntimeError, NotImplementedError) as error:
-            print(f"{name}: left out: {str(error).splitlines()[0]}")
+            print(f"{name}: skipped: {str(error).splitlines()[0]}")
             continue
         memory[name] = (state_bytes(optimizer), 0 if options.no_memory else peak_extra(optimizer.step, options.device))
         runs[name] = optimizer.step

@@ -22,8 +22,8 @@ GRADIENTS = torch.logspace(-8, 0, 49)
 SIZES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # root mean square of a gradient
 LOOKED_AT = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-NOISES = (1e-6, 1e-4, 1e-2)  # root mean square of the noise in the gradient of one picture
-SIGNAL = 1 / 30  # what all pictures agree on, by that noise
+NOISES = (1e-6, 1e-4, 1e-2)  # root mean square of the noise in the gradient of one image
+SIGNAL = 1 / 30  # what all images agree on, by that noise
 ELEMENTS = 4000
 
 Curve = dict[float, float]
@@ -58,7 +58,7 @@ def later_steps(steps: int) -> dict[float, Curve]:
 
 
 def progress(steps: int = 300) -> dict[float, Curve]:
-    """Noise of one picture -> batch size -> way along the signal in `steps` steps, by that with single pictures."""
+    """Noise of one image -> batch size -> way along the signal in `steps` steps, by that with single images."""
     found: dict[float, Curve] = {}
     batches = torch.tensor(BATCHES, dtype=torch.float32)[:, None]
     for noise in NOISES:
@@ -92,7 +92,7 @@ def plot(path: Path, first: dict[float, Curve], later: dict[float, Curve], batch
     middle.set(title="later steps, eps 1e-8", xlabel="step", ylabel="its length at lr 1", xscale="log", yscale="log")
     for noise, curve in batch.items():
         right.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=f"gradients of {noise:g}")
-    right.set(title="way along the signal, eps 1e-8", xlabel="batch size", ylabel="by that of single pictures")
+    right.set(title="way along the signal, eps 1e-8", xlabel="batch size", ylabel="by that of single images")
     right.set(xscale="log", yscale="log", xticks=BATCHES, xticklabels=BATCHES, yticks=(1, 2, 4, 8))
     right.set(yticklabels=(1, 2, 4, 8))
     right.minorticks_off()

@@ -1,7 +1,7 @@
-"""A small diffusion model that knows some pictures, and is fine-tuned to others.
+"""A small diffusion model that knows some images, and is fine-tuned to others.
 
 Pretraining (AdamW, once for a seed) shows two of three shapes; the fine-tune shows the third, with clipping at 1 as in
-Kohya. What is measured is the loss on pictures, times and noise that no run has seen.
+Kohya. What is measured is the loss on images, times and noise that no run has seen.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
 
 
 def fine_tune(make: Make, rate: float, seed: int) -> float:
-    """The held-out loss on the new shape by that of the pretrained model; inf when it is no number."""
+    """The held-out loss on the new shape by that of the pretrained model; inf when it is not a number."""
     model = copy.deepcopy(_pretrained(seed))
     generator = torch.Generator().manual_seed(1000 + seed)
     _train(model, make(model.parameters(), rate), STEPS, generator, new=True)

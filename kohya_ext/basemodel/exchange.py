@@ -43,7 +43,7 @@ def plan(checkpoint: Path, vae: Path) -> Plan:
     old, new = _opened(checkpoint), _opened(_file_of(vae))
     there = {key: entry for key, entry in old.entries.items() if key.startswith(PREFIX)}
     if not there:
-        raise UsageError(f"{checkpoint} has no VAE ({PREFIX}*): it is no full checkpoint of the original kind")
+        raise UsageError(f"{checkpoint} has no VAE ({PREFIX}*): it is not a full checkpoint of the original kind")
     offered: dict[str, Entry] = {}
     for key, entry in new.entries.items():
         name = in_checkpoint(key)

@@ -16,7 +16,7 @@ LONGEST = 100  # characters of an entry in the line of an old version
 
 @dataclass(frozen=True)
 class Version:
-    """One section of a change log. text: its lines, the heading left out."""
+    """One section of a change log. text: its lines without the heading."""
 
     name: str
     number: tuple[int, int, int]
@@ -25,7 +25,7 @@ class Version:
 
 
 def parse(text: str) -> list[Version]:
-    """The versions in a Markdown change log, the newest first. Sections without a number (Unreleased) are left out."""
+    """The versions in a Markdown change log, the newest first. Sections without a number (Unreleased) are skipped."""
     found: list[tuple[re.Match[str], list[str]]] = []
     lines: list[str] | None = None
     level, fenced = 0, False
@@ -62,7 +62,7 @@ def _version(match: re.Match[str], lines: Sequence[str]) -> Version:
     numbers = [match[place] for place in (1, 2, 3)]
     date = _DATE.search(match[4])
     text = "\n".join(lines).strip()
-    # headings within a section would stand beside our own
+    # headings within a section would stand next to our own
     text = re.sub(r"(?m)^#{1,6}\s+(.*)$", r"\n**\1**\n", text).strip()
     name = ".".join(number for number in numbers if number is not None)
     return Version(name, tuple(int(number or 0) for number in numbers), date[0] if date else "", text)  # type: ignore[arg-type]

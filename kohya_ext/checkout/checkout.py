@@ -96,7 +96,7 @@ def stranger(folder: Path) -> str | None:
 def describe(path: Path) -> Checkout:
     """The checkout at `path`, or around it when `path` is the `sd-scripts` folder of a kohya_ss.
 
-    Raises UnsupportedError, with the reason and the cure, when there is no checkout or only half of one.
+    Raises UnsupportedError, with the reason and the fix, when there is no checkout or only half of one.
     """
     root = path.expanduser().resolve()
     try:

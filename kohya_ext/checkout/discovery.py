@@ -140,7 +140,7 @@ class _Search:
     def places(self) -> Iterator[Found]:
         """The checkouts at the templates' places, then those below and next to the current folder; each once."""
         seen: set[Path] = set()
-        usual = ((place, f"a usual place ({place})") for place in expand(CHECKOUTS, self.environ, self.prefix))
+        usual = ((place, f"a known location ({place})") for place in expand(CHECKOUTS, self.environ, self.prefix))
         below = ((self.cwd / name, f"below the current folder ({self.cwd / name})") for name in NESTED)
         beside = self.cwd.parent / "kohya_ss"
         for place, how in (*usual, *below, (beside, f"next to the current folder ({beside})")):

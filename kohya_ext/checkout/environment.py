@@ -106,7 +106,7 @@ def clean_environ(home: str | None = None) -> dict[str, str]:
 def inspect(python: Path, *, home: str | None = None, extra_modules: Sequence[str] = ()) -> Environment:
     """What the interpreter `python` (or the environment in the folder `python`) is and has. Takes about 50 ms.
 
-    Raises UsageError when it does not exist, cannot be run, is no Python, or is older than 3.10.
+    Raises UsageError when it does not exist, cannot be run, is not a Python, or is older than 3.10.
     """
     path = _interpreter_at(python)
     command = [str(path), "-c", PROBE.read_text(encoding="utf-8"), *MODULES, *extra_modules]
@@ -264,7 +264,7 @@ def search(
     user site; else the first environment that exists at all, with a warning. `fallback`: the last resort, our own
     Python. A system's Python without torch is never chosen: nobody wants our package in there.
 
-    Raises UsageError when the argument is no usable Python, or when nothing usable exists.
+    Raises UsageError when the argument is not a usable Python, or when nothing usable exists.
     """
     if argument is not None:
         chosen = inspect(Path(argument))
@@ -336,7 +336,7 @@ def _all_candidates(
     inside = [(checkout.root / name, "the checkout") for name in ENVIRONMENTS_IN_CHECKOUT]
     around = [(folder, name) for folder in enclosing(checkout.root) for name in ENVIRONMENTS_IN_CHECKOUT]
     inside += [(folder / name, f"{folder}, which brings the checkout") for folder, name in around]
-    templates = [(place, "a usual place") for place in expand(ENVIRONMENTS, environ, prefix)]
+    templates = [(place, "a known location") for place in expand(ENVIRONMENTS, environ, prefix)]
     if _conda_wins(checkout.root):
         active.sort(key=lambda entry: entry[1] != "$CONDA_PREFIX")
         inside = [entry for entry in active if entry[1] == "$CONDA_PREFIX"] + inside

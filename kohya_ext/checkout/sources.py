@@ -51,7 +51,7 @@ class Sources:
         self._data: dict[Path, bytes] = {}
 
     def data(self, path: Path) -> bytes:
-        """The bytes of `path`. Raises UnsupportedError where it is no module, ConflictError without permission."""
+        """The bytes of `path`. Raises UnsupportedError where it is not a module, ConflictError without permission."""
         if path not in self._data:
             try:
                 self._data[path] = read_regular(path, MODULE_LIMIT)

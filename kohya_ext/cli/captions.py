@@ -38,7 +38,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     verbs = group.add_subparsers(title="verbs", metavar="VERB", required=True, prog=f"kohya-ext {GROUP}")
     write = _verb(
-        verbs, WRITE, write_captions, "write what each image's file name says beside it (when no verb is given)"
+        verbs, WRITE, write_captions, "write what each image's file name says next to it (when no verb is given)"
     )
     write.add_argument("--overwrite", action="store_true", help="write over captions that exist")
     write.add_argument("--keep-suffix", action="store_true", help='leave "(1)", "_2" and " - Copy" at the end of names')

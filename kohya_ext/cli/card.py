@@ -99,7 +99,7 @@ def _author(arguments: argparse.Namespace) -> Author:
 
     said = {**dict.fromkeys(arguments.allow, True), **dict.fromkeys(arguments.deny, False)}
     if unknown := [name for name in said if name not in PERMISSIONS]:
-        raise UsageError(f"{unknown[0]!r} is no permission; there are: {', '.join(PERMISSIONS)}")
+        raise UsageError(f"{unknown[0]!r} is not a permission; there are: {', '.join(PERMISSIONS)}")
     if both := set(arguments.allow) & set(arguments.deny):
         raise UsageError(f"{', '.join(sorted(both))}: either --allow or --deny")
     versions = parse(_text(arguments.changelog)) if arguments.changelog else []

@@ -150,7 +150,7 @@ def training_allows(
 SAVES_SEARCHED = 4  # levels below the checkout
 
 # Where a search found an environment that is evidence enough to install into it besides the one that is remembered.
-WEAK_EVIDENCE = ("a usual place", "the system's Python", "the Python that runs this installer")
+WEAK_EVIDENCE = ("a known location", "the system's Python", "the Python that runs this installer")
 
 
 def environments_to_install(

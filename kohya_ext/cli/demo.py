@@ -110,12 +110,12 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
         "files", f"{demo.output}: toy.safetensors (raw), toy-ema.safetensors (EMA), {len(points)} saves on the way"
     )
     out.item(
-        "result", f"loss on held-out pictures: raw {last['raw_loss']:.4f}, EMA {last['ema_loss']:.4f} ({better} raw)"
+        "result", f"loss on held-out images: raw {last['raw_loss']:.4f}, EMA {last['ema_loss']:.4f} ({better} raw)"
     )
-    out.item("picture", f"{demo.picture}: the loss, and samples of the raw weights beside the EMA's")
+    out.item("picture", f"{demo.picture}: the loss, and samples of the raw weights next to the EMA's")
     out.item("time", f"{seconds:.0f} s")
     out.line()
-    out.item("what next", "the same in your own Kohya:")
+    out.item("next steps", "the same in your own Kohya:")
     out.item("", put_on("/path/to/kohya_ss"))
     out.item("", 'then in the Finetune tab: optimizer "AdaCoor", learning rate 1, optimizer arguments eps=1e-8,')
     out.item("", "additional parameters --enable_ema --ema_decay=0.9995 (or one of the presets)")

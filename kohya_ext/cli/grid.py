@@ -27,7 +27,7 @@ PAGE, SHEET = "grid.html", "grid.png"
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("grid", help="draw a prompt file with models side by side, averages beside raw ones")
+    parser = subparsers.add_parser("grid", help="render prompts with several models, EMA next to raw")
     add = parser.add_argument
     add("models", type=Path, nargs="+", metavar="MODEL", help="checkpoints, LoRAs, diffusers folders, folders of them")
     add("--prompts", type=Path, required=True, metavar="FILE", help="a Kohya prompt file, e.g. of `kohya-ext prompts`")
@@ -36,13 +36,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=Path,
         required=True,
         metavar="FOLDER",
-        help=f"gets {PAGE}, {SHEET} and pictures/; is gone on with",
+        help=f"gets {PAGE}, {SHEET} and images/; is gone on with",
     )
     add("--images", type=Path, metavar="FOLDER", help="the training images: shows the nearest one, and near copies")
     add("--clip", nargs="?", const="", metavar="DIR", help="compare by CLIP (in the local cache, or DIR), not by hash")
     add("--base", type=Path, metavar="MODEL", help="what LoRAs go onto")
     add("--weight", type=float, default=1.0, metavar="X", help="of LoRAs (default 1)")
-    add("--no-average", action="store_true", help="leave out the -ema files beside the given ones")
+    add("--no-average", action="store_true", help="leave out the -ema files next to the given ones")
     add("--limit", type=int, metavar="N", help="only the first N prompts of each section")
     add("--config", type=Path, metavar="DIR", help="a diffusers folder that describes single files, when offline")
     add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
@@ -84,7 +84,7 @@ def grid(arguments: argparse.Namespace) -> int:
 
 
 def make_renderer(arguments: argparse.Namespace, columns: Sequence[Column]) -> tuple[Renderer, str]:
-    """The renderer, and what its pictures depend on beside model and prompt."""
+    """The renderer, and what its images depend on next to model and prompt."""
     from kohya_ext.evaluation.models import LORA
     from kohya_ext.evaluation.models import columns as columns_of
 

@@ -172,7 +172,7 @@ def _kept_and_notes(out: Output, outcome: Outcome) -> None:
 def _checks(
     out: Output, checkout: Checkout, environment: Environment | None, *, patched: bool
 ) -> list[dict[str, Any]] | None:
-    """What a run needs besides: shown with its cure, but no reason to fail, for our part is done."""
+    """What a run needs besides: shown with its fix, but no reason to fail, for our part is done."""
     from kohya_ext.install import requirements
 
     if environment is None:
@@ -194,7 +194,7 @@ def _checks(
 def _offer_warmup(
     out: Output, checkout: Checkout, environment: Environment | None, arguments: argparse.Namespace
 ) -> None:
-    """The cure for gradio 6 is a line in a file of the user's: written only when told to."""
+    """The fix for gradio 6 is a line in a file of the user's: written only when told to."""
     from kohya_ext.install import gui_gradio, requirements
 
     if environment is None or checkout.gui_root is None or gui_gradio.warmup_is_number(checkout):
@@ -216,7 +216,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
 
     restart = restart_hint(checkout.root, os.environ)
     out.line()
-    out.item("what next", restart)
+    out.item("next steps", restart)
     listed = checkout.layout == "submodule" or (
         checkout.presets_dir and numbers(checkout.release) >= FIRST_PRESETS_LIST
     )

@@ -60,7 +60,12 @@ def _register_extract(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     add("--size", metavar="BYTES", type=_size, help="ranks that fill a file of this size best, e.g. 100MB")
     add("--alpha", metavar="X", type=_number, help="network alpha in the file; the change it makes stays the same")
     add("--dtype", choices=DTYPES, help="of the file (default fp16)")
-    add("--method", choices=METHODS, default="auto", help="auto: randomized where the rank is small beside the matrix")
+    add(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="auto: randomized where the rank is small compared with the matrix",
+    )
     add("--text-encoders", choices=ENCODER_RULES, help="auto: each that changed; together: all if one did (sd-scripts)")
     add("--min-diff", metavar="X", type=_number, help="a text encoder has changed if a weight differs by more than X")
     add("--clamp-quantile", metavar="Q", type=_part, help="cut the factors as sd-scripts does (its default is 0.99)")
@@ -128,7 +133,7 @@ def extract(arguments: argparse.Namespace) -> int:
         result = extracting.run(found, arguments.out, settings, bar.show)
     seconds = time.monotonic() - began
     if result.unchanged:
-        out.item("unchanged", f"{len(result.unchanged)} modules do not differ and are left out")
+        out.item("unchanged", f"{len(result.unchanged)} modules do not differ and are skipped")
     for written in result.files:
         _describe(out, written, "the change")
     out.item("done", f"{seconds:.1f} s")

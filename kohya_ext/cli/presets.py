@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from kohya_ext.presets.release import Release
 
 MISSING_SHOWN = 3
-WIDTH = 100  # of running text, beside its label
+WIDTH = 100  # of running text, next to its label
 
 
 class _AnyOrder(Parser):
     """Takes `NAME --data DIR CHECKOUT` as well: plain argparse gives up on arguments after options.
 
-    It would take the optional CHECKOUT as left out when it meets NAME.
+    It would take the optional CHECKOUT as absent when it meets NAME.
     """
 
     _inside = False
@@ -240,7 +240,7 @@ def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> No
         subject = f"{finding.key}{value}" if finding not in missing else _enumerated([one.key for one in missing])
         out.row(f"  {finding.level:<8} {subject}")
         out.row(f"           {finding.effect}")
-        out.row(f"           cure: {finding.cure}")
+        out.row(f"           fix: {finding.cure}")
 
 
 def _enumerated(keys: list[str]) -> str:

@@ -29,7 +29,7 @@ def register(verbs: argparse._SubParsersAction[Any]) -> None:
 def _register_command(verbs: argparse._SubParsersAction[Any]) -> None:
     verb = verbs.add_parser("command", help="what the installed GUI would run for a preset, preparation included")
     verb.add_argument("name", metavar="NAME", help=NAME_HELP)
-    pictures = "the pictures with their captions; for other tabs than finetune in folders called REPEATS_NAME"
+    pictures = "the images with their captions; for other tabs than finetune in folders called REPEATS_NAME"
     verb.add_argument("--data", metavar="DIR", required=True, type=Path, help=pictures)
     verb.add_argument("--model", metavar="FILE", required=True, help="the base model: file, folder or name on a hub")
     verb.add_argument("--output", metavar="DIR", required=True, type=Path, help="where model and metadata are written")
@@ -54,7 +54,7 @@ def _register_install(verbs: argparse._SubParsersAction[Any]) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="presets of ours (all when left out); a folder is taken as the checkout",
+        help="presets of ours (all by default); a folder is taken as the checkout",
     )
     add_changing(verb)
     add_json(verb)
@@ -91,7 +91,7 @@ def fit(arguments: argparse.Namespace) -> int:
 
 
 def install(arguments: argparse.Namespace) -> int:
-    """Install presets by name beside those that are there. Raises UnsupportedError when the release cannot take one."""
+    """Install presets by name, keeping the others. Raises UnsupportedError when the release cannot take one."""
     from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.install import apply
     from kohya_ext.install.known import known
@@ -111,7 +111,7 @@ def install(arguments: argparse.Namespace) -> int:
     for name, reason in collection.refused.items():
         if name in chosen:
             raise UnsupportedError(reason)
-        out.item("left out", f"{name}: {reason}")
+        out.item("skipped", f"{name}: {reason}")
     patch_set = recorded.patch_set if recorded else "presets"
     # a newer copy of us brings its own lines along, and then the package must be of the same version
     environments = known(checkout.root, recorded).environments if patch_set != "presets" else []
@@ -129,7 +129,7 @@ def install(arguments: argparse.Namespace) -> int:
     if not outcome.plan.changes:
         out.item("unchanged", "everything is in place already")
     elif not arguments.dry_run:
-        out.item("what next", "restart the GUI and reload the page: it reads its list of presets at start only")
+        out.item("next steps", "restart the GUI and reload the page: it reads its list of presets at start only")
     return out.finish(DONE, refused=collection.refused, **outcome.as_json())
 
 

@@ -18,7 +18,7 @@ from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("update", help="take our files off, git pull with submodules, put them on again")
+    parser = subparsers.add_parser("update", help="uninstall, git pull with submodules, reinstall them")
     add_checkout(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask (without a terminal nothing is asked anyway)")
     add_json(parser)
@@ -48,7 +48,7 @@ def update(arguments: argparse.Namespace) -> int:
     if done.failure is not None:
         out.warn(done.failure)
     elif checkout.gui_root is not None:
-        out.item("what next", restart_hint(checkout.root, os.environ))
+        out.item("next steps", restart_hint(checkout.root, os.environ))
     return out.finish(
         DONE if done.failure is None else FOUND_PROBLEMS,
         checkout=checkout_json(checkout),

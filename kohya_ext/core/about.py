@@ -11,7 +11,7 @@ PACKAGE = "kohya_ext"
 VERSION = "0.1.0"
 SUMMARY = (
     "AdaCoor, EMA and the guide's presets for Kohya_ss, "
-    "installed into an existing checkout and taken back byte for byte"
+    "installed into an existing checkout and uninstalled to a byte-identical tree"
 )
 LICENSE = "Apache-2.0"
 REPOSITORY = "https://github.com/OWNER/kohya_ext"

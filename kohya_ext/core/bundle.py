@@ -21,4 +21,4 @@ def data_dir(name: str) -> Path:
     for folder in (PACKAGE_DIR / "bundled" / name, PACKAGE_DIR.parent / name):
         if folder.is_dir():
             return folder
-    raise UsageError(f"this copy of kohya_ext has no {name}/ folder beside {PACKAGE_DIR}; install it again")
+    raise UsageError(f"this copy of kohya_ext has no {name}/ folder next to {PACKAGE_DIR}; install it again")

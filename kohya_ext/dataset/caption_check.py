@@ -75,4 +75,4 @@ def _advice(name: str, text: str, token: str) -> Iterator[Finding]:
     if not caption_lint.words_in(text, (token,)):
         yield Finding("no-token", name, f"does not hold the token {token!r}")
     elif text.casefold().startswith(token.casefold()):
-        yield Finding("token-first", name, f"begins with the token {token!r}: put it beside what it names", ADVICE)
+        yield Finding("token-first", name, f"begins with the token {token!r}: put it next to what it names", ADVICE)

@@ -15,14 +15,14 @@ from kohya_ext.dataset.plan import Plan
 from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, TooSlowError, substituted
 
 ROOM_FOR_NUMBER = len(" (9999)")
-# What lies beside an image under its name and has to keep it: captions of both kinds, cached latents.
+# What lies next to an image under its name and has to keep it: captions of both kinds, cached latents.
 COMPANIONS = (".txt", ".caption", ".npz")
 
 
 def from_names(
     folder: Path, *, recursive: bool = False, overwrite: bool = False, keep_suffix: bool = False, suffix: str = ""
 ) -> Plan:
-    """A caption beside each image, saying what its name says. Captions that exist stay unless `overwrite`.
+    """A caption next to each image, saying what its name says. Captions that exist stay unless `overwrite`.
 
     suffix: of caption files, `.txt` when empty. Raises UsageError when there is no image.
     """
@@ -115,7 +115,7 @@ def _by_text(literal: re.Pattern[str], new: str, path: Path, text: str) -> str:
 
 
 def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Plan:
-    """Each image gets its caption as its name, and what lies beside it under the same name goes with it.
+    """Each image gets its caption as its name, and what lies next to it under the same name goes with it.
 
     Names that are taken get " (2)" and so on, which `from_names` takes off again.
     """

@@ -34,7 +34,7 @@ def require_extension(suffix: str) -> None:
 
 
 def images_in(folder: Path, *, recursive: bool) -> list[Path]:
-    """The images below `folder`, relative to it, sorted. Hidden folders and files are passed over."""
+    """The images below `folder`, relative to it, sorted. Hidden folders and files are skipped."""
     return sorted(path for path in files_in(folder, recursive=recursive) if path.suffix.lower() in IMAGE_SUFFIXES)
 
 

@@ -1,4 +1,4 @@
-"""The audit as one HTML file, with pictures of what it is about."""
+"""The audit as one HTML file, with images of what it is about."""
 
 from __future__ import annotations
 

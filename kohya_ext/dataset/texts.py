@@ -35,7 +35,7 @@ def read(folder: Path, path: Path) -> Caption | None:
     """
     try:
         if (folder / path).stat().st_size > LARGEST:
-            raise UsageError(f"{path} has more than {LARGEST} bytes: that is no caption; nothing was changed")
+            raise UsageError(f"{path} has more than {LARGEST} bytes: that is not a caption; nothing was changed")
         state = read_state(folder / path)
     except FileNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""The picture at the end of the demo: the loss over the steps, and samples of the raw weights beside the EMA's."""
+"""The image at the end of the demo: the loss over the steps, and samples of the raw weights next to the EMA's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH, RAW, EMA = "#c3c9d3", "#d9622b", "#2563c9"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One save point: the loss on held-out pictures and samples, of the raw weights and of their average."""
+    """One save point: the loss on held-out images and samples, of the raw weights and of their average."""
 
     step: int
     raw_loss: float
@@ -42,7 +42,7 @@ class Figure:
 
 
 def draw(figure: Figure) -> Image.Image:
-    """The whole picture."""
+    """The whole image."""
     height = SAMPLES_TOP + len(figure.checkpoints) * (TILE + GAP) + MARGIN
     image = Image.new("RGB", (WIDTH, height), PAPER)
     pen = ImageDraw.Draw(image)

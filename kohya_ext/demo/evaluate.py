@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """Draws the picture; the losses of every save point, for the caller."""
+    """Draws the image; the losses of every save point, for the caller."""
     from kohya_ext.demo.chart import Checkpoint, Figure, draw
 
     pictures = _held_out(arguments.held_out)
@@ -69,7 +69,7 @@ def save_points(folder: Path, name: str) -> list[tuple[int, Path, Path]]:
 
 
 def read_losses(metrics: Path) -> list[tuple[int, float]]:
-    """(step, loss) from the log of the run; an unfinished last line is left out."""
+    """(step, loss) from the log of the run; an unfinished last line is skipped."""
     losses = []
     for line in metrics.read_text(encoding="utf-8").splitlines():
         try:

@@ -18,7 +18,7 @@ def captions() -> list[str]:
 
 
 def write_pictures(folder: Path, per_caption: int, seed: int = 0) -> int:
-    """Draws `per_caption` pictures of each caption, at varying places and sizes, beside their `.txt`; how many."""
+    """Draws `per_caption` images of each caption, at varying places and sizes, next to their `.txt`; how many."""
     from PIL import Image, ImageDraw
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def choose_folder(wanted: str | None) -> Path:
 
 
 def prepare(demo: Demo) -> dict[str, int]:
-    """Draws the pictures, writes the miniature, and lets the real installer patch it; what it did, in numbers."""
+    """Draws the images, writes the miniature, and lets the real installer patch it; what it did, in numbers."""
     from kohya_ext import presets
     from kohya_ext.checkout.checkout import describe
     from kohya_ext.install import apply
@@ -150,7 +150,7 @@ def train(demo: Demo, progress: Callable[[int, float], None]) -> None:
 
 
 def evaluate(demo: Demo) -> list[dict[str, float]]:
-    """Draws the picture from the saved files; the losses of raw and EMA weights at every save point."""
+    """Draws the image from the saved files; the losses of raw and EMA weights at every save point."""
     what = f"AdaCoor (eps=1e-8, rate {LEARNING_RATE}), EMA decay {demo.ema_decay}, {demo.steps} steps, CPU"
     words = [sys.executable, "-m", "kohya_ext.demo.evaluate", "--training_root", str(training_root(demo.checkout))]
     words += ["--models", str(demo.output), "--name", NAME, "--metrics", str(metrics_file(demo.folder / "logs"))]
@@ -159,7 +159,7 @@ def evaluate(demo: Demo) -> list[dict[str, float]]:
     words += ["--subtitle", f"{what}. Loss: squared error of the noise, min-SNR weighted."]
     done = subprocess.run(words, env=demo.environ(), capture_output=True, text=True)
     if done.returncode != 0:
-        raise KohyaExtError(f"the demo could not draw its picture:\n{done.stderr[-2000:]}")
+        raise KohyaExtError(f"the demo could not draw its image:\n{done.stderr[-2000:]}")
     result: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -1,8 +1,8 @@
-"""bfloat16 weights and their float32 shadow in the memory of the two, with the average's values in the weights.
+"""bfloat16 weights and their float32 shadow in the memory of the two, with the EMA's values in the weights.
 
-A float32 is a bfloat16 with 16 more bits. While the average stands in the weights (its upper bits, rounded), its shadow
-holds the raw weights in the upper half of each element and the average's own lower bits in the lower half. Rounding is
-half away from zero, not to even: that can be told from the lower bits alone, so the average comes back bit for bit too.
+A float32 is a bfloat16 with 16 more bits. While the EMA stands in the weights (its upper bits, rounded), its shadow
+holds the raw weights in the upper half of each element and the EMA's own lower bits in the lower half. Rounding is
+half away from zero, not to even: that can be told from the lower bits alone, so the EMA comes back bit for bit too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def fits(weights: Tensor, shadow: Tensor) -> bool:
 
 
 def put_in(weights: Tensor, shadow: Tensor) -> Pair:
-    """(the average as bfloat16, a float32 tensor that holds the rest) from (raw weights, a finite average)."""
+    """(the EMA as bfloat16, a float32 tensor that holds the rest) from (raw weights, a finite average)."""
     average, raw = shadow.view(torch.int32), weights.view(torch.int16).to(torch.int32)
     rounded = ((average + _HALF) >> 16).to(torch.int16).view(torch.bfloat16)
     return rounded, ((raw << 16) | (average & _LOW)).view(torch.float32)

@@ -31,7 +31,7 @@ _Kind = tuple[torch.dtype, torch.dtype, torch.device]
 
 @dataclass(frozen=True)
 class Update:
-    """One update of the average. weight: the w of the lerp. seed, number: what stochastic rounding depends on."""
+    """One update of the EMA. weight: the w of the lerp. seed, number: what stochastic rounding depends on."""
 
     weight: float
     number: int

@@ -14,14 +14,14 @@ FREE_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Placement:
-    """device: None means beside each parameter. reason: one phrase for the log."""
+    """device: None means next to each parameter. reason: one phrase for the log."""
 
     device: torch.device | None
     reason: str
 
 
 def place(weights: Sequence[Tensor], dtype: torch.dtype, wanted: torch.device | str | None) -> Placement:
-    """Decide where the shadow of `weights` goes. wanted: `auto`, a device, or None for beside each parameter."""
+    """Decide where the shadow of `weights` goes. wanted: `auto`, a device, or None for next to each parameter."""
     if wanted is None:
         return Placement(None, "next to the weights")
     if wanted != "auto":

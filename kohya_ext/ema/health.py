@@ -1,4 +1,4 @@
-"""Whether the average does what it should: how far it is from the weights, and whether it moves at all."""
+"""Whether the EMA does what it should: how far it is from the weights, and whether it moves at all."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class FrozenShadowError(RuntimeError):
 
 
 def relative_distance(*shadows: Shadow) -> float:
-    """||average - weights|| / ||weights|| over all parameters; 0 for an average that sits on the weights.
+    """||average - weights|| / ||weights|| over all parameters; 0 for an EMA that sits on the weights.
 
-    Non-finite weights are left out. Reads everything once, and waits for the device.
+    Non-finite weights are skipped. Reads everything once, and waits for the device.
     """
     apart = size = 0.0
     for _, weights, average in itertools.chain.from_iterable(shadow.pairs() for shadow in shadows):
@@ -43,7 +43,7 @@ class _Sample:
 
 
 class FrozenCheck:
-    """Raises when `after` updates have moved the raw weights and left every sampled element of the average alone.
+    """Raises when `after` updates have moved the raw weights and left every sampled element of the EMA alone.
 
     No fault, and not counted: weights that did not move (a learning rate of 0), and steps without an update (a late
     start, an interval).

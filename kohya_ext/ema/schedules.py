@@ -26,20 +26,20 @@ class Schedule(Protocol):
 
     @property
     def starts_fresh(self) -> bool:
-        """True when the first update replaces the shadow, so that the start model has no share in the average."""
+        """True when the first update replaces the shadow, so that the start model has no share in the EMA."""
 
     def weight(self, update: int, every: int = 1) -> float:
         """The w of `shadow = lerp(shadow, p, w)` at update 1, 2, ... when one update stands for `every` real steps."""
 
     def horizon(self, steps: int) -> float:
-        """How many of the last steps the average covers after `steps` steps: the 1 / (1 - decay) of that moment."""
+        """How many of the last steps the EMA covers after `steps` steps: the 1 / (1 - decay) of that moment."""
 
     def start_share(self, steps: int) -> float:
-        """The share (0 to 1) of the start model that is left in the average after `steps` steps."""
+        """The share (0 to 1) of the start model that is left in the EMA after `steps` steps."""
 
 
 def describe(schedule: Schedule, total_steps: int) -> str:
-    """What the average will cover, for people: `last ~2,000 of 6,000 steps; start model 0 %`."""
+    """What the EMA will cover, for people: `last ~2,000 of 6,000 steps; start model 0 %`."""
     if total_steps < 1:
         return "no step to average"
     covered = min(total_steps, max(1, _round_to_two_digits(schedule.horizon(total_steps))))
@@ -53,7 +53,7 @@ def describe(schedule: Schedule, total_steps: int) -> str:
 class Debiased:
     """Constant decay with the start model's share divided out, like Adam's bias correction.
 
-    After n steps the average is exactly sum(decay**(n-i) * p_i) / sum(decay**(n-i)).
+    After n steps the EMA is exactly sum(decay**(n-i) * p_i) / sum(decay**(n-i)).
     """
 
     decay: float
@@ -160,7 +160,7 @@ class Exponential:
 class Power:
     """The power-function average of Karras et al. 2023: its width is a fixed share of the run, however long it gets.
 
-    sigma_rel: standard deviation of the average's profile relative to the steps so far, 0 < sigma_rel < 0.288.
+    sigma_rel: standard deviation of the EMA's profile relative to the steps so far, 0 < sigma_rel < 0.288.
     """
 
     sigma_rel: float

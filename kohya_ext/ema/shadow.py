@@ -35,14 +35,14 @@ class Shadow:
     params: tensors, or (name, tensor) pairs; names key the saved state. A tensor that occurs twice counts once.
     schedule: see `kohya_ext.ema.schedules`. update_every: real steps an update; the decay is compensated.
     start_step: real steps before averaging begins. dtype: float32 or float64, or bfloat16 with `stochastic=True`.
-    device: None (beside each parameter), `auto` (there, if memory allows, else in host memory) or a device.
+    device: None (next to each parameter), `auto` (there, if memory allows, else in host memory) or a device.
     seed: of the stochastic rounding. compiled: True for compiled passes over all but small float32 and float64
     averages, which take some seconds at the first update and a C++ compiler or Triton; None for the same where it pays
     (from 16 million weights on) and where torch can compile. guarded: keep non-finite weights out; False only where the
     weights are known to be finite.
 
     Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
-    moved its weights. Parameters that need no gradient at that moment are left out, for good, unless `frozen_too`:
+    moved its weights. Parameters that need no gradient at that moment are skipped, for good, unless `frozen_too`:
     DyLoRA freezes and thaws its own at every step.
 
     Raises ValueError for settings out of range and for dtypes in which an average would stand still.
@@ -147,7 +147,7 @@ class Shadow:
 
     @property
     def swapped(self) -> bool:
-        """True while the average is in the place of the weights."""
+        """True while the EMA is in the place of the weights."""
         return self._swap is not None
 
     @property
@@ -169,7 +169,7 @@ class Shadow:
 
     @contextmanager
     def swap(self) -> Iterator[None]:
-        """The average is in the parameters meanwhile; the raw weights come back bit for bit, whatever happens."""
+        """The EMA is in the parameters meanwhile; the raw weights come back bit for bit, whatever happens."""
         try:
             self.swap_in()
             yield
@@ -188,7 +188,7 @@ class Shadow:
                 self.swap_in()
 
     def swap_in(self) -> None:
-        """Put the average into the parameters. On any exception the raw weights are back first."""
+        """Put the EMA into the parameters. On any exception the raw weights are back first."""
         self._refuse_if_swapped("swap_in")
         self._swap = Swap([(self._params[name], shadow) for name, shadow in self._shadows.items()])
         try:
@@ -264,7 +264,7 @@ class Shadow:
         return Update(self.schedule.weight(number, self.update_every), number, self.seed)
 
     def _advance(self, averaged: list[_Averaged], due: Update | None) -> None:
-        """Take the weights as they are after this step: into the average, or as the start model of a late start."""
+        """Take the weights as they are after this step: into the EMA, or as the start model of a late start."""
         with torch.no_grad():
             if due is not None:
                 self._blender.blend(averaged, due)
@@ -306,7 +306,7 @@ class Shadow:
 
     def _refuse_if_swapped(self, what: str) -> None:
         if self._swap is not None:
-            raise RuntimeError(f"{what} while the average is in the place of the weights; leave swap() first")
+            raise RuntimeError(f"{what} while the EMA is in the place of the weights; leave swap() first")
 
     def _check_names(self, shadows: dict[str, Tensor]) -> None:
         expected = list(self._shadows) or self._chosen()
@@ -377,7 +377,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _refuse_unusable(shadows: Mapping[str, Tensor]) -> None:
-    """A value that is not finite would never leave the average again: updates keep such values out of it."""
+    """A value that is not finite would never leave the EMA again: updates keep such values out of it."""
     for name, shadow in shadows.items():
         if not (shadow.is_floating_point() and shadow.layout == torch.strided):
             raise ValueError(f"damaged EMA state: {name!r} is {shadow.dtype}, {shadow.layout}")

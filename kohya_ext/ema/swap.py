@@ -1,4 +1,4 @@
-"""The average in the place of the raw weights for a while, and the raw weights back, bit for bit, whatever happens.
+"""The EMA in the place of the raw weights for a while, and the raw weights back, bit for bit, whatever happens.
 
 Where weights and shadow have one dtype they are *exchanged*, slice by slice through the host, which needs no memory of
 the size of the model anywhere. bfloat16 weights go into their float32 shadow bit by bit (see `packing`), which needs
@@ -58,7 +58,7 @@ class Swap:
         self._raw: list[Tensor | None] = [None] * len(self._copied)
 
     def put_in(self) -> None:
-        """The average goes into the weights."""
+        """The EMA goes into the weights."""
         with torch.no_grad():
             for where in self._order:
                 self._exchange(where, self._progress.done + 1, bf16_swap.put_in)
@@ -110,7 +110,7 @@ class Swap:
     def _views(self, where: _Slice) -> tuple[Tensor, Tensor]:
         weights, shadow = self._exchanged[where.pair]
         views = flat_views(weights.data, shadow)
-        if views is None:  # the layout changed while the average was in: change it back, values stay
+        if views is None:  # the layout changed while the EMA was in: change it back, values stay
             own = torch.empty_strided(shadow.shape, shadow.stride(), dtype=weights.dtype, device=weights.device)
             weights.data = own.copy_(weights.data)
             views = flat_views(weights.data, shadow) or [weights.data, shadow]

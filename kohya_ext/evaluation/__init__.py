@@ -1,1 +1,1 @@
-"""Judging a model by its pictures: prompts as the guide asks for them, and sheets of what models make of them."""
+"""Judging a model by its images: prompts as the guide asks for them, and sheets of what models make of them."""

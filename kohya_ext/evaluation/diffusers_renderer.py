@@ -1,7 +1,7 @@
 """Pictures drawn by diffusers: single-file checkpoints, folders of its own, and LoRAs on a base model.
 
 Nothing is fetched: a single file needs the configuration of its family, from a folder (`config`) or the local cache.
-Noise comes from the CPU, so that a seed means the same picture on every device.
+Noise comes from the CPU, so that a seed means the same image on every device.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _device(name: str) -> str:
 
 
 def quieten_diffusers() -> None:
-    """No bars of its own beside ours, and only errors; what goes wrong is raised anyway."""
+    """No bars of its own next to ours, and only errors; what goes wrong is raised anyway."""
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
@@ -118,7 +118,7 @@ def quieten_diffusers() -> None:
 
 @contextlib.contextmanager
 def _explained(path: Path, what: str) -> Iterator[None]:
-    """What diffusers raises, as an error with its cure: its classes differ from version to version."""
+    """What diffusers raises, as an error with its fix: its classes differ from version to version."""
     try:
         yield
     except UsageError:

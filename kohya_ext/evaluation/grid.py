@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture. path: relative to the grid's folder. nearest: None without training images."""
+    """One image. path: relative to the grid's folder. nearest: None without training images."""
 
     path: str
     nearest: Nearest | None = None
@@ -38,7 +38,7 @@ class Grid:
     images: Path | None = None
 
     def copies(self, column: int) -> tuple[int, int]:
-        """(near copies of training images, pictures) among those of `column`."""
+        """(near copies of training images, images) among those of `column`."""
         found = [row[column].nearest for row in self.cells]
         return sum(one.copy for one in found if one), len(found)
 
@@ -53,7 +53,7 @@ def render(
     salt: str = "",
     progress: Progress = lambda *_: None,
 ) -> Grid:
-    """Draw what is missing in `folder`/pictures, model by model, and compare. salt: changes when the renderer does.
+    """Draw what is missing in `folder`/images, model by model, and compare. salt: changes when the renderer does.
 
     Raises UsageError (a model that cannot be used) and ConflictError (disk).
     """
@@ -89,7 +89,7 @@ def _key(column: Column, prompt: Prompt, salt: str) -> str:
 
 
 def _save(picture: Any, path: Path) -> None:
-    """Under its name only when it is whole: a picture that exists is not drawn again."""
+    """Under its name only when it is whole: an image that exists is not drawn again."""
     try:
         with replacing(path) as file:
             picture.save(file, "PNG")

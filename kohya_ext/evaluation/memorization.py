@@ -1,7 +1,7 @@
-"""Which training image a picture looks like, and how much: a near copy is what overtraining looks like.
+"""Which training image an image looks like, and how much: a near copy is what overtraining looks like.
 
-The perceptual hash sees composition: the same picture again, resized, recoloured or redrawn. CLIP sees content; two
-pictures of one subject are alike to it, so its limit is high.
+The perceptual hash sees composition: the same image again, resized, recoloured or redrawn. CLIP sees content; two
+images of one subject are alike to it, so its limit is high.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from kohya_ext.core.errors import UsageError
 
 BITS = 64
-NEAR_BITS = 10  # of 64; unrelated pictures differ in 32, with a standard deviation of about 4
+NEAR_BITS = 10  # of 64; unrelated images differ in 32, with a standard deviation of about 4
 NEAR_COSINE = 0.95
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 
@@ -30,12 +30,12 @@ class Nearest:
 
 
 class Measure(Protocol):
-    """A way to compare pictures. likeness is from 0 to 1."""
+    """A way to compare images. likeness is from 0 to 1."""
 
     name: str
 
     def features(self, picture: Any) -> Any:
-        """What is compared, of a PIL picture."""
+        """What is compared, of a PIL image."""
 
     def likeness(self, one: Any, other: Any) -> float:
         """1 for the same."""
@@ -100,7 +100,7 @@ class Clip:
 
 
 class TrainingImages:
-    """The features of a data set, read once; images that cannot be read are passed over and named in `unreadable`."""
+    """The features of a data set, read once; images that cannot be read are skipped and named in `unreadable`."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class TrainingImages:
             raise UsageError(f"{folder} has no image that can be read")
 
     def nearest(self, picture: Any) -> Nearest:
-        """The most similar training image to a PIL picture."""
+        """The most similar training image to a PIL image."""
         features = self.measure.features(picture)
         path, likeness = max(
             ((path, self.measure.likeness(features, known)) for path, known in self._features),

@@ -42,7 +42,7 @@ class Column:
 
 
 def columns(paths: Sequence[Path], *, averages: bool = True) -> list[Column]:
-    """A column for each model, with the averages beside them unless not wanted. Raises UsageError for what is none.
+    """A column for each model, with the EMAs next to them unless not wanted. Raises UsageError for what is none.
 
     Runs stand in the order in which they are given, each by epoch or step, raw before average. A folder of diffusers
     is a model; of any other folder all models in it are taken.
@@ -72,7 +72,7 @@ def _expanded(paths: Iterable[Path]) -> Iterable[Path]:
 
 
 def _average_of(path: Path) -> Path | None:
-    """The file of the average beside a raw one."""
+    """The file of the EMA next to a raw one."""
     match = _match(path)
     if match["ema"]:
         return None

@@ -20,7 +20,7 @@ _LIKE_A_FLAG = re.compile(rf"({FLAGS}) ", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Prompt:
-    """One picture to make. width, height: pixels. section: what the prompt is there for. source: a training image."""
+    """One image to make. width, height: pixels. section: what the prompt is there for. source: a training image."""
 
     text: str
     width: int = WIDTH

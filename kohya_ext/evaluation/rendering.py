@@ -1,4 +1,4 @@
-"""What draws the pictures of a grid. The one that needs torch and diffusers is `diffusers_renderer`."""
+"""What draws the images of a grid. The one that needs torch and diffusers is `diffusers_renderer`."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ class Renderer(Protocol):
         """Make `column` the current model. Raises UsageError when it cannot be used."""
 
     def draw(self, prompt: Prompt) -> Any:
-        """The picture (PIL, RGB, prompt.width x prompt.height) that the current model makes of `prompt`."""
+        """The image (PIL, RGB, prompt.width x prompt.height) that the current model makes of `prompt`."""

@@ -14,7 +14,7 @@ from kohya_ext.evaluation.grid import Cell, Grid
 from kohya_ext.evaluation.memorization import Nearest
 from kohya_ext.files.image import decoding, opened
 
-CELL = 256  # pixels, of the longer side of a picture
+CELL = 256  # pixels, of the longer side of an image
 GAP = 8
 MARGIN = 220  # for the prompts
 HEAD = 56
@@ -65,13 +65,13 @@ def draw(grid: Grid, folder: Path) -> bytes:
 
 
 def best(cells: list[Cell] | tuple[Cell, ...] | Any) -> Nearest | None:
-    """The training image that any picture of a row comes nearest to."""
+    """The training image that any image of a row comes nearest to."""
     found = [one.nearest for one in cells if one.nearest]
     return max(found, key=lambda one: one.likeness) if found else None
 
 
 def thumbnail(path: Path, side: int) -> Image.Image | None:
-    """The picture within side x side pixels, turned as a viewer turns it; None when it cannot be read."""
+    """The image within side x side pixels, turned as a viewer turns it; None when it cannot be read."""
     try:
         with opened(path) as image, decoding(image, reduced_to=side):
             if image.mode.startswith("I"):  # 16 bits a channel, which a conversion would clip to white

@@ -1,4 +1,4 @@
-"""A grid as an HTML page: thumbnails within it, each a link to its picture; nothing is loaded from elsewhere."""
+"""A grid as an HTML page: thumbnails within it, each a link to its image; nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ thead th:first-child { left: 0; z-index: 3 }
 
 
 def page(grid: Grid, folder: Path, title: str) -> str:
-    """The whole page. folder: where the page will lie, and the pictures below it."""
+    """The whole page. folder: where the page will lie, and the images below it."""
     heading = html.escape(title)
     body = [f"<h1>{heading}</h1>", f"<p>{_count(grid)}</p>", *_verdict(grid)]
     body += ["<table>", _head(grid), "<tbody>"]
@@ -59,9 +59,7 @@ def page(grid: Grid, folder: Path, title: str) -> str:
 
 def _count(grid: Grid) -> str:
     models, prompts = len(grid.columns), len(grid.prompts)
-    return (
-        f"{prompts} prompts by {models} model{'s' if models != 1 else ''}. A picture opens in full size when clicked."
-    )
+    return f"{prompts} prompts by {models} model{'s' if models != 1 else ''}. An image opens in full size when clicked."
 
 
 def _verdict(grid: Grid) -> Iterator[str]:
@@ -69,7 +67,7 @@ def _verdict(grid: Grid) -> Iterator[str]:
     if not grid.images:
         return
     yield (
-        f"<p>Each picture was compared with every training image ({html.escape(grid.measure)}); a near copy, framed in "
+        f"<p>Each image was compared with every training image ({html.escape(grid.measure)}); a near copy, framed in "
         "red, means overtraining. Generic prompts should never give one.</p>"
     )
     rows = []

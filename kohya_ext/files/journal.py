@@ -137,7 +137,7 @@ class Journal:
 
 
 def read_state(path: Path) -> FileState | None:
-    """The file at `path`, None when there is none. Raises ConflictError when it is no regular file; OSError."""
+    """The file at `path`, None when there is none. Raises ConflictError when it is not a regular file; OSError."""
     try:
         with opened(path.parent.resolve()) as folder:
             return state_in(folder, path.name)

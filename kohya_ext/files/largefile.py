@@ -1,4 +1,4 @@
-"""Large files: refused early when they cannot be written, and what the disk says, with the cure, when it does late."""
+"""Large files: refused early when they cannot be written, and what the disk says, with the fix, when it does late."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK = 1 << 22  # bytes read at a time
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError of the disk that holds `path` into a ConflictError that says the cure."""
+    """Turn an OSError of the disk that holds `path` into a ConflictError that says the fix."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The form of a text file beside its text: byte order mark, line ends, the newline at its end."""
+"""The form of a text file next to its text: byte order mark, line ends, the newline at its end."""
 
 from __future__ import annotations
 

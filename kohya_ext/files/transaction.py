@@ -405,7 +405,7 @@ def _remains(names: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def explained(root: Path) -> Iterator[None]:
-    """Turn an OSError into a ConflictError that says the cause and the cure."""
+    """Turn an OSError into a ConflictError that says the cause and the fix."""
     try:
         yield
     except OSError as error:

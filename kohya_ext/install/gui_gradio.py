@@ -1,7 +1,7 @@
 """The gradio that a GUI runs on, and its one known quarrel with a release.
 
 The finetune tab of v25.0.1 to v26.0.0 starts its warm-up slider with a text. gradio 6, which their open pin lets in,
-refuses the text at every event of the tab. A number in the GUI's own `config.toml` cures it; that file is the user's.
+refuses the text at every event of the tab. A number in the GUI's own `config.toml` fixes it; that file is the user's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An update that is under way: what is to be put on again, should nobody come to do it.
+"""An update under way: what must be reinstalled if the update is killed.
 
 Between taking our files off and putting them on again lies a `git pull`, which may take minutes and be killed. The
 record of it stands where git keeps its own: it outlives `uninstall`, is in nobody's way and never in `git status`.
@@ -31,7 +31,7 @@ class Pending:
 
 
 def begin(root: Path, pending: Pending) -> None:
-    """Record that our files are about to be taken off, and what they were."""
+    """Record that our files are about to be uninstalled, and what they were."""
     where = git.own_folder(root)
     if where is not None:
         document = {"patch_set": pending.patch_set, "package": pending.package, "root": pending.root}
@@ -40,7 +40,7 @@ def begin(root: Path, pending: Pending) -> None:
 
 
 def read(root: Path) -> Pending | None:
-    """What an interrupted update left to be put on again, None where there was none."""
+    """What an interrupted update left to be reinstalled, None where there was none."""
     where = git.own_folder(root)
     if where is None:
         return None

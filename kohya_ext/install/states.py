@@ -108,7 +108,7 @@ def is_blank(data: bytes) -> bool:
 
 
 def is_damaged_preset(data: bytes) -> bool:
-    """Whether `data` is no JSON object: empty, cut off or overwritten; nobody's edit of a preset ends like that."""
+    """Whether `data` is not a JSON object: empty, cut off or overwritten; nobody's edit of a preset ends like that."""
     try:
         return not isinstance(json.loads(data), dict)
     except (ValueError, RecursionError):

@@ -42,7 +42,7 @@ def reinstall(root: Path) -> str:
 
 @dataclass(frozen=True)
 class FileStatus:
-    """One file of ours. state: a value of `State`. problem: what is wrong, None when nothing is. cure: the fix."""
+    """One file of ours. state: a value of `State`. problem: what is wrong, None when nothing is. fix: the fix."""
 
     path: str
     kind: str

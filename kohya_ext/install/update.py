@@ -1,4 +1,4 @@
-"""Updating a checkout: take our files off, let git pull, put them on again.
+"""Updating a checkout: uninstall our files, let git pull, reinstall them.
 
 Most releases do not need that, since the usual patch survives `git pull`. It exists for those that do: from v22 to v23
 the training code moves into a submodule, and git refuses while the old `library/__init__.py` is patched; and for the
@@ -46,12 +46,12 @@ def update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
 
     The package in the environments that the checkout remembers is brought to this version with the lines.
     report: is told each step (label, text).
-    Raises UnsupportedError where git cannot update, ConflictError when our files cannot be taken off or the package
+    Raises UnsupportedError where git cannot update, ConflictError when our files cannot be uninstalled or the package
     cannot be replaced; nothing is changed then.
     """
     _require_git(checkout)
     merging.refuse(checkout)
-    with locked(checkout.root):  # to the end: nobody else is to put on again what git needs off
+    with locked(checkout.root):  # to the end: nobody else may install in between
         return _update(checkout, report)
 
 
@@ -60,7 +60,7 @@ def _update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
     try:
         taken = apply.uninstall(checkout)
     except BaseException:
-        if apply.installed(checkout) is not None:  # nothing was taken off
+        if apply.installed(checkout) is not None:  # nothing was uninstalled
             pending.end(checkout.root)
         raise
     report("taken off", ", ".join(change.path for change in taken.plan.changes) or "nothing of ours was there")
@@ -78,7 +78,7 @@ def _update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
         if isinstance(error, UnsupportedError):  # not with this release: nothing to put on later
             pending.end(checkout.root)
         else:  # a full disk, say: the record stays
-            off += f"; when that is solved, this puts it on again: {command('doctor', checkout.root)}"
+            off += f"; when that is solved, this reinstalls it: {command('doctor', checkout.root)}"
         return Update(checkout.release, updated.release, f"{reason}\n{off}", None)
     except BaseException:  # Ctrl+C while git works: the old tree gets its hook back
         resume(checkout)
@@ -102,7 +102,7 @@ def resume(checkout: Checkout) -> Outcome | None:
 
 
 def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Checkout, pending.Pending]:
-    """Recover what was killed before, then record what is to be put on again; the checkout as it is now."""
+    """Recover what was killed before, then record what is to be reinstalled; the checkout as it is now."""
     recovery = apply.recover(checkout)  # first: a half uninstalled tree has no record to read
     if recovery is not None:
         report("recovered", str(recovery))
@@ -114,7 +114,7 @@ def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Chec
     known = recorded or left
     patch_set = known.patch_set if known else patchset.DEFAULT
     wanted = pending.Pending(patch_set, known.package if known else None, known.root if known else None)
-    if known is not None and patch_set != PRESETS_ONLY:  # before anything is taken off: can the package follow?
+    if known is not None and patch_set != PRESETS_ONLY:  # before anything is uninstalled: can the package follow?
         packages.effects(packages.INSTALL, _environments(checkout.root, wanted), checkout.root)
     pending.begin(checkout.root, wanted)
     return checkout, wanted

@@ -42,7 +42,7 @@ def dist_info() -> str:
 
 
 def package_files() -> dict[str, bytes]:
-    """What an installation of this copy holds below site-packages: {posix path: content}, metadata left out."""
+    """What an installation of this copy holds below site-packages: {posix path: content}, without the metadata."""
     files = {f"{about.PACKAGE}/{path}": data for path, data in _tree(PACKAGE_DIR)}
     for name in DATA:
         files.update((f"{about.PACKAGE}/{BUNDLED}/{name}/{path}", data) for path, data in _tree(data_dir(name)))

@@ -100,7 +100,7 @@ def outputs(path: Path, settings: Settings) -> list[Path]:
 
 
 def run(found: Plan, path: Path, settings: Settings, progress: Progress | None = None) -> Extraction:
-    """Extract and write. Raises UsageError (weights that are no numbers, no difference) and ConflictError (disk)."""
+    """Extract and write. Raises UsageError (weights that are not numbers, no difference) and ConflictError (disk)."""
     files = [*found.base.files, *found.tuned.files]
     exact = settings.clamp is not None or settings.alpha is not None or _mixed(found, settings)
     with Hashing(files) as hashing, explained(path), Spool(path, settings.dtype, exact=exact) as spool:

@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Resized:
-    """What came out. ranks_before: by module name. spectra: all singular values of each module, scale left out."""
+    """What came out. ranks_before: by module name. spectra: all singular values of each module, without the scale."""
 
     written: Written
     ranks_before: Mapping[str, int]

@@ -47,8 +47,8 @@ class LowRank:
 def low_rank(matrix: Tensor, rank: int, method: str, name: str, tolerance: float = TOLERANCE) -> LowRank:
     """The rank-`rank` approximation of a float32 matrix (rank is capped by its sides).
 
-    method: exact, randomized, or auto (randomized where the rank is small beside the matrix). name: seeds the range
-    finder, so that a module comes out the same in every run. Raises ValueError when the matrix is not finite.
+    method: exact, randomized, or auto (randomized where the rank is small compared with the matrix). name: seeds the
+    range finder, so that a module comes out the same in every run. Raises ValueError when the matrix is not finite.
     """
     rank = min(rank, *matrix.shape)
     energy = float(torch.linalg.vector_norm(matrix, dtype=torch.float64).square())

@@ -68,7 +68,7 @@ class Stepped:
 class Constants:
     """The rule's numbers as the formula takes them: floats, or 0-dimensional tensors in compiled code.
 
-    growth: factor of the squared gradient in the accumulator. scale: factor of the gradient. added: term beside the
+    growth: factor of the squared gradient in the accumulator. scale: factor of the gradient. added: term next to the
     root. negative_lr, decay: see Rule.
     """
 

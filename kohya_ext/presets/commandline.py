@@ -28,7 +28,7 @@ from kohya_ext.pysource.sources import FolderSources
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
-# Where a tab takes the pictures from: a folder of pictures, or one of folders called REPEATS_NAME.
+# Where a tab takes the images from: a folder of images, or one of folders called REPEATS_NAME.
 DATA_KEYS: dict[Tab, str] = {
     "finetune": "image_folder",
     "lora": "train_data_dir",
@@ -68,25 +68,25 @@ class Project:
         }
 
     def pictures(self, tab: Tab) -> dict[str, list[str]]:
-        """Folder -> names in it, for every folder that the GUI looks into. Raises UsageError without a picture."""
+        """Folder -> names in it, for every folder that the GUI looks into. Raises UsageError without an image."""
         top = _names(self.data)
         found = {str(self.data.resolve()): top}
         if tab == "finetune":
             if not any(name.lower().endswith(PICTURES) for name in top):
-                raise UsageError(f"{self.data}: holds no picture ({', '.join(PICTURES)})")
+                raise UsageError(f"{self.data}: holds no image ({', '.join(PICTURES)})")
             return found
         folders = [name for name in top if (self.data / name).is_dir()]
         wrong = [name for name in folders if CONCEPT.match(name) is None]
         if not folders or wrong:
             raise UsageError(
                 f"{self.data}: {f'its folder {wrong[0]} is' if wrong else 'it has no folder that is'} not called "
-                f"REPEATS_NAME, as in 10_cat: the {tab} tab wants the pictures in such folders"
+                f"REPEATS_NAME, as in 10_cat: the {tab} tab wants the images in such folders"
             )
         for name in folders:
             found[str((self.data / name).resolve())] = _names(self.data / name)
         inside = [name for folder in folders for name in found[str((self.data / folder).resolve())]]
         if not any(name.lower().endswith(PICTURES) for name in inside):
-            raise UsageError(f"{self.data}: its folders hold no picture ({', '.join(PICTURES)})")
+            raise UsageError(f"{self.data}: its folders hold no image ({', '.join(PICTURES)})")
         return found
 
 
@@ -124,7 +124,7 @@ def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, resul
     """What the user should know before running the commands."""
     secret = sorted({key for key in SECRETS if preset.values.get(key)})
     if secret:
-        yield f"{', '.join(secret)} left out: secrets are not taken from presets; give them with --set"
+        yield f"{', '.join(secret)} skipped: secrets are not taken from presets; give them with --set"
     trained = effective(form, release)
     for finding in (*contradictions(trained, release), *training_defects(trained, release)):
         if finding.level == "error":

@@ -41,7 +41,7 @@ class Preset:
 def read_values(path: Path) -> dict[str, Any]:
     """The settings in a preset file, its `_about` block included.
 
-    Raises UsageError when it cannot be read, is too large, is no JSON, or holds something else than settings.
+    Raises UsageError when it cannot be read, is too large, is not JSON, or holds something else than settings.
     """
     return parse_values(read_regular(path, MAX_BYTES), str(path))
 

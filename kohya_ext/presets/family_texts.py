@@ -8,7 +8,7 @@ _SHIFT = "moves the sampled noise levels towards more noise"
 _TIMESTEPS = "how noise levels are drawn"
 _SIGMOID = "width of the sigmoid that noise levels are drawn by"
 _PREDICTION = "what the model's output is taken for"
-_SPLIT = "compute attention picture by picture: less memory, slower"
+_SPLIT = "compute attention image by image: less memory, slower"
 
 FAMILIES: dict[str, dict[str, str]] = {
     "SD 3": {
@@ -22,13 +22,13 @@ FAMILIES: dict[str, dict[str, str]] = {
         "sd3_text_encoder_batch_size": "captions at a time when they are encoded",
         "sd3_fused_backward_pass": "use and free each gradient during the backward pass",
         "sd3_disable_mmap_load_safetensors": "read model files whole instead of mapping them",
-        "sd3_enable_scaled_pos_embed": "scale the positions to the picture's size",
+        "sd3_enable_scaled_pos_embed": "scale the positions to the image's size",
         "pos_emb_random_crop_rate": "share of steps with positions from a random part of the grid",
         "sd3_clip_l_dropout_rate": "share of steps without CLIP-L's part of the caption",
         "clip_g_dropout_rate": "share of steps without CLIP-G's part of the caption",
         "sd3_t5_dropout_rate": "share of steps without T5's part of the caption",
         "t5xxl_device": "device that T5-XXL runs on",
-        "t5xxl_dtype": "number form of T5-XXL",
+        "t5xxl_dtype": "dtype of T5-XXL",
         "save_clip": "store the CLIP text encoders in the result",
         "save_t5xxl": "store T5-XXL in the result",
         "weighting_scheme": "how noise levels are drawn and weighted",
@@ -57,15 +57,15 @@ FAMILIES: dict[str, dict[str, str]] = {
         "enable_all_linear": "OFT: every linear layer instead of attention only",
         "split_qkv": "networks of their own for query, key and value",
         "split_mode": "run the model in two halves that take turns in memory",
-        "img_attn_dim": "rank in the picture's attention",
-        "img_mlp_dim": "rank in the picture's MLP",
-        "img_mod_dim": "rank in the picture's modulation",
+        "img_attn_dim": "rank in the image's attention",
+        "img_mlp_dim": "rank in the image's MLP",
+        "img_mod_dim": "rank in the image's modulation",
         "txt_attn_dim": "rank in the text's attention",
         "txt_mlp_dim": "rank in the text's MLP",
         "txt_mod_dim": "rank in the text's modulation",
         "single_dim": "rank in the single blocks",
         "single_mod_dim": "rank in the single blocks' modulation",
-        "in_dims": "ranks in the layers that take in picture, time, vector, guidance and text",
+        "in_dims": "ranks in the layers that take in image, time, vector, guidance and text",
         "blocks_to_swap": "blocks that wait in host memory for their turn",
         "double_blocks_to_swap": "the same for double blocks alone; older",
         "single_blocks_to_swap": "the same for single blocks alone; older",
@@ -90,15 +90,15 @@ FAMILIES: dict[str, dict[str, str]] = {
         "anima_split_attn": _SPLIT,
         "anima_vae_chunk_size": "the VAE works in pieces of this size; 0 is whole",
         "anima_vae_disable_cache": "the VAE keeps nothing between pieces: less memory",
-        "anima_qwen_image_vae_2d": "a VAE for single pictures: faster, less memory",
+        "anima_qwen_image_vae_2d": "a VAE for single images: faster, less memory",
         "anima_unsloth_offload_checkpointing": "keep checkpointed activations in host memory, copied meanwhile",
         "anima_compile": "compile each block with torch.compile",
         "anima_torch_compile": "compile the model through accelerate, the older way",
         "anima_compile_backend": "compiler behind torch.compile",
         "anima_compile_mode": "how hard torch.compile tries",
-        "anima_compile_dynamic": "whether torch.compile expects changing picture sizes",
+        "anima_compile_dynamic": "whether torch.compile expects changing image sizes",
         "anima_compile_fullgraph": "torch.compile must take each block in one piece",
-        "anima_compile_cache_size_limit": "how many picture sizes torch.compile keeps; 0 is PyTorch's own limit",
+        "anima_compile_cache_size_limit": "how many image sizes torch.compile keeps; 0 is PyTorch's own limit",
     },
     "Lumina Image 2": {
         "lumina_gemma2": "file of the Gemma 2 text encoder",

@@ -77,7 +77,7 @@ PERSONAL = frozenset(
 
 PRIVATE = SECRETS | PATHS | PERSONAL
 
-# Old name -> today's; training writes some of the old ones beside the model even now.
+# Old name -> today's; training writes some of the old ones next to the model even now.
 RENAMED = {
     "generate_caption_database": "create_caption",
     "generate_image_buckets": "create_buckets",

@@ -40,6 +40,6 @@ def _warm_up(release: Release) -> Iterator[Finding]:
     if release.gradio is not None and release.gradio >= 6:
         effect = "the slider starts as a text, which gradio 6 refuses: every click in the tab fails"
         cure = (
-            "put `lr_warmup = 0` under [basic] in config.toml beside the GUI; `kohya-ext install --fix-warmup` does it"
+            "put `lr_warmup = 0` under [basic] in config.toml next to the GUI; `kohya-ext install --fix-warmup` does it"
         )
         yield Finding("error", RULE, "lr_warmup", warmup.default, effect, cure)

@@ -85,7 +85,7 @@ def rehearse(
 ) -> Rehearsed:
     """What the GUI would run if its form held `settings` and "Start training" were clicked.
 
-    pictures: folder -> names of the files in it. Raises UnsupportedError when the release's code cannot be followed or
+    images: folder -> names of the files in it. Raises UnsupportedError when the release's code cannot be followed or
     would refuse the settings.
     """
     result = Rehearsed()

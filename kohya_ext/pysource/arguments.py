@@ -31,7 +31,7 @@ class Argument:
     """One argument: its long flag, the attribute it sets, and what argparse is told about it.
 
     type: the name of the converter ("str" where none is given, "bool" for switches). choices: None where any value
-    goes. default: None where there is none or where it is no literal.
+    goes. default: None where there is none or where it is not a literal.
     """
 
     flag: str

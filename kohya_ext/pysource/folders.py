@@ -24,7 +24,7 @@ HIDDEN = ("__pycache__",)
 
 def listings(root: Path) -> dict[str, StandIn]:
     """The functions that look into folders, for a GUI that runs in `root`."""
-    base = os.path.abspath(root)  # noqa: PTH100 - as the GUI reckons its own folder: symlinks stay
+    base = os.path.abspath(root)  # noqa: PTH100 - as the GUI computes its own folder: symlinks stay
 
     def names(given: list[Any], _: dict[str, Any]) -> Any:
         place = Path(base, str(given[0]))

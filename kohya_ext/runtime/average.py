@@ -1,7 +1,7 @@
 """The EMA of one training run: a shadow for each optimizer, updated on real steps, swapped in for saves and samples.
 
 Updates are *deferred*. Kohya may still change weights after `optimizer.step()` (`--scale_weight_norms`, frozen
-embedding rows), so a step only marks the average as behind; it catches up before the next step, and before any save,
+embedding rows), so a step only marks the EMA as behind; it catches up before the next step, and before any save,
 sample or state. Steps that never happen (accumulation, overflow skips) fire no hook and so are not counted. In a fused
 backward pass the optimizer's `step` is never called; there each parameter is averaged right after its own step.
 """
@@ -33,7 +33,7 @@ METADATA_PREFIX = "kohya_ext_ema_"
 
 
 class Average:
-    """The average over all optimizers of a run. `--fused_optimizer_groups` makes one optimizer a group of weights."""
+    """The EMA over all optimizers of a run. `--fused_optimizer_groups` makes one optimizer a group of weights."""
 
     def __init__(self, args: argparse.Namespace, options: EmaOptions) -> None:
         self.args, self.options = args, options
@@ -86,7 +86,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average stands in the model's parameters while this lasts; the raw weights come back bit for bit."""
+        """The EMA stands in the model's parameters while this lasts; the raw weights come back bit for bit."""
         finish_moves(self.models)
         with ExitStack() as stack:
             for track in self._tracks:
@@ -116,7 +116,7 @@ class Average:
         return [p for track in self._tracks for group in track.optimizer.param_groups for p in group["params"]]
 
     def metadata(self) -> dict[str, str]:
-        """What the files of the average say about themselves."""
+        """What the files of the EMA say about themselves."""
         shadows = [track.shadow for track in self._tracks if track.shadow is not None]
         entries = {
             "version": __version__,
@@ -134,7 +134,7 @@ class Average:
         return {METADATA_PREFIX + key: str(value) for key, value in entries.items()}
 
     def health(self) -> dict[str, float]:
-        """What the newest update left of the average before it, and ||average - weights|| / ||weights||.
+        """What the newest update left of the EMA before it, and ||average - weights|| / ||weights||.
 
         Empty before the first update. Nothing is caught up with: looking changes nothing.
         """
@@ -145,7 +145,7 @@ class Average:
         return {"ema_decay": started[0].decay, "ema_distance": relative_distance(*started)}
 
     def tell_health(self) -> None:
-        """Say with each save how the average stands."""
+        """Say with each save how the EMA stands."""
         if is_main_process() and (health := self.health()):
             steps = self.metadata()[f"{METADATA_PREFIX}steps"]
             say(
@@ -194,7 +194,7 @@ class Average:
             raise
 
     def load_state(self, folder: Path) -> None:
-        """Go on from the average in the folder of a state that Kohya has just loaded. Stops at another model's."""
+        """Go on from the EMA in the folder of a state that Kohya has just loaded. Stops at another model's."""
         files = list(zip(self._tracks, _state_files(folder), strict=False))
         if not all(file.is_file() for _, file in files):
             say(f"{folder} holds no EMA: this run begins a new one with the weights it has resumed")
@@ -290,7 +290,7 @@ class _Track:
         try:
             self._check.check()
         except FrozenShadowError as error:
-            stop(f"{error}. An average that stands still is of no use; please report this with the settings of the run")
+            stop(f"{error}. An EMA that stands still is of no use; please report this with the settings of the run")
 
     def made(self) -> Shadow:
         """The shadow; made now if nobody has needed it before."""

@@ -56,12 +56,12 @@ def raw_weights() -> Iterator[None]:
 
 
 def save_state(folder: str | None) -> None:
-    """Write the average beside a state that Kohya has just saved."""
+    """Write the EMA next to a state that Kohya has just saved."""
     if _current is not None and folder is not None:
         _current.save_state(Path(folder))
 
 
 def load_state(folder: str | None) -> None:
-    """Read the average from a state that Kohya has just loaded."""
+    """Read the EMA from a state that Kohya has just loaded."""
     if _current is not None and folder is not None:
         _current.load_state(Path(folder))

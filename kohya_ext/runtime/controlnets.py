@@ -85,7 +85,7 @@ class _Writer:
         return path.parent == Path(self.args.output_dir) and path.suffix == f".{self.args.save_model_as}"
 
     def _refilled(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The same dictionary with the average's values: the script has no further use for the raw ones, and a second
+        """The same dictionary with the EMA's values: the script has no further use for the raw ones, and a second
         copy of the model would take memory."""
         values = self.network.state_dict()
         if values.keys() != tensors.keys():

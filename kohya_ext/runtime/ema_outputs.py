@@ -23,7 +23,7 @@ class Twins:
         self.args, self.settings = args, settings
 
     def save(self, file: str, write: Callable[[str, Average | None], object]) -> None:
-        """Call `write(file, None)` for the raw weights, and `write(path, average)` while the average is in place.
+        """Call `write(file, None)` for the raw weights, and `write(path, average)` while the EMA is in place.
 
         The second writes into a temporary folder, which becomes the file only when it is whole.
         """

@@ -24,7 +24,7 @@ def args_of_average(args: argparse.Namespace, default_name: str) -> argparse.Nam
 
 
 def file_of_average(file: str, output_name: str | None) -> str:
-    """The EMA file beside a raw one: `NAME-step00000002.safetensors` -> `NAME-ema-step00000002.safetensors`."""
+    """The EMA file next to a raw one: `NAME-step00000002.safetensors` -> `NAME-ema-step00000002.safetensors`."""
     path = Path(file)
     name, counted = _split(path.stem, output_name)
     return str(path.with_name(name + SUFFIX + counted + path.suffix))

@@ -36,7 +36,7 @@ Writer = Callable[..., Any]
 
 @contextmanager
 def moved_into_place(target: str) -> Iterator[str]:
-    """A path in a temporary folder beside `target`; all that is there at the end moves beside `target` at once.
+    """A path in a temporary folder next to `target`; all that is there at the end moves next to `target` at once.
 
     The name stays the same, because some savers derive the names of further files from it.
     """

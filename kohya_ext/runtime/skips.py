@@ -1,4 +1,4 @@
-"""Gradient elements that AdaCoor left out because they were not finite: said with each checkpoint and at the end.
+"""Gradient elements that AdaCoor skipped because they were not finite: said with each checkpoint and at the end.
 
 The count may lie on a GPU. It is read where the run waits for the disk anyway, never within a step.
 """
@@ -34,7 +34,7 @@ def report() -> None:
     _told = elements
     whole = max(count.whole_steps() for count in _counts)
     steps = f", {whole} whole steps among them" if whole else ""
-    say(f"AdaCoor left out {elements} gradient elements so far that were not finite{steps}")
+    say(f"AdaCoor skipped {elements} gradient elements so far that were not finite{steps}")
 
 
 def _at_exit() -> None:

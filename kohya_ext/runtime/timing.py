@@ -1,4 +1,4 @@
-"""How long the updates of the average take, measured over a few steps of a run."""
+"""How long the updates of the EMA take, measured over a few steps of a run."""
 
 from __future__ import annotations
 

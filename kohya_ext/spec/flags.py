@@ -9,7 +9,7 @@ from typing import Any
 FLAGS: dict[str, dict[str, Any]] = {
     "--enable_ema": {
         "action": "store_true",
-        "help": "keep an exponential moving average (EMA) of the trained weights and save it beside them",
+        "help": "keep an exponential moving average (EMA) of the trained weights and save it next to them",
     },
     "--ema_decay": {"type": float, "help": "decay of the EMA for each optimizer step (default 0.9995)"},
     "--ema_schedule": {
@@ -31,7 +31,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "--ema_save": {
         "choices": ["beside", "only"],
-        "help": "save the EMA as NAME-ema beside the raw weights (default), or only the EMA, under the plain name",
+        "help": "save the EMA as NAME-ema next to the raw weights (default), or only the EMA, under the plain name",
     },
     "--ema_sample": {
         "choices": ["raw", "ema", "both"],

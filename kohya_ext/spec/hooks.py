@@ -45,7 +45,7 @@ HOOKS: tuple[Hook, ...] = (
 # The module that defined everything until sd-scripts 0.10, and the only one in which an older name is the hook itself.
 TRAIN_UTIL = "train_util"
 
-# Families with a sampler of their own define `sample_images` beside their training helpers; zero to five a release.
+# Families with a sampler of their own define `sample_images` next to their training helpers; zero to five a release.
 OWN_SAMPLER = "sample_images"
 
 # What only the guide's or the pull request's old replaced files define: a flag, and classes in the training code.

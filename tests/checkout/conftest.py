@@ -46,7 +46,7 @@ def checkout(request: pytest.FixtureRequest, make: Callable[..., Checkout]) -> C
 
 @pytest.fixture
 def presets() -> Callable[[Checkout], dict[str, bytes]]:
-    """What an install puts beside the patch, where there is a GUI."""
+    """What an install puts next to the patch, where there is a GUI."""
     return lambda checkout: PRESETS if checkout.presets_dir else {}
 
 

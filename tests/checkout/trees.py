@@ -84,7 +84,7 @@ def training_files(era: str) -> dict[str, str]:
 
 
 def gui_files(package: str, release: str) -> dict[str, str]:
-    """The GUI beside it; `package` is library (embedded) or kohya_gui."""
+    """The GUI next to it; `package` is library (embedded) or kohya_gui."""
     tabs = "" if package == "library" else "kohya_gui/"
     files = {
         "kohya_gui.py": "",
@@ -147,7 +147,7 @@ def bare(root: Path, era: str = "old") -> Path:
 
 
 def submodule(root: Path, era: str = "classic", release: str = "v25.2.1") -> Path:
-    """A kohya_ss whose sd-scripts is a real submodule; its origin lies beside it."""
+    """A kohya_ss whose sd-scripts is a real submodule; its origin lies next to it."""
     origin = root.parent / f"{root.name} origin"
     write(root, gui_files("kohya_gui", release))
     if not HAS_GIT:

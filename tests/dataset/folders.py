@@ -1,4 +1,4 @@
-"""Folders of images for tests of captions: names matter here, pictures do not."""
+"""Folders of images for tests of captions: names matter here, images do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def folder_of(root: Path, files: dict[str, str | bytes | None]) -> Path:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = f"picture {name}" if content is None else content
+        data = f"image {name}" if content is None else content
         path.write_bytes(data.encode() if isinstance(data, str) else data)
     return root
 

@@ -15,7 +15,7 @@ Make = Callable[["Builder", Path], None]
 
 
 class Builder:
-    """Makes pictures of `side` pixels that all look different."""
+    """Makes images of `side` pixels that all look different."""
 
     def __init__(self, folder: Path, side: int, seed: int = 0) -> None:
         self.folder, self.side = folder, side

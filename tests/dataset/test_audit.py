@@ -36,7 +36,7 @@ def check_planted(folder: Path, side: int, good: int, rounds: int) -> None:
     expected = planted(builder, rounds)
     result = run(folder, side)
     assert expected - found(result) == set(), "not found"
-    # a picture that is too small or too long is so whatever else is planted; nothing else may come along
+    # an image that is too small or too long is so whatever else is planted; nothing else may come along
     assert found(result) - expected == set(), "invented"
 
 

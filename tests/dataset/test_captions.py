@@ -125,8 +125,8 @@ def test_images_are_named_after_their_captions(tmp_path: Path) -> None:
         "a dog running (2).npz", "a cat.webp", "a cat.txt", "something else.png", "something else.txt",
         "4.png", "5.png", "5.txt", "a cat (2).png", "a cat (2).txt",
     ])  # fmt: skip
-    assert (tmp_path / "a cat.webp").read_text() == "picture 3.webp"
-    assert (tmp_path / "something else.png").read_text() == "picture a cat.png"
+    assert (tmp_path / "a cat.webp").read_text() == "image 3.webp"
+    assert (tmp_path / "something else.png").read_text() == "image a cat.png"
     assert {why for _, why in plan.kept} == {"the caption is empty", "there is no caption to name its image after"}
     assert captions.to_names(tmp_path).steps == []
 

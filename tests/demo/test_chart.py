@@ -1,4 +1,4 @@
-"""The picture: drawn from any losses, in our own colours, at the size it says."""
+"""The image: drawn from any losses, in our own colours, at the size it says."""
 
 from __future__ import annotations
 

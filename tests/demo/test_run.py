@@ -91,9 +91,9 @@ def test_a_failed_run_shows_the_end_of_its_log(tmp_path: Path, monkeypatch: pyte
     demo = demonstration.Demo(tmp_path, steps=8)
     demo.checkout.mkdir()
     monkeypatch.setattr(
-        demonstration.Demo, "command", lambda self: [sys.executable, "-c", "raise SystemExit('no such picture')"]
+        demonstration.Demo, "command", lambda self: [sys.executable, "-c", "raise SystemExit('no such image')"]
     )
-    with pytest.raises(Exception, match="no such picture"):
+    with pytest.raises(Exception, match="no such image"):
         demonstration.train(demo, lambda step, loss: None)
 
 

@@ -1,4 +1,4 @@
-"""bfloat16 weights inside their float32 shadow: every bit comes back, and the average is rounded to the nearest."""
+"""bfloat16 weights inside their float32 shadow: every bit comes back, and the EMA is rounded to the nearest."""
 
 from __future__ import annotations
 

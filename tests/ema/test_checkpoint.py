@@ -164,7 +164,7 @@ DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_damaged_state_is_named_and_changes_nothing(damage: str, begun: bool) -> None:
-    """Neither the average nor the weights: training goes on as the twin's, which has seen no such state."""
+    """Neither the EMA nor the weights: training goes on as the twin's, which has seen no such state."""
     source, saved = make(seed=3)
     train(source, saved, range(2))
     (model, shadow), (other, twin) = make(), make()

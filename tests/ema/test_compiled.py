@@ -105,7 +105,7 @@ def test_where_torch_cannot_compile_updates_are_eager(dtype: torch.dtype, monkey
 
 
 def test_compiling_is_for_many_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of compiling are not spent on an average that takes milliseconds."""
+    """Seconds of compiling are not spent on an EMA that takes milliseconds."""
     calls: list[Sequence[Tensor]] = []
     monkeypatch.setattr(compiled, "blend_", lambda shadows, *_: calls.append(shadows))
     averages(torch.float32, constant(0.9))

@@ -71,7 +71,7 @@ def test_any_layout_is_averaged_and_swapped_alone(
     wanted = [own.to(dtype, copy=True) for _, _, own in shadow.pairs()]
     with shadow.swap():
         for parameter, own in zip(params, wanted, strict=True):
-            # bfloat16 weights take the average rounded half away from zero
+            # bfloat16 weights take the EMA rounded half away from zero
             torch.testing.assert_close(parameter.detach(), own, rtol=0.01 if dtype == torch.bfloat16 else 0, atol=0)
     assert all(torch.equal(as_bytes(parameter), before) for parameter, before in zip(params, raw, strict=True))
     assert all(torch.equal(as_bytes(own), before) for (_, _, own), before in zip(shadow.pairs(), averages, strict=True))

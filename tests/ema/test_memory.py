@@ -1,4 +1,4 @@
-"""What an average on the host costs: next to nothing on the training device, four bytes a weight on the host."""
+"""What an EMA on the host costs: next to nothing on the training device, four bytes a weight on the host."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def walk(params: list[nn.Parameter], steps: int, seed: int = 1) -> Iterator[list
 
 
 def oracle(start: list[Tensor], path: list[list[Tensor]], schedule: Schedule, every: int = 1) -> list[Tensor]:
-    """The average in float64, straight from the definition."""
+    """The EMA in float64, straight from the definition."""
     average = [tensor.double() for tensor in start]
     for step, weights in enumerate(path, start=1):
         if step % every == 0:

@@ -1,4 +1,4 @@
-"""The average in the place of the weights, and the raw weights back bit for bit, also when things go wrong."""
+"""The EMA in the place of the weights, and the raw weights back bit for bit, also when things go wrong."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ LORA_KEYS = {"lora_unet_a.lora_down.weight": (2, 2), "lora_te2_b.lora_up.weight"
 
 
 def picture(seed: str, size: tuple[int, int]) -> Image.Image:
-    """Large shapes in colours of the seed: pictures of different seeds differ in their perceptual hash."""
+    """Large shapes in colours of the seed: images of different seeds differ in their perceptual hash."""
     chance = random.Random(seed)
     colours = [tuple(chance.randrange(256) for _ in range(3)) for _ in range(9)]
     image = Image.new("RGB", size, colours[0])
@@ -30,7 +30,7 @@ def picture(seed: str, size: tuple[int, int]) -> Image.Image:
 
 
 def training_set(folder: Path, captions: list[str]) -> Path:
-    """A picture for each caption, painted from it; some turned into other formats, one in a folder of its own."""
+    """An image for each caption, painted from it; some turned into other formats, one in a folder of its own."""
     for number, caption in enumerate(captions):
         place = folder / ("5_x" if number else "") / f"{number}.{('png', 'jpg', 'webp')[number % 3]}"
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def tokenizer(folder: Path) -> Any:
 
 
 def save(folder: Path, seed: int) -> Path:
-    """A pipeline at `folder`; pictures of 64 x 64 take it a moment on a CPU."""
+    """A pipeline at `folder`; images of 64 x 64 take it a moment on a CPU."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

@@ -95,7 +95,7 @@ def test_a_lora_that_does_not_fit(pipelines: Path, tmp_path: Path) -> None:
 
 
 def test_clip(tmp_path: Path) -> None:
-    """With a tiny random CLIP: the same picture is a copy, and nothing is fetched."""
+    """With a tiny random CLIP: the same image is a copy, and nothing is fetched."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from kohya_ext.evaluation.memorization import Clip, TrainingImages

@@ -132,7 +132,7 @@ def test_without_training_images(tmp_path: Path) -> None:
 
 
 def test_unrelated_pictures_are_no_copies(tmp_path: Path) -> None:
-    """The limit of the hash keeps clear of pictures that have nothing to do with each other."""
+    """The limit of the hash keeps clear of images that have nothing to do with each other."""
     from tests.evaluation.painter import picture
 
     measure = Hash()

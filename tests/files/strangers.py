@@ -15,7 +15,7 @@ import pytest
 NOBODY = 65534
 
 as_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to have a stranger without rights beside it"
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to have a stranger without rights next to it"
 )
 
 

@@ -66,7 +66,7 @@ def test_patched_file_edited_by_the_user(make: Make, edit: str, patch_set: str) 
         assert found.exit_code == 1
         assert any(name in problem and "edited" in problem for problem in found.problems)
         command = found.problems[0].partition("Run: ")[2].partition(" && ")[0]
-        subprocess.run(command, shell=True, check=True)  # the cure that status names
+        subprocess.run(command, shell=True, check=True)  # the fix that status names
         assert apply.status(checkout).problems
         apply.uninstall(checkout)
         assert trees.whole(checkout.root) == before

@@ -1,4 +1,4 @@
-"""The verbs beside git: without it, and when it moves on under the patch (promise 7 of the design)."""
+"""The verbs next to git: without it, and when it moves on under the patch (promise 7 of the design)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_git_moves_on_under_the_hook(make: Make, what: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("what", [("checkout", "-q", "v22.4.0"), ("reset", "-q", "--hard", "v22.4.0"), ("stash",)])
 def test_git_moves_on_under_inline(make: Make, what: tuple[str, ...]) -> None:
-    """git refuses, or takes our lines away, or leaves them on an old file: status says so and install cures it."""
+    """git refuses, or takes our lines away, or leaves them on an old file: status says so and install fixes it."""
     checkout = make("embedded")
     moved_on(checkout.root)
     apply.install(checkout, patch_set="inline")

@@ -194,7 +194,7 @@ def test_a_killed_update_is_resumed(
 
 
 def test_nobody_puts_on_again_while_git_works(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A doctor beside a slow pull: it may not mistake the update for a killed one; it waits for the lock."""
+    """A doctor next to a slow pull: it may not mistake the update for a killed one; it waits for the lock."""
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
     put_on(checkout)
     seen = []

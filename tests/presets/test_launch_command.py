@@ -240,7 +240,7 @@ def test_the_other_tabs_want_folders_called_repeats_and_name(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="REPEATS_NAME"):
         project.pictures("lora")
     (project.data / "10_cat").mkdir()
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="no image"):
         project.pictures("lora")
     (project.data / "10_cat" / "a.PNG").touch()
     assert project.pictures("lora")[str(project.data / "10_cat")] == ["a.PNG"]
@@ -292,7 +292,7 @@ def test_commands_of_a_preset_for_a_project(tmp_path: Path) -> None:
     data.mkdir()
     project = Project(data, "some/model", tmp_path / "out", "mine")
     preset = Preset("p", "finetune", {"optimizer": "AdaCoor", "learning_rate": 1, "epoch": 7})
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="no image"):
         commands(preset, release, checkout, project, WHERE)
     (data / "a.png").touch()
     result = commands(preset, release, checkout, project, WHERE)
@@ -350,7 +350,7 @@ def test_what_belongs_to_the_machine_is_used_and_secrets_are_not(tmp_path: Path)
     preset = Preset("p", "finetune", {"optimizer": "Lion", "additional_parameters": words, "wandb_api_key": "hidden"})
     result = commands(preset, release, checkout, Project(tmp_path, "m", tmp_path / "out", "mine"), WHERE)
     assert result.training == ["train", "launch", "--cache_dir=/my/folder --no"]
-    assert "wandb_api_key left out" in result.complaints[0]
+    assert "wandb_api_key skipped" in result.complaints[0]
 
 
 def test_what_will_stop_the_training_is_said_before_it_is_run(tmp_path: Path) -> None:

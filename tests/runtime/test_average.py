@@ -134,7 +134,7 @@ def test_several_optimizers_are_one_average(begin: Begin) -> None:
     second.step()
     stepped = other.weight.detach().clone()
     with average().in_place():
-        assert torch.equal(other.weight, stepped)  # one step: the average is that step
+        assert torch.equal(other.weight, stepped)  # one step: the EMA is that step
         assert close(run.weights(), run.expected())
 
 

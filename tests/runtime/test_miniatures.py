@@ -273,7 +273,7 @@ def test_samples_of_both_weights_leave_training_alone(bench: Bench, patch_set: s
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("era", ERAS)
 def test_a_resumed_run_goes_on_with_its_average(bench: Bench, era: str, kind: str, tmp_path: Path) -> None:
-    """One picture: upstream replays the first epoch's data after a resume, so only then are runs comparable."""
+    """One image: upstream replays the first epoch's data after a resume, so only then are runs comparable."""
     one = tmp_path / "one" / "1_shape"
     write_pictures(one, per_caption=1)
     for path in sorted(one.glob("*.png"))[1:]:

@@ -1,4 +1,4 @@
-"""Every file Kohya saves is saved from the average too: whole, marked, rotated, and the raw one untouched."""
+"""Every file Kohya saves is saved from the EMA too: whole, marked, rotated, and the raw one untouched."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_what_it_saves_is_the_average(bench: Bench, era: str, script: str) -> No
     assert "kohya_ext_ema_steps" not in run.metadata("dog")
     plain = bench.run(era, script)
     for name, weights in plain.tensors("dog").items():
-        assert torch.equal(weights, run.tensors("dog")[name]), "the average has changed the run"
+        assert torch.equal(weights, run.tensors("dog")[name]), "the EMA has changed the run"
     assert set(run.metadata("dog")) == set(plain.metadata("dog"))
 
 

@@ -1,4 +1,4 @@
-"""What AdaCoor left out is said once, when a checkpoint is saved and when the run ends."""
+"""What AdaCoor skipped is said once, when a checkpoint is saved and when the run ends."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_a_save_says_what_was_left_out_and_only_once(capsys: pytest.CaptureFixtu
     skips.follow(stepped(1.0, 2.0))
     assert said(capsys) == ""
     skips.follow(stepped(1.0, nan))
-    assert "left out 1 gradient elements so far that were not finite\n" in said(capsys)
+    assert "skipped 1 gradient elements so far that were not finite\n" in said(capsys)
     assert said(capsys) == ""
     skips.follow(stepped(nan, nan))
-    assert "left out 3 gradient elements so far that were not finite, 1 whole steps among them\n" in said(capsys)
+    assert "skipped 3 gradient elements so far that were not finite, 1 whole steps among them\n" in said(capsys)
 
 
 def test_the_count_goes_on_after_a_resume(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_the_count_goes_on_after_a_resume(capsys: pytest.CaptureFixture[str]) ->
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
     optimizer.step()
-    assert optimizer.skipped == 3 and "left out 3" in said(capsys)
+    assert optimizer.skipped == 3 and "skipped 3" in said(capsys)
 
 
 def test_other_optimizers_keep_no_count(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,4 +77,4 @@ optimizer.step()
 del optimizer
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "kohya_ext: AdaCoor left out 1 gradient elements so far that were not finite\n"
+    assert done.stdout == "kohya_ext: AdaCoor skipped 1 gradient elements so far that were not finite\n"

@@ -72,7 +72,7 @@ def test_both_at_once_wrap_once(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_name_of_a_saver_is_wrapped(tmp_path: Path) -> None:
-    """The older saver calls the common one: wrapping both would save the average twice."""
+    """The older saver calls the common one: wrapping both would save the EMA twice."""
     start = "import kohya_ext.runtime\nkohya_ext.runtime.activate(__name__)\n"
     savers = """
         def save_sd_model_on_train_end_common(args): ...

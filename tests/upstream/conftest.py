@@ -13,7 +13,7 @@ from tests.upstream.rig_bench import MAIN
 
 @pytest.fixture
 def one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Flags for a data set of one picture: upstream replays the first epoch's order after a resume."""
+    """Flags for a data set of one image: upstream replays the first epoch's order after a resume."""
     rig.require_rig(MAIN)
     # accelerate of 2023 cannot read its own random states under a torch that is newer than it
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")

@@ -1,7 +1,7 @@
 """Starts real Kohya GUIs.
 
 KOHYA_GUI_RIG is a folder with `trees/NAME` (checkouts of kohya_ss with their training code), `venv/NAME` (environments
-that start them) and `assets/` (a small model and pictures); KOHYA_RIG one whose `shim/` goes on PYTHONPATH, if set.
+that start them) and `assets/` (a small model and images); KOHYA_RIG one whose `shim/` goes on PYTHONPATH, if set.
 The browser is chromium (KOHYA_BROWSER, else the one on PATH), driven by the package `playwright`.
 """
 

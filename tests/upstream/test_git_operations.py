@@ -1,4 +1,4 @@
-"""What people and templates do to a checkout after the install: the hook lives on, or `status` says the cure."""
+"""What people and templates do to a checkout after the install: the hook lives on, or `status` says the fix."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ STAMP = re.compile(r"\d{8}-\d{6}")
 PRINT, TRAIN = "Print training command", "Start training"
 UPSTREAMS_OWN = {"finetune": "adafactor", "lora": "SDXL - LoRA aitrepreneur clothing v1.0"}
 
-# What a run on a CPU with a tiny model and pictures of 256 pixels cannot take from a preset for a 48 GB card.
+# What a run on a CPU with a tiny model and images of 256 pixels cannot take from a preset for a 48 GB card.
 SMALL = {
     "max_resolution": "256,256",
     "min_bucket_reso": "128",
@@ -190,7 +190,7 @@ def check_command(workshop: Workshop, preset: str, printed: str) -> None:
 
 
 def picture(tab: TabPage, era: str, preset: str) -> None:
-    """A picture of the fields that matter, for people: in the folder that KOHYA_GUI_PICTURES names."""
+    """An image of the fields that matter, for people: in the folder that KOHYA_GUI_PICTURES names."""
     if folder := os.environ.get("KOHYA_GUI_PICTURES"):
         tab.box("optimizer").scroll_into_view_if_needed()
         tab.page.screenshot(path=str(Path(folder) / f"{era}-{preset}.png"))

@@ -1,4 +1,4 @@
-"""Our LoRA beside sd-scripts' own, and in the hands of sd-scripts and diffusers.
+"""Our LoRA next to sd-scripts' own, and in the hands of sd-scripts and diffusers.
 
 The rig's tiny SDXL, a fine-tune of it made by hand, and the real scripts of the rig's tree.
 """

@@ -114,7 +114,7 @@ def test_the_commands_of_the_other_tabs_are_those_of_the_real_gui(revision: str,
 
 
 def concepts(folder: Path) -> Path:
-    """A folder of folders of pictures, a space in a name."""
+    """A folder of folders of images, a space in a name."""
     for name in ("3_cat/a.png", "3_cat/b.jpg", "3_cat/a.txt", "10_dog house/c.webp"):
         picture = folder / name
         picture.parent.mkdir(parents=True, exist_ok=True)

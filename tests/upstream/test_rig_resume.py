@@ -61,7 +61,7 @@ def test_states_and_the_flag_may_disagree(bench: Bench, tree: str, kind: str, on
 
 @pytest.mark.parametrize("tree", [MAIN, NEWEST])
 def test_files_from_before_a_resume_are_rotated(bench: Bench, tree: str, one_picture: tuple[str, ...]) -> None:
-    """A LoRA's epochs go on counting there (its steps do not); with one picture a step is an epoch."""
+    """A LoRA's epochs go on counting there (its steps do not); with one image a step is an epoch."""
     flags = (*EMA, "--save_every_n_epochs=1", "--save_last_n_epochs=1", *one_picture, "--save_state")
     begun = bench.train(tree, "lora", "rotated", *flags, ONE_LEFT)
     assert counted(begun) == {f"{begun.name}{ema}-000001.safetensors" for ema in ("", "-ema")}
@@ -91,7 +91,7 @@ def test_samples_of_both_lie_beside_each_other_and_change_nothing(bench: Bench, 
     averages = {name for name in pictures if name.startswith(f"{both.name}-ema_")}
     assert len(averages) == len(of_raw) == len(pictures) - len(averages) == 2, sorted(pictures)
     beside = [pictures[name] for name in sorted(set(pictures) - averages)]
-    assert beside == [of_raw[name] for name in sorted(of_raw)], "the raw pictures are not those of a run without EMA's"
+    assert beside == [of_raw[name] for name in sorted(of_raw)], "the raw images are not those of a run without EMA's"
     # at a real step's distance the two differ
     assert pictures[sorted(averages)[-1]] != beside[-1]
     for run in (plain, raw, both):

@@ -93,7 +93,7 @@ def _in(folder: Path, *arguments: str) -> None:
 
 
 def _write_tree(git_dir: str, revision: str, folder: Path) -> None:
-    """All files of a revision. Blobs that a partial snapshot lacks (large pictures and libraries) are left out."""
+    """All files of a revision. Blobs that a partial snapshot lacks (large images and libraries) are skipped."""
     rows = git(git_dir, "ls-tree", "-r", "-z", revision).split("\0")
     entries = [(*row.partition("\t")[0].split(), row.partition("\t")[2]) for row in rows if row]
     folder.mkdir(parents=True, exist_ok=True)
