@@ -110,7 +110,7 @@ def test_what_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused("holds no diffusion_pytorch_model", vae=tmp_path / "empty")
     write(tmp_path / "vae.safetensors", {name: shape for name, _, shape, _ in WEIGHTS})
-    refused("no full checkpoint", base=tmp_path / "vae.safetensors")
+    refused("not a full checkpoint", base=tmp_path / "vae.safetensors")
 
 
 def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_a_caption_that_is_not_utf8_stops_everything(tmp_path: Path) -> None:
 
 def test_a_huge_file_is_no_caption(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.png": None, "a.txt": b"x" * (2 << 20)})
-    with pytest.raises(UsageError, match="no caption"):
+    with pytest.raises(UsageError, match="not a caption"):
         captions.prefixed(tmp_path, "x ")
 
 
