@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,13 +11,21 @@ from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.sources import Function, Sources
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.spec.flags import FEATURES
-from kohya_ext.spec.hooks import HOOKS, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK, OWN_SAMPLER, TRAINING_PACKAGE, Hook
+from kohya_ext.spec.hooks import (
+    HOOKS,
+    OPTIMIZER_LABEL,
+    OPTIMIZER_LANDMARK,
+    SAMPLE,
+    TRAINING_PACKAGE,
+    Definition,
+    Hook,
+    hooks_in,
+)
 
 Outcome = Literal["found", "older", "n/a", "missing", "ambiguous"]
 
 OWN_SAMPLER_KEY = "own_sampler"
 OPTIMIZER_LIST_KEY = "optimizer_list"
-SAMPLER_PARAMETERS = {"accelerator", "args", "epoch"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,11 @@ class Found:
 def scan(checkout: Checkout, sources: Sources | None = None) -> list[Found]:
     """Every hook of the checkout, then the families' own samplers, then the GUI's optimizer lists."""
     sources = sources or Sources()
-    definitions = _definitions(checkout, sources)
-    rows = [_find(hook, definitions, checkout, sources) for hook in HOOKS]
-    taken = {(row.file, row.line) for row in rows}
-    own = [d for d in definitions.get(OWN_SAMPLER, []) if _is_sampler(d[1]) and (_place(checkout, d)) not in taken]
-    rows += [Found(OWN_SAMPLER_KEY, "found", OWN_SAMPLER, *_place(checkout, d)) for d in own]
+    places = _places(checkout, sources)
+    rows = [_row(hook, places[hook.key], checkout, sources) for hook in HOOKS]
+    main = {(row.name, row.file, row.line) for row in rows}
+    own = [place for place in places[SAMPLE.key] if (place.name, place.file, place.line) not in main]
+    rows += [Found(OWN_SAMPLER_KEY, "found", place.name, place.file, place.line) for place in own]
     return rows + _optimizer_lists(checkout, sources)
 
 
@@ -86,54 +94,65 @@ def require(rows: Sequence[Found], checkout: Checkout) -> None:
     )
 
 
-Definition = tuple[Path, Function]
+@dataclass(frozen=True)
+class _Place:
+    """Where a hook is defined. file: posix, relative to the checkout. shared: by the library, not by one script."""
+
+    name: str
+    file: str
+    line: int
+    shared: bool
 
 
-def _definitions(checkout: Checkout, sources: Sources) -> dict[str, list[Definition]]:
-    names = {name for hook in HOOKS for name in hook.functions} | {OWN_SAMPLER}
-    words = tuple(f"def {name}" for name in sorted(names))
-    found: dict[str, list[Definition]] = {}
-    library = sources.holding(checkout.training_root / TRAINING_PACKAGE, "*.py", words)
-    for path in library:
-        for function in sources.functions(path):
-            if function.name in names:
-                found.setdefault(function.name, []).append((path, function))
+def _places(checkout: Checkout, sources: Sources) -> dict[str, list[_Place]]:
+    """Hook -> where the checkout defines it, in the library (at any depth) and, for samplers, in its scripts."""
+    names = {name for hook in HOOKS for name in hook.functions}
+    found: dict[str, list[_Place]] = {hook.key: [] for hook in HOOKS}
+    library = checkout.training_root / TRAINING_PACKAGE
+    for path in sources.holding(library, "**/*.py", tuple(f"def {name}" for name in sorted(names))):
+        for hook, function in _hooks_of(path, sources):
+            found[hook.key].append(_place(checkout, path, function, shared=True))
     # one family keeps its sampler in the script itself; all other hooks count only in the library
-    for path in sources.holding(checkout.training_root, "*.py", (f"\ndef {OWN_SAMPLER}(",)):
-        samplers = [(path, function) for function in sources.functions(path) if function.name == OWN_SAMPLER]
-        found.setdefault(OWN_SAMPLER, []).extend(samplers)
+    scripts = sources.holding(checkout.training_root, "*.py", tuple(f"\ndef {name}(" for name in SAMPLE.functions))
+    for path in scripts:
+        for hook, function in _hooks_of(path, sources):
+            if hook is SAMPLE:
+                found[hook.key].append(_place(checkout, path, function, shared=False))
     return found
 
 
-def _find(hook: Hook, definitions: dict[str, list[Definition]], checkout: Checkout, sources: Sources) -> Found:
+def _hooks_of(path: Path, sources: Sources) -> Iterator[tuple[Hook, Function]]:
+    """The hooks that one module defines. A name that it defines twice is there twice, and refused as ambiguous."""
+    functions = sources.functions(path)
+    module = {function.name: Definition(function.parameters, function.names) for function in functions}
+    for hook, name in hooks_in(module):
+        for function in functions:
+            if function.name == name:
+                yield hook, function
+
+
+def _row(hook: Hook, places: list[_Place], checkout: Checkout, sources: Sources) -> Found:
+    """The hook that counts for the whole release: the one under its newest name."""
+    shared = [place for place in places if place.shared]
     for number, name in enumerate(hook.functions):
-        places = definitions.get(name, [])
-        if name == OWN_SAMPLER:
-            places = [(path, f) for path, f in places if _is_sampler(f) and path.parent.name == TRAINING_PACKAGE]
-        if len(places) == 1:
-            return Found(hook.key, "older" if number else "found", name, *_place(checkout, places[0]))
-        if places:
-            files = ", ".join(f"{file}:{line}" for file, line in (_place(checkout, place) for place in places))
-            return Found(hook.key, "ambiguous", name, files)
+        called = [place for place in shared if place.name == name]
+        if len(called) == 1:
+            return Found(hook.key, "older" if number else "found", name, called[0].file, called[0].line)
+        if called:
+            return Found(hook.key, "ambiguous", name, ", ".join(f"{place.file}:{place.line}" for place in called))
     if hook.needs_flag and not _has_flag(hook.needs_flag, checkout, sources):
         return Found(hook.key, "n/a", hook.functions[0])
     return Found(hook.key, "missing", hook.functions[0])
+
+
+def _place(checkout: Checkout, path: Path, function: Function, *, shared: bool) -> _Place:
+    return _Place(function.name, path.relative_to(checkout.root).as_posix(), function.line, shared)
 
 
 def _has_flag(flag: str, checkout: Checkout, sources: Sources) -> bool:
     quoted = (f'"{flag}"', f"'{flag}'")
     library = checkout.training_root / TRAINING_PACKAGE
     return bool(sources.holding(library, "*.py", quoted) or sources.holding(checkout.training_root, "*.py", quoted))
-
-
-def _is_sampler(function: Function) -> bool:
-    """False for the thin `sample_images(*args, **kwargs)` that only calls the common one."""
-    return function.parameters >= SAMPLER_PARAMETERS
-
-
-def _place(checkout: Checkout, definition: Definition) -> tuple[str, int]:
-    path, function = definition
-    return path.relative_to(checkout.root).as_posix(), function.line
 
 
 def _optimizer_lists(checkout: Checkout, sources: Sources) -> list[Found]:

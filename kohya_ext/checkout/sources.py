@@ -19,11 +19,12 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Function:
-    """A function at the top level of a module; line counts from 1."""
+    """A function at the top level of a module; line counts from 1. names: what its code refers to, attributes too."""
 
     name: str
     line: int
     parameters: frozenset[str]
+    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,22 @@ def _functions(body: list[ast.stmt]) -> Iterator[Function]:
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             given = statement.args
-            names = frozenset(a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs))
-            yield Function(statement.name, statement.lineno, names)
+            parameters = frozenset(a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs))
+            yield Function(statement.name, statement.lineno, parameters, _referred(statement))
         elif isinstance(statement, ast.If | ast.Try | ast.With):
             for branch in ("body", "orelse", "finalbody"):
                 yield from _functions(getattr(statement, branch, []))
             for handler in getattr(statement, "handlers", []):
                 yield from _functions(handler.body)
+
+
+def _referred(function: ast.FunctionDef | ast.AsyncFunctionDef) -> frozenset[str]:
+    nodes = [node for statement in function.body for node in ast.walk(statement)]
+    return frozenset(
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in nodes
+        if isinstance(node, ast.Name | ast.Attribute)
+    )
 
 
 def _dropdown(node: ast.Call) -> Dropdown | None:

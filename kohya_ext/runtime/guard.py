@@ -13,15 +13,16 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import kohya_ext
 from kohya_ext.core.about import NAME
 from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
-from kohya_ext.spec.hooks import ADACOOR_NAMES, EMA_SWITCH, LOG_SWITCH
+from kohya_ext.spec.hooks import ADACOOR_NAMES, EMA_SWITCH, HOOKS, LOG_SWITCH, Definition, hooks_in
 
 if TYPE_CHECKING:
     from importlib.metadata import PackagePath
@@ -54,10 +55,29 @@ class Original:
         return self.result
 
 
-def defined_here(namespace: dict[str, Any], function: str) -> bool:
-    """Whether the module with these globals defines `function` itself, and it is not wrapped yet."""
-    value = namespace.get(function)
-    return inspect.isfunction(value) and value.__module__ == namespace["__name__"] and not hasattr(value, MARK)
+def unwrapped_hooks(namespace: dict[str, Any]) -> list[tuple[str, str]]:
+    """Key and function's name of every hook that the module with these globals defines itself, not yet wrapped."""
+    here = {
+        name: value
+        for name in {name for hook in HOOKS for name in hook.functions}
+        if inspect.isfunction(value := namespace.get(name)) and value.__module__ == namespace["__name__"]
+    }
+    found = hooks_in({name: _definition(function) for name, function in here.items()})
+    return [(hook.key, name) for hook, name in found if not hasattr(here[name], MARK)]
+
+
+def _definition(function: FunctionType) -> Definition:
+    """As `checkout.scan` reads it from the text: the parameters, and the names that the code refers to."""
+    function = inspect.unwrap(function)
+    return Definition(frozenset(inspect.signature(function).parameters), frozenset(names_in(function.__code__)))
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The global names and attributes that a function's code refers to, the functions inside it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
 
 
 def wrapped(function: Callable[..., Any], wrapper: Callable[..., Any], *, may_stop: bool = True) -> Callable[..., Any]:

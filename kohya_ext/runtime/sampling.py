@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kohya_ext.runtime import averaging, naming
-from kohya_ext.runtime.guard import defined_here, wrapped
-from kohya_ext.spec.hooks import OWN_SAMPLER
+from kohya_ext.runtime.guard import unwrapped_hooks, wrapped
+from kohya_ext.spec.hooks import SAMPLE
 
 
 def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
@@ -31,16 +31,12 @@ def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) 
         return original(*call.args, **call.kwargs)
 
 
-def is_sampler(function: Callable[..., Any]) -> bool:
-    """False for the thin `sample_images(*args, **kwargs)` of each family, which ends in the common one anyway."""
-    return {"accelerator", "args", "epoch"} <= set(inspect.signature(function).parameters)
-
-
 def wrap_sampler_of_script() -> None:
     """Wrap a sampler that the running script itself defines; one family (HunyuanImage) keeps it there."""
     script = vars(sys.modules["__main__"])
-    if defined_here(script, OWN_SAMPLER) and is_sampler(script[OWN_SAMPLER]):
-        script[OWN_SAMPLER] = wrapped(script[OWN_SAMPLER], sample_images, may_stop=False)
+    for key, name in unwrapped_hooks(script):
+        if key == SAMPLE.key:
+            script[name] = wrapped(script[name], sample_images, may_stop=False)
 
 
 def _due(args: argparse.Namespace, epoch: int | None, steps: int) -> bool:

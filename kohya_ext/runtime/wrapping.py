@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from kohya_ext.runtime import accelerators, checkpoints, flags, fused, gui, legacy, optimizers, sampling
-from kohya_ext.runtime.guard import defined_here, faults, wrapped
-from kohya_ext.spec.hooks import GUI_PACKAGES, HOOKS, OWN_SAMPLER, TRAIN_UTIL, TRAINING_PACKAGE
+from kohya_ext.runtime.guard import faults, unwrapped_hooks, wrapped
+from kohya_ext.spec.hooks import GUI_PACKAGES, TRAINING_PACKAGE
 
 # key of the hook -> the function that gets Kohya's own as its first argument
 WRAPPERS: dict[str, Callable[..., Any]] = {
@@ -34,20 +34,8 @@ def wrap_module(namespace: dict[str, Any]) -> None:
         return
     try:
         legacy.look_at(namespace)
-        for key, function in _hooks_of(namespace):
+        for key, function in unwrapped_hooks(namespace):
             namespace[function] = wrapped(namespace[function], WRAPPERS[key], may_stop=key not in DURING_TRAINING)
     except Exception as error:
         faults.append(f"{name}: {type(error).__name__}: {error}")
         raise
-
-
-def _hooks_of(namespace: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The key and the function's name of every hook that is this module's own and not wrapped yet."""
-    older_count = namespace["__name__"].rpartition(".")[2] == TRAIN_UTIL
-    for hook in HOOKS:
-        names = hook.functions if older_count else hook.functions[:1]
-        function = next((name for name in names if name in namespace), None)
-        if function is not None and defined_here(namespace, function):
-            yield hook.key, function
-    if defined_here(namespace, OWN_SAMPLER) and sampling.is_sampler(namespace[OWN_SAMPLER]):
-        yield "sample", OWN_SAMPLER

@@ -8,21 +8,46 @@ which wraps what a module defines, and for the installer, which reads the same n
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A function at the top level of a module, read from its text or from the running function.
+
+    parameters: their names. names: the global names and the attributes that its code refers to.
+    """
+
+    parameters: frozenset[str]
+    names: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Hook:
     """One function of sd-scripts that we wrap.
 
-    key: our name for it. functions: its names upstream, newest first; the first that a release defines is the one. The
-    older names count in `train_util` only: family modules reuse them for thin functions that call the newest.
-    needs_flag: the hook applies only where this command-line flag exists in the release ("n/a" elsewhere).
+    key: our name for it. functions: its names upstream, newest first. needs_flag: the hook applies only where this
+    command-line flag exists in the release ("n/a" elsewhere). parameters: those that every form of it takes.
     """
 
     key: str
     functions: tuple[str, ...]
     needs_flag: str | None = None
+    parameters: frozenset[str] = frozenset()
+
+    def defined_in(self, module: Mapping[str, Definition]) -> str | None:
+        """The name under which a module, {name: definition} of its functions, defines this hook; None where it doesn't.
+
+        The newest name counts. Modules of families reuse the names for thin functions that only call the hook, as do
+        the older names in a release that has a newer one: what refers to a name of the hook is not the hook itself.
+        """
+        for number, name in enumerate(self.functions):
+            found = module.get(name)
+            if found is not None:
+                itself = found.names.isdisjoint(self.functions[: number + 1]) and found.parameters >= self.parameters
+                return name if itself else None
+        return None
 
 
 HOOKS: tuple[Hook, ...] = (
@@ -38,15 +63,20 @@ HOOKS: tuple[Hook, ...] = (
         ),
     ),
     Hook("save_at_end", ("save_sd_model_on_train_end_common", "save_sd_model_on_train_end")),
-    Hook("sample", ("sample_images_common", "sample_images")),
+    # families of models define `sample_images` of their own, next to their training helpers: zero to five a release
+    Hook("sample", ("sample_images_common", "sample_images"), parameters=frozenset({"accelerator", "args", "epoch"})),
     Hook("fused_backward", ("patch_adafactor_fused",), needs_flag="--fused_backward_pass"),
 )
+SAMPLE = next(hook for hook in HOOKS if hook.key == "sample")
 
-# The module that defined everything until sd-scripts 0.10, and the only one in which an older name is the hook itself.
-TRAIN_UTIL = "train_util"
 
-# Families with a sampler of their own define `sample_images` next to their training helpers; zero to five a release.
-OWN_SAMPLER = "sample_images"
+def hooks_in(module: Mapping[str, Definition]) -> Iterator[tuple[Hook, str]]:
+    """Each hook that a module defines, with its name there, for the installer's scan and for the running wrapper."""
+    for hook in HOOKS:
+        name = hook.defined_in(module)
+        if name is not None:
+            yield hook, name
+
 
 # What only the guide's or the pull request's old replaced files define: a flag, and classes in the training code.
 LEGACY_FLAG = "--enable_ema"

@@ -104,7 +104,14 @@ def test_thin_savers_of_a_family_are_left_alone(tmp_path: Path) -> None:
     """`sdxl_train_util` has functions of the older names, which call the common ones."""
     start = "import kohya_ext.runtime\nkohya_ext.runtime.activate(__name__)\n"
     saver = "def save_sd_model_on_train_end(args, src_path): ...\n"
-    write(tmp_path, {"library/__init__.py": start, "library/sdxl_train_util.py": saver, "library/train_util.py": saver})
+    caller = """
+        from library import train_util
+        def save_sd_model_on_train_end(args, src_path):
+            def saver(): ...
+            train_util.save_sd_model_on_train_end_common(args, saver)
+    """
+    files = {"library/__init__.py": start, "library/sdxl_train_util.py": caller, "library/train_util.py": saver}
+    write(tmp_path, files)
     code = """
         import library.sdxl_train_util as thin, library.train_util as own
         print(hasattr(thin.save_sd_model_on_train_end, "__kohya_ext__"))
