@@ -42,10 +42,11 @@ def commands() -> str:
 
 def flags() -> str:
     """The flags of a patched training script as `--help` says them."""
-    rows = ["| flag | values | `--help` |", "|---|---|---|"]
-    for flag, settings in FLAGS.items():
-        values = ", ".join(map(str, settings.get("choices", ()))) or getattr(settings.get("type"), "__name__", "")
-        rows.append(f"| `{flag}` | {values} | {_cell(settings['help'] % {})} |")
+    rows = ["| flag | values | default | since | `--help` |", "|---|---|---|---|---|"]
+    for flag in FLAGS:
+        values = ", ".join(flag.kind.choices) or getattr(flag.kind.type, "__name__", "")
+        default = "" if flag.default in (None, False) else f"`{flag.default}`"
+        rows.append(f"| `{flag.name}` | {values} | {default} | {flag.since} | {_cell(flag.help % {})} |")
     return "\n".join(rows)
 
 

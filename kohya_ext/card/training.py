@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from kohya_ext.card.model import LORA, Model
+from kohya_ext.spec.flags import ENABLE_EMA
 
 EMA = "kohya_ext_ema_"
 EXTRACTED = "kohya_ext_lora_"
@@ -132,7 +133,7 @@ def _average(found: Mapping[str, str], preset: Mapping[str, Any]) -> str:
     recorded = {key.removeprefix(EMA): value for key, value in found.items() if key.startswith(EMA)}
     if not recorded:
         flags = str(preset.get("additional_parameters", ""))
-        if "--enable_ema" not in flags:
+        if ENABLE_EMA.name not in flags:
             return ""
         recorded = dict(_FLAG.findall(flags))
         return f"of the same run, decay {recorded['decay']}" if "decay" in recorded else "of the same run"

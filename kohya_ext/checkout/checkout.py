@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kohya_ext import shell
 from kohya_ext.checkout import git
 from kohya_ext.checkout.known_locations import GUI_SCRIPT
+from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kohya_ext import shell
 from kohya_ext.checkout import identity
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.known_locations import (
@@ -25,6 +24,7 @@ from kohya_ext.checkout.known_locations import (
     machine,
 )
 from kohya_ext.checkout.processes import processes_of, running_guis
+from kohya_ext.core import shell
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import shell
 from kohya_ext.checkout import identity
+from kohya_ext.core import shell
 from kohya_ext.files import lock
 from kohya_ext.files.folder import opened
 from kohya_ext.files.journal import read_state

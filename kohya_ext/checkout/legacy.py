@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kohya_ext import shell
 from kohya_ext.checkout import git
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.sources import Names, Sources
+from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.spec.hooks import LEGACY_CLASSES, LEGACY_FLAG, TRAINING_PACKAGE
 

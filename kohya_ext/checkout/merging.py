@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kohya_ext import shell
 from kohya_ext.checkout import git
 from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError
 
 # What git keeps in its folder while it is at work, what to call that, and the command that ends it.

@@ -66,9 +66,9 @@ def flags_of_fork(checkout: Checkout, sources: Sources) -> list[str]:
     lines = []
     folders = (checkout.training_root / TRAINING_PACKAGE, checkout.training_root)
     for feature, flags in FEATURES.items():
-        words = tuple(flags)
+        words = tuple(flag.name for flag in flags)
         files = [path for folder in folders for path in sources.holding(folder, "*.py", words)]
-        found = [(path, flag) for path in files for flag in flags if flag in sources.names(path).strings]
+        found = [(path, word) for path in files for word in words if word in sources.names(path).strings]
         if found:
             path, flag = found[0]
             lines.append(

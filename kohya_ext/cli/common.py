@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.about import CONSOLE_SCRIPTS, PACKAGE
 from kohya_ext.core.console import Output, agreed, at_terminal, chosen
 

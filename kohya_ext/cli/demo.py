@@ -9,8 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext import shell
 from kohya_ext.cli.common import add_json
+from kohya_ext.core import shell
 from kohya_ext.core.about import CONSOLE_SCRIPTS
 from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.console import Output

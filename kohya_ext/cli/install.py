@@ -7,7 +7,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext import shell
 from kohya_ext.cli.common import (
     add_changing,
     add_checkout,
@@ -19,6 +18,7 @@ from kohya_ext.cli.common import (
     find_checkout,
     training_allows,
 )
+from kohya_ext.core import shell
 from kohya_ext.core.about import NAME, PACKAGE
 from kohya_ext.core.console import Output, agreed
 from kohya_ext.core.errors import DONE

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kohya_ext import shell
 from kohya_ext.cli import (
     audit,
     basemodel,
@@ -30,6 +29,7 @@ from kohya_ext.cli import (
     update,
 )
 from kohya_ext.cli.parser import Parser
+from kohya_ext.core import shell
 from kohya_ext.core.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
 from kohya_ext.core.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
 from kohya_ext.core.terminal import OutputLostError, abandon_output, indented, safe_streams

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.about import CONSOLE_SCRIPTS
 from kohya_ext.core.bundle import PACKAGE_DIR
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.demo.checkout import NEWEST, build, training_root

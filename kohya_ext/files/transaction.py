@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import journal as journals
 from kohya_ext.files.atomic import TEMPORARY_SUFFIX, clear_leftovers, write_into, write_new

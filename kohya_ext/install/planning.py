@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import shell
 from kohya_ext.checkout import git, merging, scan
-from kohya_ext.core import about
+from kohya_ext.core import about, shell
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from kohya_ext import shell
 from kohya_ext.checkout import git
+from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import FileState, read_state

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import presets, shell
+from kohya_ext import presets
 from kohya_ext.checkout import git, legacy, merging, scan
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import Environment
 from kohya_ext.checkout.sources import Sources
-from kohya_ext.core import about, errors
+from kohya_ext.core import about, errors, shell
 from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError, KohyaExtError
 from kohya_ext.files.atomic import sha256

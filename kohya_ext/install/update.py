@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kohya_ext import presets, shell
+from kohya_ext import presets
 from kohya_ext.checkout import git, gitcommand, merging
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import Environment
+from kohya_ext.core import shell
 from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError, KohyaExtError, UnsupportedError
 from kohya_ext.files.lock import locked

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.errors import UsageError
 from kohya_ext.presets.check import effective
 from kohya_ext.presets.convert import convert, shown_at_start

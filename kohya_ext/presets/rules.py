@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from kohya_ext.presets.additional import flags_in
@@ -10,6 +11,7 @@ from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES
 from kohya_ext.presets.release import Release
+from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
 from kohya_ext.spec.hooks import ADACOOR
 
 Values = Mapping[str, Any]
@@ -114,24 +116,29 @@ def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
             yield Finding("error", "not-installed", EXTRA, f"--{name}", effect, cure)
 
 
-def _average(values: Values, release: Release) -> Iterator[Finding]:
-    """Flags of the average that stop the run, or that nothing listens to."""
-    flags = flags_in(values.get(EXTRA))
-    ours = [name for name in flags if name.startswith("ema_")]
-    if "enable_ema" not in flags:
-        if ours:
-            effect = f"--{ours[0]} without --enable_ema does nothing: no average is kept"
-            yield Finding("warning", "ema", EXTRA, f"--{ours[0]}", effect, "add --enable_ema, or remove it")
+def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
+    """Flags of ours that stop the run, or that nothing listens to: by the table that the run itself goes by."""
+    if not release.patched:
         return
-    if _optimizer(values).endswith("schedulefree"):
+    given = flags_in(values.get(EXTRA))
+    for name in given:
+        if name.startswith(OUR_FLAGS) and name not in BY_KEY:
+            near = get_close_matches(name, BY_KEY, n=1)
+            fix = f"--{near[0]} is the nearest" if near else "remove it"
+            yield Finding("error", "ema", EXTRA, f"--{name}", f"the training script refuses --{name} and stops", fix)
+    for flag in FLAGS:
+        if flag.kind is SWITCH and given.get(flag.key, True) is not True:
+            effect = f"training stops: {flag.name} takes no value"
+            yield Finding("error", "ema", EXTRA, flag.name, effect, f"write {flag.name} alone, or remove it")
+    for flag, fault in faults(given):
+        yield Finding("error", "ema", EXTRA, flag.name, f"training stops: {fault}", "change it, or remove it")
+    ignored = without_ema(given)
+    if ENABLE_EMA.key not in given and ignored is not None:
+        effect = f"{ignored} without --enable_ema does nothing: no EMA is kept"
+        yield Finding("warning", "ema", EXTRA, ignored, effect, "add --enable_ema, or remove it")
+    if ENABLE_EMA.key in given and _optimizer(values).endswith("schedulefree"):
         effect = "training stops: a schedule-free optimizer averages by itself"
-        yield Finding("error", "ema", EXTRA, "--enable_ema", effect, "leave one of the two out")
-    if {"ema_schedule", "ema_exp_beta"} <= set(flags):
-        effect = "training stops: both choose a schedule"
-        yield Finding("error", "ema", EXTRA, "--ema_exp_beta", effect, "leave the older --ema_exp_beta out")
-    if release.schema.tab == "ti":
-        effect = "training stops: textual inversion has no model to average"
-        yield Finding("error", "ema", EXTRA, "--enable_ema", effect, "remove it")
+        yield Finding("error", "ema", EXTRA, ENABLE_EMA.name, effect, "remove one of the two")
 
 
 def _arguments(values: Values, release: Release) -> Iterator[Finding]:
@@ -162,6 +169,6 @@ RULES: tuple[Callable[[Values, Release], Iterator[Finding]], ...] = (
     _precision,
     _fused,
     _unpatched,
-    _average,
+    _our_flags,
     _arguments,
 )

@@ -11,7 +11,7 @@ from typing import Any
 from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import legacy
 from kohya_ext.runtime.report import say, stop
-from kohya_ext.spec.flags import FEATURES, FLAGS
+from kohya_ext.spec.flags import BY_KEY, FEATURES
 
 # feature -> the fork's flag that it gave way to
 gave_way: dict[str, str] = {}
@@ -22,7 +22,7 @@ def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.Argum
     result = original(parser)
     if legacy.found():
         # a TOML may ask for them as well: options.read decides when that has been read
-        if any(word.partition("=")[0] in FLAGS for word in sys.argv):
+        if any(word.partition("=")[0].removeprefix("--") in BY_KEY for word in sys.argv if word.startswith("--")):
             stop(legacy.message(), CONFLICT)
         say(legacy.message())
         return result
@@ -55,10 +55,10 @@ def _add_when_parsing(parser: argparse.ArgumentParser) -> None:
 
 def _add(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     group = parser.add_argument_group("kohya_ext")
-    for feature, names in FEATURES.items():
-        theirs = next((flag for flag in names if flag in parser._option_string_actions), None)
+    for feature, ours in FEATURES.items():
+        theirs = next((flag.name for flag in ours if flag.name in parser._option_string_actions), None)
         if theirs is None:
-            yield from (group.add_argument(flag, **FLAGS[flag]) for flag in names)
+            yield from (group.add_argument(flag.name, **flag.settings) for flag in ours)
         elif feature not in gave_way:
             gave_way[feature] = theirs
             say(f"this fork has a {theirs} of its own: {feature} of kohya_ext is not available in it")

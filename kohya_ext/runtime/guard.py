@@ -22,14 +22,15 @@ import kohya_ext
 from kohya_ext.core.about import NAME
 from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
-from kohya_ext.spec.hooks import ADACOOR_NAMES, EMA_SWITCH, HOOKS, LOG_SWITCH, Definition, hooks_in
+from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY
+from kohya_ext.spec.hooks import ADACOOR_NAMES, HOOKS, Definition, hooks_in
 
 if TYPE_CHECKING:
     from importlib.metadata import PackagePath
 
 MARK = "__kohya_ext__"
 # feature -> what turns it on
-SWITCHES = {"EMA": EMA_SWITCH, "telemetry": LOG_SWITCH}
+SWITCHES = {EMA: ENABLE_EMA.key, TELEMETRY: LOG_EVERY.key}
 
 # What could not be wrapped, each with its reason. A run that asks for something of ours stops at these.
 faults: list[str] = []

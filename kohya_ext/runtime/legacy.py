@@ -10,7 +10,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.spec.hooks import LEGACY_CLASSES, LEGACY_FLAG
+from kohya_ext.spec.hooks import LEGACY_CLASSES, LEGACY_FLAG, LEGACY_FLAG_HOMES
 
 _found: dict[str, str] = {}  # file -> what is in it
 
@@ -25,7 +25,7 @@ def look_at(namespace: dict[str, Any]) -> None:
         value = namespace.get(class_name)
         if inspect.isclass(value) and value.__module__ == name:
             _found[file] = f"class {class_name}"
-    if "add_training_arguments" in namespace or "add_optimizer_arguments" in namespace:
+    if any(name in namespace for name in LEGACY_FLAG_HOMES):
         # read as text: the flag may be added by a function that runs after ours
         source = Path(file).read_text(encoding="utf-8-sig", errors="replace")
         if any(f"{quote}{LEGACY_FLAG}{quote}" in source for quote in "'\""):

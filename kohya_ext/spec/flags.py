@@ -1,54 +1,220 @@
-"""Our flags on every training script: the one table of them."""
+"""Our flags on every training script: the one table of them.
+
+It feeds argparse, the run's options, `presets check` and the reference page; a new flag is one more row.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-# No flag has a default here: `runtime/options.py` tells "not given" from it, fills it in, and checks. Kohya reads its
-# TOML files into the same namespace without converting, so it cannot trust a value to have its type either.
-FLAGS: dict[str, dict[str, Any]] = {
-    "--enable_ema": {
-        "action": "store_true",
-        "help": "keep an exponential moving average (EMA) of the trained weights and save it next to them",
-    },
-    "--ema_decay": {"type": float, "help": "decay of the EMA for each optimizer step (default 0.9995)"},
-    "--ema_schedule": {
-        "choices": ["debiased", "constant", "warmup", "exp", "power"],
-        "help": "how the EMA starts: debiased (default) leaves no share to the start model, constant is the plain EMA",
-    },
-    "--ema_update_every": {
-        "type": int,
-        "help": "update the EMA every N optimizer steps, decay compensated (default 1)",
-    },
-    "--ema_start_step": {"type": int, "help": "leave the first N optimizer steps out of the EMA (default 0)"},
-    "--ema_device": {
-        "choices": ["auto", "cuda", "cpu"],
-        "help": "where the EMA is kept: auto (default) takes the GPU if at least 20 %% of its memory stays free",
-    },
-    "--ema_dtype": {
-        "choices": ["float32", "bfloat16"],
-        "help": "type of the EMA (default float32; bfloat16 is rounded stochastically)",
-    },
-    "--ema_save": {
-        "choices": ["beside", "only"],
-        "help": "save the EMA as NAME-ema next to the raw weights (default), or only the EMA, under the plain name",
-    },
-    "--ema_sample": {
-        "choices": ["raw", "ema", "both"],
-        "help": "weights that sample images are made from (default raw)",
-    },
-    "--ema_sigma_rel": {"type": float, "help": "relative width of the average for --ema_schedule power, 0 to 0.28"},
-    "--ema_exp_beta": {"type": float, "help": "old command lines: selects the schedule exp (0: warmup)"},
-    "--ema_save_only_ema_weights": {"action": "store_true", "help": "old command lines: the same as --ema_save only"},
-    "--kohya_ext_log_every": {
-        "type": int,
-        "help": "every N steps, log the effective learning rate and the share of weights that moved (default 0: never)",
-    },
-}
+Values = Mapping[str, Any]
 
+EMA, TELEMETRY = "EMA", "telemetry"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a flag takes. type: argparse's. convert: value -> value; raises ValueError with what is expected.
+
+    Kohya reads its TOML files into the same namespace as the command line without converting, and a preset holds text,
+    so `convert` takes whatever it is given.
+    """
+
+    type: Callable[[str], Any] | None
+    convert: Callable[[Any], Any]
+    choices: tuple[str, ...] = ()
+
+
+def _switch(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in ("true", "false", "1", "0", ""):
+        raise ValueError("expected true or false")
+    return text in ("true", "1")
+
+
+def _number(value: Any, expected: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(expected)
+    return number
+
+
+def _decay(value: Any) -> float:
+    expected = "expected a number from 0 up to, not including, 1 (0.9995 is usual)"
+    number = _number(value, expected)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(expected)
+    return number
+
+
+def _width(value: Any) -> float:
+    expected = "expected a number above 0 and up to 0.28 (0.05 to 0.15 is usual)"
+    number = _number(value, expected)
+    if not 0.0 < number <= 0.28:
+        raise ValueError(expected)
+    return number
+
+
+def _not_negative(value: Any) -> float:
+    expected = "expected a number of at least 0"
+    number = _number(value, expected)
+    if number < 0.0:
+        raise ValueError(expected)
+    return number
+
+
+def _whole_from(least: int) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        expected = f"expected a whole number of at least {least}"
+        number = _number(value, expected)
+        if number != int(number) or number < least:
+            raise ValueError(expected)
+        return int(number)
+
+    return convert
+
+
+def _one_of(*choices: str) -> Kind:
+    def convert(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return str(value)
+
+    return Kind(None, convert, choices)
+
+
+SWITCH = Kind(None, _switch)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag. name: with its dashes. default: what a run uses when it is not given, None where that depends.
+
+    since: the version of kohya_ext that has it first. help: as argparse prints it ("%%" for a percent sign).
+    """
+
+    name: str
+    feature: str
+    kind: Kind
+    default: Any
+    since: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """Its name in Kohya's `args`, in a TOML and in a preset's additional parameters."""
+        return self.name.removeprefix("--")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of argparse's `add_argument`. No default: "not given" must be told from it."""
+        if self.kind is SWITCH:
+            return {"action": "store_true", "help": self.help}
+        given = {"choices": list(self.kind.choices)} if self.kind.choices else {"type": self.kind.type}
+        return {**given, "help": self.help}
+
+    def read(self, values: Values) -> Any:
+        """Its value in `values`, converted; the default where there is none. Raises ValueError: what is expected."""
+        value = values.get(self.key)
+        return self.default if value is None else self.kind.convert(value)
+
+    def fault(self, values: Values) -> str | None:
+        """Why its value in `values` cannot be taken; None when it can."""
+        try:
+            self.read(values)
+        except ValueError as error:
+            return f"{self.name} is {values[self.key]!r}: {error}"
+        return None
+
+
+ENABLE_EMA = Flag(
+    "--enable_ema", EMA, SWITCH, False, "0.1.0",
+    "keep an exponential moving average (EMA) of the trained weights and save it next to them",
+)  # fmt: skip
+SCHEDULE = Flag(
+    "--ema_schedule", EMA, _one_of("debiased", "constant", "warmup", "exp", "power"), "debiased", "0.1.0",
+    "how the EMA starts: debiased (default) leaves no share to the start model, constant is the plain EMA",
+)  # fmt: skip
+SIGMA_REL = Flag(
+    "--ema_sigma_rel", EMA, Kind(float, _width), None, "0.1.0",
+    "relative width of the EMA for --ema_schedule power, 0 to 0.28",
+)  # fmt: skip
+EXP_BETA = Flag(
+    "--ema_exp_beta", EMA, Kind(float, _not_negative), None, "0.1.0",
+    "old command lines: selects the schedule exp (0: warmup)",
+)  # fmt: skip
+LOG_EVERY = Flag(
+    "--kohya_ext_log_every", TELEMETRY, Kind(int, _whole_from(0)), 0, "0.1.0",
+    "every N steps, log the effective learning rate and the share of weights that moved (default 0: never)",
+)  # fmt: skip
+
+FLAGS: tuple[Flag, ...] = (
+    ENABLE_EMA,
+    Flag(
+        "--ema_decay", EMA, Kind(float, _decay), 0.9995, "0.1.0",
+        "decay of the EMA for each optimizer step (default 0.9995)",
+    ),
+    SCHEDULE,
+    Flag(
+        "--ema_update_every", EMA, Kind(int, _whole_from(1)), 1, "0.1.0",
+        "update the EMA every N optimizer steps, decay compensated (default 1)",
+    ),
+    Flag(
+        "--ema_start_step", EMA, Kind(int, _whole_from(0)), 0, "0.1.0",
+        "leave the first N optimizer steps out of the EMA (default 0)",
+    ),
+    Flag(
+        "--ema_device", EMA, _one_of("auto", "cuda", "cpu"), "auto", "0.1.0",
+        "where the EMA is kept: auto (default) takes the GPU if at least 20 %% of its memory stays free",
+    ),
+    Flag(
+        "--ema_dtype", EMA, _one_of("float32", "bfloat16"), "float32", "0.1.0",
+        "dtype of the EMA (default float32; bfloat16 is rounded stochastically)",
+    ),
+    Flag(
+        "--ema_save", EMA, _one_of("beside", "only"), "beside", "0.1.0",
+        "beside (default): save the EMA as NAME-ema next to the raw weights; only: just the EMA, as NAME",
+    ),
+    Flag(
+        "--ema_sample", EMA, _one_of("raw", "ema", "both"), "raw", "0.1.0",
+        "weights that sample images are made from (default raw)",
+    ),
+    SIGMA_REL,
+    EXP_BETA,
+    Flag(
+        "--ema_save_only_ema_weights", EMA, SWITCH, False, "0.1.0",
+        "old command lines: the same as --ema_save only",
+    ),
+    LOG_EVERY,
+)  # fmt: skip
+BY_KEY = {flag.key: flag for flag in FLAGS}
 
 # Each stays away as a whole where a fork has a flag of the same name: half of it would be read from the fork's flag.
-FEATURES = {
-    "EMA": tuple(flag for flag in FLAGS if "ema" in flag),
-    "telemetry": tuple(flag for flag in FLAGS if "ema" not in flag),
-}
+FEATURES = {feature: tuple(flag for flag in FLAGS if flag.feature == feature) for feature in (EMA, TELEMETRY)}
+
+
+def faults(values: Values) -> Iterator[tuple[Flag, str]]:
+    """What a run would refuse in our flags, {key: value} of those that were given: the flag, and why."""
+    bad = [(flag, fault) for flag in FLAGS if (fault := flag.fault(values)) is not None]
+    yield from bad
+    if bad or not ENABLE_EMA.read(values):
+        return
+    given = {flag.key for flag in FLAGS if values.get(flag.key) is not None}
+    if {SCHEDULE.key, EXP_BETA.key} <= given:
+        yield EXP_BETA, f"{SCHEDULE.name} and the old {EXP_BETA.name} both choose a schedule; give one of them"
+    elif (SIGMA_REL.key in given) != (SCHEDULE.read(values) == "power"):
+        yield SIGMA_REL, f"{SIGMA_REL.name} belongs to {SCHEDULE.name} power: give both or neither"
+
+
+def without_ema(values: Values) -> str | None:
+    """The first flag of the EMA, with its dashes, that does nothing because `--enable_ema` was not given."""
+    for flag in FEATURES[EMA]:
+        if flag is not ENABLE_EMA and values.get(flag.key) not in (None, False):
+            return flag.name
+    return None

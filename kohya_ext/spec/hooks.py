@@ -78,9 +78,11 @@ def hooks_in(module: Mapping[str, Definition]) -> Iterator[tuple[Hook, str]]:
             yield hook, name
 
 
-# What only the guide's or the pull request's old replaced files define: a flag, and classes in the training code.
+# What only the guide's or the pull request's old replaced files define: a flag, classes in the training
+# code, and the functions that may add the flag.
 LEGACY_FLAG = "--enable_ema"
 LEGACY_CLASSES = ("AdaCoor", "EMAModel")
+LEGACY_FLAG_HOMES = ("add_training_arguments", "add_optimizer_arguments")
 
 # The package whose modules define the hooks, and the packages that may hold the GUI's tabs (embedded era, then v23+).
 TRAINING_PACKAGE = "library"
@@ -93,7 +95,3 @@ OPTIMIZER_LANDMARK = "AdamW8bit"
 ADACOOR = "AdaCoor"
 ADACOOR_PATH = "kohya_ext.optim.AdaCoor"
 ADACOOR_NAMES = (ADACOOR.lower(), ADACOOR_PATH.lower())
-
-# The settings in Kohya's args by which a run asks for something of ours, AdaCoor aside.
-EMA_SWITCH = "enable_ema"
-LOG_SWITCH = "kohya_ext_log_every"

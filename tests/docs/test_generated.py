@@ -41,7 +41,7 @@ def test_a_fork_changes_its_address_in_one_place():
     assert text == f"git clone {about.REPOSITORY} && cd kohya_ext"
 
 
-@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("flag", [flag.name for flag in FLAGS])
 def test_every_flag_is_explained_by_hand_too(flag: str):
     """The generated table repeats --help; the page says what the flag does to a run."""
     page = (ROOT / "docs" / "reference" / "flags.md").read_text(encoding="utf-8")

@@ -104,6 +104,20 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
             {"additional_parameters": "--enable_ema --ema_exp_beta=1 --ema_schedule=exp"},
             ("error", "ema", "additional_parameters"),
         ),
+        *(
+            ({"additional_parameters": f"--enable_ema {words}"}, ("error", "ema", "additional_parameters"))
+            for words in (
+                "--ema_decay=1.5",
+                "--ema_decay",
+                "--ema_schedule=foo",
+                "--ema_schedule power",
+                "--ema_sigma_rel=.1",
+                "--ema_update_every 0",
+                "--ema_dcay=0.999",
+                "--kohya_ext_log_every=often",
+            )
+        ),
+        ({"additional_parameters": "--enable_ema=true"}, ("error", "ema", "additional_parameters")),
         (
             {"additional_parameters": "--enable_ema", "optimizer": "AdamWScheduleFree"},
             ("error", "ema", "additional_parameters"),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 
 WORDS = [
     "plain",
