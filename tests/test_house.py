@@ -33,7 +33,7 @@ BELOW: dict[str, set[str]] = {
     "lora": {"core", "files", "tensors"},
     "evaluation": {"core", "files", "tensors"},
     "card": {"core", "files", "spec", "tensors"},
-    "demo": {"checkout", "core", "files", "install", "presets"},
+    "demo": {"checkout", "core", "files", "install", "presets", "spec"},
 }
 ON_TOP = {"cli"}
 # Rooms that never import torch, not even inside a function: they run in any Python, and at once.

@@ -16,6 +16,7 @@ from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
 from kohya_ext.core.terminal import rewrite_line
+from kohya_ext.spec.optimizers import ADACOOR
 
 if TYPE_CHECKING:
     from kohya_ext.demo.run import Demo
@@ -112,14 +113,14 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
     out.item(
         "result", f"loss on held-out images: raw {last['raw_loss']:.4f}, EMA {last['ema_loss']:.4f} ({better} raw)"
     )
-    out.item("picture", f"{demo.picture}: the loss, and samples of the raw weights next to the EMA's")
+    out.item("image", f"{demo.picture}: the loss, and samples of the raw weights next to the EMA's")
     out.item("time", f"{seconds:.0f} s")
     out.line()
     out.item("next steps", "the same in your own Kohya:")
     out.item("", put_on("/path/to/kohya_ss"))
-    out.item("", 'then in the Finetune tab: optimizer "AdaCoor", learning rate 1, optimizer arguments eps=1e-8,')
+    out.item("", f"then in the Finetune tab: {ADACOOR.setting},")
     out.item("", "additional parameters --enable_ema --ema_decay=0.9995 (or one of the presets)")
-    out.item("take it off", f"{take_off(str(demo.checkout))}   (the miniature, byte for byte)")
+    out.item("uninstall", f"{take_off(str(demo.checkout))}   (the miniature, byte for byte)")
 
 
 def put_on(checkout: str) -> str:

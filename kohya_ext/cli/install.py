@@ -22,6 +22,7 @@ from kohya_ext.core import shell
 from kohya_ext.core.about import NAME, PACKAGE
 from kohya_ext.core.console import Output, agreed
 from kohya_ext.core.errors import DONE
+from kohya_ext.spec.optimizers import ADACOOR
 
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
@@ -222,7 +223,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
     )
     how = "choose one of our presets" if listed else "open one of presets/finetune/user_presets with Load"
     if patch_set in PATCH_SETS:
-        out.item("", f'Finetune tab: {how}, or optimizer "AdaCoor", learning rate 1, arguments eps=1e-8.')
+        out.item("", f"Finetune tab: {how}, or {ADACOOR.setting}.")
         out.item("", "EMA: --enable_ema --ema_decay=0.9995 in Additional parameters.")
     else:
         out.item("", f"Finetune tab: {how}.")

@@ -217,11 +217,11 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
     from kohya_ext.presets.document import as_preset
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.fit import fit as fit_preset
-    from kohya_ext.presets.schema import offering_adacoor
+    from kohya_ext.presets.schema import offering_ours
 
     if preset.about:
         try:
-            schema = offering_adacoor(release.schema)
+            schema = offering_ours(release.schema)
             fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration)
         except UnsupportedError as error:
             return [Finding("error", "refused", preset.name, None, str(error), "use another preset or a newer release")]

@@ -66,12 +66,12 @@ def fit(arguments: argparse.Namespace) -> int:
     from kohya_ext.files.atomic import write_atomic
     from kohya_ext.presets.document import dump_values
     from kohya_ext.presets.fit import fit as fit_preset
-    from kohya_ext.presets.schema import offering_adacoor
+    from kohya_ext.presets.schema import offering_ours
 
     out = Output("presets fit", arguments.json)
     preset = preset_named(arguments.name, arguments.tab)
     release = release_of(find_gui(arguments.checkout, out), preset.tab)
-    schema = offering_adacoor(release.schema)
+    schema = offering_ours(release.schema)
     fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration)
     target = Path(arguments.out)
     if not arguments.dry_run:

@@ -21,6 +21,7 @@ from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.demo.checkout import NEWEST, build, training_root
 from kohya_ext.demo.pictures import write_pictures
+from kohya_ext.spec.optimizers import ADACOOR
 
 NAME = "toy"
 DEFAULT_FOLDER = "kohya-ext-demo"
@@ -73,7 +74,7 @@ class Demo:
         words = [sys.executable, "sdxl_train.py", "--pretrained_model_name_or_path", "toy"]
         words += ["--train_data_dir", str(self.folder / "pictures"), "--caption_extension", ".txt"]
         words += ["--resolution", "16", "--train_batch_size", "16", "--max_data_loader_n_workers", "0"]
-        words += ["--optimizer_type", "AdaCoor", "--optimizer_args", "eps=1e-8", "--learning_rate", rate]
+        words += ["--optimizer_type", ADACOOR.name, "--optimizer_args", ADACOOR.words, "--learning_rate", rate]
         words += ["--train_text_encoder", "--learning_rate_te1", rate, "--learning_rate_te2", rate]
         words += ["--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", str(int(self.steps * WARMUP_SHARE))]
         words += ["--max_train_steps", str(self.steps), "--seed", str(SEED), "--min_snr_gamma", str(MIN_SNR_GAMMA)]
@@ -151,7 +152,9 @@ def train(demo: Demo, progress: Callable[[int, float], None]) -> None:
 
 def evaluate(demo: Demo) -> list[dict[str, float]]:
     """Draws the image from the saved files; the losses of raw and EMA weights at every save point."""
-    what = f"AdaCoor (eps=1e-8, rate {LEARNING_RATE}), EMA decay {demo.ema_decay}, {demo.steps} steps, CPU"
+    what = (
+        f"{ADACOOR.name} ({ADACOOR.words}, rate {LEARNING_RATE}), EMA decay {demo.ema_decay}, {demo.steps} steps, CPU"
+    )
     words = [sys.executable, "-m", "kohya_ext.demo.evaluate", "--training_root", str(training_root(demo.checkout))]
     words += ["--models", str(demo.output), "--name", NAME, "--metrics", str(metrics_file(demo.folder / "logs"))]
     words += ["--held_out", str(demo.folder / "held-out"), "--picture", str(demo.picture)]

@@ -22,7 +22,7 @@ from kohya_ext.presets.known_bugs import training_defects
 from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions
-from kohya_ext.presets.schema import Field, Schema, Tab, offering_adacoor
+from kohya_ext.presets.schema import Field, Schema, Tab, offering_ours
 from kohya_ext.pysource.sources import FolderSources
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     Raises UsageError when the data folder is missing or empty, a field is unknown or a text would mean something else
     in a shell; UnsupportedError when the release cannot take the preset or its code cannot be followed.
     """
-    schema = offering_adacoor(release.schema)
+    schema = offering_ours(release.schema)
     form: dict[str, Any] = {}
     for key, one in schema.fields.items():
         start = shown_at_start(one)

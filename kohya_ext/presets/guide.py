@@ -11,7 +11,7 @@ from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, RATES
-from kohya_ext.spec.hooks import ADACOOR
+from kohya_ext.spec.optimizers import ADACOOR, ours
 
 # Key -> the value advised, and why.
 ADVICE: dict[str, tuple[Any, str]] = {
@@ -65,13 +65,12 @@ ADVICE: dict[str, tuple[Any, str]] = {
 
 # The optimizers that it has configurations for -> their learning rate, and why that one.
 ADVISED_RATES: dict[str, tuple[float, str]] = {
-    "adacoor": (1, "its configuration has this rate, together with eps=1e-8"),
+    ADACOOR.name.casefold(): (1, f"its configuration has this rate, together with {ADACOOR.words}"),
     "lion": (1e-7, "anything higher distorts"),
     "adamw": (1e-6, "anything higher ruins the model, anything lower learns too little"),
     "adamw8bit": (1e-6, "anything higher ruins the model, anything lower learns too little"),
 }
 ADAPTIVE = ("prodigy", "dadapt")
-ADACOOR_EPS = 1e-8
 EMA_DECAY = 0.9995
 
 
@@ -111,17 +110,21 @@ def _optimizer(values: Mapping[str, Any]) -> Iterator[Finding]:
     name, value = _name(values), values.get("optimizer")
     if name.startswith(ADAPTIVE):
         effect = "the guide advises against it: adaptive optimizers only ever raise the rate, until the model is ruined"
-        yield Finding("note", "guide", "optimizer", value, effect, f"use {ADACOOR}, Lion or AdamW")
+        yield Finding("note", "guide", "optimizer", value, effect, f"use {ADACOOR.name}, Lion or AdamW")
     elif name == "pagedadamw8bit":
         effect = "the guide advises against it: half as fast, and no better"
         yield Finding("note", "guide", "optimizer", value, effect, "use AdamW8bit")
     elif name and name not in ADVISED_RATES:
         effect = "the guide has no configuration for it, and so no learning rate"
-        yield Finding("note", "guide", "optimizer", value, effect, f"use {ADACOOR}, Lion or AdamW")
+        yield Finding("note", "guide", "optimizer", value, effect, f"use {ADACOOR.name}, Lion or AdamW")
     arguments = str(values.get("optimizer_args") or "")
-    if name == ADACOOR.casefold() and _argument(arguments, "eps") != ADACOOR_EPS:
-        effect = "the guide gives AdaCoor eps=1e-8"
-        yield Finding("note", "guide", "optimizer_args", arguments, effect, "set it to eps=1e-8")
+    optimizer = ours(value)
+    if optimizer is None:
+        return
+    for argument, advised in optimizer.arguments.items():
+        if _argument(arguments, argument) != float(advised):
+            effect = f"the guide gives {optimizer.name} {argument}={advised}"
+            yield Finding("note", "guide", "optimizer_args", arguments, effect, f"set it to {argument}={advised}")
 
 
 def _flags(values: Mapping[str, Any]) -> Iterator[Finding]:

@@ -123,5 +123,5 @@ KEYS_OF_FLAGS = {
 # The learning rates of all tabs.
 RATES = ("learning_rate", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "text_encoder_lr", "unet_lr")
 
-# Rate 1 is right for these only.
-RATE_ONE = frozenset({"adacoor", "prodigy", "dadaptation", "dadaptadam", "prodigyplus.prodigyplusschedulefree"})
+# Rate 1 is right for these of Kohya's only.
+RATE_ONE = frozenset({"prodigy", "dadaptation", "dadaptadam", "prodigyplus.prodigyplusschedulefree"})

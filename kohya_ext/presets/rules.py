@@ -12,7 +12,7 @@ from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
-from kohya_ext.spec.hooks import ADACOOR
+from kohya_ext.spec.optimizers import OPTIMIZERS, ours
 
 Values = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ HIGH_RATE = 0.1
 OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
 # the GUI has words of its own for the default, or means accelerate, which takes others
 GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
-FUSED_OPTIMIZERS = ("adafactor", "adacoor")
+FUSED_OPTIMIZERS = ("adafactor",)  # of Kohya's
 
 
 def contradictions(values: Values, release: Release) -> Iterator[Finding]:
@@ -38,15 +38,16 @@ def _number(values: Values, key: str) -> float:
 
 
 def _rates(values: Values, _: Release) -> Iterator[Finding]:
-    optimizer = _optimizer(values)
+    optimizer, own = _optimizer(values), ours(values.get("optimizer"))
     for key in RATES:
         if values.get(key) is None:
             continue
         rate = _number(values, key)
-        if optimizer == ADACOOR.casefold():
-            if rate != 1:
-                effect = "AdaCoor multiplies its steps by it; the guide's settings were found with 1"
-                yield Finding("error", "adacoor-rate", key, values[key], effect, "set it to 1")
+        if own is not None:
+            if own.rate != rate:
+                effect = f"{own.name} multiplies its steps by it; the guide's settings were found with {own.rate:g}"
+                fix = f"set it to {own.rate:g}"
+                yield Finding("error", f"{own.name.lower()}-rate", key, values[key], effect, fix)
         elif rate >= HIGH_RATE and not _finds_its_rate(optimizer, values):
             effect = f"a rate of {rate} with {values.get('optimizer')} destroys the model within a few steps"
             yield Finding("error", "rate-too-high", key, values[key], effect, "1e-6 for AdamW, 1e-7 for Lion")
@@ -86,13 +87,12 @@ def _fused(values: Values, release: Release) -> Iterator[Finding]:
     if not (values.get("fused_backward_pass") is True or flag):
         return
     key = EXTRA if flag else "fused_backward_pass"
-    optimizer = _optimizer(values)
-    if optimizer not in FUSED_OPTIMIZERS:
-        effect = (
-            f"the training script stops: the fused backward pass works with Adafactor{', AdaCoor' * release.patched}"
-        )
+    optimizer, own = _optimizer(values), ours(values.get("optimizer"))
+    if optimizer not in FUSED_OPTIMIZERS and not (own and own.fused):
+        names = ["Adafactor", *(one.name for one in OPTIMIZERS if one.fused and release.patched)]
+        effect = f"the training script stops: the fused backward pass works with {' and '.join(names)} only"
         yield Finding("error", "fused-optimizer", key, values[key], effect, "change the optimizer or switch it off")
-    if optimizer == ADACOOR.casefold() and values.get("mixed_precision") == "fp16":
+    if own and not own.loss_scaling and values.get("mixed_precision") == "fp16":
         effect = "training stops: loss scaling of fp16 cannot be undone for gradients that are used at once"
         yield Finding("error", "fused-fp16", key, values[key], effect, "set mixed_precision to bf16 or no")
     if _number(values, "gradient_accumulation_steps") > 1:
@@ -107,7 +107,8 @@ def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
     if release.patched:
         return
     cure = "run `kohya-ext install` for this checkout"
-    if _optimizer(values) == ADACOOR.casefold() and values.get("optimizer") != "kohya_ext.optim.AdaCoor":
+    own = ours(values.get("optimizer"))
+    if own is not None and values.get("optimizer") != own.path:
         effect = "kohya_ext is not installed here: the training script does not know the optimizer and stops"
         yield Finding("error", "not-installed", "optimizer", values.get("optimizer"), effect, cure)
     for name in flags_in(values.get(EXTRA)):

@@ -35,7 +35,8 @@ from kohya_ext.pysource.values import (
     known,
     plain,
 )
-from kohya_ext.spec.hooks import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.spec.hooks import OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.spec.optimizers import NAMES
 
 Tab = Literal["finetune", "lora", "dreambooth", "ti"]
 
@@ -166,7 +167,7 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
         one = _field(key, component)
         fields[key] = replace(one, wired_to=_wrong_wire(key, component, keys, registry, index))
     schema = Schema(tab, path, fields, PRESETS_LIST in keys, tuple(notes))
-    return offering_adacoor(schema) if patched else schema
+    return offering_ours(schema) if patched else schema
 
 
 def _keys(text: str | None) -> list[str] | None:
@@ -287,14 +288,15 @@ def _wrong_wire(key: str, component: Value, keys: list[str], registry: list[str]
     return next((name for _, name in component.names if name in keys), None)
 
 
-def offering_adacoor(schema: Schema) -> Schema:
-    """The schema as it is once our hooks are in the GUI: the optimizer's list offers AdaCoor."""
+def offering_ours(schema: Schema) -> Schema:
+    """The schema as it is once our hooks are in the GUI: the optimizer's list offers ours too."""
     return replace(schema, fields={key: _with_hooks(one) for key, one in schema.fields.items()})
 
 
 def _with_hooks(one: Field) -> Field:
     if one.label != OPTIMIZER_LABEL or one.choices is None:
         return one
-    if OPTIMIZER_LANDMARK not in one.choices or ADACOOR in one.choices:
+    new = tuple(name for name in NAMES if name not in one.choices)
+    if OPTIMIZER_LANDMARK not in one.choices or not new:
         return one
-    return replace(one, choices=(*one.choices, ADACOOR), source="kohya_ss, kohya_ext")
+    return replace(one, choices=(*one.choices, *new), source="kohya_ss, kohya_ext")

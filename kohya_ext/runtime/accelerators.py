@@ -13,6 +13,7 @@ from typing import Any
 from kohya_ext.runtime import averaging, guard, options, sampling, telemetry
 from kohya_ext.runtime.interruption import unwinding_on_sigterm
 from kohya_ext.runtime.report import stop, warn_again_at_end
+from kohya_ext.spec.optimizers import ours
 
 
 def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
@@ -21,7 +22,7 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     options.check(args)
     log_every = options.log_every(args)
     telemetry.require_logs(args, log_every)
-    if settings is not None or log_every or options.names_adacoor(args):
+    if settings is not None or log_every or ours(getattr(args, "optimizer_type", None)):
         guard.stop_at_faults()
         _load_all()
     result = original(args, *rest, **named)

@@ -23,7 +23,8 @@ from kohya_ext.core.about import NAME
 from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
 from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY
-from kohya_ext.spec.hooks import ADACOOR_NAMES, HOOKS, Definition, hooks_in
+from kohya_ext.spec.hooks import HOOKS, Definition, hooks_in
+from kohya_ext.spec.optimizers import ours
 
 if TYPE_CHECKING:
     from importlib.metadata import PackagePath
@@ -129,11 +130,12 @@ def asks_for_us(args: argparse.Namespace | None = None) -> bool:
     """
     switches = [name for feature, name in SWITCHES.items() if feature not in flags.gave_way]
     if args is not None:
-        named = str(getattr(args, "optimizer_type", None) or "").lower() in ADACOOR_NAMES
-        return named or any(getattr(args, name, None) for name in switches)
+        return ours(getattr(args, "optimizer_type", None)) is not None or any(
+            getattr(args, name, None) for name in switches
+        )
     options = {word.partition("=")[0] for word in sys.argv}
     optimizers = re.findall(r"^--optimizer_type[=\n](.+)", "\n".join(sys.argv), re.MULTILINE)
-    named = bool(optimizers) and optimizers[-1].lower() in ADACOOR_NAMES
+    named = bool(optimizers) and ours(optimizers[-1]) is not None
     return named or any(f"--{name}" in options for name in switches)
 
 

@@ -1,7 +1,7 @@
-"""`AdaCoor` in the GUI's optimizer lists.
+"""Our optimizers in the GUI's optimizer lists.
 
 The lists are literals inside functions, `gr.Dropdown(label="Optimizer", choices=[...])`. Three tabs have one in v26. We
-leave the functions alone and give the module a `gr` that adds our entry as the Dropdown is made.
+leave the functions alone and give the module a `gr` that adds our entries as the Dropdown is made.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kohya_ext.spec.hooks import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.spec.hooks import OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.spec.optimizers import NAMES
 
 
-class GradioWithAdaCoor:
+class GradioWithOurs:
     """Stands in for the module `gradio` within one module of the GUI; everything but `Dropdown` is gradio's own."""
 
     def __init__(self, gradio: ModuleType) -> None:
@@ -23,22 +24,18 @@ class GradioWithAdaCoor:
         return getattr(self._gradio, name)
 
     def Dropdown(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - gradio's name
-        """gradio's Dropdown; the optimizer list gets our entry in front."""
+        """gradio's Dropdown; the optimizer list gets ours in front."""
         choices = kwargs.get("choices")
-        if kwargs.get("label") == OPTIMIZER_LABEL and isinstance(choices, list) and _wants_adacoor(choices):
-            kwargs["choices"] = [ADACOOR, *choices]
+        if kwargs.get("label") == OPTIMIZER_LABEL and isinstance(choices, list) and OPTIMIZER_LANDMARK in choices:
+            kwargs["choices"] = [*(name for name in NAMES if name not in choices), *choices]
         return self._gradio.Dropdown(*args, **kwargs)
 
 
-def _wants_adacoor(choices: list[Any]) -> bool:
-    return OPTIMIZER_LANDMARK in choices and ADACOOR not in choices
-
-
-def offer_adacoor(namespace: dict[str, Any]) -> None:
+def offer_ours(namespace: dict[str, Any]) -> None:
     """Give the module our `gr` if its source holds an optimizer list; a second call changes nothing."""
     gradio = namespace.get("gr")
     if not isinstance(gradio, ModuleType) or not namespace.get("__file__"):
         return
     source = Path(namespace["__file__"]).read_text(encoding="utf-8-sig", errors="replace")
     if OPTIMIZER_LANDMARK in source and OPTIMIZER_LABEL in source:
-        namespace["gr"] = GradioWithAdaCoor(gradio)
+        namespace["gr"] = GradioWithOurs(gradio)

@@ -12,7 +12,7 @@ from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import flags, legacy
 from kohya_ext.runtime.report import say, stop
 from kohya_ext.spec.flags import BY_KEY, EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY, Flag, Values, faults, without_ema
-from kohya_ext.spec.hooks import ADACOOR_NAMES
+from kohya_ext.spec.optimizers import ours
 
 # beta of the schedule exp where it was chosen by its name
 EXP_BETA = 15.0
@@ -48,7 +48,7 @@ def read(args: argparse.Namespace) -> EmaOptions | None:
     _stop_at(ENABLE_EMA, given)
     wanted = ENABLE_EMA.read(given)
     if legacy.found():
-        if wanted or names_adacoor(args):
+        if wanted or ours(getattr(args, "optimizer_type", None)):
             stop(legacy.message(), CONFLICT)
         return None
     if not wanted:
@@ -75,11 +75,6 @@ def _stop_at(flag: Flag, given: Values) -> None:
         stop(fault)
 
 
-def names_adacoor(args: argparse.Namespace) -> bool:
-    """True when `--optimizer_type` names our optimizer, in any case and by either of its names."""
-    return str(getattr(args, "optimizer_type", None) or "").lower() in ADACOOR_NAMES
-
-
 def log_every(args: argparse.Namespace) -> int:
     """The steps from one measurement of the optimizer to the next, 0 for none."""
     if TELEMETRY in flags.gave_way:
@@ -93,17 +88,20 @@ def log_every(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Stop the run where something that is neither EMA nor measurement was asked for and cannot be done."""
-    if legacy.found() or not names_adacoor(args):
+    optimizer = ours(getattr(args, "optimizer_type", None))
+    if legacy.found() or optimizer is None:
         return
     if getattr(args, "deepspeed", False):
-        stop("AdaCoor does not work with DeepSpeed, which replaces the parameters it was given; leave one out")
+        stop(f"{optimizer.name} does not work with DeepSpeed, which replaces the parameters it was given; remove one")
     fused = next((flag for flag in _FUSED_FLAGS if getattr(args, flag, None)), None)
     if fused is None:
         return
     if int(getattr(args, "gradient_accumulation_steps", 1) or 1) != 1:
         stop(f"--{fused} steps in the backward pass: set --gradient_accumulation_steps 1")
-    if getattr(args, "mixed_precision", None) == "fp16":
-        stop(f"--{fused} with AdaCoor cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no")
+    if not optimizer.fused:
+        stop(f"--{fused} does not work with {optimizer.name}; remove one of the two")
+    if getattr(args, "mixed_precision", None) == "fp16" and not optimizer.loss_scaling:
+        stop(f"--{fused} with {optimizer.name} cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no")
 
 
 def _refuse_what_cannot_work(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def wrap_module(namespace: dict[str, Any]) -> None:
     name = namespace.get("__name__", "")
     package = name.partition(".")[0]
     if package in GUI_PACKAGES:
-        gui.offer_adacoor(namespace)
+        gui.offer_ours(namespace)
     if package != TRAINING_PACKAGE:
         return
     try:

@@ -91,7 +91,3 @@ GUI_PACKAGES = ("kohya_gui", "library")
 # The GUI's optimizer lists: the Dropdown with this label whose choices hold this entry. v26 has three such modules.
 OPTIMIZER_LABEL = "Optimizer"
 OPTIMIZER_LANDMARK = "AdamW8bit"
-
-ADACOOR = "AdaCoor"
-ADACOOR_PATH = "kohya_ext.optim.AdaCoor"
-ADACOOR_NAMES = (ADACOOR.lower(), ADACOOR_PATH.lower())

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime.gui import GradioWithAdaCoor
-from kohya_ext.spec.hooks import ADACOOR, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.runtime.gui import GradioWithOurs
+from kohya_ext.spec.hooks import OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.spec.optimizers import ADACOOR
 from tests.upstream import trees
 
 pytestmark = [pytest.mark.upstream, pytest.mark.filterwarnings("ignore::SyntaxWarning")]
@@ -47,8 +48,8 @@ def test_adacoor_is_offered(revision: str) -> None:
             if OPTIMIZER_LABEL not in labels:
                 continue
             assert any(isinstance(n, ast.Import) and "gr" in [a.asname for a in n.names] for n in tree.body), path
-            words = made(call, GradioWithAdaCoor(gradio))
-            assert words["choices"][0] == ADACOOR, path
+            words = made(call, GradioWithOurs(gradio))
+            assert words["choices"][0] == ADACOOR.name, path
             assert OPTIMIZER_LANDMARK in words["choices"], path
             offered += 1
     assert offered == EXPECTED.get(revision, 1)
