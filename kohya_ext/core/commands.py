@@ -10,7 +10,7 @@ from kohya_ext.core import shell
 from kohya_ext.core.about import CONSOLE_SCRIPTS
 from kohya_ext.core.bundle import PACKAGE_DIR
 
-INSTALLER = "install.sh"
+INSTALLER = "install.ps1" if os.name == "nt" else "install.sh"
 
 
 def command(verb: str, *words: object) -> str:

@@ -59,6 +59,17 @@ def copy(source: object, target: object) -> str:
     return line("copy" if os.name == "nt" else "cp", source, target)
 
 
+def remove(path: object) -> str:
+    """The command that removes a file."""
+    return line("del" if os.name == "nt" else "rm", path)
+
+
+def install_again(python: object) -> str:
+    """What to run where we are damaged and only the file name of our installer is known."""
+    name, option = ("install.ps1", "-Python") if os.name == "nt" else ("install.sh", "--python")
+    return f"run {name} of kohya_ext again with {option} {quoted(python)}"
+
+
 def make_writable(path: object) -> str:
     """The command that lets its owner write a file."""
     return line("attrib", "-r", path) if os.name == "nt" else line("chmod", "u+w", path)

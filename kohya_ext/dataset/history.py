@@ -10,13 +10,13 @@ import base64
 import contextlib
 import json
 import re
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kohya_ext import shell
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset.plan import RENAME, Plan
 from kohya_ext.files.atomic import sha256
@@ -159,7 +159,7 @@ def _read(path: Path) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error}"
         raise ConflictError(
             f"{path} is damaged ({reason}): the command that it records cannot be undone; nothing was changed. "
-            f"To undo the one before it, put the record away: rm {shlex.quote(str(path))}"
+            f"To undo the one before it, put the record away: {shell.remove(path)}"
         ) from error
     return document
 

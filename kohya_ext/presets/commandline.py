@@ -242,7 +242,6 @@ def _environ(checkout: Checkout, python: Path) -> dict[str, str]:
 
 def surroundings(checkout: Checkout, python: Path, stamp: str) -> Surroundings:
     """The GUI's surroundings in a checkout with that Python."""
-    accelerate = python.parent / "accelerate"
-    return Surroundings(
-        str(checkout.root), str(python), str(accelerate) if accelerate.exists() else "accelerate", stamp
-    )
+    programs = (python.parent / name for name in ("accelerate", "accelerate.exe"))
+    accelerate = next((str(path) for path in programs if path.is_file()), "accelerate")
+    return Surroundings(str(checkout.root), str(python), accelerate, stamp)

@@ -19,6 +19,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import kohya_ext
+from kohya_ext import shell
 from kohya_ext.core.about import NAME
 from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
@@ -146,12 +147,12 @@ def stop_at_faults() -> None:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         stop(
             "--enable_ema and AdaCoor cannot be used, kohya_ext is damaged or of two versions "
-            f"({', '.join(damaged[:3])}{more}); run its install.sh again"
+            f"({', '.join(damaged[:3])}{more}); {shell.install_again(sys.executable)}"
         )
     if faults:
         stop(
             "--enable_ema and AdaCoor cannot be used, kohya_ext could not hook into all of Kohya "
-            f"({'; '.join(faults)}); run its install.sh again, and report this if it comes back"
+            f"({'; '.join(faults)}); {shell.install_again(sys.executable)}, and report this if it comes back"
         )
 
 

@@ -6,10 +6,10 @@ import atexit
 import contextlib
 import multiprocessing
 import os
-import shlex
 import sys
 from typing import NoReturn, TextIO
 
+from kohya_ext import shell
 from kohya_ext.core.errors import WRONG_USAGE
 
 _reminders: list[str] = []
@@ -47,7 +47,7 @@ def not_hooked(name: str, error: BaseException) -> None:
     if multiprocessing.parent_process() is None:  # a worker of a DataLoader has nothing to tell
         say(
             f"could not hook into {name!r}, it stays as upstream made it ({type(error).__name__}: {error}); to fix it, "
-            f"run install.sh of kohya_ext again with --python {shlex.quote(sys.executable)}"
+            f"{shell.install_again(sys.executable)}"
         )
 
 

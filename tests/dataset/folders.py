@@ -28,4 +28,4 @@ def everything(root: Path) -> dict[str, tuple[bytes, int]]:
 
 def text_of(root: Path) -> dict[str, str]:
     """What the captions say."""
-    return {path.relative_to(root).as_posix(): path.read_text() for path in sorted(root.rglob("*.txt"))}
+    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in sorted(root.rglob("*.txt"))}

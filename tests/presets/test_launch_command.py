@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 import toml
 
+from kohya_ext import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.presets.commandline import Project, as_sent, as_toml, commands, run, shell_line
 from kohya_ext.presets.document import Preset
@@ -279,7 +282,7 @@ def test_toml_is_what_toml_readers_read() -> None:
 
 
 def test_shell_lines_survive_spaces() -> None:
-    assert shell_line(["a b", "c"]) == "'a b' c"
+    assert shell_line(["a b", "c"]) == shell.line("a b", "c")
     assert shell_line('as "it" is') == 'as "it" is'
 
 
@@ -396,14 +399,21 @@ def test_running_passes_the_first_failure_on_and_writes_the_toml(tmp_path: Path)
     python = tmp_path / "env" / "bin" / "python"
     file = tmp_path / "out" / "c.toml"
     log = tmp_path / "log"
+    program = tmp_path / "note.py"  # a line for a shell has to fit that of each system
+    program.write_text(
+        f"import os, sys\nwith open({str(log)!r}, 'a') as log:\n"
+        f"    print(os.environ['PYTHONPATH'], os.getcwd(), open({str(file)!r}).read(), sep='\\n', file=log)\n"
+        "sys.exit(int(sys.argv[1]))\n"
+    )
     steps = Rehearsed(
-        preparation=[f'echo "$PYTHONPATH" >> {log}; pwd >> {log}'],
-        training=["sh", "-c", f"cat {file} >> {log}; exit 7"],
+        preparation=[f'"{sys.executable}" "{program}" 0'],
+        training=[sys.executable, str(program), "7"],
         toml={str(file): {"epoch": 1}},
     )
     assert run(steps, checkout, python, tmp_path / "out") == 7
-    first, folder, content = log.read_text().splitlines()
-    assert first.split(":")[:2] == [str(checkout.root), str(checkout.training_root)]
+    first, folder, content, _, *second = log.read_text().splitlines()
+    assert second == [first, folder, content, ""]
+    assert first.split(os.pathsep)[:2] == [str(checkout.root), str(checkout.training_root)]
     assert (folder, content) == (str(checkout.root), "epoch = 1")
     steps.preparation = ["exit 3"]
     assert run(steps, checkout, python, tmp_path / "out") == 3

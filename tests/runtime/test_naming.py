@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ from kohya_ext.runtime.naming import args_of_average, file_of_average, outlived_
     ],
 )
 def test_file_of_average(file: str, output_name: str | None, expected: str) -> None:
-    assert file_of_average(file, output_name) == expected
+    assert file_of_average(file, output_name) == str(Path(expected))
 
 
 def test_args_of_average_leave_the_run_s_own_alone() -> None:
@@ -50,4 +51,4 @@ def test_args_of_average_leave_the_run_s_own_alone() -> None:
 def test_what_a_new_file_outlives(file: str, settings: dict[str, int | None], expected: int | None) -> None:
     found = outlived_by(file, "dog", argparse.Namespace(**settings))
     number = None if expected is None else (f"{expected:06d}" if "epochs" in str(settings) else f"step{expected:08d}")
-    assert found == (None if number is None else f"out/dog-{number}.safetensors")
+    assert found == (None if number is None else str(Path("out", f"dog-{number}.safetensors")))
