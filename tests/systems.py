@@ -34,6 +34,7 @@ LACKING_MODULES = {"fcntl": "needs fcntl", "resource": "needs limits of a proces
 # What Kohya's installer and presets, the data set, the files are about: all that has no need of torch. `make windows`.
 SUITE = (
     "files",
+    "core",
     "checkout",
     "pysource",
     "install",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset.plan import RENAME, Plan
 from kohya_ext.files.atomic import sha256

@@ -19,7 +19,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import kohya_ext
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.about import NAME
 from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end

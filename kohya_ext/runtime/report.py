@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NoReturn, TextIO
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.errors import WRONG_USAGE
 
 _reminders: list[str] = []

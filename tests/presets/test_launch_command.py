@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import toml
 
-from kohya_ext import shell
+from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.presets.commandline import Project, as_sent, as_toml, commands, run, shell_line
 from kohya_ext.presets.document import Preset
