@@ -15,6 +15,7 @@ from typing import Any
 
 from kohya_ext.runtime.average import Average
 from kohya_ext.runtime.ema_outputs import Twins
+from kohya_ext.runtime.run import run
 
 SCRIPTS = ("train_controlnet", "train_control_net", "sdxl_train_control_net")
 # what SD's script renames the network's tensors with before it writes them
@@ -32,7 +33,7 @@ def wrap_writers(network: Any, args: argparse.Namespace, twins: Twins) -> None:
 
     for module, name in ((safetensors.torch, "save_file"), (torch, "save")):
         if not isinstance(getattr(module, name), _Writer):
-            setattr(module, name, _Writer(getattr(module, name), network, args, twins))
+            run.replace(module, name, _Writer(getattr(module, name), network, args, twins))
 
 
 def wrap_saver_of_script(twins: Twins) -> None:

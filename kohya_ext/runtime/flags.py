@@ -11,10 +11,8 @@ from typing import Any
 from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import legacy
 from kohya_ext.runtime.report import say, stop
+from kohya_ext.runtime.run import run
 from kohya_ext.spec.flags import BY_KEY, FEATURES
-
-# feature -> the fork's flag that it gave way to
-gave_way: dict[str, str] = {}
 
 
 def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.ArgumentParser) -> Any:
@@ -59,6 +57,6 @@ def _add(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
         theirs = next((flag.name for flag in ours if flag.name in parser._option_string_actions), None)
         if theirs is None:
             yield from (group.add_argument(flag.name, **flag.settings) for flag in ours)
-        elif feature not in gave_way:
-            gave_way[feature] = theirs
+        elif feature not in run.yielded:
+            run.yielded[feature] = theirs
             say(f"this fork has a {theirs} of its own: {feature} of kohya_ext is not available in it")

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import kohya_ext
 from kohya_ext.core import shell
 from kohya_ext.core.about import NAME
-from kohya_ext.runtime import flags
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
+from kohya_ext.runtime.run import run
 from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY
 from kohya_ext.spec.hooks import HOOKS, Definition, hooks_in
 from kohya_ext.spec.optimizers import ours
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 MARK = "__kohya_ext__"
 # feature -> what turns it on
 SWITCHES = {EMA: ENABLE_EMA.key, TELEMETRY: LOG_EVERY.key}
-
-# What could not be wrapped, each with its reason. A run that asks for something of ours stops at these.
-faults: list[str] = []
 
 
 class Original:
@@ -129,7 +126,7 @@ def asks_for_us(args: argparse.Namespace | None = None) -> bool:
 
     A flag that is the fork's own asks for nothing of ours.
     """
-    switches = [name for feature, name in SWITCHES.items() if feature not in flags.gave_way]
+    switches = [name for feature, name in SWITCHES.items() if feature not in run.yielded]
     if args is not None:
         return ours(getattr(args, "optimizer_type", None)) is not None or any(
             getattr(args, name, None) for name in switches
@@ -149,10 +146,10 @@ def stop_at_faults() -> None:
             "--enable_ema and AdaCoor cannot be used, kohya_ext is damaged or of two versions "
             f"({', '.join(damaged[:3])}{more}); {shell.install_again(sys.executable)}"
         )
-    if faults:
+    if run.faults:
         stop(
             "--enable_ema and AdaCoor cannot be used, kohya_ext could not hook into all of Kohya "
-            f"({'; '.join(faults)}); {shell.install_again(sys.executable)}, and report this if it comes back"
+            f"({'; '.join(run.faults)}); {shell.install_again(sys.executable)}, and report this if it comes back"
         )
 
 

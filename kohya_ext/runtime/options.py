@@ -9,8 +9,9 @@ import argparse
 from dataclasses import dataclass
 
 from kohya_ext.core.errors import CONFLICT
-from kohya_ext.runtime import flags, legacy
+from kohya_ext.runtime import legacy
 from kohya_ext.runtime.report import say, stop
+from kohya_ext.runtime.run import run
 from kohya_ext.spec.flags import BY_KEY, EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY, Flag, Values, faults, without_ema
 from kohya_ext.spec.optimizers import ours
 
@@ -39,7 +40,7 @@ class EmaOptions:
 
 def read(args: argparse.Namespace) -> EmaOptions | None:
     """The EMA settings in `args`; None when EMA is off. Stops the run when they cannot be honoured."""
-    theirs = flags.gave_way.get(EMA)
+    theirs = run.yielded.get(EMA)
     given = vars(args)
     if theirs is not None and theirs != ENABLE_EMA.name and given.get(ENABLE_EMA.key):  # from a TOML
         stop(f"enable_ema is set, but this fork has a {theirs} of its own: EMA of kohya_ext is not available in it")
@@ -77,7 +78,7 @@ def _stop_at(flag: Flag, given: Values) -> None:
 
 def log_every(args: argparse.Namespace) -> int:
     """The steps from one measurement of the optimizer to the next, 0 for none."""
-    if TELEMETRY in flags.gave_way:
+    if TELEMETRY in run.yielded:
         return 0
     _stop_at(LOG_EVERY, vars(args))
     steps: int = LOG_EVERY.read(vars(args))

@@ -11,8 +11,7 @@ from typing import NoReturn, TextIO
 
 from kohya_ext.core import shell
 from kohya_ext.core.errors import WRONG_USAGE
-
-_reminders: list[str] = []
+from kohya_ext.runtime.run import run
 
 
 def is_main_process() -> bool:
@@ -30,9 +29,9 @@ def warn_again_at_end(message: str) -> None:
     """Say `message` now, and once more when the process ends: hours of log may lie in between."""
     if not is_main_process():
         return
-    if not _reminders:
+    if not run.reminders:
         atexit.register(_remind)
-    _reminders.append(message)
+    run.reminders.append(message)
     _print(f"kohya_ext: WARNING: {message}", sys.stderr)
 
 
@@ -52,7 +51,7 @@ def not_hooked(name: str, error: BaseException) -> None:
 
 
 def _remind() -> None:
-    for message in _reminders:
+    for message in run.reminders:
         _print(f"kohya_ext: REMINDER: {message}", sys.stderr)
 
 

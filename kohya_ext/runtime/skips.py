@@ -10,9 +10,7 @@ import contextlib
 from typing import Any
 
 from kohya_ext.runtime.report import say
-
-_counts: list[Any] = []
-_told = 0
+from kohya_ext.runtime.run import run
 
 
 def follow(optimizer: Any) -> None:
@@ -20,19 +18,18 @@ def follow(optimizer: Any) -> None:
     count = getattr(optimizer, "skip_count", None)
     if count is None:
         return
-    if not _counts:
+    if not run.skip_counts:
         atexit.register(_at_exit)
-    _counts.append(count)
+    run.skip_counts.append(count)
 
 
 def report() -> None:
     """Say how many there were so far, if there are more than last time."""
-    global _told
-    elements = sum(count.total() for count in _counts)
-    if elements <= _told:
+    elements = sum(count.total() for count in run.skip_counts)
+    if elements <= run.skips_told:
         return
-    _told = elements
-    whole = max(count.whole_steps() for count in _counts)
+    run.skips_told = elements
+    whole = max(count.whole_steps() for count in run.skip_counts)
     steps = f", {whole} whole steps among them" if whole else ""
     say(f"AdaCoor skipped {elements} gradient elements so far that were not finite{steps}")
 

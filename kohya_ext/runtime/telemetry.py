@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from kohya_ext.runtime import averaging
 from kohya_ext.runtime.report import is_main_process, stop
+from kohya_ext.runtime.run import run
 
 if TYPE_CHECKING:
     from kohya_ext.optim.update_stats import MovementMeter
 
 PREFIX = "kohya_ext/"
-
-_current: Telemetry | None = None
 
 
 class Telemetry:
@@ -101,11 +100,10 @@ def require_logs(args: argparse.Namespace, every: int) -> None:
 
 def begin(accelerator: Any, every: int) -> None:
     """A run starts that measures every `every`-th step, 0 for none."""
-    global _current
-    _current = None
+    run.telemetry = None
     if not every:
         return
-    telemetry = _current = Telemetry(every)
+    telemetry = run.telemetry = Telemetry(every)
     init_trackers = accelerator.init_trackers
 
     def init_trackers_and_join(*given: Any, **named: Any) -> Any:
@@ -118,10 +116,11 @@ def begin(accelerator: Any, every: int) -> None:
 
 def follow(optimizer: Any) -> None:
     """Measure `optimizer`, if this run measures. All processes make the same steps, so one measures."""
-    if _current is not None and is_main_process():
-        _current.follow(optimizer)
+    if run.telemetry is not None and is_main_process():
+        run.telemetry.follow(optimizer)
 
 
 def around(step_param: Callable[..., None]) -> Callable[..., None]:
     """A `step_param` of a fused backward pass, measured if this run measures."""
-    return step_param if _current is None or not is_main_process() else _current.around(step_param)
+    telemetry: Telemetry | None = run.telemetry
+    return step_param if telemetry is None or not is_main_process() else telemetry.around(step_param)

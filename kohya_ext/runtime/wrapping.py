@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kohya_ext.runtime import accelerators, checkpoints, flags, fused, gui, legacy, optimizers, sampling
-from kohya_ext.runtime.guard import faults, unwrapped_hooks, wrapped
+from kohya_ext.runtime.guard import unwrapped_hooks, wrapped
+from kohya_ext.runtime.run import run
 from kohya_ext.spec.hooks import GUI_PACKAGES, TRAINING_PACKAGE
 
 # key of the hook -> the function that gets Kohya's own as its first argument
@@ -37,5 +38,5 @@ def wrap_module(namespace: dict[str, Any]) -> None:
         for key, function in unwrapped_hooks(namespace):
             namespace[function] = wrapped(namespace[function], WRAPPERS[key], may_stop=key not in DURING_TRAINING)
     except Exception as error:
-        faults.append(f"{name}: {type(error).__name__}: {error}")
+        run.faults.append(f"{name}: {type(error).__name__}: {error}")
         raise

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime import averaging, options, report
+from kohya_ext.runtime import averaging, options
+from kohya_ext.runtime.run import run
 
 DECAY = 0.9
 
@@ -58,7 +59,7 @@ def close(a: dict[str, Any], b: dict[str, Any]) -> bool:
 @pytest.fixture(autouse=True)
 def no_reminders(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test makes the runtime remember for the end of the run is not said at the end of the tests."""
-    monkeypatch.setattr(report, "_reminders", [])
+    monkeypatch.setattr(run, "reminders", [])
 
 
 @pytest.fixture
@@ -81,5 +82,6 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         averaging.follow(run.optimizer)
         return run
 
-    monkeypatch.setattr(averaging, "_current", None)
+    monkeypatch.setattr(run, "average", None)
     yield start
+    run.restore()

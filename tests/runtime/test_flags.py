@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kohya_ext.runtime import flags, options
+from kohya_ext.runtime.run import run
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(flags, "gave_way", {})
+    monkeypatch.setattr(run, "yielded", {})
     yield
 
 

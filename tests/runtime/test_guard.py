@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime import flags, guard, optimizers
+from kohya_ext.runtime import guard, optimizers
+from kohya_ext.runtime.run import run
 
 PLAIN = argparse.Namespace(optimizer_type="AdamW", enable_ema=False)
 ASKS = [
@@ -130,7 +131,7 @@ def test_signatures_look_through(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_with_our_flags_needs_all_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     guard.stop_at_faults()
-    monkeypatch.setattr(guard, "faults", ["library.optimizer: OSError: gone"])
+    monkeypatch.setattr(run, "faults", ["library.optimizer: OSError: gone"])
     with pytest.raises(SystemExit):
         guard.stop_at_faults()
 
@@ -140,9 +141,9 @@ def test_a_flag_of_the_forks_own_asks_for_nothing_of_ours(monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.argv", ["train.py", "--enable_ema"])
     args = argparse.Namespace(optimizer_type="AdamW", enable_ema=True, kohya_ext_log_every=None)
     assert guard.asks_for_us() and guard.asks_for_us(args)
-    monkeypatch.setattr(flags, "gave_way", {"EMA": "--enable_ema"})
+    monkeypatch.setattr(run, "yielded", {"EMA": "--enable_ema"})
     assert not guard.asks_for_us() and not guard.asks_for_us(args)
-    monkeypatch.setattr(guard, "faults", ["no hook"])
+    monkeypatch.setattr(run, "faults", ["no hook"])
     assert optimizers.get_optimizer(lambda args: ("AdamW", "", None), args)[0] == "AdamW"
     args.kohya_ext_log_every = 10
     assert guard.asks_for_us(args)

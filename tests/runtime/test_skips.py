@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.runtime import checkpoints, skips
+from kohya_ext.runtime.run import run
 
 torch = pytest.importorskip("torch")
 
@@ -19,8 +20,8 @@ def save_sd_model_on_train_end_common(args: Any, sd_saver: Any, diffusers_saver:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skips, "_counts", [])
-    monkeypatch.setattr(skips, "_told", 0)
+    monkeypatch.setattr(run, "skip_counts", [])
+    monkeypatch.setattr(run, "skips_told", 0)
 
 
 def stepped(*values: float) -> Any:

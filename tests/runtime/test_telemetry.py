@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime import accelerators, fused, optimizers, telemetry
+from kohya_ext.runtime import accelerators, fused, optimizers
+from kohya_ext.runtime.run import run
 
 torch = pytest.importorskip("torch")
 
@@ -39,7 +40,7 @@ class Accelerator:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_current", None)
+    monkeypatch.setattr(run, "telemetry", None)
 
 
 @pytest.fixture
