@@ -18,14 +18,15 @@ $ErrorActionPreference = 'Stop'
 Set-StrictMode -Version 2.0
 
 $usage = @'
-usage: install.ps1 [CHECKOUT] [-Demo] [-Yes] [-DryRun] [-Uninstall] [-PresetsOnly] [-Python PATH] [-Help]
+usage: install.ps1 [CHECKOUT] [-Demo] [-Yes] [-DryRun] [-Uninstall] [-PresetsOnly] [-Python PATH] [-Verbose] [-Help]
 
   CHECKOUT       kohya_ss or sd-scripts folder; when omitted: the current folder's, a running GUI's, the usual places
   -Demo          train a toy diffusion model with everything switched on, on this machine, in a minute
   -Yes           do not ask (without a terminal nothing is asked anyway)
   -DryRun        show what would change, write nothing
-  -Uninstall     take everything out again, byte for byte
-  -PresetsOnly   only put the presets in
+  -Verbose       with -DryRun: the preset files too, line by line
+  -Uninstall     remove kohya_ext; the checkout is byte-identical to before
+  -PresetsOnly   install the presets, patch nothing
   -Python PATH   the Python that runs Kohya; when omitted it is found
 '@
 if ($Help) { Write-Output $usage; exit 0 }
@@ -92,6 +93,7 @@ elseif ($Uninstall) { $words += 'uninstall' }
 else { $words += 'install' }
 if ($Yes -and -not $Demo) { $words += '--yes' }
 if ($DryRun) { $words += '--dry-run' }
+if ($PSBoundParameters['Verbose'] -and -not $Demo) { $words += '--verbose' }
 if ($PresetsOnly) { $words += '--presets-only' }
 if ($Python -and -not $Demo -and -not $Uninstall) { $words += '--python', $Python }
 # a trailing backslash would escape the quote that Windows PowerShell puts behind a path with blanks

@@ -39,7 +39,7 @@ PATH=$(absolute_only "$PATH")
 
 usage() {
     cat <<'TEXT'
-usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--presets-only] [--python PATH]
+usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--presets-only] [--python PATH] [--verbose]
 
   CHECKOUT         kohya_ss or sd-scripts folder; when omitted: the current folder's, that of a running GUI,
                    then the places that the templates of vast.ai, RunPod and Docker use. Where the current
@@ -47,8 +47,9 @@ usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--pre
   --demo           train a toy diffusion model with everything switched on, on this machine, in about two minutes
   --yes            do not ask (without a terminal nothing is asked anyway)
   --dry-run        show what would change, write nothing
-  --uninstall      take everything out again, byte for byte
-  --presets-only   only put the presets in
+  --verbose        with --dry-run: the preset files too, line by line
+  --uninstall      remove kohya_ext; the checkout is byte-identical to before
+  --presets-only   install the presets, patch nothing
   --python PATH    the Python that runs Kohya; when omitted it is found
 TEXT
 }
@@ -78,7 +79,7 @@ verb=install checkout='' python='' demo='' options=()
 while (($#)); do
     case $1 in
         --demo) demo=yes ;;
-        --yes | --dry-run | --presets-only) options+=("$1") ;;
+        --yes | --dry-run | --verbose | --presets-only) options+=("$1") ;;
         --uninstall) verb=uninstall ;;
         --python)
             (($# > 1)) || fail 2 "--python needs a path"

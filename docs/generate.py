@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
+from kohya_ext.cli.examples import EXAMPLES  # noqa: E402
 from kohya_ext.cli.main import build_parser  # noqa: E402
 from kohya_ext.core import about  # noqa: E402
 from kohya_ext.presets.document import bundled  # noqa: E402
@@ -89,6 +90,9 @@ def _command(path: tuple[str, ...], parser: argparse.ArgumentParser) -> Iterator
         for action in shown:
             yield f"| {_names(action)} | {_default(action)} | {_cell(_help(action, parser))} |"
         yield ""
+    if not groups or parser.get_default("run"):
+        program = parser.prog.partition(" ")[0]
+        yield from ("```", *(f"{program} {line}" for line in EXAMPLES[" ".join(path)][1:]), "```", "")
 
 
 def _names(action: argparse.Action) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.core.console import Output
-from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError, did_you_mean
 
 if TYPE_CHECKING:
     from kohya_ext.dataset.plan import Plan
@@ -24,8 +25,11 @@ SHOWN = 5  # examples a plan shows; --dry-run shows all
 def with_verb(argv: Sequence[str]) -> list[str]:
     """`captions FOLDER` is `captions write FOLDER`; a folder that is called like a verb is reached as ./undo."""
     words = list(argv)
-    if words[:1] == [GROUP] and words[1:] and words[1] not in (*VERBS, "-h", "--help"):
-        words.insert(1, WRITE)
+    if words[:1] != [GROUP] or not words[1:] or words[1] in (*VERBS, "-h", "--help"):
+        return words
+    if did_you_mean(words[1], VERBS) and not os.path.lexists(words[1]):
+        return words  # a misspelt verb: the parser names the right one
+    words.insert(1, WRITE)
     return words
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
+from kohya_ext.cli.preset_lookup import NAME_HELP, preset_named
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, ConflictError, UsageError
 from kohya_ext.core.terminal import rewrite_line
@@ -26,7 +28,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--for", dest="site", choices=("civitai", "huggingface"), default="civitai", help="default: civitai")
     add("--output", type=Path, metavar="FILE", help="write it there; without, it is printed")
     add("--overwrite", action="store_true", help="make FILE anew; what you edited in its marked places stays")
-    add("--preset", type=Path, metavar="FILE", help="the preset of the training, for what the file does not record")
+    add("--preset", metavar="NAME", help=f"{NAME_HELP}: the one of the training, for what MODEL does not record")
     add("--changelog", type=Path, metavar="FILE", help="Markdown with a heading a version; old major versions shrink")
     add("--hash", action="store_true", help="compute the file's SHA-256 as well")
     about = parser.add_argument_group("what only you know (or write it into the page afterwards)")
@@ -113,12 +115,8 @@ def _author(arguments: argparse.Namespace) -> Author:
     )  # fmt: skip
 
 
-def _preset(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    from kohya_ext.presets.document import read_values
-
-    return read_values(path)
+def _preset(name: str | None) -> Mapping[str, Any]:
+    return preset_named(name, None).values if name is not None else {}
 
 
 def _text(path: Path) -> str:

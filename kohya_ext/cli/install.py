@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import (
@@ -27,6 +28,7 @@ from kohya_ext.spec.optimizers import ADACOOR
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
     from kohya_ext.checkout.environment import Environment
+    from kohya_ext.files.journal import Change
     from kohya_ext.install.apply import Outcome
     from kohya_ext.install.manifest import Manifest
 
@@ -81,7 +83,7 @@ def install(arguments: argparse.Namespace) -> int:
     allowed = not replaces or training_allows(out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run)
     if arguments.dry_run:
         outcome = apply.install(checkout, patch_set=patch_set, presets=wanted, environments=environments, dry_run=True)
-        return _dry_run(out, checkout, outcome, environment)
+        return _dry_run(out, checkout, outcome, environment, verbose=arguments.verbose)
     if not allowed or not agreed(f"Install into {checkout.root}?", yes=arguments.yes):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
@@ -134,17 +136,35 @@ def _patch_set(arguments: argparse.Namespace, before: str | None) -> str:
     return str(arguments.patch_set or installed or PATCH_SETS[0])
 
 
-def _dry_run(out: Output, checkout: Checkout, outcome: Outcome, environment: Environment | None) -> int:
+def _dry_run(
+    out: Output, checkout: Checkout, outcome: Outcome, environment: Environment | None, *, verbose: bool
+) -> int:
+    """Show the patch, and how many preset files; all of both with `verbose` or as JSON."""
     from kohya_ext.install import package
 
     if environment is not None:
         there = package.state(environment)
         said = {"absent": "would be installed into", "other": "would replace the copy in"}.get(there, "is in")
         out.item("package", f"{NAME} {said} {environment.place}")
+    if not outcome.plan.changes:
+        out.line("Nothing to do: everything is in place.")
     diff = outcome.plan.diff()
-    out.line(diff.rstrip("\n") if diff else "Nothing to do: everything is in place.")
+    if shown := diff if verbose or out.as_json else outcome.plan.diff(presets=False):
+        out.line(shown.rstrip("\n"))
+    if outcome.plan.presets and not verbose:
+        out.item("presets", _counted(outcome.plan.presets))
     _kept_and_notes(out, outcome)
     return out.finish(DONE, dry_run=True, checkout=checkout_json(checkout), **outcome.as_json(), diff=diff)
+
+
+def _counted(changes: Sequence[Change]) -> str:
+    """`8 files to add in presets/finetune/user_presets (--verbose shows them)`."""
+    kinds = {"to add": 0, "to change": 0, "to remove": 0}
+    for change in changes:
+        kinds["to remove" if change.after is None else "to add" if change.before is None else "to change"] += 1
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    folders = sorted({change.path.rpartition("/")[0] for change in changes})
+    return f"{counts} in {', '.join(folders)} (--verbose shows their content)"
 
 
 def _report(out: Output, outcome: Outcome, patch_set: str) -> None:
@@ -251,7 +271,8 @@ def uninstall(arguments: argparse.Namespace) -> int:
         out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run
     )
     if arguments.dry_run:
-        return _dry_run(out, checkout, apply.uninstall(checkout, presets=wanted, dry_run=True), None)
+        outcome = apply.uninstall(checkout, presets=wanted, dry_run=True)
+        return _dry_run(out, checkout, outcome, None, verbose=arguments.verbose)
     if not allowed or (recorded and not agreed(f"Take kohya_ext out of {checkout.root}?", yes=arguments.yes)):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)

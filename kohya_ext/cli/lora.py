@@ -26,6 +26,8 @@ ENCODER_RULES = ("auto", "together", "all", "none")
 DYNAMIC = ("sv_ratio", "sv_fro", "sv_cumulative")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 WORST_SHOWN = 5
+DEFAULT_RANK = 128
+GUIDE_2023_RANKS = (512, 16)
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -100,14 +102,20 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
 def extract(arguments: argparse.Namespace) -> int:
     """Plan, say what goes in and what does not, extract, report."""
     from kohya_ext.files.largefile import check_target
-    from kohya_ext.lora import extract as extracting
-    from kohya_ext.lora import workers
+    from kohya_ext.lora import output_files
 
     out = Output("lora extract", arguments.json)
-    settings = _extract_settings(arguments, out)
-    targets = extracting.outputs(arguments.out, settings)
+    _check_extract(arguments)
+    targets = output_files(arguments.out, _ranks_of(arguments))
     for target in targets:
         check_target(target, arguments.overwrite or arguments.dry_run)
+    for model in (arguments.base, arguments.tuned):
+        _check_input(model, folder=True)
+
+    from kohya_ext.lora import extract as extracting  # torch, which takes seconds: not before the arguments are right
+    from kohya_ext.lora import workers
+
+    settings = _extract_settings(arguments, out)
     _check_device(settings.device)
     found = extracting.plan(arguments.base, arguments.tuned, settings)
     out.item("base", f"{found.base.path} ({found.base.architecture.name})")
@@ -151,34 +159,64 @@ def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.
         energy=arguments.energy, size=arguments.size,
     )  # fmt: skip
     if arguments.like == "guide-2023":
-        settings = replace(settings, ranks=(512, 16), min_diff=1e-6, text_encoders="together")
+        settings = replace(settings, ranks=GUIDE_2023_RANKS, min_diff=1e-6, text_encoders="together")
     given: dict[str, Any] = {
-        "ranks": arguments.rank, "conv_ranks": arguments.conv_rank, "text_encoders": arguments.text_encoders,
+        "ranks": _ranks_of(arguments), "conv_ranks": arguments.conv_rank, "text_encoders": arguments.text_encoders,
         "min_diff": arguments.min_diff, "alpha": arguments.alpha, "dtype": _dtype(arguments.dtype),
     }  # fmt: skip
     settings = replace(settings, **{key: value for key, value in given.items() if value is not None})
     if arguments.clamp_quantile is not None and arguments.clamp_quantile < 1:
         settings = replace(settings, clamp=arguments.clamp_quantile)
         out.warn("--clamp-quantile makes the LoRA worse; it is there only to compare with sd-scripts")
-    if settings.alpha == 0:
-        raise UsageError("--alpha 0 would turn every module off")
-    if settings.energy is not None and settings.size is not None:
-        raise UsageError("--energy and --size both choose ranks: give one of them")
-    if (settings.energy is not None or settings.size is not None) and len(settings.ranks) > 1:
-        raise UsageError("--energy and --size make one file: give one --rank, the highest allowed")
-    if len(settings.conv_ranks) not in (0, 1, len(settings.ranks)):
-        raise UsageError("--conv-rank takes one number, or as many as --rank")
     return settings
+
+
+def _ranks_of(arguments: argparse.Namespace) -> tuple[int, ...]:
+    default = GUIDE_2023_RANKS if arguments.like == "guide-2023" else (DEFAULT_RANK,)
+    return arguments.rank or default
+
+
+def _check_extract(arguments: argparse.Namespace) -> None:
+    """What can be told from the arguments alone, without torch. Raises UsageError."""
+    ranks = _ranks_of(arguments)
+    if arguments.alpha == 0:
+        raise UsageError("--alpha 0 would turn every module off")
+    if arguments.energy is not None and arguments.size is not None:
+        raise UsageError("--energy and --size both choose ranks: give one of them")
+    if (arguments.energy is not None or arguments.size is not None) and len(ranks) > 1:
+        raise UsageError("--energy and --size make one file: give one --rank, the highest allowed")
+    if len(arguments.conv_rank or ()) not in (0, 1, len(ranks)):
+        raise UsageError("--conv-rank takes one number, or as many as --rank")
+
+
+def _check_input(path: Path, *, folder: bool = False) -> None:
+    """Refuse a model that is missing or damaged at once, without torch. Raises UsageError.
+
+    folder: it may be one of diffusers, which is looked at later, as a pickle is.
+    """
+    from kohya_ext.tensors.header import is_pickle, read_header
+
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    if path.is_dir():
+        if not folder:
+            raise UsageError(f"{path} is a folder, a file is needed here")
+    elif not is_pickle(path):
+        read_header(path)
 
 
 def resize(arguments: argparse.Namespace) -> int:
     """Resize and report by module."""
     from kohya_ext.files.largefile import check_target
-    from kohya_ext.lora import resize as resizing
 
     out = Output("lora resize", arguments.json)
-    settings = _resize_settings(arguments)
+    _check_resize(arguments)
     check_target(arguments.output, arguments.overwrite or arguments.dry_run)
+    _check_input(arguments.input)
+
+    from kohya_ext.lora import resize as resizing  # torch: not before the arguments are right
+
+    settings = _resize_settings(arguments)
     _check_device(settings.device)
     found = resizing.opened(arguments.input, settings)
     ranks = sorted({pair.rank for pair in found.pairs})
@@ -204,9 +242,8 @@ def resize(arguments: argparse.Namespace) -> int:
     )
 
 
-def _resize_settings(arguments: argparse.Namespace) -> resizing.Settings:
-    from kohya_ext.lora.resize import Settings
-
+def _check_resize(arguments: argparse.Namespace) -> None:
+    """What can be told from the arguments alone, without torch. Raises UsageError."""
     if (arguments.dynamic is None) != (arguments.param is None):
         raise UsageError("--dynamic and --param belong together, e.g. --dynamic sv_fro --param 0.9")
     if arguments.dynamic and arguments.size:
@@ -216,8 +253,13 @@ def _resize_settings(arguments: argparse.Namespace) -> resizing.Settings:
         raise UsageError("--param of sv_ratio is a ratio of singular values, so at least 1")
     if arguments.dynamic in ("sv_fro", "sv_cumulative") and not 0 < parameter <= 1:
         raise UsageError(f"--param of {arguments.dynamic} is the part to keep, above 0 and at most 1")
+
+
+def _resize_settings(arguments: argparse.Namespace) -> resizing.Settings:
+    from kohya_ext.lora.resize import Settings
+
     return Settings(
-        rank=arguments.rank, conv_rank=arguments.conv_rank, dynamic=arguments.dynamic, parameter=parameter,
+        rank=arguments.rank, conv_rank=arguments.conv_rank, dynamic=arguments.dynamic, parameter=arguments.param or 0.0,
         size=arguments.size, dtype=_dtype(arguments.dtype), device=arguments.device,
         allow_pickle=arguments.allow_pickle,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +26,24 @@ WIDTH = 100  # of running text, next to its label
 
 
 class _AnyOrder(Parser):
-    """Takes `NAME --data DIR CHECKOUT` as well: plain argparse gives up on arguments after options.
+    """Accepts `NAME --data DIR CHECKOUT` as well.
 
-    It would take the optional CHECKOUT as absent when it meets NAME.
+    Plain argparse decides that the optional CHECKOUT is absent as soon as it meets NAME.
     """
 
     _inside = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._inside:  # the intermixed parser works by calling this method
-            return super().parse_known_args(args, namespace)
+            return argparse.ArgumentParser.parse_known_args(self, args, namespace)
         self._inside = True
+        self._misspelt = self._close_to_a_flag(args or ())
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._inside = False
+        self.refuse(unknown)
+        return parsed, unknown
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -206,6 +210,9 @@ def check(arguments: argparse.Namespace) -> int:
             findings += list(departures(item)) if arguments.guide else []
         _say(name, tab, findings, out)
         reports.append({"preset": name, "tab": tab, "findings": [finding.as_json() for finding in findings]})
+    if arguments.all:
+        out.line()
+        out.row(_total(reports, checkout.release))
     failed = any(finding["level"] == "error" for report in reports for finding in report["findings"])
     return out.finish(FOUND_PROBLEMS if failed else DONE, release=checkout.release, presets=reports)
 
@@ -241,6 +248,18 @@ def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> No
         out.row(f"  {finding.level:<8} {subject}")
         out.row(f"           {finding.effect}")
         out.row(f"           fix: {finding.cure}")
+
+
+def _total(reports: Sequence[Mapping[str, Any]], release: str) -> str:
+    """The last line of a check of many: how many presets fit, and how many have what."""
+    levels = [{finding["level"] for finding in report["findings"]} for report in reports]
+    counts = {
+        "with errors": sum("error" in found for found in levels),
+        "with warnings": sum("warning" in found and "error" not in found for found in levels),
+        "fit": sum(not found & {"error", "warning"} for found in levels),
+    }
+    said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none found"
+    return f"{len(reports)} presets checked against {release}: {said}"
 
 
 def _enumerated(keys: list[str]) -> str:

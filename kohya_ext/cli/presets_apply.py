@@ -124,6 +124,8 @@ def install(arguments: argparse.Namespace) -> int:
     )
     for change in outcome.plan.changes:
         out.item("would add" if arguments.dry_run else "written", change.path)
+    if arguments.dry_run and arguments.verbose:
+        out.line(outcome.plan.diff().rstrip("\n"))
     for path in outcome.plan.kept:
         out.item("kept", f"{path} (not ours, or edited since)")
     if not outcome.plan.changes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import (
     add_checkout,
@@ -15,12 +16,17 @@ from kohya_ext.cli.common import (
 from kohya_ext.core.console import Output, agreed
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
 
+if TYPE_CHECKING:
+    from kohya_ext.checkout.checkout import Checkout
+    from kohya_ext.install.update import Preview
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = subparsers.add_parser("update", help="uninstall, git pull with submodules, reinstall them")
     add_checkout(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask (without a terminal nothing is asked anyway)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and pulled, change nothing")
     add_json(parser)
     parser.set_defaults(run=update)
 
@@ -34,6 +40,8 @@ def update(arguments: argparse.Namespace) -> int:
 
     out = Output("update", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
+    if arguments.dry_run:
+        return _dry_run(out, updating.preview(checkout), checkout)
     environments = known(checkout.root, apply.installed(checkout)).environments
     allowed = training_allows(out, checkout, environments, yes=arguments.yes)
     if not allowed or not agreed(f"Update {checkout.root} with git pull?", yes=arguments.yes):
@@ -56,4 +64,21 @@ def update(arguments: argparse.Namespace) -> int:
         after=done.after,
         failure=done.failure,
         put_on=done.put_on.as_json() if done.put_on else None,
+    )
+
+
+def _dry_run(out: Output, planned: Preview, checkout: Checkout) -> int:
+    """Exit 1 where the remote cannot be asked, as the update itself would."""
+    out.item("uninstall", ", ".join(planned.files) or "nothing: kohya_ext is not installed here")
+    out.item("git", f"{planned.command}: {planned.news}")
+    out.item("install", "the same files again, fitted to the release that was pulled")
+    if planned.failure is not None:
+        out.warn(planned.failure)
+    return out.finish(
+        DONE if planned.failure is None else FOUND_PROBLEMS,
+        dry_run=True,
+        checkout=checkout_json(checkout),
+        files=list(planned.files),
+        commits_to_pull=planned.behind,
+        failure=planned.failure,
     )

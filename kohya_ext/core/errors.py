@@ -5,6 +5,8 @@ The codes are part of the public interface (`docs/reference/exit-codes.md`); a s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 DONE = 0
 FOUND_PROBLEMS = 1
 WRONG_USAGE = 2
@@ -41,3 +43,12 @@ class RecoveredError(KohyaExtError):
     """An interrupted transaction was recovered, so files have changed; what was asked for could not be done then."""
 
     exit_code = RECOVERED
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about `word`: "; did you mean X?" where one of `known` is close to it, "" where none is."""
+    import difflib  # here: it is needed for an error only
+
+    folded = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    return f"; did you mean {folded[close[0]]}?" if close else ""

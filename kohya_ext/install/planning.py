@@ -19,6 +19,8 @@ from kohya_ext.install import manifest, patchset, states
 from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Entry, Exclusion, Manifest
 from kohya_ext.install.states import Inspected, State
 
+PRESETS_FOLDER = "presets"  # of the GUI; no patch set touches a file in it
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -46,9 +48,18 @@ class Plan:
         """False when there is nothing to do."""
         return bool(self.steps)
 
-    def diff(self) -> str:
-        """The changes as a unified diff, which `git apply` and `patch -p1` understand."""
-        return "".join(_diff(change) for change in self.changes)
+    @property
+    def presets(self) -> tuple[Change, ...]:
+        """Those of the changes that are preset files."""
+        return tuple(change for change in self.changes if change.path.startswith(f"{PRESETS_FOLDER}/"))
+
+    def diff(self, *, presets: bool = True) -> str:
+        """The changes as a unified diff, which `git apply` and `patch -p1` understand.
+
+        presets: with the preset files, which have a thousand lines where the patch has thirty.
+        """
+        left = () if presets else self.presets
+        return "".join(_diff(change) for change in self.changes if change not in left)
 
 
 @dataclass

@@ -42,6 +42,45 @@ class Update:
     put_on: Outcome | None
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What an update would do. files: what would be uninstalled. command, news: of git.
+
+    behind: whether there is something to pull; None where the remote cannot be asked, `failure` says why.
+    """
+
+    files: tuple[str, ...]
+    command: str
+    news: str
+    behind: bool | None
+    failure: str | None
+
+
+def preview(checkout: Checkout) -> Preview:
+    """What `update` would do; asks the remote and changes nothing, not even what git has fetched.
+
+    Raises UnsupportedError and ConflictError where `update` does before it changes something.
+    """
+    _require_git(checkout)
+    merging.refuse(checkout)
+    taken = apply.uninstall(checkout, dry_run=True)
+    root = checkout.root
+    branch = _text(git.answer(root, "symbolic-ref", "HEAD") or b"")
+    wanted = "--format=%(upstream:remotename) %(upstream:remoteref)"
+    remote, _, name = _text(git.answer(root, "for-each-ref", wanted, branch) or b"").partition(" ")
+    asked = gitcommand.fetch(root, "ls-remote", "--exit-code", remote, name)
+    files = tuple(change.path for change in taken.plan.changes)
+    command = f"git {' '.join(PULL)}"
+    shown = f"{remote}/{name.removeprefix('refs/heads/')}"
+    if asked.returncode != 0:
+        reason = f"git ls-remote {remote} {name} failed:\n{_text(asked.stderr or asked.stdout)}"
+        return Preview(files, command, f"{shown} cannot be asked", None, reason)
+    there = _text(asked.stdout).split()[0]
+    known = git.answer(root, "merge-base", "--is-ancestor", there, "HEAD") is not None
+    news = f"nothing new in {shown}" if known else f"{shown} has new commits, up to {there[:12]}"
+    return Preview(files, command, news, not known, None)
+
+
 def update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
     """Update `checkout` with git; afterwards it is patched as before, whether git succeeded or not.
 

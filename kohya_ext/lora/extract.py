@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.largefile import explained
-from kohya_ext.lora import assemble, encoders, lorafile, metadata, rank, workers
+from kohya_ext.lora import assemble, encoders, lorafile, metadata, output_files, rank, workers
 from kohya_ext.lora.assemble import Written
 from kohya_ext.lora.checkpoint import Checkpoint, Weight, open_checkpoint, same_when_stored
 from kohya_ext.lora.factor_store import Module, Spool
@@ -92,13 +92,6 @@ def plan(base_path: Path, tuned_path: Path, settings: Settings) -> Plan:
     return Plan(base, tuned, decisions, tuple((weight, tuned.weights[name]) for name, weight in chosen.items()))
 
 
-def outputs(path: Path, settings: Settings) -> list[Path]:
-    """The files that will be written: `path` itself, or with several ranks NAME-rank128.safetensors and so on."""
-    if len(settings.ranks) == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-rank{number}{path.suffix}") for number in settings.ranks]
-
-
 def run(found: Plan, path: Path, settings: Settings, progress: Progress | None = None) -> Extraction:
     """Extract and write. Raises UsageError (weights that are not numbers, no difference) and ConflictError (disk)."""
     files = [*found.base.files, *found.tuned.files]
@@ -108,7 +101,7 @@ def run(found: Plan, path: Path, settings: Settings, progress: Progress | None =
         if not done.modules:
             raise UsageError(f"{found.base.path} and {found.tuned.path} do not differ: there is nothing to extract")
         written = []
-        for index, target in enumerate(outputs(path, settings)):
+        for index, target in enumerate(output_files(path, settings.ranks)):
             ranks = _ranks(done.modules, settings, index)
             kept = assemble.keep(done.modules, ranks, spool, settings.clamp)
             kept = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.core.bundle import data_dir
-from kohya_ext.core.errors import UsageError
+from kohya_ext.core.errors import UsageError, did_you_mean
 from kohya_ext.files.regular import read_regular
 from kohya_ext.presets.schema import TABS, Tab
 
@@ -113,7 +113,9 @@ def find_bundled(name: str) -> Preset:
     for preset in presets:
         if wanted in (preset.name.casefold(), f"{preset.tab}/{preset.name}".casefold()):
             return preset
-    raise UsageError(f"no preset is called {name!r}; there are: {', '.join(preset.name for preset in presets)}")
+    names = [preset.name for preset in presets]
+    close = did_you_mean(wanted.rpartition("/")[2], names)
+    raise UsageError(f"no preset is called {name!r}{close or ';'} Presets: {', '.join(names)}")
 
 
 def tab_of(values: Mapping[str, Any], path: Path, given: str | None) -> Tab:

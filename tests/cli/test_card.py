@@ -85,3 +85,14 @@ def test_a_change_log_without_versions(model: Path, run: Run, tmp_path: Path) ->
 def test_the_model_itself_is_never_the_page(model: Path, run: Run) -> None:
     before = model.read_bytes()
     assert run("card", model, "--output", model, "--overwrite").code == WRONG_USAGE and model.read_bytes() == before
+
+
+def test_the_preset_of_the_training_by_name_or_by_file(run: Run, tmp_path: Path) -> None:
+    """As the `presets` verbs take it; it says what a full fine-tune does not record."""
+    write(tmp_path / "tuned.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": (4, 4)}, {})
+    (tmp_path / "mine.json").write_text('{"optimizer": "Lion", "_about": {"title": "not a setting"}}')
+    for given, optimizer in (("AdaCoor-48GB", "AdaCoor"), ("lion-48gb", "Lion"), (tmp_path / "mine.json", "Lion")):
+        document = run("card", tmp_path / "tuned.safetensors", "--preset", given, "--json").document
+        assert optimizer in document["training"]["Optimizer"]
+    refused = run("card", tmp_path / "tuned.safetensors", "--preset", "nothing")
+    assert refused.code == WRONG_USAGE and "AdaCoor-48GB" in refused.errors

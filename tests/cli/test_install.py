@@ -53,7 +53,9 @@ def test_dry_run_writes_nothing_and_prints_the_diff(
     done = run("install", checkout.root, "--dry-run")
     assert done.code == DONE
     assert "+++ b/sd-scripts/library/__init__.py" in done.text
-    assert f"+++ b/{PRESET}" in done.text
+    assert f"+++ b/{PRESET}" not in done.text
+    assert f"presets      1 to add in {Path(PRESET).parent.as_posix()} (--verbose" in done.text
+    assert f"+++ b/{PRESET}" in run("install", checkout.root, "--dry-run", "--verbose").text
     assert "would be installed into" in done.text
     assert trees.whole(checkout.root) == before
     document = run("install", checkout.root, "--dry-run", "--json").document

@@ -40,7 +40,7 @@ def install_sh(*words: object, path: str | None = None, cwd: Path = SCRIPT.paren
 def test_help_names_exactly_its_options() -> None:
     done = install_sh("--help")
     assert done.returncode == 0
-    expected = "[CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--presets-only] [--python PATH]"
+    expected = "[CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--presets-only] [--python PATH] [--verbose]"
     assert done.stdout.splitlines()[0] == f"usage: ./install.sh {expected}"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,31 @@ def test_resize_wants_its_parameter(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert main(["lora", "resize", "in", "out.safetensors", "--rank", "4", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("extract --base no.safetensors --tuned no.safetensors --out new.safetensors", "no.safetensors does not exist"),
+        ("extract --base bad.safetensors --tuned no.safetensors --out new.safetensors", "bad.safetensors"),
+        ("extract --base . --tuned . --out new.bin", "must end in .safetensors"),
+        ("extract --base . --tuned . --out new.safetensors --alpha 0", "--alpha 0"),
+        ("extract --base . --tuned . --out new.safetensors --rank 8,4 --size 1MB", "make one file"),
+        ("resize no.safetensors new.safetensors --rank 4", "no.safetensors does not exist"),
+        ("resize . new.safetensors --rank 4", "is a folder"),
+        ("resize no.safetensors new.safetensors --rank 4 --dynamic sv_fro", "belong together"),
+        ("resize no.safetensors nowhere/new.safetensors --rank 4", "make it first"),
+    ],
+)
+def test_wrong_arguments_are_refused_without_torch(words: str, said: str, tmp_path: Path) -> None:
+    """torch takes seconds to load: a mistake in the arguments is answered at once."""
+    (tmp_path / "bad.safetensors").write_bytes(b"not a model")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # an import of it fails
+        f"from kohya_ext.cli.main import main; sys.exit(main({['lora', *words.split()]!r}))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environ = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environ)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr

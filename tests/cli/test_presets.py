@@ -110,6 +110,18 @@ def test_check_of_everything_and_of_nothing(capsys: pytest.CaptureFixture[str], 
         run("check", checkout)
 
 
+def test_check_of_everything_ends_with_a_summary(capsys: pytest.CaptureFixture[str], checkout: Path) -> None:
+    folder = checkout / "presets" / "finetune"
+    assert run("fit", "Lion-48GB", checkout, "--out", folder / "fits.json") == 0
+    (folder / "cut.json").write_text("{")
+    (folder / "wrong.json").write_text('{"epoch": "three", "optimizer": "Lion"}')
+    assert run("check", "--all", checkout) == 1
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert last == "3 presets checked against v0.0.0: 2 with errors, 1 fit"
+    assert run("check", "Lion-48GB", checkout) == 0
+    assert "presets checked" not in capsys.readouterr().out
+
+
 def test_a_preset_of_ours_on_a_checkout_without_us_says_what_to_do(
     capsys: pytest.CaptureFixture[str], checkout: Path
 ) -> None:
@@ -193,6 +205,9 @@ def test_install_by_name_keeps_what_is_there_and_patches_nothing(
     folder = checkout / "presets" / "finetune" / "user_presets"
     assert run("install", "Lion-48GB", checkout, "--yes", "--dry-run") == 0
     assert not folder.exists()
+    assert "+++ b/" not in capsys.readouterr().out
+    assert run("install", "Lion-48GB", checkout, "--dry-run", "--verbose") == 0
+    assert "+++ b/presets/finetune/user_presets/Lion-48GB.json" in capsys.readouterr().out
     assert run("install", "Lion-48GB", checkout, "--yes") == 0
     assert {path.name for path in folder.iterdir()} == {"Lion-48GB.json"}
     assert run("install", "AdaCoor-48GB", checkout, "--yes") == 0

@@ -55,6 +55,31 @@ def test_json(cloned: tuple[Path, Checkout], run: Run) -> None:
     assert document["put_on"]["changed"] is True
 
 
+def test_a_dry_run_asks_the_remote_and_changes_nothing(cloned: tuple[Path, Checkout], run: Run) -> None:
+    root = cloned[1].root
+    before = trees.whole(root)
+    done = run("update", root, "--dry-run")
+    assert done.code == DONE, done.errors
+    assert "uninstall    library/__init__.py" in done.text
+    assert "git          git pull --ff-only: origin/" in done.text and "has new commits" in done.text
+    assert run("update", root, "--dry-run", "--json").document["commits_to_pull"] is True
+    assert trees.whole(root) == before
+    assert run("update", root).code == DONE
+    assert "nothing new in origin/" in run("update", root, "--dry-run").text
+
+
+def test_a_dry_run_where_the_remote_is_gone(cloned: tuple[Path, Checkout], run: Run) -> None:
+    origin, checkout = cloned
+    origin.rename(origin.with_name("moved"))
+    done = run("update", checkout.root, "--dry-run")
+    assert done.code == FOUND_PROBLEMS and "git ls-remote origin" in done.errors
+    assert run("update", checkout.root, "--dry-run", "--json").document["commits_to_pull"] is None
+
+
+def test_a_dry_run_where_there_is_nothing_to_pull_from(make: Make, run: Run) -> None:
+    assert run("update", make("embedded").root, "--dry-run").code == CONFLICT
+
+
 def test_where_there_is_nothing_to_pull_from(make: Make, run: Run) -> None:
     assert run("update", make("embedded").root).code == CONFLICT
 
