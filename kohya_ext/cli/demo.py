@@ -16,7 +16,6 @@ from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
 from kohya_ext.core.terminal import rewrite_line
-from kohya_ext.spec.optimizers import ADACOOR
 
 if TYPE_CHECKING:
     from kohya_ext.demo.run import Demo
@@ -105,6 +104,8 @@ class Bar:
 
 
 def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: float) -> None:
+    from kohya_ext.spec.optimizers import ADACOOR
+
     last = points[-1]
     better = "below" if last["ema_loss"] < last["raw_loss"] else "not below"
     out.item(

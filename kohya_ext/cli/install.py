@@ -23,7 +23,6 @@ from kohya_ext.core import shell
 from kohya_ext.core.about import NAME, PACKAGE
 from kohya_ext.core.console import Output, agreed
 from kohya_ext.core.errors import DONE
-from kohya_ext.spec.optimizers import ADACOOR
 
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
@@ -234,6 +233,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
     from kohya_ext.checkout.known_locations import restart_hint
     from kohya_ext.core.commands import console_script
     from kohya_ext.install.requirements import numbers
+    from kohya_ext.spec.optimizers import ADACOOR
 
     restart = restart_hint(checkout.root, os.environ)
     out.line()
