@@ -23,10 +23,21 @@ GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
 FUSED_OPTIMIZERS = ("adafactor",)  # of Kohya's
 
 
+Rule = Callable[[Values, Release], Iterator[Finding]]
+
+RULES: list[Rule] = []
+
+
+def rule(function: Rule) -> Rule:
+    """Have `contradictions` ask this function too: it yields what is wrong with the values in that release."""
+    RULES.append(function)
+    return function
+
+
 def contradictions(values: Values, release: Release) -> Iterator[Finding]:
     """What cannot work, or not as meant."""
-    for rule in RULES:
-        yield from rule(values, release)
+    for one in RULES:
+        yield from one(values, release)
 
 
 def _optimizer(values: Values) -> str:
@@ -37,6 +48,7 @@ def _number(values: Values, key: str) -> float:
     return parse_number(values.get(key) or 0) or 0
 
 
+@rule
 def _rates(values: Values, _: Release) -> Iterator[Finding]:
     optimizer, own = _optimizer(values), ours(values.get("optimizer"))
     for key in RATES:
@@ -59,6 +71,7 @@ def _finds_its_rate(optimizer: str, values: Values) -> bool:
     return relative or optimizer in RATE_ONE or optimizer.startswith("dadapt")
 
 
+@rule
 def _caching(values: Values, _: Release) -> Iterator[Finding]:
     cached = values.get("cache_latents") or values.get("cache_latents_to_disk")
     for key, what in (("random_crop", "crop"), ("color_aug", "colour")):
@@ -72,6 +85,7 @@ def _caching(values: Values, _: Release) -> Iterator[Finding]:
                 yield Finding("error", "cached-captions", key, values[key], effect, "switch caching or this off")
 
 
+@rule
 def _precision(values: Values, _: Release) -> Iterator[Finding]:
     for key, precision in (("full_fp16", "fp16"), ("full_bf16", "bf16")):
         if values.get(key) is True and values.get("mixed_precision") not in (precision, None):
@@ -82,6 +96,7 @@ def _precision(values: Values, _: Release) -> Iterator[Finding]:
         yield Finding("warning", "full-fp16", "full_fp16", True, effect, "use AdamW8bit, or switch it off")
 
 
+@rule
 def _fused(values: Values, release: Release) -> Iterator[Finding]:
     flag = flags_in(values.get(EXTRA)).get("fused_backward_pass") is True
     if not (values.get("fused_backward_pass") is True or flag):
@@ -103,6 +118,7 @@ def _fused(values: Values, release: Release) -> Iterator[Finding]:
         yield Finding("error", "fused-groups", key, values[key], effect, "set fused_optimizer_groups to 0")
 
 
+@rule
 def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
     if release.patched:
         return
@@ -117,6 +133,7 @@ def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
             yield Finding("error", "not-installed", EXTRA, f"--{name}", effect, cure)
 
 
+@rule
 def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
     """Flags of ours that stop the run, or that nothing listens to: by the table that the run itself goes by."""
     if not release.patched:
@@ -142,6 +159,7 @@ def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
         yield Finding("error", "ema", EXTRA, ENABLE_EMA.name, effect, "remove one of the two")
 
 
+@rule
 def _arguments(values: Values, release: Release) -> Iterator[Finding]:
     """Flags that the training script does not take, and values that the GUI takes and the script does not."""
     arguments = release.arguments_for(values)
@@ -162,14 +180,3 @@ def _arguments(values: Values, release: Release) -> Iterator[Finding]:
             offered = ", ".join(str(choice) for choice in argument.choices)
             effect = f"the training script may stop: {argument.flag} takes {offered}"
             yield Finding("warning", "unknown-value", key, value, effect, "use one of these")
-
-
-RULES: tuple[Callable[[Values, Release], Iterator[Finding]], ...] = (
-    _rates,
-    _caching,
-    _precision,
-    _fused,
-    _unpatched,
-    _our_flags,
-    _arguments,
-)
