@@ -16,6 +16,7 @@ WINDOWS = os.name == "nt"
 HAS_GIT = shutil.which("git") is not None
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
+with_git = pytest.mark.skipif(not HAS_GIT, reason="needs git")
 posix_modes = pytest.mark.skipif(WINDOWS, reason="Windows has no permission bits")
 
 NO_LINKS = "no links: they need a right that few users of Windows have, and wine makes none"

@@ -305,11 +305,11 @@ def _rivals(checkout: Checkout, chosen: Environment) -> Iterator[str]:
     """gui.sh starts venv/, gui-uv.sh starts .venv/: where both exist, say which one we took."""
     for name in ENVIRONMENTS_IN_CHECKOUT[:2]:
         folder = checkout.root / name
-        inside = os.path.isdir(folder / "bin")  # noqa: PTH112 - never raises
+        inside = [folder / place for place in ("bin", "Scripts") if os.path.isdir(folder / place)]  # noqa: PTH112 - never raises
         if inside and os.path.realpath(folder) != os.path.realpath(chosen.prefix):
             yield (
                 f"{folder} exists as well: if you start the GUI from there, run the installer again "
-                f"with --python {folder / 'bin' / 'python'}"
+                f"with --python {shell.quoted(inside[0] / ('python' if inside[0].name == 'bin' else 'python.exe'))}"
             )
 
 

@@ -9,6 +9,7 @@ import pytest
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import FoundEnvironment, clean_environ, inspect, search
 from kohya_ext.core.errors import WRONG_USAGE, UsageError
+from tests import systems
 from tests.checkout import trees
 from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_system_python, make_venv, pretend, process
 from tests.files.strangers import as_root, as_stranger
@@ -108,7 +109,7 @@ def _script(path: Path, body: str) -> Path:
     [
         (lambda folder: folder / "absent", "no such file"),
         (lambda folder: folder, "has no Python in it"),
-        (lambda folder: _plain(folder / "python"), "not executable"),
+        (lambda folder: _plain(folder / "python"), "cannot be run" if systems.WINDOWS else "not executable"),
         (lambda folder: _script(folder / "python", "echo hello"), "not a working Python"),
         (lambda folder: _script(folder / "python", "echo broken >&2; exit 3"), "broken"),
         (lambda folder: _script(folder / "python", "echo '[]'"), "not a working Python"),

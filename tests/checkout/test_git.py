@@ -10,6 +10,7 @@ from kohya_ext.checkout import git, gitcommand
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.lock import locked
 from tests.checkout import trees
+from tests.systems import with_git
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
+@with_git
 def test_what_git_knows(repository: Path) -> None:
     assert git.head_blob(repository / "a b.py") == b"x = 1\r\n"
     assert git.head_blob(repository / "untracked") is None
@@ -38,12 +40,14 @@ def test_without_repository_or_git(tmp_path: Path, repository: Path, monkeypatch
     assert git.tracked(repository / "a b.py") is None
 
 
+@with_git
 def test_variables_of_a_calling_git_do_not_mislead(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", "/nonexistent")
     monkeypatch.setenv("GIT_INDEX_FILE", "/nonexistent")
     assert git.tracked(repository / "a b.py") is not None
 
 
+@with_git
 def test_flags(repository: Path) -> None:
     effect = git.SkipWorktree()
     arguments = {"folder": ".", "paths": ["a b.py", "folder/ü.py", "untracked"], "on": True}
@@ -56,12 +60,14 @@ def test_flags(repository: Path) -> None:
     effect.apply(repository, {"folder": "gone", "paths": ["x"], "on": True})
 
 
+@with_git
 def test_index_in_use(repository: Path) -> None:
     (repository / ".git/index.lock").touch()
     with pytest.raises(ConflictError, match=r"index\.lock"):
         git.SkipWorktree().apply(repository, {"folder": ".", "paths": ["a b.py"], "on": True})
 
 
+@with_git
 @pytest.mark.parametrize("before", [None, b"", b"# mine\n", b"mine", b"a\r\nb\r\n", b"\xff\n"])
 def test_exclude_file_comes_back(repository: Path, before: bytes | None) -> None:
     path = repository / ".git/info/exclude"
@@ -81,6 +87,7 @@ def test_exclude_file_comes_back(repository: Path, before: bytes | None) -> None
     assert path.parent.exists() == (before is not None)
 
 
+@with_git
 def test_exclude_file_edited_in_between(repository: Path) -> None:
     path = repository / ".git/info/exclude"
     path.write_bytes(b"one\n")
@@ -94,6 +101,7 @@ def test_exclude_file_edited_in_between(repository: Path) -> None:
     assert b"/untracked\n" in path.read_bytes()
 
 
+@with_git
 @pytest.mark.parametrize("name", ["a*b", "[x]", "trailing  ", "#x", "!x", "back\\slash", "ü ?"])
 def test_lines_mean_one_file_only(repository: Path, name: str) -> None:
     (repository / "untracked").unlink()

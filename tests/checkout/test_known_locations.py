@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,9 @@ def test_in_the_docker_image(tmp_path: Path) -> None:
 
 
 def test_by_hand(tmp_path: Path) -> None:
-    touch(tmp_path / "kohya" / "gui.sh")
-    assert "./gui.sh" in restart_hint(tmp_path / "kohya", {}, tmp_path)
+    starter = "gui.bat" if os.name == "nt" else "gui.sh"
+    touch(tmp_path / "kohya" / starter)
+    assert f".{os.sep}{starter}" in restart_hint(tmp_path / "kohya", {}, tmp_path)
     assert "as you started it" in restart_hint(tmp_path / "other", {}, tmp_path)
 
 

@@ -12,6 +12,7 @@ from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import apply
 from tests.checkout import trees
+from tests.systems import with_git
 
 Make = Callable[..., Checkout]
 
@@ -23,6 +24,7 @@ MARKS = {
 }
 
 
+@with_git
 @pytest.mark.parametrize("mark", list(MARKS))
 @pytest.mark.parametrize(
     ("era", "file"), [("embedded", "library/train_util.py"), ("submodule", "sd-scripts/sdxl_train.py")]
@@ -45,6 +47,7 @@ def test_refused_and_cured(make: Make, mark: str, era: str, file: str, patch_set
     assert apply.status(checkout).clean
 
 
+@with_git
 def test_many_files_one_command(make: Make) -> None:
     checkout = make("embedded")
     for name in ("library/train_util.py", "sdxl_train.py"):
@@ -57,6 +60,7 @@ def test_many_files_one_command(make: Make) -> None:
     assert "library/adacoor.py" in str(caught.value)
 
 
+@with_git
 def test_over_our_own_patch(make: Make) -> None:
     """The old files copied over a tree that `inline` has patched, so that git overlooks them."""
     checkout = make("embedded")
@@ -70,6 +74,7 @@ def test_over_our_own_patch(make: Make) -> None:
     assert apply.status(checkout).clean
 
 
+@with_git
 def test_committed_or_without_git(make: Make) -> None:
     checkout = make("embedded")
     path = checkout.root / "library/train_util.py"

@@ -103,7 +103,8 @@ def test_in_the_submodule(make: Make) -> None:
 @pytest.mark.parametrize("name", ["library/train_util.py", "library/__init__.py"])
 def test_markers_that_were_committed(make: Make, name: str) -> None:
     checkout = make("embedded")
+    separator = r"[/\\]"
     text = (checkout.root / name).read_text()
     (checkout.root / name).write_text(f"<<<<<<< HEAD\nmine = 1\n=======\ntheirs = 1\n>>>>>>> theirs\n{text}")
-    with pytest.raises(ConflictError, match=f"{name} holds the conflict markers of a merge"):
+    with pytest.raises(ConflictError, match=f"{name.replace('/', separator)} holds the conflict markers of a merge"):
         apply.install(checkout)

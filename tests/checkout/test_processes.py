@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.processes import Training, processes, processes_of, running_trainings
+from tests import systems
 from tests.checkout.pythons import make_venv, process
 
 FLAGS = ["--pretrained_model_name_or_path=x.safetensors", "--output_dir", "/out"]
@@ -123,7 +124,7 @@ def test_a_container_by_the_files_it_works_on(proc: Path, root: Path, tmp_path: 
 
 def test_a_real_process(tmp_path: Path) -> None:
     """In a pretended machine whose /proc has that one process of this one: links to the real thing."""
-    if not Path("/proc/self/cwd").exists():
+    if systems.WINDOWS or not Path("/proc/self/cwd").exists():
         pytest.skip("no /proc here")
     (tmp_path / "sdxl_train.py").write_text("import sys\nprint('running', flush=True)\nsys.stdin.read()\n")
     running = subprocess.Popen(

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.commands import INSTALLER
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.install import apply
 from kohya_ext.install.manifest import NAME
 from tests.checkout import trees
-from tests.systems import posix_modes
+from tests.systems import WINDOWS, posix_modes, with_git
 
 Make = Callable[..., Checkout]
 Presets = Callable[[Checkout], dict[str, bytes]]
@@ -53,6 +54,7 @@ def test_a_preset_whose_mode_the_file_system_chose(checkout: Checkout, presets: 
     assert not apply.install(checkout, presets=ours).changed
 
 
+@with_git
 @pytest.mark.parametrize("patch_set", SETS)
 def test_dry_run_writes_nothing_and_its_diff_is_what_install_does(
     checkout: Checkout, patch_set: str, presets: Presets, tmp_path: Path
@@ -98,6 +100,10 @@ def test_the_fix_that_the_lines_name_can_be_run(checkout: Checkout) -> None:
     apply.install(checkout)
     code = f"import sys; sys.path.insert(0, {str(checkout.training_root)!r}); import library"
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    if WINDOWS:  # no command of its own can do it
+        assert "Fix: delete these lines, from '# >>> kohya_ext' to '# <<< kohya_ext'" in run.stdout
+        assert f", from {checkout.training_root}" in run.stdout
+        return
     fix = run.stdout.rpartition("remove these lines: ")[2]
     subprocess.run(["sh", "-c", fix], check=True)
     changed = checkout.training_root / "library" / "__init__.py"
@@ -223,11 +229,16 @@ def test_nobody_need_be_there_to_be_told(make: Make, stream: str) -> None:
 
 def test_the_clones_installer_is_named(make: Make, tmp_path: Path) -> None:
     checkout = make("split")
-    installer = tmp_path / "a clone/install.sh"
+    installer = tmp_path / "a clone" / INSTALLER
     installer.parent.mkdir()
     apply.install(checkout, package={"environments": [], "installer": str(installer)})
-    assert "install.sh" not in import_without_the_package(checkout).stdout  # it is gone
+    assert INSTALLER not in import_without_the_package(checkout).stdout  # it is gone
     installer.touch()
+    if WINDOWS:
+        words = subprocess.list2cmdline(["-File", str(installer), str(checkout.root), "-Python", sys.executable])
+        said = import_without_the_package(checkout).stdout
+        assert f"Fix: powershell -ExecutionPolicy Bypass {words} , or delete these lines" in said
+        return
     words = shlex.join(["bash", str(installer), str(checkout.root), "--python", sys.executable])
     assert f"Fix: {words} , or remove these lines: sed" in import_without_the_package(checkout).stdout
 

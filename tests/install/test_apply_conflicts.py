@@ -16,6 +16,7 @@ from kohya_ext.install import apply
 from kohya_ext.install.manifest import NAME
 from tests.checkout import trees
 from tests.files.faults import held_elsewhere
+from tests.systems import with_git
 
 Make = Callable[..., Checkout]
 SETS = ("hook", "inline")
@@ -34,6 +35,7 @@ def test_foreign_target(make: Make) -> None:
     assert trees.whole(checkout.root) == before
 
 
+@with_git
 def test_fork_with_code_in_init_is_told_of_inline(make: Make) -> None:
     checkout = make("embedded")
     (checkout.root / "library/__init__.py").write_text("x = 1\n")
@@ -46,6 +48,7 @@ def test_fork_with_code_in_init_is_told_of_inline(make: Make) -> None:
     assert trees.whole(checkout.root) == before
 
 
+@with_git
 @pytest.mark.parametrize("edit", ["append", "replace"])
 @pytest.mark.parametrize("patch_set", SETS)
 def test_patched_file_edited_by_the_user(make: Make, edit: str, patch_set: str) -> None:
@@ -160,6 +163,7 @@ def test_manifest_that_leads_out(make: Make, where: str, tmp_path: Path) -> None
     assert victim.read_text() == "precious"
 
 
+@with_git
 def test_damaged_backup(make: Make) -> None:
     checkout = make("embedded")
     apply.install(checkout, patch_set="inline")

@@ -11,6 +11,7 @@ import pytest
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.install import apply
 from tests.checkout import trees
+from tests.systems import with_git
 
 Make = Callable[..., Checkout]
 Presets = Callable[[Checkout], dict[str, bytes]]
@@ -42,6 +43,7 @@ def test_git_not_installed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trees.whole(checkout.root) == before
 
 
+@with_git
 def test_exclude_lines_of_the_user_survive(make: Make) -> None:
     checkout = make("embedded")
     exclude = checkout.root / ".git/info/exclude"

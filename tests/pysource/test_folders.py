@@ -64,7 +64,7 @@ def test_what_is_in_the_folders_is_offered(gui: Path) -> None:
         (gui / "models" / name).touch()
     schema = read_schema(FolderSources(gui), "finetune")
     assert schema is not None
-    assert schema.fields["training_preset"].choices == ("none", "a", "user_presets/mine")
+    assert schema.fields["training_preset"].choices == ("none", "a", str(Path("user_presets/mine")))
     models = gui / "models"
     expected = ("", str(gui), str(models), str(models / "sub"), str(models / "x9.ckpt"), str(models / "x10.ckpt"))
     assert schema.fields["vae"].choices == expected
@@ -89,7 +89,7 @@ def test_a_folder_that_is_missing_or_huge_is_not_claimed(gui: Path, monkeypatch:
 def test_the_users_config_toml_decides_where_to_look(gui: Path) -> None:
     (gui / "elsewhere").mkdir()
     (gui / "elsewhere" / "z.ckpt").touch()
-    (gui / "config.toml").write_text(f'vae_dir = "{gui / "elsewhere"}"\n')
+    (gui / "config.toml").write_text(f"vae_dir = '{gui / 'elsewhere'}'\n")
     schema = read_schema(FolderSources(gui), "finetune")
     assert schema is not None
     assert str(gui / "elsewhere" / "z.ckpt") in (schema.fields["vae"].choices or ())
