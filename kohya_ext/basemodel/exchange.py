@@ -12,7 +12,7 @@ from kohya_ext.basemodel.vae_names import PREFIX, in_checkpoint
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.files.largefile import explained, sha256_of
-from kohya_ext.tensors.header import Entry, Header, encode, is_pickle, read_header
+from kohya_ext.tensors.header import Header, TensorEntry, encode, is_pickle, read_header
 
 BLOCK = 1 << 22  # bytes copied at a time
 VAE_HASH = "kohya_ext_vae_sha256"
@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class VaeExchange:
     """What goes where. entries: of the new file; sources: of each key, the file's header and the entry in it.
 
     changed: names of VAE weights whose type in the checkpoint was another one; dtype: the type that they have now.
@@ -31,20 +31,20 @@ class Plan:
 
     checkpoint: Header
     vae: Header
-    entries: Mapping[str, Entry]
-    sources: Mapping[str, tuple[Header, Entry]]
+    entries: Mapping[str, TensorEntry]
+    sources: Mapping[str, tuple[Header, TensorEntry]]
     weights: int
     changed: int
     dtype: str
 
 
-def plan(checkpoint: Path, vae: Path) -> Plan:
+def plan(checkpoint: Path, vae: Path) -> VaeExchange:
     """Match the two files. vae: a VAE file, a whole checkpoint, or a diffusers folder. Raises UsageError."""
     old, new = _opened(checkpoint), _opened(_file_of(vae))
     there = {key: entry for key, entry in old.entries.items() if key.startswith(PREFIX)}
     if not there:
         raise UsageError(f"{checkpoint} has no VAE ({PREFIX}*): it is not a full checkpoint of the original kind")
-    offered: dict[str, Entry] = {}
+    offered: dict[str, TensorEntry] = {}
     for key, entry in new.entries.items():
         name = in_checkpoint(key)
         if name in there:
@@ -54,15 +54,15 @@ def plan(checkpoint: Path, vae: Path) -> Plan:
     for key, entry in old.entries.items():
         source, found = (new, offered[key]) if key in offered else (old, entry)
         size = found.end - found.begin
-        entries[key] = Entry(found.dtype, entry.shape, end, end + size)
+        entries[key] = TensorEntry(found.dtype, entry.shape, end, end + size)
         sources[key] = (source, found)
         end += size
     changed = sum(offered[key].dtype != entry.dtype for key, entry in there.items())
     dtypes = sorted({entry.dtype for entry in offered.values()})
-    return Plan(old, new, entries, sources, len(offered), changed, ", ".join(dtypes))
+    return VaeExchange(old, new, entries, sources, len(offered), changed, ", ".join(dtypes))
 
 
-def write(made: Plan, path: Path, progress: Progress = lambda *_: None) -> None:
+def write(made: VaeExchange, path: Path, progress: Progress = lambda *_: None) -> None:
     """Write the new checkpoint, or nothing. Raises ConflictError."""
     metadata = {key: value for key, value in made.checkpoint.metadata.items() if key not in _STALE}
     total = max(entry.end for entry in made.entries.values())
@@ -75,7 +75,7 @@ def write(made: Plan, path: Path, progress: Progress = lambda *_: None) -> None:
                 progress(made.entries[key].end, total)
 
 
-def _copy(reader: BinaryIO, source: Header, entry: Entry, file: BinaryIO) -> None:
+def _copy(reader: BinaryIO, source: Header, entry: TensorEntry, file: BinaryIO) -> None:
     reader.seek(source.start + entry.begin)
     left = entry.end - entry.begin
     while left:
@@ -87,7 +87,7 @@ def _copy(reader: BinaryIO, source: Header, entry: Entry, file: BinaryIO) -> Non
 
 
 @contextlib.contextmanager
-def _readers(made: Plan) -> Iterator[dict[Path, BinaryIO]]:
+def _readers(made: VaeExchange) -> Iterator[dict[Path, BinaryIO]]:
     with contextlib.ExitStack() as stack:
         yield {header.path: stack.enter_context(header.path.open("rb")) for header in (made.checkpoint, made.vae)}
 
@@ -114,7 +114,7 @@ def _opened(path: Path) -> Header:
     return read_header(path)
 
 
-def _compare(checkpoint: Path, vae: Path, there: Mapping[str, Entry], offered: Mapping[str, Entry]) -> None:
+def _compare(checkpoint: Path, vae: Path, there: Mapping[str, TensorEntry], offered: Mapping[str, TensorEntry]) -> None:
     missing = [key for key in there if key not in offered]
     if len(missing) == len(there):
         raise UsageError(f"{vae} holds no VAE that could go into {checkpoint}")

@@ -21,7 +21,7 @@ _MARK = re.compile(r"(?i)<!--(\s*kohya-ext)")
 
 
 @dataclass
-class Kept:
+class EditableSections:
     """The marked places of a page. edits: those that the author changed; filled: all, edited or not.
 
     used: the places whose text the new page has taken over.
@@ -44,12 +44,12 @@ class Kept:
         yield _END.format(name=name)
 
 
-def read(page: str) -> Kept:
+def read(page: str) -> EditableSections:
     """The edits in an existing page."""
     page = page.replace("\r\n", "\n")
     places = {match["name"]: (match["digest"], match["text"]) for match in _PLACE.finditer(page)}
     edits = {name: text for name, (digest, text) in places.items() if _digest(text) != digest}
-    return Kept(edits, {name: text for name, (_, text) in places.items()})
+    return EditableSections(edits, {name: text for name, (_, text) in places.items()})
 
 
 def without_marks(text: str) -> str:

@@ -21,7 +21,7 @@ CURRENT_FOLDER = "the current folder"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckout:
     """The result of a search. how: where it was found, for people. rejected: what looked like a checkout but is not,
     with the reasons."""
 
@@ -33,7 +33,7 @@ class Found:
 class AmbiguousError(UsageError):
     """More than one checkout may be meant. choices: each of them, the likeliest first."""
 
-    def __init__(self, choices: Sequence[Found]) -> None:
+    def __init__(self, choices: Sequence[FoundCheckout]) -> None:
         self.choices = tuple(choices)
         named = "\n".join(f"  {choice.checkout.root} ({choice.how})" for choice in choices)
         super().__init__(f"more than one checkout may be meant:\n{named}\nNothing was changed. Name the one you mean")
@@ -59,7 +59,7 @@ def search(
     cwd: Path | None = None,
     prefix: Path | None = None,
     leaving: bool = False,
-) -> Found:
+) -> FoundCheckout:
     """The checkout meant: the argument if there is one; else the one around or in the current folder, that of a running
     GUI, then the places where the templates put it.
 
@@ -105,13 +105,13 @@ class _Search:
         self.rejected: dict[Path, str] = {}
         self.half: HalfCheckoutError | None = None
 
-    def here(self) -> Found | None:
+    def here(self) -> FoundCheckout | None:
         """The checkout around the current folder; or, within another repository, the sd-scripts that it brings."""
         around = (self.cwd, *self.cwd.parents)
         for folder in around:
             checkout = _whole_or_none(folder)
             if checkout is not None:
-                return Found(checkout, CURRENT_FOLDER)
+                return FoundCheckout(checkout, CURRENT_FOLDER)
         for folder in around:
             known = stranger(folder)
             if known:
@@ -119,12 +119,14 @@ class _Search:
             elif (folder / ".git").exists():
                 inside = nested(folder, NESTED_SD_SCRIPTS)
                 if inside:
-                    return self.only([Found(checkout, f"{folder}, around the current folder") for checkout in inside])
+                    return self.only(
+                        [FoundCheckout(checkout, f"{folder}, around the current folder") for checkout in inside]
+                    )
         return None
 
-    def guis(self) -> list[Found]:
+    def guis(self) -> list[FoundCheckout]:
         """The checkouts of the running GUIs, each once."""
-        found: dict[Path, Found] = {}
+        found: dict[Path, FoundCheckout] = {}
         for process in running_guis(self.proc_root):
             how = f"the running GUI (process {process.pid})"
             try:
@@ -134,10 +136,10 @@ class _Search:
                 self.rejected[process.root.resolve()] = str(error)
                 continue
             if checkout is not None:
-                found.setdefault(checkout.root, Found(checkout, how))
+                found.setdefault(checkout.root, FoundCheckout(checkout, how))
         return list(found.values())
 
-    def places(self) -> Iterator[Found]:
+    def places(self) -> Iterator[FoundCheckout]:
         """The checkouts at the templates' places, then those below and next to the current folder; each once."""
         seen: set[Path] = set()
         usual = ((place, f"a known location ({place})") for place in expand(CHECKOUTS, self.environ, self.prefix))
@@ -151,9 +153,9 @@ class _Search:
                 continue
             if checkout is not None and checkout.root not in seen:
                 seen.add(checkout.root)
-                yield Found(checkout, how)
+                yield FoundCheckout(checkout, how)
 
-    def only(self, choices: Sequence[Found]) -> Found:
+    def only(self, choices: Sequence[FoundCheckout]) -> FoundCheckout:
         """The one of `choices`. Raises AmbiguousError where there are several."""
         roots = {choice.checkout.root: choice for choice in reversed(choices)}
         if len(roots) > 1:
@@ -182,17 +184,17 @@ class _Search:
             return None
 
 
-def _given(path: Path) -> Found:
+def _given(path: Path) -> FoundCheckout:
     """The checkout at `path`, or the one that the repository there brings."""
     try:
-        return Found(describe(path), "given")
+        return FoundCheckout(describe(path), "given")
     except NotACheckoutError as error:
         inside = nested(path, NESTED)
         if len(inside) > 1:
-            raise AmbiguousError([Found(checkout, f"below {path}") for checkout in inside]) from None
+            raise AmbiguousError([FoundCheckout(checkout, f"below {path}") for checkout in inside]) from None
         if not inside or stranger(path):
             raise UnsupportedError(str(error)) from None
-        return Found(inside[0], f"below {path}")
+        return FoundCheckout(inside[0], f"below {path}")
 
 
 def _whole_or_none(folder: Path) -> Checkout | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kohya_ext.checkout import git
 from kohya_ext.checkout.checkout import Checkout
-from kohya_ext.checkout.sources import Names, Sources
+from kohya_ext.checkout.sources import Names, SourceFiles
 from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.spec.hooks import LEGACY_CLASSES, LEGACY_FLAG, TRAINING_PACKAGE
@@ -21,9 +21,9 @@ ATTRIBUTE = LEGACY_FLAG.removeprefix("--")
 Mark = tuple[Path, str]
 
 
-def find(training_root: Path, sources: Sources | None = None) -> list[Mark]:
+def find(training_root: Path, sources: SourceFiles | None = None) -> list[Mark]:
     """The files of the training code that carry marks of an old patch, and what was found in each."""
-    sources = sources or Sources()
+    sources = sources or SourceFiles()
     words = (ATTRIBUTE, *(f"class {name}" for name in LEGACY_CLASSES))
     found = []
     for folder in (training_root / TRAINING_PACKAGE, training_root):
@@ -34,7 +34,7 @@ def find(training_root: Path, sources: Sources | None = None) -> list[Mark]:
     return found
 
 
-def refuse(checkout: Checkout, sources: Sources | None = None) -> None:
+def refuse(checkout: Checkout, sources: SourceFiles | None = None) -> None:
     """Raises ConflictError, with the command that restores the files, when the checkout carries an old patch."""
     found = find(checkout.training_root, sources)
     if found:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kohya_ext.checkout.checkout import Checkout
-from kohya_ext.checkout.sources import Function, Sources
+from kohya_ext.checkout.sources import SourceFiles, SourceFunction
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.spec.flags import FEATURES
 from kohya_ext.spec.hooks import (
@@ -29,7 +29,7 @@ OPTIMIZER_LIST_KEY = "optimizer_list"
 
 
 @dataclass(frozen=True)
-class Found:
+class HookRow:
     """One row of the table of hooks.
 
     key: the hook's name in `kohya_ext.spec.hooks`, or own_sampler, optimizer_list. status: found; older, under a former
@@ -50,18 +50,18 @@ class Found:
         return f"{self.key:<16} {self.status:<10} {self.name:<45} {where}"
 
 
-def scan(checkout: Checkout, sources: Sources | None = None) -> list[Found]:
+def scan(checkout: Checkout, sources: SourceFiles | None = None) -> list[HookRow]:
     """Every hook of the checkout, then the families' own samplers, then the GUI's optimizer lists."""
-    sources = sources or Sources()
+    sources = sources or SourceFiles()
     places = _places(checkout, sources)
     rows = [_row(hook, places[hook.key], checkout, sources) for hook in HOOKS]
     main = {(row.name, row.file, row.line) for row in rows}
     own = [place for place in places[SAMPLE.key] if (place.name, place.file, place.line) not in main]
-    rows += [Found(OWN_SAMPLER_KEY, "found", place.name, place.file, place.line) for place in own]
+    rows += [HookRow(OWN_SAMPLER_KEY, "found", place.name, place.file, place.line) for place in own]
     return rows + _optimizer_lists(checkout, sources)
 
 
-def flags_of_fork(checkout: Checkout, sources: Sources) -> list[str]:
+def flags_of_fork(checkout: Checkout, sources: SourceFiles) -> list[str]:
     """For each feature of ours that a fork has flags of the same name for: one line that says what is not available."""
     lines = []
     folders = (checkout.training_root / TRAINING_PACKAGE, checkout.training_root)
@@ -78,7 +78,7 @@ def flags_of_fork(checkout: Checkout, sources: Sources) -> list[str]:
     return lines
 
 
-def require(rows: Sequence[Found], checkout: Checkout) -> None:
+def require(rows: Sequence[HookRow], checkout: Checkout) -> None:
     """Raises UnsupportedError, naming the functions, when a hook is missing or defined more than once."""
     bad = [row for row in rows if row.status in ("missing", "ambiguous") and row.key != OPTIMIZER_LIST_KEY]
     if not bad:
@@ -104,7 +104,7 @@ class _Place:
     shared: bool
 
 
-def _places(checkout: Checkout, sources: Sources) -> dict[str, list[_Place]]:
+def _places(checkout: Checkout, sources: SourceFiles) -> dict[str, list[_Place]]:
     """Hook -> where the checkout defines it, in the library (at any depth) and, for samplers, in its scripts."""
     names = {name for hook in HOOKS for name in hook.functions}
     found: dict[str, list[_Place]] = {hook.key: [] for hook in HOOKS}
@@ -121,7 +121,7 @@ def _places(checkout: Checkout, sources: Sources) -> dict[str, list[_Place]]:
     return found
 
 
-def _hooks_of(path: Path, sources: Sources) -> Iterator[tuple[Hook, Function]]:
+def _hooks_of(path: Path, sources: SourceFiles) -> Iterator[tuple[Hook, SourceFunction]]:
     """The hooks that one module defines. A name that it defines twice is there twice, and refused as ambiguous."""
     functions = sources.functions(path)
     module = {function.name: Definition(function.parameters, function.names) for function in functions}
@@ -131,31 +131,31 @@ def _hooks_of(path: Path, sources: Sources) -> Iterator[tuple[Hook, Function]]:
                 yield hook, function
 
 
-def _row(hook: Hook, places: list[_Place], checkout: Checkout, sources: Sources) -> Found:
+def _row(hook: Hook, places: list[_Place], checkout: Checkout, sources: SourceFiles) -> HookRow:
     """The hook that counts for the whole release: the one under its newest name."""
     shared = [place for place in places if place.shared]
     for number, name in enumerate(hook.functions):
         called = [place for place in shared if place.name == name]
         if len(called) == 1:
-            return Found(hook.key, "older" if number else "found", name, called[0].file, called[0].line)
+            return HookRow(hook.key, "older" if number else "found", name, called[0].file, called[0].line)
         if called:
-            return Found(hook.key, "ambiguous", name, ", ".join(f"{place.file}:{place.line}" for place in called))
+            return HookRow(hook.key, "ambiguous", name, ", ".join(f"{place.file}:{place.line}" for place in called))
     if hook.needs_flag and not _has_flag(hook.needs_flag, checkout, sources):
-        return Found(hook.key, "n/a", hook.functions[0])
-    return Found(hook.key, "missing", hook.functions[0])
+        return HookRow(hook.key, "n/a", hook.functions[0])
+    return HookRow(hook.key, "missing", hook.functions[0])
 
 
-def _place(checkout: Checkout, path: Path, function: Function, *, shared: bool) -> _Place:
+def _place(checkout: Checkout, path: Path, function: SourceFunction, *, shared: bool) -> _Place:
     return _Place(function.name, path.relative_to(checkout.root).as_posix(), function.line, shared)
 
 
-def _has_flag(flag: str, checkout: Checkout, sources: Sources) -> bool:
+def _has_flag(flag: str, checkout: Checkout, sources: SourceFiles) -> bool:
     quoted = (f'"{flag}"', f"'{flag}'")
     library = checkout.training_root / TRAINING_PACKAGE
     return bool(sources.holding(library, "*.py", quoted) or sources.holding(checkout.training_root, "*.py", quoted))
 
 
-def _optimizer_lists(checkout: Checkout, sources: Sources) -> list[Found]:
+def _optimizer_lists(checkout: Checkout, sources: SourceFiles) -> list[HookRow]:
     if checkout.gui_package is None:
         return []
     rows = []
@@ -164,8 +164,8 @@ def _optimizer_lists(checkout: Checkout, sources: Sources) -> list[Found]:
             continue
         file = path.relative_to(checkout.root).as_posix()
         rows += [
-            Found(OPTIMIZER_LIST_KEY, "found", OPTIMIZER_LABEL, file, dropdown.line)
+            HookRow(OPTIMIZER_LIST_KEY, "found", OPTIMIZER_LABEL, file, dropdown.line)
             for dropdown in sources.dropdowns(path)
             if dropdown.label == OPTIMIZER_LABEL and OPTIMIZER_LANDMARK in dropdown.choices
         ]
-    return rows or [Found(OPTIMIZER_LIST_KEY, "missing", OPTIMIZER_LABEL)]
+    return rows or [HookRow(OPTIMIZER_LIST_KEY, "missing", OPTIMIZER_LABEL)]

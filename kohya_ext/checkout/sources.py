@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Function:
+class SourceFunction:
     """A function at the top level of a module; line counts from 1. names: what its code refers to, attributes too."""
 
     name: str
@@ -45,7 +45,7 @@ class Names:
     attributes: frozenset[str]
 
 
-class Sources:
+class SourceFiles:
     """The bytes of files, each read once in the length of one command, and what their modules hold."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Sources:
                 raise UnsupportedError(f"{error}; nothing was changed. Restore the file, then run again") from error
         return self._data[path]
 
-    def functions(self, path: Path) -> tuple[Function, ...]:
+    def functions(self, path: Path) -> tuple[SourceFunction, ...]:
         """The functions that the module `path` defines at its top level, also those below an `if` or `try`.
 
         Raises UnsupportedError, like all of these, when `path` is not valid Python.
@@ -102,7 +102,7 @@ class Sources:
 
 
 @functools.lru_cache(maxsize=128)
-def _functions_of(data: bytes) -> tuple[Function, ...]:
+def _functions_of(data: bytes) -> tuple[SourceFunction, ...]:
     return tuple(_functions(parse(data).body))
 
 
@@ -122,12 +122,12 @@ def _names_of(data: bytes) -> Names:
     )
 
 
-def _functions(body: list[ast.stmt]) -> Iterator[Function]:
+def _functions(body: list[ast.stmt]) -> Iterator[SourceFunction]:
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             given = statement.args
             parameters = frozenset(a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs))
-            yield Function(statement.name, statement.lineno, parameters, _referred(statement))
+            yield SourceFunction(statement.name, statement.lineno, parameters, _referred(statement))
         elif isinstance(statement, ast.If | ast.Try | ast.With):
             for branch in ("body", "orelse", "finalbody"):
                 yield from _functions(getattr(statement, branch, []))

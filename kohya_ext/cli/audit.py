@@ -47,7 +47,7 @@ def audit(arguments: argparse.Namespace) -> int:
     out = Output("audit", arguments.json)
     folder = require_folder(arguments.folder)
     bucketing = Bucketing(resolution=_resolution(arguments.resolution), no_upscale=arguments.no_upscale)
-    settings = audits.Settings(bucketing, arguments.token, arguments.extension)
+    settings = audits.AuditSettings(bucketing, arguments.token, arguments.extension)
     if arguments.html:
         _check_page(arguments.html)
     found = audits.audit(folder, settings, tokens.counter(arguments.tokenizer), _progress())

@@ -97,7 +97,7 @@ def build(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         out.item("would write", str(arguments.out))
         return out.finish(DONE, **document)
-    shown = _Progress(out)
+    shown = _TransferProgress(out)
     exchange.write(made, arguments.out, lambda done, total: shown.show("writing", done, total))
     out.item("written", f"{arguments.out}: {_bytes(arguments.out.stat().st_size)}")
     return out.finish(DONE, **document)
@@ -132,7 +132,7 @@ def _made(folder: Path) -> Iterator[None]:
 def _voice(out: Output) -> Voice:
     from kohya_ext.basemodel.fetch import Voice
 
-    shown = _Progress(out)
+    shown = _TransferProgress(out)
     return Voice(say=lambda text: out.item("note", text), bytes=shown.show)
 
 
@@ -140,7 +140,7 @@ def _bytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-class _Progress:
+class _TransferProgress:
     """A line that moves on a terminal; elsewhere a line every tenth, so that logs stay short."""
 
     def __init__(self, out: Output) -> None:

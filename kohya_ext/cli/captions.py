@@ -13,7 +13,7 @@ from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError, did_you_mean
 
 if TYPE_CHECKING:
-    from kohya_ext.dataset.plan import Plan
+    from kohya_ext.dataset.plan import EditPlan
     from kohya_ext.files.transaction import Recovery
 
 GROUP = "captions"
@@ -194,7 +194,7 @@ def check_captions(arguments: argparse.Namespace) -> int:
     return out.finish(FOUND_PROBLEMS if problems else DONE, findings=[finding.as_json() for finding in findings])
 
 
-def _do(arguments: argparse.Namespace, planned: Callable[[Path], Plan]) -> int:
+def _do(arguments: argparse.Namespace, planned: Callable[[Path], EditPlan]) -> int:
     from kohya_ext.dataset import history
     from kohya_ext.dataset.images import require_extension, require_folder
 
@@ -235,7 +235,7 @@ def _recovered(out: Output, folder: Path) -> Recovery | None:
     return recovery
 
 
-def _report(out: Output, plan: Plan, *, every: bool) -> None:
+def _report(out: Output, plan: EditPlan, *, every: bool) -> None:
     lines = [
         f"{path}: {new}" if old is None else f"{path}: {old} -> {new}" for path, (old, new) in plan.written.items()
     ]

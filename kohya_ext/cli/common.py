@@ -15,7 +15,7 @@ from kohya_ext.core.console import Output, agreed, at_terminal, chosen
 
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
-    from kohya_ext.checkout.discovery import AmbiguousError, Found
+    from kohya_ext.checkout.discovery import AmbiguousError, FoundCheckout
     from kohya_ext.checkout.environment import Environment
     from kohya_ext.install.known import Known
     from kohya_ext.install.manifest import Manifest
@@ -83,7 +83,7 @@ def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -
     return checkout
 
 
-def _one_of(error: AmbiguousError, out: Output) -> Found:
+def _one_of(error: AmbiguousError, out: Output) -> FoundCheckout:
     from dataclasses import replace  # here, since it loads `ast`: `kohya-ext --help` stays quick
 
     from kohya_ext.core.errors import UsageError

@@ -95,10 +95,12 @@ def make_renderer(arguments: argparse.Namespace, columns: Sequence[Column]) -> t
     if base is not None and base.kind == LORA:
         raise UsageError(f"--base {arguments.base} is a LoRA itself")
     try:
-        from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, Settings
+        from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, RenderSettings
     except ImportError as error:
         raise UsageError(f"grid needs torch and diffusers ({error}): run it with Kohya's Python") from error
-    renderer = DiffusersRenderer(Settings(base, arguments.config, arguments.device, arguments.dtype, arguments.weight))
+    renderer = DiffusersRenderer(
+        RenderSettings(base, arguments.config, arguments.device, arguments.dtype, arguments.weight)
+    )
     on_base = f"{base.identity}|{arguments.weight}" if base and loras else ""
     return renderer, f"{renderer.dtype}|{on_base}"
 

@@ -17,7 +17,7 @@ from kohya_ext.core.terminal import rewrite_line
 if TYPE_CHECKING:
     from kohya_ext.lora import extract as extracting
     from kohya_ext.lora import resize as resizing
-    from kohya_ext.lora.assemble import Kept, Written
+    from kohya_ext.lora.assemble import FinishedModule, Written
 
 DTYPES = ("fp16", "bf16", "fp32")
 LIKES = ("guide-2023", "guide-current")
@@ -149,12 +149,12 @@ def extract(arguments: argparse.Namespace) -> int:
     return out.finish(DONE, **head, unchanged=list(result.unchanged), files=files, seconds=round(seconds, 2))
 
 
-def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.Settings:
+def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.ExtractSettings:
     from dataclasses import replace
 
-    from kohya_ext.lora.extract import Settings
+    from kohya_ext.lora.extract import ExtractSettings
 
-    settings = Settings(
+    settings = ExtractSettings(
         method=arguments.method, device=arguments.device, allow_pickle=arguments.allow_pickle,
         energy=arguments.energy, size=arguments.size,
     )  # fmt: skip
@@ -255,10 +255,10 @@ def _check_resize(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--param of {arguments.dynamic} is the part to keep, above 0 and at most 1")
 
 
-def _resize_settings(arguments: argparse.Namespace) -> resizing.Settings:
-    from kohya_ext.lora.resize import Settings
+def _resize_settings(arguments: argparse.Namespace) -> resizing.ResizeSettings:
+    from kohya_ext.lora.resize import ResizeSettings
 
-    return Settings(
+    return ResizeSettings(
         rank=arguments.rank, conv_rank=arguments.conv_rank, dynamic=arguments.dynamic, parameter=arguments.param or 0.0,
         size=arguments.size, dtype=_dtype(arguments.dtype), device=arguments.device,
         allow_pickle=arguments.allow_pickle,
@@ -282,7 +282,7 @@ def _print_modules(out: Output, result: resizing.Resized) -> None:
         out.row(f"{kept.module.name:<{width}}  {_row(kept, result)}")
 
 
-def _row(kept: Kept, result: resizing.Resized) -> str:
+def _row(kept: FinishedModule, result: resizing.Resized) -> str:
     values = result.spectra[kept.module.name]
     total = float(values.sum())
     part = float(values[: kept.rank].sum()) / total if total else 1.0

@@ -13,7 +13,7 @@ from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, ConflictError, KohyaExtError, UsageError
 
 if TYPE_CHECKING:
-    from kohya_ext.evaluation.prompts import Caption
+    from kohya_ext.evaluation.prompts import CaptionedImage
 
 MOST = 100  # prompts of a kind: with four seeds each, more is nobody's patience
 
@@ -41,12 +41,12 @@ def prompts(arguments: argparse.Namespace) -> int:
     """Read the captions, choose, write or print."""
     from kohya_ext.dataset.images import require_folder
     from kohya_ext.evaluation import promptfile
-    from kohya_ext.evaluation.prompts import Settings, make
+    from kohya_ext.evaluation.prompts import PromptSettings, make
 
     out = Output("prompts", arguments.json)
     width, height = _size(arguments.size)
     _check(arguments)
-    settings = Settings(
+    settings = PromptSettings(
         count=arguments.count, seed=arguments.seed, width=width, height=height, steps=arguments.steps,
         cfg=arguments.cfg, negative=arguments.negative, trigger=arguments.trigger.strip(),
     )  # fmt: skip
@@ -69,12 +69,12 @@ def prompts(arguments: argparse.Namespace) -> int:
     )
 
 
-def _captions(folder: Path, suffix: str, out: Output) -> Iterator[Caption]:
+def _captions(folder: Path, suffix: str, out: Output) -> Iterator[CaptionedImage]:
     """The captions of the images; an image without a caption file speaks by its name, as the guide has it."""
     from kohya_ext.dataset import texts
     from kohya_ext.dataset.images import images_in, require_extension
     from kohya_ext.dataset.names import caption_of
-    from kohya_ext.evaluation.prompts import Caption
+    from kohya_ext.evaluation.prompts import CaptionedImage
 
     require_extension(suffix)
     for image in images_in(folder, recursive=True):
@@ -85,7 +85,7 @@ def _captions(folder: Path, suffix: str, out: Output) -> Iterator[Caption]:
             continue
         # Kohya trains with the first line only
         text = caption.text.partition("\n")[0] if caption else caption_of(image.stem)
-        yield Caption(text.strip(), image.as_posix())
+        yield CaptionedImage(text.strip(), image.as_posix())
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.dataset import balance, caption_check, texts
 from kohya_ext.dataset.buckets import Bucketing, Size
 from kohya_ext.dataset.duplicates import duplicates
-from kohya_ext.dataset.findings import ADVICE, PROBLEM, Finding
+from kohya_ext.dataset.findings import ADVICE, PROBLEM, AuditFinding
 from kohya_ext.dataset.images import CAPTION_SUFFIX, images_in, require_extension
 from kohya_ext.dataset.picture import Picture, can_fingerprint, look_at
 from kohya_ext.dataset.tokens import LIMITS, TokenCounter, limit_for
@@ -24,7 +24,7 @@ CROPPED = 0.2  # share of an image that the bucket cuts off, from which it is wo
 
 
 @dataclass(frozen=True)
-class Settings:
+class AuditSettings:
     """What the images are going to be trained with. token: the rare word of the concept, "" when there is none."""
 
     bucketing: Bucketing = field(default_factory=Bucketing)
@@ -39,7 +39,7 @@ class Audit:
 
     folder: Path
     pictures: tuple[Picture, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     buckets: dict[Size, int]
     tokens: dict[int | None, int]
     tokens_estimated: bool
@@ -53,7 +53,7 @@ class Audit:
 
 
 def audit(
-    folder: Path, settings: Settings, tokens: TokenCounter, progress: Callable[[int, int], None] = lambda *_: None
+    folder: Path, settings: AuditSettings, tokens: TokenCounter, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Audit:
     """Look at every image and caption below `folder`. progress: is told (done, all) after each image.
 
@@ -106,7 +106,7 @@ def _captions(folder: Path, paths: list[Path], suffix: str) -> dict[Path, str]:
     return found
 
 
-def _sizes(pictures: tuple[Picture, ...], bucketing: Bucketing) -> Iterator[Finding]:
+def _sizes(pictures: tuple[Picture, ...], bucketing: Bucketing) -> Iterator[AuditFinding]:
     wanted = bucketing.area
     for picture in pictures:
         if not picture.readable:
@@ -119,24 +119,26 @@ def _sizes(pictures: tuple[Picture, ...], bucketing: Bucketing) -> Iterator[Find
             text = f"is {size}, smaller than {target} in area"
             if place.scale > 1 or bucketing.no_upscale:
                 factor = math.sqrt(wanted / area)
-                yield Finding("too-small", picture.path, f"{text}: enlarge it {factor:.2f} times by hand")
+                yield AuditFinding("too-small", picture.path, f"{text}: enlarge it {factor:.2f} times by hand")
             else:
                 share = f"{1 - area / wanted:.1%}"
                 text = f"{text} by {share}, but fills its bucket {place.bucket[0]}x{place.bucket[1]} as it is"
-                yield Finding("too-small", picture.path, text, ADVICE)
+                yield AuditFinding("too-small", picture.path, text, ADVICE)
         if 0 in place.bucket:
-            yield Finding("no-bucket", picture.path, f"is {size}: too narrow for any bucket, Kohya stops at it")
+            yield AuditFinding("no-bucket", picture.path, f"is {size}: too narrow for any bucket, Kohya stops at it")
         elif place.cropped > CROPPED:
             text = f"is {size}: {place.cropped:.0%} is cut off for the bucket {place.bucket[0]}x{place.bucket[1]}"
-            yield Finding("cropped", picture.path, text, ADVICE)
+            yield AuditFinding("cropped", picture.path, text, ADVICE)
 
 
-def _lengths(counts: dict[Path, int], estimated: bool) -> Iterator[Finding]:
+def _lengths(counts: dict[Path, int], estimated: bool) -> Iterator[AuditFinding]:
     for path, count in sorted(counts.items()):
         limit = limit_for(count)
         about = "about " if estimated else ""
         if limit is None:
-            yield Finding("too-long", path.as_posix(), f"has {about}{count} tokens: Kohya reads {LIMITS[-1]} at most")
+            yield AuditFinding(
+                "too-long", path.as_posix(), f"has {about}{count} tokens: Kohya reads {LIMITS[-1]} at most"
+            )
         elif limit != LIMITS[0]:
             text = f"has {about}{count} tokens: set --max_token_length {limit}, or only the first {LIMITS[0]} count"
-            yield Finding("long", path.as_posix(), text, ADVICE)
+            yield AuditFinding("long", path.as_posix(), text, ADVICE)

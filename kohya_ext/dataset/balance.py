@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from kohya_ext.dataset.caption_lint import words_in
-from kohya_ext.dataset.findings import ADVICE, Finding
+from kohya_ext.dataset.findings import ADVICE, AuditFinding
 
 STYLES = {
     "photograph": ("photo", "photograph", "photography", "cosplay", "selfie", "snapshot"),
@@ -44,19 +44,23 @@ def how_many(images: int) -> str:
     return f"more than the {MOST} that the guide goes to"
 
 
-def advice(images: int, styles: Mapping[str, int], views: Mapping[str, int]) -> Iterator[Finding]:
+def advice(images: int, styles: Mapping[str, int], views: Mapping[str, int]) -> Iterator[AuditFinding]:
     """What the guide says to a data set of this size and these kinds."""
     if images < FEWEST:
-        yield Finding("few-images", "", f"{images} images: the guide wants at least {FEWEST} for a concept", ADVICE)
+        yield AuditFinding(
+            "few-images", "", f"{images} images: the guide wants at least {FEWEST} for a concept", ADVICE
+        )
     elif images > MOST:
-        yield Finding("many-images", "", f"{images} images: past {MOST} for one concept the guide saw no gain", ADVICE)
+        yield AuditFinding(
+            "many-images", "", f"{images} images: past {MOST} for one concept the guide saw no gain", ADVICE
+        )
     for what, counts in (("style", styles), ("point of view", views)):
         named = sum(counts.values())
         if named < ENOUGH or (len(counts) < 2 and what == "style"):
             continue  # one style throughout may be just what is wanted
         kind, most = max(counts.items(), key=lambda entry: entry[1])
         if most >= LOPSIDED * named:
-            yield Finding(
+            yield AuditFinding(
                 f"lopsided-{what.split()[-1]}", "",
                 f"{most} of {named} captions that name a {what} say {kind}: balance them, the guide says", ADVICE,
             )  # fmt: skip

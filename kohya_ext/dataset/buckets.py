@@ -11,7 +11,7 @@ Size = tuple[int, int]  # width, height in pixels
 
 
 @dataclass(frozen=True)
-class Placement:
+class BucketPlacement:
     """Where an image goes. bucket: size it is trained in. scale: factor it is resized by. cropped: share cut off."""
 
     bucket: Size
@@ -36,18 +36,18 @@ class Bucketing:
     def area(self) -> int:
         return self.resolution[0] * self.resolution[1]
 
-    def place(self, width: int, height: int) -> Placement:
+    def place(self, width: int, height: int) -> BucketPlacement:
         """The bucket of an image of this size."""
         if self.no_upscale:
             resized = self._reduced(width, height)
             bucket = (resized[0] - resized[0] % self.step, resized[1] - resized[1] % self.step)
             if 0 in resized:  # so narrow that no pixel of its width would be left
-                return Placement(bucket, max(resized[0] / width, resized[1] / height), 1.0)
+                return BucketPlacement(bucket, max(resized[0] / width, resized[1] / height), 1.0)
             kept = (bucket[0] * bucket[1]) / (resized[0] * resized[1])
-            return Placement(bucket, resized[0] / width, 1 - kept)
+            return BucketPlacement(bucket, resized[0] / width, 1 - kept)
         bucket = (width, height) if (width, height) in self._sizes else self._nearest(width / height)
         scale = max(bucket[0] / width, bucket[1] / height)  # to fill it, the rest is cut off
-        return Placement(bucket, scale, 1 - (bucket[0] * bucket[1]) / (width * scale * height * scale))
+        return BucketPlacement(bucket, scale, 1 - (bucket[0] * bucket[1]) / (width * scale * height * scale))
 
     @functools.cached_property
     def _sizes(self) -> frozenset[Size]:

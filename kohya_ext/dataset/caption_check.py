@@ -8,60 +8,64 @@ from pathlib import Path
 
 from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.dataset import caption_lint, texts
-from kohya_ext.dataset.findings import ADVICE, Finding
+from kohya_ext.dataset.findings import ADVICE, AuditFinding
 from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
 from kohya_ext.files.text_encoding import BOM
 
 
-def check(folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX, token: str = "") -> list[Finding]:
+def check(
+    folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX, token: str = ""
+) -> list[AuditFinding]:
     """All findings about the captions in `folder`, by file.
 
     token: the rare word that stands for the concept; captions without it, and those that begin with it, are findings.
     """
     require_extension(suffix)
-    findings: list[Finding] = []
+    findings: list[AuditFinding] = []
     expected: set[Path] = set()
     for image in images_in(folder, recursive=recursive):
         path = image.with_suffix(suffix)
         if path in expected:
-            findings.append(Finding("shared-caption", image.as_posix(), f"shares {path.name} with another image"))
+            findings.append(AuditFinding("shared-caption", image.as_posix(), f"shares {path.name} with another image"))
             continue
         expected.add(path)
         findings += check_one(folder, image, path, token)
     for file in sorted(files_in(folder, recursive=recursive)):
         if file.suffix == suffix and file not in expected:
-            findings.append(Finding("no-image", file.as_posix(), "belongs to no image"))
+            findings.append(AuditFinding("no-image", file.as_posix(), "belongs to no image"))
     return findings
 
 
-def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterator[Finding]:
+def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterator[AuditFinding]:
     """The findings about the caption `path` of `image`."""
     name = path.as_posix()
     try:
         caption = texts.read(folder, path)
     except KohyaExtError as error:
-        yield Finding(
+        yield AuditFinding(
             "unreadable-caption", name, str(error).replace("; nothing was changed", "").removeprefix(f"{path} ")
         )
         return
     if caption is None:
-        yield Finding("no-caption", image.as_posix(), f"has no {path.name}: Kohya would train it without a caption")
+        yield AuditFinding(
+            "no-caption", image.as_posix(), f"has no {path.name}: Kohya would train it without a caption"
+        )
         return
     if not caption.text.strip():
-        yield Finding("empty-caption", name, "is empty")
+        yield AuditFinding("empty-caption", name, "is empty")
         return
     if caption.state.data.startswith(BOM):
-        yield Finding("byte-order-mark", name, "begins with a byte order mark, which Kohya takes for a character")
+        yield AuditFinding("byte-order-mark", name, "begins with a byte order mark, which Kohya takes for a character")
     for oddity in caption_lint.oddities(caption.text):
-        yield Finding("slip", name, oddity, ADVICE)
+        yield AuditFinding("slip", name, oddity, ADVICE)
     yield from _advice(name, caption.text.strip().partition("\n")[0], token)
 
 
-def _advice(name: str, text: str, token: str) -> Iterator[Finding]:
+def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:
     if not unicodedata.is_normalized("NFC", text):
-        yield Finding("not-normalized", name, "is not in Unicode's usual form (NFC)", ADVICE)
+        yield AuditFinding("not-normalized", name, "is not in Unicode's usual form (NFC)", ADVICE)
     if caption_lint.is_tag_list(text):
-        yield Finding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", ADVICE)
+        yield AuditFinding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", ADVICE)
     for code, terms, what in (
         ("view", caption_lint.VIEW, "point of view"),
         ("background", caption_lint.BACKGROUND, "background"),
@@ -69,10 +73,12 @@ def _advice(name: str, text: str, token: str) -> Iterator[Finding]:
         found = caption_lint.words_in(text, terms)
         if found:
             advice = f"names the {what} ({', '.join(found)}): leave it out unless you want to prompt for it"
-            yield Finding(code, name, advice, ADVICE)
+            yield AuditFinding(code, name, advice, ADVICE)
     if not token:
         return
     if not caption_lint.words_in(text, (token,)):
-        yield Finding("no-token", name, f"does not hold the token {token!r}")
+        yield AuditFinding("no-token", name, f"does not hold the token {token!r}")
     elif text.casefold().startswith(token.casefold()):
-        yield Finding("token-first", name, f"begins with the token {token!r}: put it next to what it names", ADVICE)
+        yield AuditFinding(
+            "token-first", name, f"begins with the token {token!r}: put it next to what it names", ADVICE
+        )

@@ -11,7 +11,7 @@ from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset import texts
 from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
 from kohya_ext.dataset.names import caption_of, name_of
-from kohya_ext.dataset.plan import Plan
+from kohya_ext.dataset.plan import EditPlan
 from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, TooSlowError, substituted
 
 ROOM_FOR_NUMBER = len(" (9999)")
@@ -21,12 +21,12 @@ COMPANIONS = (".txt", ".caption", ".npz")
 
 def from_names(
     folder: Path, *, recursive: bool = False, overwrite: bool = False, keep_suffix: bool = False, suffix: str = ""
-) -> Plan:
+) -> EditPlan:
     """A caption next to each image, saying what its name says. Captions that exist stay unless `overwrite`.
 
     suffix: of caption files, `.txt` when empty. Raises UsageError when there is no image.
     """
-    plan = Plan("captions")
+    plan = EditPlan("captions")
     for path, images in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX).items():
         text = caption_of(images[0].stem, keep_suffix=keep_suffix)
         if not _is_text(text):
@@ -47,7 +47,7 @@ def from_names(
     return plan
 
 
-def prefixed(folder: Path, text: str, *, recursive: bool = False, suffix: str = "", remove: bool = False) -> Plan:
+def prefixed(folder: Path, text: str, *, recursive: bool = False, suffix: str = "", remove: bool = False) -> EditPlan:
     """`text` in front of each caption that does not begin with it yet; with `remove`, taken away from those that do."""
     if not text:
         raise UsageError("the prefix is empty: say what to put in front of the captions")
@@ -71,7 +71,7 @@ def replaced(
     regex: bool = False,
     ignore_case: bool = False,
     words: bool = False,
-) -> Plan:
+) -> EditPlan:
     """Every `old` in the captions becomes `new`.
 
     regex: `old` is a regular expression, `new` may name its groups (\\1). words: only where `old` stands as whole
@@ -114,12 +114,12 @@ def _by_text(literal: re.Pattern[str], new: str, path: Path, text: str) -> str:
     return literal.sub(lambda _: new, text)
 
 
-def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Plan:
+def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> EditPlan:
     """Each image gets its caption as its name, and what lies next to it under the same name goes with it.
 
     Names that are taken get " (2)" and so on, which `from_names` takes off again.
     """
-    plan = Plan("captions to-names")
+    plan = EditPlan("captions to-names")
     moves: list[tuple[Path, Path]] = []
     taken: dict[Path, set[str]] = defaultdict(set)
     groups = _captions_of(folder, recursive, suffix or CAPTION_SUFFIX)
@@ -171,9 +171,9 @@ def _require_text(text: str) -> None:
 
 def _edited(
     folder: Path, verb: str, edit: Callable[[dict[Path, str]], list[str]], recursive: bool, suffix: str
-) -> Plan:
+) -> EditPlan:
     """edit: gives the new text of each caption, in the order of the old ones."""
-    plan = Plan(verb)
+    plan = EditPlan(verb)
     captions: dict[Path, texts.Caption] = {}
     for path in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX):
         if (folder / path).is_symlink():
@@ -198,7 +198,7 @@ def _members(folder: Path, caption: Path, images: list[Path], suffix: str) -> li
     return [*images, *sorted(path for path in companions if (folder / path).exists())]
 
 
-def _name_for(plan: Plan, folder: Path, path: Path, extension: int) -> str | None:
+def _name_for(plan: EditPlan, folder: Path, path: Path, extension: int) -> str | None:
     caption = texts.read(folder, path)
     if caption is None:
         plan.keep(path, "there is no caption to name its image after")
@@ -223,7 +223,7 @@ def _numbered(name: str) -> Iterator[str]:
         number += 1
 
 
-def _order(plan: Plan, moves: list[tuple[Path, Path]]) -> None:
+def _order(plan: EditPlan, moves: list[tuple[Path, Path]]) -> None:
     """Renames that never meet a name that is still taken: those that would step aside first."""
     sources = {old for old, _ in moves}
     aside = []

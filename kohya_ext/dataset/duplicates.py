@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from kohya_ext.dataset.findings import ADVICE, Finding
+from kohya_ext.dataset.findings import ADVICE, AuditFinding
 from kohya_ext.dataset.picture import Picture
 
 BITS = 64
 NEAR = 6  # bits of 64 in which fingerprints of images that look alike differ at most: resized, recompressed, brighter
 
 
-def duplicates(pictures: Sequence[Picture]) -> Iterator[Finding]:
+def duplicates(pictures: Sequence[Picture]) -> Iterator[AuditFinding]:
     """Every later copy of a file, and every later image that looks like an earlier one."""
     copies: dict[str, Picture] = {}
     distinct = []
@@ -21,9 +21,11 @@ def duplicates(pictures: Sequence[Picture]) -> Iterator[Finding]:
         if first is picture:
             distinct.append(picture)
         else:
-            yield Finding("duplicate", picture.path, f"is the same file as {first.path}")
+            yield AuditFinding("duplicate", picture.path, f"is the same file as {first.path}")
     for first, other, bits in _near(distinct):
-        yield Finding("near-duplicate", other.path, f"looks like {first.path} ({bits} of {BITS} bits differ)", ADVICE)
+        yield AuditFinding(
+            "near-duplicate", other.path, f"looks like {first.path} ({bits} of {BITS} bits differ)", ADVICE
+        )
 
 
 def _near(pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Picture, int]]:

@@ -11,7 +11,7 @@ ADVICE = "advice"  # the guide would do it otherwise
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One thing to look at. code: stable name for scripts. path: relative to the folder, "" for all of it."""
 
     code: str
@@ -24,7 +24,7 @@ class Finding:
         return asdict(self)
 
 
-def numbered(findings: Sequence[Finding]) -> tuple[str, str]:
+def numbered(findings: Sequence[AuditFinding]) -> tuple[str, str]:
     """("3 problems", "1 piece of advice")."""
     problems = sum(finding.level == PROBLEM for finding in findings)
     others = len(findings) - problems

@@ -18,7 +18,7 @@ from typing import Any
 
 from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError, UsageError
-from kohya_ext.dataset.plan import RENAME, Plan
+from kohya_ext.dataset.plan import RENAME, EditPlan
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.folder import PERMISSIONS, Folder, opened
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
@@ -71,7 +71,7 @@ class Undone:
     kept: tuple[str, ...]
 
 
-def apply(folder: Path, plan: Plan) -> None:
+def apply(folder: Path, plan: EditPlan) -> None:
     """Do what `plan` says, or nothing. Raises ConflictError."""
     if not plan.steps:
         return
@@ -132,7 +132,7 @@ def _records(folder: Path) -> list[Path]:
     return sorted(path for path in found if _RECORD.fullmatch(path.name))
 
 
-def _rows(plan: Plan) -> list[dict[str, Any]]:
+def _rows(plan: EditPlan) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in plan.steps:
         if isinstance(step, Effect):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kohya_ext.dataset import balance
 from kohya_ext.dataset.audit import Audit
-from kohya_ext.dataset.findings import PROBLEM, Finding, numbered
+from kohya_ext.dataset.findings import PROBLEM, AuditFinding, numbered
 from kohya_ext.files.image import decoding, opened
 
 THUMBNAIL = 160  # pixels
@@ -81,7 +81,7 @@ def _bars(counts: dict[str, int]) -> str:
 
 
 def _cards(audit: Audit) -> Iterator[str]:
-    by_path: dict[str, list[Finding]] = defaultdict(list)
+    by_path: dict[str, list[AuditFinding]] = defaultdict(list)
     images = {Path(picture.path).with_suffix("").as_posix(): picture.path for picture in audit.pictures}
     readable = {picture.path for picture in audit.pictures if picture.readable}
     for finding in audit.findings:

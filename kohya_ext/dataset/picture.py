@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from kohya_ext.dataset.findings import ADVICE, Finding
+from kohya_ext.dataset.findings import ADVICE, AuditFinding
 from kohya_ext.files import image as image_files
 from kohya_ext.files.image import TooManyPixelsError
 from kohya_ext.files.regular import NotReadableError, open_regular
@@ -42,7 +42,7 @@ class Picture:
     height: int = 0
     digest: str = ""
     fingerprint: int | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[AuditFinding, ...] = ()
 
     @property
     def readable(self) -> bool:
@@ -78,7 +78,7 @@ def _look_at(name: str, file: BinaryIO, fingerprint: bool) -> Picture:
                     findings += _after_decoding(name, image)
                     bits = _fingerprint(image) if fingerprint else None
             except TooManyPixelsError as error:
-                findings.append(Finding("not-decoded", name, f"{error}: too many to look for damage here", ADVICE))
+                findings.append(AuditFinding("not-decoded", name, f"{error}: too many to look for damage here", ADVICE))
     except UnidentifiedImageError:
         return _broken(name, "unreadable", "is not an image that Pillow knows", digest)
     except (Image.DecompressionBombError, TooManyPixelsError):
@@ -101,38 +101,38 @@ def _digest(file: BinaryIO) -> tuple[bytes, str]:
 
 
 def _broken(name: str, code: str, text: str, digest: str = "") -> Picture:
-    return Picture(name, digest=digest, findings=(Finding(code, name, text),))
+    return Picture(name, digest=digest, findings=(AuditFinding(code, name, text),))
 
 
-def _before_decoding(name: str, image: Any, data: bytes) -> list[Finding]:
+def _before_decoding(name: str, image: Any, data: bytes) -> list[AuditFinding]:
     findings = []
     frames = image_files.frames(image)
     if frames > 1 and image.format != "MPO":  # a phone's second image is nothing to worry about
         count = "several" if frames == 2 else str(frames)
-        findings.append(Finding("animated", name, f"has {count} frames: Kohya trains the first"))
+        findings.append(AuditFinding("animated", name, f"has {count} frames: Kohya trains the first"))
     if image.mode == "CMYK":
-        findings.append(Finding("cmyk", name, "is for print (CMYK): its colours change in the conversion to RGB"))
+        findings.append(AuditFinding("cmyk", name, "is for print (CMYK): its colours change in the conversion to RGB"))
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[24:25] == b"\x10"):
-        findings.append(Finding("16-bit", name, "has 16 bits a channel: save it with 8, or Kohya may clip it"))
+        findings.append(AuditFinding("16-bit", name, "has 16 bits a channel: save it with 8, or Kohya may clip it"))
     turned = image.getexif().get(ORIENTATION, 1)
     if turned not in (0, 1):
         findings.append(
-            Finding("rotated", name, f"is turned by its EXIF data (orientation {turned}), which Kohya ignores")
+            AuditFinding("rotated", name, f"is turned by its EXIF data (orientation {turned}), which Kohya ignores")
         )
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES.get(image.format, {suffix}):
-        findings.append(Finding("wrong-extension", name, f"is {image.format}, whatever its name says", ADVICE))
+        findings.append(AuditFinding("wrong-extension", name, f"is {image.format}, whatever its name says", ADVICE))
     return findings
 
 
-def _after_decoding(name: str, image: Any) -> list[Finding]:
+def _after_decoding(name: str, image: Any) -> list[AuditFinding]:
     if "A" not in image.getbands() and "transparency" not in image.info:
         return []
     whole = image if "A" in image.getbands() else image.convert("RGBA")
     alpha = whole.getchannel("A").getextrema()
     if alpha[0] == 255:
         return []
-    return [Finding("transparent", name, "has transparent parts: Kohya trains whatever colour lies below them")]
+    return [AuditFinding("transparent", name, "has transparent parts: Kohya trains whatever colour lies below them")]
 
 
 def _fingerprint(image: Any) -> int | None:

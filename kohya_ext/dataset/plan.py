@@ -11,7 +11,7 @@ RENAME = "rename"
 
 
 @dataclass
-class Plan:
+class EditPlan:
     """The steps of one command, and what there is to say about them.
 
     written: path -> (text before, None when there was no file; text after). renamed: (from, to). kept: (path, why).

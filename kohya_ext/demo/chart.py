@@ -20,7 +20,7 @@ BATCH, RAW, EMA = "#c3c9d3", "#d9622b", "#2563c9"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavePoint:
     """One save point: the loss on held-out images and samples, of the raw weights and of their average."""
 
     step: int
@@ -37,7 +37,7 @@ class Figure:
     title: str
     subtitle: str
     losses: Sequence[tuple[int, float]]
-    checkpoints: Sequence[Checkpoint]
+    checkpoints: Sequence[SavePoint]
     captions: Sequence[str]
 
 

@@ -38,14 +38,14 @@ def main() -> None:
 
 def evaluate(arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Draws the image; the losses of every save point, for the caller."""
-    from kohya_ext.demo.chart import Checkpoint, Figure, draw
+    from kohya_ext.demo.chart import Figure, SavePoint, draw
 
     pictures = _held_out(arguments.held_out)
     points = []
     for step, raw, ema in save_points(arguments.models, arguments.name):
         raw_pipeline, ema_pipeline = _pipeline(raw), _pipeline(ema)
         points.append(
-            Checkpoint(
+            SavePoint(
                 step,
                 _loss(raw_pipeline, *pictures),
                 _loss(ema_pipeline, *pictures),

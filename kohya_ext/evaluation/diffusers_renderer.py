@@ -23,7 +23,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Settings:
+class RenderSettings:
     """base: the model that LoRAs go onto. config: a diffusers folder that describes single files; None for the cache.
 
     device: auto, cpu, cuda. dtype: auto is fp16 on a GPU, fp32 on a CPU. weight: of LoRAs.
@@ -39,7 +39,7 @@ class Settings:
 class DiffusersRenderer:
     """One pipeline at a time in memory; the base stays while LoRA after LoRA goes onto it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RenderSettings) -> None:
         self.settings = settings
         self.device = _device(settings.device)
         self.dtype = DTYPES.get(settings.dtype, torch.float32 if self.device == "cpu" else torch.float16)

@@ -43,7 +43,7 @@ _PIECE = re.compile(r"\s*,\s*")
 
 
 @dataclass(frozen=True)
-class Caption:
+class CaptionedImage:
     """A caption and the image it belongs to, relative to the data set."""
 
     text: str
@@ -51,7 +51,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PromptSettings:
     """count: captions taken word for word, as many near ones, and generic subjects of each kind. trigger: the token."""
 
     count: int = 4
@@ -64,7 +64,7 @@ class Settings:
     trigger: str = ""
 
 
-def make(captions: Sequence[Caption], settings: Settings) -> list[Prompt]:
+def make(captions: Sequence[CaptionedImage], settings: PromptSettings) -> list[Prompt]:
     """The prompts, the same ones for the same captions and settings. Raises UsageError when there is no caption."""
     distinct = {" ".join(one.text.split()): one for one in sorted(captions, key=lambda one: one.image, reverse=True)}
     distinct.pop("", None)
@@ -95,7 +95,7 @@ def make(captions: Sequence[Caption], settings: Settings) -> list[Prompt]:
     return made
 
 
-def _near(texts: Sequence[str], settings: Settings, chance: random.Random) -> list[str]:
+def _near(texts: Sequence[str], settings: PromptSettings, chance: random.Random) -> list[str]:
     """Distinct prompts of which none is a caption: shortened, mixed of two, the trigger where it has never been."""
     known = {text.casefold() for text in texts}
     near: list[str] = []

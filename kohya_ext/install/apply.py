@@ -18,13 +18,13 @@ from kohya_ext.install import known, manifest, patchset
 from kohya_ext.install import package as packages
 from kohya_ext.install.known import Known
 from kohya_ext.install.package import PackageResult, Packages
-from kohya_ext.install.plan import Plan, plan_install, plan_uninstall
+from kohya_ext.install.plan import InstallPlan, plan_install, plan_uninstall
 from kohya_ext.install.status import Status
 from kohya_ext.install.status import status as _status
 
 __all__ = [
+    "InstallPlan",
     "Outcome",
-    "Plan",
     "Recovery",
     "Status",
     "install",
@@ -43,7 +43,7 @@ class Outcome:
     """What a verb did. changed: False when all was in place already, or only planned. recovery: what came first.
     packages: what was done in each environment."""
 
-    plan: Plan
+    plan: InstallPlan
     changed: bool
     recovery: Recovery | None = None
     packages: tuple[PackageResult, ...] = ()
@@ -81,7 +81,7 @@ def install(
     unknown patch set; nothing is changed then.
     """
 
-    def plan(checkout: Checkout) -> Plan:
+    def plan(checkout: Checkout) -> InstallPlan:
         remembered = package
         if environments:
             put = [(one, None if packages.state(one) == "editable" else packages.digest()) for one in environments]
@@ -161,7 +161,7 @@ def _at_work(
 
 def _run(
     checkout: Checkout,
-    plan: Plan,
+    plan: InstallPlan,
     recovery: Recovery | None,
     environments: Sequence[Environment],
     results: Sequence[PackageResult],

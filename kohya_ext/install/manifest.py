@@ -25,7 +25,7 @@ PRESET: Literal["preset"] = "preset"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """One file of ours. kind: patched, upstream's file with our block, or preset, a file we added.
 
     path: relative to the checkout, posix. sha256_before: None for a file that was not there. mode: permission bits.
@@ -60,7 +60,7 @@ class Manifest:
 
     patch_set: str
     release: str
-    files: tuple[Entry, ...]
+    files: tuple[ManifestEntry, ...]
     skip_worktree: Mapping[str, tuple[str, ...]]
     exclusion: Exclusion | None
     created_dirs: tuple[str, ...]
@@ -68,7 +68,7 @@ class Manifest:
     version: str = VERSION
     root: str | None = None
 
-    def entry(self, path: str) -> Entry | None:
+    def entry(self, path: str) -> ManifestEntry | None:
         """The record of `path`."""
         return next((entry for entry in self.files if entry.path == path), None)
 
@@ -154,7 +154,7 @@ def _manifest(document: Mapping[str, Any], source: str) -> Manifest:
     )
 
 
-def _entry(row: Mapping[str, Any], source: str) -> Entry:
+def _entry(row: Mapping[str, Any], source: str) -> ManifestEntry:
     kind = row["kind"]
     if kind not in (PATCHED, PRESET):
         raise ValueError(f"unknown kind {kind!r}")
@@ -163,7 +163,7 @@ def _entry(row: Mapping[str, Any], source: str) -> Entry:
     if path.split("/")[0] == STATE_FOLDER or (backup is not None and not backup.startswith(f"{BACKUP}/")):
         raise ConflictError(f"{source} names {path!r} with the backup {backup!r}, which cannot be; nothing was changed")
     before = row["sha256_before"]
-    return Entry(
+    return ManifestEntry(
         path=path,
         kind=kind,
         sha256_before=None if before is None else str(before),

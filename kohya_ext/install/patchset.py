@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.checkout.checkout import Checkout
-from kohya_ext.checkout.scan import OPTIMIZER_LIST_KEY, Found
+from kohya_ext.checkout.scan import OPTIMIZER_LIST_KEY, HookRow
 from kohya_ext.core import bundle
 from kohya_ext.core.about import PACKAGE
 from kohya_ext.core.errors import UnsupportedError, UsageError
@@ -45,7 +45,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Target:
+class PatchTarget:
     """One file that a patch set edits, and the rule that led to it."""
 
     path: Path
@@ -69,15 +69,15 @@ class PatchSet:
         """`data` with the block at its end, in the line ends of `data`."""
         return appended(data, self.block)
 
-    def targets(self, checkout: Checkout, hooks: Sequence[Found]) -> list[Target]:
+    def targets(self, checkout: Checkout, hooks: Sequence[HookRow]) -> list[PatchTarget]:
         """The files of `checkout` that this set edits, each once; `hooks` is what `scan` found there.
 
         Raises UnsupportedError when a file that must be there is missing.
         """
-        found: dict[Path, Target] = {}
+        found: dict[Path, PatchTarget] = {}
         for edit in self.edits:
             for path in _files(edit, checkout, hooks):
-                found.setdefault(path, Target(path, edit))
+                found.setdefault(path, PatchTarget(path, edit))
         return list(found.values())
 
 
@@ -169,7 +169,7 @@ def _edit(row: dict[str, Any], path: Path) -> Edit:
     return edit
 
 
-def _files(edit: Edit, checkout: Checkout, hooks: Sequence[Found]) -> list[Path]:
+def _files(edit: Edit, checkout: Checkout, hooks: Sequence[HookRow]) -> list[Path]:
     if edit.root == "gui" and checkout.gui_package is None:
         return []
     root = checkout.training_root if edit.root == "training" else checkout.root

@@ -22,7 +22,7 @@ NAME = "kohya_ext-update.json"
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingUpdate:
     """patch_set and package: what `apply.install` is to be called with. root: see `Manifest`."""
 
     patch_set: str
@@ -30,7 +30,7 @@ class Pending:
     root: str | None = None
 
 
-def begin(root: Path, pending: Pending) -> None:
+def begin(root: Path, pending: PendingUpdate) -> None:
     """Record that our files are about to be uninstalled, and what they were."""
     where = git.own_folder(root)
     if where is not None:
@@ -39,7 +39,7 @@ def begin(root: Path, pending: Pending) -> None:
             write_into(folder, NAME, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
 
 
-def read(root: Path) -> Pending | None:
+def read(root: Path) -> PendingUpdate | None:
     """What an interrupted update left to be reinstalled, None where there was none."""
     where = git.own_folder(root)
     if where is None:
@@ -50,7 +50,7 @@ def read(root: Path) -> Pending | None:
         if state is None:
             return None
         document = json.loads(state.data)
-        return Pending(str(document["patch_set"]), document["package"], document.get("root"))
+        return PendingUpdate(str(document["patch_set"]), document["package"], document.get("root"))
     except (ConflictError, OSError, ValueError, KeyError, TypeError):
         return None
 

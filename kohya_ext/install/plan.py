@@ -10,15 +10,15 @@ from typing import Any
 
 from kohya_ext.checkout import git, legacy, merging, scan
 from kohya_ext.checkout.checkout import Checkout
-from kohya_ext.checkout.sources import Sources
+from kohya_ext.checkout.sources import SourceFiles
 from kohya_ext.core import about
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.paths import checked
 from kohya_ext.install import manifest, patchset
 from kohya_ext.install.manifest import PATCHED, PRESET
-from kohya_ext.install.planning import Builder, Plan
+from kohya_ext.install.planning import Builder, InstallPlan
 
-__all__ = ["Plan", "plan_install", "plan_uninstall", "unrecorded"]
+__all__ = ["InstallPlan", "plan_install", "plan_uninstall", "unrecorded"]
 
 
 def plan_install(
@@ -26,7 +26,7 @@ def plan_install(
     patch_set: str = patchset.DEFAULT,
     presets: Mapping[str, bytes] | None = None,
     package: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> InstallPlan:
     """What brings `checkout` to the patch set and the presets, from whatever state it is in. Reads only.
 
     presets: path relative to the checkout -> bytes. package: to remember in the manifest; None keeps what is there.
@@ -34,7 +34,7 @@ def plan_install(
     """
     git.require_access(checkout.root, checkout.training_root)
     merging.refuse(checkout)
-    sources = Sources()
+    sources = SourceFiles()
     recorded = manifest.read(checkout.root)
     chosen = patchset.load(patch_set)
     hooks = scan.scan(checkout, sources) if chosen.edits else []
@@ -68,7 +68,7 @@ def plan_install(
     return replace(builder.install(checkout.release, patch_set, package), hooks=tuple(hooks))
 
 
-def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = None) -> Plan:
+def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = None) -> InstallPlan:
     """What takes everything of ours out of `checkout`. Reads only.
 
     presets: what an install would put there; without records, files of these bytes are ours.
@@ -88,7 +88,7 @@ def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = Non
     return builder.uninstall()
 
 
-def _uninstall_unrecorded(checkout: Checkout, presets: Mapping[str, bytes]) -> Plan:
+def _uninstall_unrecorded(checkout: Checkout, presets: Mapping[str, bytes]) -> InstallPlan:
     """The records were lost, when the tree was copied perhaps: our lines are known by their marks, and the presets by
     their bytes."""
     strays = unrecorded(checkout)
@@ -130,7 +130,7 @@ def _builder(checkout: Checkout, recorded: manifest.Manifest | None, targets: It
 def unrecorded(checkout: Checkout) -> list[str]:
     """Files with a block of ours in a checkout without a manifest (deleted, or lost when the tree was copied)."""
     folders = [checkout.library, *([checkout.root / checkout.gui_package] if checkout.gui_package else [])]
-    found = Sources()
+    found = SourceFiles()
     marker = (patchset.MARKER.decode(),)
     paths = dict.fromkeys(path for folder in folders for path in found.holding(folder, "*.py", marker))
     return [path.relative_to(checkout.root).as_posix() for path in paths]

@@ -16,14 +16,14 @@ from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
 from kohya_ext.files.transaction import STATE_FOLDER
 from kohya_ext.install import manifest, patchset, states
-from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Entry, Exclusion, Manifest
+from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Exclusion, Manifest, ManifestEntry
 from kohya_ext.install.states import Inspected, State
 
 PRESETS_FOLDER = "presets"  # of the GUI; no patch set touches a file in it
 
 
 @dataclass(frozen=True)
-class Plan:
+class InstallPlan:
     """Steps in order, and what to tell the user.
 
     prune: folders to remove afterwards if empty. kept: files of somebody else, or edited, that stay as they are.
@@ -35,7 +35,7 @@ class Plan:
     prune: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    hooks: tuple[scan.Found, ...] = ()
+    hooks: tuple[scan.HookRow, ...] = ()
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -71,7 +71,7 @@ class Builder:
     heads: Mapping[Path, bytes]
     files: list[Change] = field(default_factory=list)
     backups: dict[str, bytes] = field(default_factory=dict)
-    next_entries: list[Entry] = field(default_factory=list)
+    next_entries: list[ManifestEntry] = field(default_factory=list)
     flagged: list[str] = field(default_factory=list)
     adopted: set[str] = field(default_factory=set)
     unrecorded: list[str] = field(default_factory=list)
@@ -79,17 +79,17 @@ class Builder:
     notes: list[str] = field(default_factory=list)
     obstacles: list[str] = field(default_factory=list)
 
-    def entries(self, kind: str) -> list[Entry]:
+    def entries(self, kind: str) -> list[ManifestEntry]:
         """The files of `kind` that the manifest records."""
         return [entry for entry in self.recorded.files if entry.kind == kind] if self.recorded else []
 
-    def recorded_entry(self, path: str) -> Entry | None:
+    def recorded_entry(self, path: str) -> ManifestEntry | None:
         """What the manifest records of `path`."""
         return self.recorded.entry(path) if self.recorded else None
 
     # ---- files of upstream
 
-    def patch(self, path: str, target: patchset.Target, chosen: patchset.PatchSet) -> None:
+    def patch(self, path: str, target: patchset.PatchTarget, chosen: patchset.PatchSet) -> None:
         """Put the block of `chosen` into `path`."""
         entry = self.recorded_entry(path)
         seen = states.inspect(self.root, path, entry, target, self.heads)
@@ -100,10 +100,14 @@ class Builder:
         self._change(path, seen.file, after)
         backup = f"{BACKUP}/{path}"
         self.backups[backup] = before
-        self.next_entries.append(Entry(path, PATCHED, sha256(before), sha256(after.data), seen.file.mode, backup))
+        self.next_entries.append(
+            ManifestEntry(path, PATCHED, sha256(before), sha256(after.data), seen.file.mode, backup)
+        )
         self.flagged.append(path)
 
-    def _original_to_patch(self, seen: Inspected, entry: Entry | None, target: patchset.Target) -> bytes | None:
+    def _original_to_patch(
+        self, seen: Inspected, entry: ManifestEntry | None, target: patchset.PatchTarget
+    ) -> bytes | None:
         if seen.state is State.OURS and entry is not None:
             return states.original(self.root, seen, entry)
         if seen.state is State.UNRECORDED:
@@ -120,7 +124,7 @@ class Builder:
             self.obstacles.append(self._foreign(seen))
         return None
 
-    def take_off(self, entry: Entry) -> None:
+    def take_off(self, entry: ManifestEntry) -> None:
         """Give `entry` its original back."""
         seen = states.inspect(self.root, entry.path, entry, heads=self.heads)
         if seen.state is State.OURS and seen.file is not None:
@@ -174,7 +178,7 @@ class Builder:
         after = FileState(data, found.mode if found else NEW_FILE_MODE, owner_for(self._nearest(path)))
         self._change(path, found, after)
         mode = entry.mode if entry else after.mode  # a file system may grant another: twice is as once there, too
-        self.next_entries.append(Entry(path, PRESET, None, sha256(data), mode))
+        self.next_entries.append(ManifestEntry(path, PRESET, None, sha256(data), mode))
 
     def remove_unrecorded_preset(self, path: str, data: bytes) -> None:
         """Take a file away that has the bytes which we would put there."""
@@ -183,7 +187,7 @@ class Builder:
         if found is not None and found.data == data:
             self._change(path, found, None)
 
-    def remove_preset(self, entry: Entry, *, keep_record: bool) -> None:
+    def remove_preset(self, entry: ManifestEntry, *, keep_record: bool) -> None:
         """Take a file of ours away, unless it was edited."""
         found = read_state(self.root / entry.path)
         if found is None:
@@ -202,7 +206,7 @@ class Builder:
 
     # ---- everything together
 
-    def install(self, release: str, patch_set: str, package: Mapping[str, Any] | None) -> Plan:
+    def install(self, release: str, patch_set: str, package: Mapping[str, Any] | None) -> InstallPlan:
         """The plan of an install."""
         self._stop_at_obstacles()
         skip, flags, lifts = self._skip_worktree()
@@ -223,9 +227,9 @@ class Builder:
         record = self._record(manifest.NAME, document.to_json())
         prune = [folder for folder in self._old_dirs() if folder not in document.created_dirs]
         steps: tuple[Step, ...] = (*exclude, *flags, *self._backup_changes(), *self.files, *record, *lifts)
-        return Plan("install", steps, (*prune, *self._backup_dirs()), tuple(self.kept), tuple(self.notes))
+        return InstallPlan("install", steps, (*prune, *self._backup_dirs()), tuple(self.kept), tuple(self.notes))
 
-    def uninstall(self) -> Plan:
+    def uninstall(self) -> InstallPlan:
         """The plan of an uninstall."""
         self._stop_at_obstacles()
         _, flags, lifts = self._skip_worktree()
@@ -233,7 +237,7 @@ class Builder:
         records = [*self._backup_changes(), *self._record(manifest.NAME, None)]
         steps: tuple[Step, ...] = (*flags, *self.files, *records, *lifts, *exclude)
         prune = (*self._old_dirs(), *self._backup_dirs(), *self._adopted_dirs(self.unrecorded))
-        return Plan("uninstall", steps, prune, tuple(self.kept), tuple(self.notes))
+        return InstallPlan("uninstall", steps, prune, tuple(self.kept), tuple(self.notes))
 
     def _stop_at_obstacles(self) -> None:
         if self.obstacles:

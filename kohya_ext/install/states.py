@@ -14,8 +14,8 @@ from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import FileState, read_state
 from kohya_ext.files.text_encoding import TextForm, same_text
-from kohya_ext.install.manifest import Entry
-from kohya_ext.install.patchset import MARKER, Target, unpatched
+from kohya_ext.install.manifest import ManifestEntry
+from kohya_ext.install.patchset import MARKER, PatchTarget, unpatched
 
 
 class State(str, Enum):
@@ -52,8 +52,8 @@ class Inspected:
 def inspect(
     root: Path,
     path: str,
-    entry: Entry | None,
-    target: Target | None = None,
+    entry: ManifestEntry | None,
+    target: PatchTarget | None = None,
     heads: Mapping[Path, bytes] | None = None,
 ) -> Inspected:
     """Look at the file `path` (relative to `root`). heads: what git has of it and others, when that was asked before.
@@ -68,7 +68,7 @@ def inspect(
     return Inspected(path, file, _state(file.data, head, entry, target), head)
 
 
-def _state(data: bytes, head: bytes | None, entry: Entry | None, target: Target | None) -> State:
+def _state(data: bytes, head: bytes | None, entry: ManifestEntry | None, target: PatchTarget | None) -> State:
     if entry is not None and sha256(data) == entry.sha256_after:
         return State.OURS
     if MARKER in data:
@@ -83,7 +83,7 @@ def _state(data: bytes, head: bytes | None, entry: Entry | None, target: Target 
     return State.PRISTINE if fits else State.FOREIGN
 
 
-def original(root: Path, seen: Inspected, entry: Entry) -> bytes:
+def original(root: Path, seen: Inspected, entry: ManifestEntry) -> bytes:
     """What a file of ours was before: the verified backup, or what git has now if the release under it has changed.
 
     Raises ConflictError when the backup is damaged.

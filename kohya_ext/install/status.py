@@ -11,7 +11,7 @@ from kohya_ext import presets
 from kohya_ext.checkout import git, legacy, merging, scan
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import Environment
-from kohya_ext.checkout.sources import Sources
+from kohya_ext.checkout.sources import SourceFiles
 from kohya_ext.core import about, errors, shell
 from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError, KohyaExtError
@@ -21,7 +21,7 @@ from kohya_ext.files.transaction import Transaction
 from kohya_ext.install import manifest, patchset, pending, states
 from kohya_ext.install.installed import Condition, Installed, examine
 from kohya_ext.install.known import Known
-from kohya_ext.install.manifest import PATCHED, PRESET, Entry, Manifest
+from kohya_ext.install.manifest import PATCHED, PRESET, Manifest, ManifestEntry
 from kohya_ext.install.plan import relative, unrecorded
 from kohya_ext.install.states import State, is_blank, is_damaged_preset
 
@@ -79,7 +79,7 @@ class Status:
     installed_release: str | None
     interrupted: bool
     files: tuple[FileStatus, ...]
-    hooks: tuple[scan.Found, ...]
+    hooks: tuple[scan.HookRow, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     package: dict[str, Any] | None = None
@@ -157,14 +157,14 @@ def _interruptions(checkout: Checkout) -> list[str]:
     return problems
 
 
-def _hooks(checkout: Checkout, problems: list[str], notes: list[str]) -> Sequence[scan.Found]:
+def _hooks(checkout: Checkout, problems: list[str], notes: list[str]) -> Sequence[scan.HookRow]:
     """The functions found; what stops us is added to `problems`, what a fork lacks to `notes`."""
     unfinished = list(merging.problems(checkout))
     if unfinished:
         problems += unfinished
         return ()
-    sources = Sources()
-    hooks: Sequence[scan.Found] = ()
+    sources = SourceFiles()
+    hooks: Sequence[scan.HookRow] = ()
     try:
         hooks = scan.scan(checkout, sources)
         scan.require(hooks, checkout)
@@ -223,11 +223,11 @@ def _lower(text: str) -> str:
     return text[0].lower() + text[1:]
 
 
-def _file(checkout: Checkout, entry: Entry, recorded: Manifest) -> FileStatus:
+def _file(checkout: Checkout, entry: ManifestEntry, recorded: Manifest) -> FileStatus:
     return _patched(checkout, entry, recorded) if entry.kind == PATCHED else _preset(checkout.root, entry)
 
 
-def _preset(root: Path, entry: Entry) -> FileStatus:
+def _preset(root: Path, entry: ManifestEntry) -> FileStatus:
     found = read_state(root / entry.path)
     if found is None:
         return FileStatus(entry.path, entry.kind, State.MISSING.value, "was removed", reinstall(root))
@@ -257,7 +257,7 @@ def _refitted(checkout: Checkout, files: Sequence[FileStatus]) -> tuple[FileStat
     return tuple(stale)
 
 
-def _patched(checkout: Checkout, entry: Entry, recorded: Manifest) -> FileStatus:
+def _patched(checkout: Checkout, entry: ManifestEntry, recorded: Manifest) -> FileStatus:
     try:
         seen = states.inspect(checkout.root, entry.path, entry)
     except ConflictError as error:
@@ -285,7 +285,7 @@ def _restore(root: Path, path: str) -> str:
     return f"Run: {command_line} && {command('install', root)}"
 
 
-def _backup(root: Path, seen: states.Inspected, entry: Entry) -> tuple[str, str] | None:
+def _backup(root: Path, seen: states.Inspected, entry: ManifestEntry) -> tuple[str, str] | None:
     try:
         before = states.original(root, seen, entry)
     except ConflictError as error:
@@ -295,7 +295,7 @@ def _backup(root: Path, seen: states.Inspected, entry: Entry) -> tuple[str, str]
     return None
 
 
-def _flag(root: Path, entry: Entry, recorded: Manifest) -> tuple[str, str] | None:
+def _flag(root: Path, entry: ManifestEntry, recorded: Manifest) -> tuple[str, str] | None:
     flagged = {Path(folder, path).as_posix() for folder, paths in recorded.skip_worktree.items() for path in paths}
     known = git.tracked(root / entry.path)
     if entry.path in flagged and known is not None and not known.skipped:
@@ -303,7 +303,7 @@ def _flag(root: Path, entry: Entry, recorded: Manifest) -> tuple[str, str] | Non
     return None
 
 
-def _moved(checkout: Checkout, recorded: Manifest, hooks: Sequence[scan.Found]) -> list[str]:
+def _moved(checkout: Checkout, recorded: Manifest, hooks: Sequence[scan.HookRow]) -> list[str]:
     """Files that the patch set would edit in the release that is there now, and that carry nothing of ours."""
     try:
         targets = patchset.load(recorded.patch_set).targets(checkout, hooks)

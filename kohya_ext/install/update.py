@@ -30,7 +30,7 @@ SUBMODULES = ("submodule", "update", "--init", "--recursive")
 
 
 @dataclass(frozen=True)
-class Update:
+class UpdateResult:
     """What an update did. before, after: the releases. failure: git's own words when it refused, None otherwise.
 
     put_on: what was put on afterwards; None when the new release cannot be patched, `failure` says why.
@@ -81,7 +81,7 @@ def preview(checkout: Checkout) -> Preview:
     return Preview(files, command, news, not known, None)
 
 
-def update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
+def update(checkout: Checkout, report: Callable[[str, str], None]) -> UpdateResult:
     """Update `checkout` with git; afterwards it is patched as before, whether git succeeded or not.
 
     The package in the environments that the checkout remembers is brought to this version with the lines.
@@ -95,7 +95,7 @@ def update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
         return _update(checkout, report)
 
 
-def _update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
+def _update(checkout: Checkout, report: Callable[[str, str], None]) -> UpdateResult:
     checkout, wanted = _begin(checkout, report)
     try:
         taken = apply.uninstall(checkout)
@@ -119,12 +119,12 @@ def _update(checkout: Checkout, report: Callable[[str, str], None]) -> Update:
             pending.end(checkout.root)
         else:  # a full disk, say: the record stays
             off += f"; when that is solved, this reinstalls it: {command('doctor', checkout.root)}"
-        return Update(checkout.release, updated.release, f"{reason}\n{off}", None)
+        return UpdateResult(checkout.release, updated.release, f"{reason}\n{off}", None)
     except BaseException:  # Ctrl+C while git works: the old tree gets its hook back
         resume(checkout)
         raise
     pending.end(checkout.root)
-    return Update(checkout.release, updated.release, failure, outcome)
+    return UpdateResult(checkout.release, updated.release, failure, outcome)
 
 
 def resume(checkout: Checkout) -> Outcome | None:
@@ -141,7 +141,7 @@ def resume(checkout: Checkout) -> Outcome | None:
     return outcome
 
 
-def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Checkout, pending.Pending]:
+def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Checkout, pending.PendingUpdate]:
     """Recover what was killed before, then record what is to be reinstalled; the checkout as it is now."""
     recovery = apply.recover(checkout)  # first: a half uninstalled tree has no record to read
     if recovery is not None:
@@ -153,14 +153,14 @@ def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Chec
         report("recovered", "found an interrupted update: this one does its work")
     known = recorded or left
     patch_set = known.patch_set if known else patchset.DEFAULT
-    wanted = pending.Pending(patch_set, known.package if known else None, known.root if known else None)
+    wanted = pending.PendingUpdate(patch_set, known.package if known else None, known.root if known else None)
     if known is not None and patch_set != PRESETS_ONLY:  # before anything is uninstalled: can the package follow?
         packages.effects(packages.INSTALL, _environments(checkout.root, wanted), checkout.root)
     pending.begin(checkout.root, wanted)
     return checkout, wanted
 
 
-def _put_on(checkout: Checkout, wanted: pending.Pending) -> Outcome:
+def _put_on(checkout: Checkout, wanted: pending.PendingUpdate) -> Outcome:
     files = presets.collect(checkout)
     environments = [] if wanted.patch_set == PRESETS_ONLY else _environments(checkout.root, wanted)
     return apply.install(
@@ -168,7 +168,7 @@ def _put_on(checkout: Checkout, wanted: pending.Pending) -> Outcome:
     )
 
 
-def _environments(root: Path, wanted: pending.Pending) -> list[Environment]:
+def _environments(root: Path, wanted: pending.PendingUpdate) -> list[Environment]:
     """Those that the package is to go into: while our files are off, the update has the record of them."""
     return remembered(root, wanted.package, wanted.root).environments
 

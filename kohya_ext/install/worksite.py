@@ -66,7 +66,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingExchange:
     """What was there before an exchange for the checkout at `root`.
 
     names: of `Site.ours`. register: its text, None for none. verb: install or remove. created: folders made for it.
@@ -176,7 +176,7 @@ def make_folder(folder: Path) -> None:
         parent.make_folder(folder.name, parent.owner())
 
 
-def _restore(site: Site, pending: Pending) -> None:
+def _restore(site: Site, pending: PendingExchange) -> None:
     """Repeatable at any point: what lies in before/ has not been moved back yet, what does not is in its place."""
     for path in site.ours():
         key = _key(site, path)
@@ -217,7 +217,7 @@ def _clear(site: Site) -> None:
     crossed("work folder gone")
 
 
-def _pending(site: Site) -> Pending | None:
+def _pending(site: Site) -> PendingExchange | None:
     if site.work.is_symlink():
         raise ConflictError(f"{site.work} is a link, which kohya_ext never makes: remove it and run again")
     _require_one_owner(site)
@@ -229,7 +229,7 @@ def _pending(site: Site) -> Pending | None:
         document: dict[str, Any] = json.loads(text)
         if document["format"] != FORMAT:
             raise ConflictError(f"{path} was written by another version of kohya_ext: run doctor with that one")
-        return Pending(
+        return PendingExchange(
             root=str(document["root"]),
             verb=str(document["verb"]),
             names=tuple(_checked(name, path) for name in document["names"]),

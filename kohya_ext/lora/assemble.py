@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.largefile import explained
 from kohya_ext.lora import lorafile
-from kohya_ext.lora.factor_store import Module, Spool
-from kohya_ext.lora.lorafile import Entry
+from kohya_ext.lora.factor_store import Spool, StoredModule
+from kohya_ext.lora.lorafile import LoraEntry
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def kohya_keys(name: str) -> Keys:
 
 
 @dataclass(frozen=True)
-class Kept:
+class FinishedModule:
     """A module as it goes into one file. error: part of the weight's norm that is missing, rounding included.
 
     shared_alpha: None for the one that makes alpha / width the module's scale; any other goes into the factors.
@@ -41,7 +41,7 @@ class Kept:
     does not follow from the weight's.
     """
 
-    module: Module
+    module: StoredModule
     rank: int
     error: float
     shared_alpha: float | None = None
@@ -68,7 +68,7 @@ class Written:
     """A finished file."""
 
     path: Path
-    modules: tuple[Kept, ...]
+    modules: tuple[FinishedModule, ...]
     size: int
     metadata: Mapping[str, str]
 
@@ -80,18 +80,20 @@ class Written:
         return float((lost / energy) ** 0.5) if energy else 0.0
 
 
-def keep(modules: Sequence[Module], ranks: Sequence[int], spool: Spool, clamp: float | None) -> list[Kept]:
+def keep(
+    modules: Sequence[StoredModule], ranks: Sequence[int], spool: Spool, clamp: float | None
+) -> list[FinishedModule]:
     """Modules with their ranks and errors. clamp: see `_clamped`; its damage is measured in the factors."""
     kept = []
     for module, rank in zip(modules, ranks, strict=True):
         error = module.error(rank)
         if clamp is not None and module.energy:
             error = (error**2 + _damage(module, rank, spool, clamp) / module.energy) ** 0.5
-        kept.append(Kept(module, rank, error))
+        kept.append(FinishedModule(module, rank, error))
     return kept
 
 
-def with_one_alpha(kept: list[Kept]) -> list[Kept]:
+def with_one_alpha(kept: list[FinishedModule]) -> list[FinishedModule]:
     """One alpha for all where ranks are mixed, the most common one.
 
     diffusers loses the alphas of attention layers that differ from the rest and takes the rest's for them; with one
@@ -104,14 +106,14 @@ def with_one_alpha(kept: list[Kept]) -> list[Kept]:
     return [item if item.alpha == common else replace(item, shared_alpha=common) for item in kept]
 
 
-def with_alpha(kept: list[Kept], alpha: float) -> list[Kept]:
+def with_alpha(kept: list[FinishedModule], alpha: float) -> list[FinishedModule]:
     """The same products with this alpha for all: the rest of the scale goes into the factors."""
     return [replace(item, shared_alpha=alpha) for item in kept]
 
 
 def write(
     path: Path,
-    kept: Sequence[Kept],
+    kept: Sequence[FinishedModule],
     spool: Spool,
     metadata: Mapping[str, str],
     *,
@@ -123,7 +125,7 @@ def write(
     """Write one file. others: tensors that are carried over as they are. Raises ConflictError."""
     carried = others or {}
     entries = [entry for item in kept for entry in _entries(item, keys(item.module.name), dtype)]
-    entries += [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in carried.items()]
+    entries += [LoraEntry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in carried.items()]
 
     def tensors() -> Iterator[Tensor]:
         for item in kept:
@@ -135,21 +137,23 @@ def write(
         return Written(path, tuple(kept), path.stat().st_size, full)
 
 
-def _shapes(item: Kept) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _shapes(item: FinishedModule) -> tuple[tuple[int, ...], tuple[int, ...]]:
     out, *rest = item.module.shape
     ones = len(rest) - 1 if item.up_dimensions is None else item.up_dimensions - 2
     return (out, item.width, *(1 for _ in range(ones))), (item.width, *rest)
 
 
-def _entries(item: Kept, keys: Keys, dtype: torch.dtype) -> Iterator[Entry]:
+def _entries(item: FinishedModule, keys: Keys, dtype: torch.dtype) -> Iterator[LoraEntry]:
     up, down = _shapes(item)
     if keys.alpha:
-        yield Entry(keys.alpha, torch.float32, ())
-    yield Entry(keys.down, item.module.dtype or dtype, down)
-    yield Entry(keys.up, item.module.dtype or dtype, up)
+        yield LoraEntry(keys.alpha, torch.float32, ())
+    yield LoraEntry(keys.down, item.module.dtype or dtype, down)
+    yield LoraEntry(keys.up, item.module.dtype or dtype, up)
 
 
-def _tensors(item: Kept, spool: Spool, dtype: torch.dtype, clamp: float | None, keys: Keys) -> Iterator[Tensor]:
+def _tensors(
+    item: FinishedModule, spool: Spool, dtype: torch.dtype, clamp: float | None, keys: Keys
+) -> Iterator[Tensor]:
     up, down = spool.factors(item.module, item.rank)
     if clamp is not None:
         up, down = _clamped(item.module, up, down, clamp)
@@ -164,14 +168,14 @@ def _tensors(item: Kept, spool: Spool, dtype: torch.dtype, clamp: float | None, 
     yield _cast(up, item.module.dtype or dtype, item).view(up_shape)
 
 
-def _cast(factor: Tensor, dtype: torch.dtype, item: Kept) -> Tensor:
+def _cast(factor: Tensor, dtype: torch.dtype, item: FinishedModule) -> Tensor:
     cast = factor.to(dtype)
     if dtype == torch.float16 and not cast.isfinite().all():
         raise UsageError(f"{item.module.name} has values beyond what float16 can hold: give --dtype bf16 or fp32")
     return cast
 
 
-def _clamped(module: Module, up: Tensor, down: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
+def _clamped(module: StoredModule, up: Tensor, down: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
     """As sd-scripts: all of the singular values in `up`, then both factors cut at a quantile of their elements."""
     roots = module.values[: down.shape[0]].sqrt().float()
     left, right = up.float() * roots, down.float() / roots.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
@@ -179,7 +183,7 @@ def _clamped(module: Module, up: Tensor, down: Tensor, quantile: float) -> tuple
     return left.clamp(-limit, limit), right.clamp(-limit, limit)
 
 
-def _damage(module: Module, rank: int, spool: Spool, clamp: float) -> float:
+def _damage(module: StoredModule, rank: int, spool: Spool, clamp: float) -> float:
     """Squared norm of the change that clamping makes to the product, from small Gram matrices in float64."""
     up, down = (factor.double() for factor in spool.factors(module, rank))
     left, right = (factor.double() for factor in _clamped(module, up.float(), down.float(), clamp))

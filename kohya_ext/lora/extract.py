@@ -14,7 +14,7 @@ from kohya_ext.files.largefile import explained
 from kohya_ext.lora import assemble, encoders, lorafile, metadata, output_files, rank, workers
 from kohya_ext.lora.assemble import Written
 from kohya_ext.lora.checkpoint import Checkpoint, Weight, open_checkpoint, same_when_stored
-from kohya_ext.lora.factor_store import Module, Spool
+from kohya_ext.lora.factor_store import Spool, StoredModule
 from kohya_ext.lora.hashes import Hashing
 from kohya_ext.lora.lorafile import Progress
 from kohya_ext.lora.svd import LowRank, low_rank
@@ -23,7 +23,7 @@ NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExtractSettings:
     """How to extract.
 
     ranks: one file each. conv_ranks: for 3x3 convolutions, one value or one a file; empty leaves all that lies outside
@@ -47,7 +47,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """Two models that fit together, and what will be extracted from them."""
 
     base: Checkpoint
@@ -68,11 +68,11 @@ class Extraction:
 class _Pass:
     """One pass over both models."""
 
-    modules: list[Module] = field(default_factory=list)
+    modules: list[StoredModule] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
 
 
-def plan(base_path: Path, tuned_path: Path, settings: Settings) -> Plan:
+def plan(base_path: Path, tuned_path: Path, settings: ExtractSettings) -> ExtractionPlan:
     """Open both models and see what differs. Raises UsageError or UnsupportedError when they do not fit together."""
     base = open_checkpoint(base_path, allow_pickle=settings.allow_pickle)
     tuned = open_checkpoint(tuned_path, allow_pickle=settings.allow_pickle)
@@ -89,10 +89,12 @@ def plan(base_path: Path, tuned_path: Path, settings: Settings) -> Plan:
         if weight.target.group in groups and (settings.conv_ranks or not weight.target.inner)
     }
     _require_same(base, tuned, chosen, groups, bool(settings.conv_ranks))
-    return Plan(base, tuned, decisions, tuple((weight, tuned.weights[name]) for name, weight in chosen.items()))
+    return ExtractionPlan(
+        base, tuned, decisions, tuple((weight, tuned.weights[name]) for name, weight in chosen.items())
+    )
 
 
-def run(found: Plan, path: Path, settings: Settings, progress: Progress | None = None) -> Extraction:
+def run(found: ExtractionPlan, path: Path, settings: ExtractSettings, progress: Progress | None = None) -> Extraction:
     """Extract and write. Raises UsageError (weights that are not numbers, no difference) and ConflictError (disk)."""
     files = [*found.base.files, *found.tuned.files]
     exact = settings.clamp is not None or settings.alpha is not None or _mixed(found, settings)
@@ -123,7 +125,7 @@ def difference(base: Weight, tuned: Weight, device: torch.device) -> Tensor | No
     return change.flatten(1)
 
 
-def _decompose(found: Plan, settings: Settings, spool: Spool, progress: Progress | None) -> _Pass:
+def _decompose(found: ExtractionPlan, settings: ExtractSettings, spool: Spool, progress: Progress | None) -> _Pass:
     device = workers.pick_device(settings.device)
 
     def one(pair: tuple[Weight, Weight]) -> LowRank | None:
@@ -151,7 +153,7 @@ def _decompose(found: Plan, settings: Settings, spool: Spool, progress: Progress
     return done
 
 
-def _mixed(found: Plan, settings: Settings) -> bool:
+def _mixed(found: ExtractionPlan, settings: ExtractSettings) -> bool:
     """Whether modules of one file may differ in rank."""
     if settings.energy is not None or settings.size is not None:
         return True
@@ -160,18 +162,18 @@ def _mixed(found: Plan, settings: Settings) -> bool:
     return len(limits) > 1
 
 
-def _limit(shape: tuple[int, ...], settings: Settings) -> int:
+def _limit(shape: tuple[int, ...], settings: ExtractSettings) -> int:
     """The highest rank that any file keeps of a module."""
     return max(_nominal(shape, settings, index) for index in range(len(settings.ranks)))
 
 
-def _nominal(shape: tuple[int, ...], settings: Settings, index: int) -> int:
+def _nominal(shape: tuple[int, ...], settings: ExtractSettings, index: int) -> int:
     if settings.conv_ranks and any(length > 1 for length in shape[2:]):
         return settings.conv_ranks[min(index, len(settings.conv_ranks) - 1)]
     return settings.ranks[index]
 
 
-def _ranks(modules: Sequence[Module], settings: Settings, index: int) -> list[int]:
+def _ranks(modules: Sequence[StoredModule], settings: ExtractSettings, index: int) -> list[int]:
     limits = [min(module.rank, _nominal(module.shape, settings, index)) for module in modules]
     spectra = [
         rank.Spectrum(module.values[:limit], module.energy, sum(module.sides) * _item_size(settings.dtype))

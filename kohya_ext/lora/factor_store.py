@@ -19,7 +19,7 @@ from kohya_ext.lora.svd import LowRank
 
 
 @dataclass(frozen=True)
-class Module:
+class StoredModule:
     """One decomposed module whose factors are in the spool.
 
     shape: of the weight, (out, in) or (out, in, kernel, kernel). values: (r,) float64, of the r directions stored.
@@ -96,12 +96,12 @@ class Spool:
         found: LowRank,
         scale: float = 1.0,
         dtype: torch.dtype | None = None,
-    ) -> Module:
+    ) -> StoredModule:
         """Store the factors of a module. dtype: its own in the file (needs an exact spool). Raises OSError."""
         stored = [self._store(factor, dtype or self._written) for factor in (found.up.T, found.down)]
         values = found.values[: len(found.down)]
         rounding = torch.stack([lost for _, lost in stored]).sum(0) * values
-        module = Module(
+        module = StoredModule(
             name, shape, values, rounding, found.energy, found.residual, found.method, scale, self._end, dtype
         )
         for rounded, _ in stored:
@@ -110,7 +110,7 @@ class Spool:
             self._end += rounded.numel() * rounded.element_size()
         return module
 
-    def factors(self, module: Module, rank: int) -> tuple[Tensor, Tensor]:
+    def factors(self, module: StoredModule, rank: int) -> tuple[Tensor, Tensor]:
         """(up, down) at `rank`: (out, rank) and (rank, in), in the spool's dtype. Raises OSError."""
         height, width = module.sides
         size = torch.empty((), dtype=self.dtype).element_size()

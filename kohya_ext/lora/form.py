@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kohya_ext.lora.assemble import Kept, Keys, with_one_alpha
-from kohya_ext.lora.factor_store import Module
+from kohya_ext.lora.assemble import FinishedModule, Keys, with_one_alpha
+from kohya_ext.lora.factor_store import StoredModule
 from kohya_ext.lora.pairs import LoraFile, Pair
 from kohya_ext.lora.tensorfile import item_size
 
@@ -41,7 +41,7 @@ class Form:
             found += [component] if self._one_rank(component) else [(index,) for index in component]
         return found
 
-    def fitted(self, kept: Sequence[Kept]) -> list[Kept]:
+    def fitted(self, kept: Sequence[FinishedModule]) -> list[FinishedModule]:
         """Padding and alphas as the loaders need them."""
         result = [replace(item, up_dimensions=pair.up_dimensions) for item, pair in zip(kept, self.pairs, strict=True)]
         for component in self.components:
@@ -64,7 +64,7 @@ class Form:
             for pair in self.pairs
         }
 
-    def item_size(self, module: Module) -> int:
+    def item_size(self, module: StoredModule) -> int:
         """Bytes of one number of the module in the file."""
         return item_size(module.dtype or self.dtype)
 
@@ -76,7 +76,7 @@ class Form:
     def _kohya(self) -> bool:
         return all(pair.kohya for pair in self.pairs)
 
-    def _gets_alphas(self, kept: Sequence[Kept]) -> bool:
+    def _gets_alphas(self, kept: Sequence[FinishedModule]) -> bool:
         return self._silent and self._kohya and len({item.rank for item in kept}) > 1
 
     def _alpha(self, index: int) -> float:

@@ -26,7 +26,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Entry:
+class LoraEntry:
     """A tensor to come: its key, type and shape, and how to get it."""
 
     key: str
@@ -42,7 +42,7 @@ class Entry:
 
 
 def write(
-    path: Path, entries: Sequence[Entry], tensors: Iterator[Tensor], metadata: Mapping[str, str]
+    path: Path, entries: Sequence[LoraEntry], tensors: Iterator[Tensor], metadata: Mapping[str, str]
 ) -> dict[str, str]:
     """Write `entries`, whose tensors come in the same order, as a safetensors file; returns the metadata with hashes.
 
@@ -72,7 +72,7 @@ def header_room(names: Sequence[str]) -> int:
     return 2500 + sum(4 * len(name) + 290 for name in names)
 
 
-def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+def _header(entries: Sequence[LoraEntry], metadata: Mapping[str, str]) -> bytes:
     table: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for entry in entries:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kohya_ext.core.about import VERSION
-from kohya_ext.lora.assemble import Kept
+from kohya_ext.lora.assemble import FinishedModule
 from kohya_ext.lora.checkpoint import Checkpoint
 from kohya_ext.lora.encoders import Decision
 from kohya_ext.lora.hashes import FileHash
@@ -33,7 +33,7 @@ def of_extraction(
     base: Checkpoint,
     tuned: Checkpoint,
     hashes: Mapping[Path, FileHash],
-    kept: Sequence[Kept],
+    kept: Sequence[FinishedModule],
     decisions: Sequence[Decision],
 ) -> dict[str, str]:
     """Metadata of a LoRA extracted from `base` and `tuned` into `path`."""
@@ -77,7 +77,7 @@ def _prediction(tuned: Checkpoint) -> str:
     return "v" if "v_pred" in tuned.marks or "v" in stated else "epsilon"
 
 
-def network(kept: Sequence[Kept]) -> dict[str, str]:
+def network(kept: Sequence[FinishedModule]) -> dict[str, str]:
     """Rank and alpha, of linear layers and of 3x3 convolutions; "Dynamic" where the modules differ."""
     plain = [item for item in kept if not item.module.is_wide_kernel]
     wide = [item for item in kept if item.module.is_wide_kernel]
@@ -91,7 +91,7 @@ def network(kept: Sequence[Kept]) -> dict[str, str]:
     }
 
 
-def errors(kept: Sequence[Kept]) -> str:
+def errors(kept: Sequence[FinishedModule]) -> str:
     """{module: [rank, part of the norm that is missing]}."""
     return json.dumps({item.module.name: [item.rank, float(f"{item.error:.4g}")] for item in kept})
 
@@ -102,7 +102,7 @@ def _one(ranks: Sequence[int]) -> str:
     return str(max(counts)) if len(counts) == 1 or counts[max(counts)] * 2 > len(ranks) else "Dynamic"
 
 
-def _alpha(kept: Sequence[Kept]) -> str:
+def _alpha(kept: Sequence[FinishedModule]) -> str:
     rank = _one([item.width for item in kept])
     if rank == "Dynamic":
         return rank

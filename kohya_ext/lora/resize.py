@@ -17,7 +17,7 @@ from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.files.largefile import explained
 from kohya_ext.lora import adapterconfig, assemble, factored_svd, lorafile, metadata, rank, workers
 from kohya_ext.lora.assemble import Written
-from kohya_ext.lora.factor_store import Module, Spool
+from kohya_ext.lora.factor_store import Spool, StoredModule
 from kohya_ext.lora.form import Form
 from kohya_ext.lora.lorafile import Progress
 from kohya_ext.lora.pairs import LoraFile, Pair, read_pairs
@@ -28,7 +28,7 @@ KEPT = "kept"  # the method of a module whose factors stay bit for bit
 
 
 @dataclass(frozen=True)
-class Settings:
+class ResizeSettings:
     """How to resize.
 
     rank: of linear layers and 1x1 convolutions, the highest one where ranks are chosen by module. conv_rank: of larger
@@ -56,12 +56,12 @@ class Resized:
     notes: tuple[str, ...]
 
 
-def opened(path: Path, settings: Settings) -> LoraFile:
+def opened(path: Path, settings: ResizeSettings) -> LoraFile:
     """Raises UsageError or UnsupportedError."""
     return read_pairs(open_tensors(path, allow_pickle=settings.allow_pickle))
 
 
-def run(found: LoraFile, path: Path, settings: Settings, progress: Progress | None = None) -> Resized:
+def run(found: LoraFile, path: Path, settings: ResizeSettings, progress: Progress | None = None) -> Resized:
     """Resize and write. Raises UsageError and ConflictError."""
     types = {_dtype(pair, settings) for pair in found.pairs}
     dtype = types.copy().pop() if len(types) == 1 else torch.float32
@@ -82,8 +82,8 @@ def run(found: LoraFile, path: Path, settings: Settings, progress: Progress | No
 
 
 def _decompose(
-    found: LoraFile, settings: Settings, spool: Spool, progress: Progress | None
-) -> tuple[list[Module], dict[str, Tensor]]:
+    found: LoraFile, settings: ResizeSettings, spool: Spool, progress: Progress | None
+) -> tuple[list[StoredModule], dict[str, Tensor]]:
     device = workers.pick_device(settings.device)
 
     def one(pair: Pair) -> LowRank:
@@ -110,26 +110,26 @@ def _decompose(
     return modules, spectra
 
 
-def _stays(pair: Pair, settings: Settings, result: LowRank, folded: float) -> bool:
+def _stays(pair: Pair, settings: ResizeSettings, result: LowRank, folded: float) -> bool:
     """Whether the factors can go into the new file bit for bit: nothing is cut, and nothing is multiplied into them."""
     stored = pair.source.load(pair.keys.down).dtype == pair.source.load(pair.keys.up).dtype == _dtype(pair, settings)
     whole = pair.rank == len(result.values) == len(result.down) and float(result.values[0]) > 0
     return stored and whole and folded == 1 and pair.mid is None and not settings.dynamic and settings.size is None
 
 
-def _mixed(found: LoraFile, settings: Settings) -> bool:
+def _mixed(found: LoraFile, settings: ResizeSettings) -> bool:
     """Whether modules of the new file may differ in rank."""
     limits = {min(_limit(pair, settings), pair.rank, pair.shape[0], math.prod(pair.shape[1:])) for pair in found.pairs}
     return bool(settings.dynamic) or settings.size is not None or len(limits) > 1
 
 
-def _limit(pair: Pair, settings: Settings) -> int:
+def _limit(pair: Pair, settings: ResizeSettings) -> int:
     wide = any(length > 1 for length in pair.shape[2:])
     return settings.conv_rank if wide and settings.conv_rank else settings.rank
 
 
 def _ranks(
-    modules: list[Module], spectra: Mapping[str, Tensor], settings: Settings, form: Form, room: int
+    modules: list[StoredModule], spectra: Mapping[str, Tensor], settings: ResizeSettings, form: Form, room: int
 ) -> list[int]:
     if settings.dynamic:
         return [
@@ -145,7 +145,7 @@ def _ranks(
     return [module.rank if len(module.values) and float(module.values[0]) > 0 else 1 for module in modules]
 
 
-def _spectrum(modules: list[Module], form: Form) -> rank.Spectrum:
+def _spectrum(modules: list[StoredModule], form: Form) -> rank.Spectrum:
     """What one more rank of all these modules together keeps and costs."""
     longest = max(module.rank for module in modules)
     squares = torch.zeros(longest, dtype=torch.float64)
@@ -170,7 +170,7 @@ def _size(known: Mapping[str, str], others: Mapping[str, Tensor]) -> int:
     return len(json.dumps(dict(known))) + int(tensors)
 
 
-def _notes(found: LoraFile, kept: list[assemble.Kept], others: int) -> list[str]:
+def _notes(found: LoraFile, kept: list[assemble.FinishedModule], others: int) -> list[str]:
     notes = [f"{others} tensors that belong to no pair were carried over as they are"] if others else []
     scales = sorted({pair.scale for pair in found.pairs if not pair.keys.alpha and pair.scale != 1})
     if scales:
@@ -187,7 +187,7 @@ def _notes(found: LoraFile, kept: list[assemble.Kept], others: int) -> list[str]
     return notes
 
 
-def _write_config(found: LoraFile, kept: list[assemble.Kept], path: Path) -> list[str]:
+def _write_config(found: LoraFile, kept: list[assemble.FinishedModule], path: Path) -> list[str]:
     """PEFT reads `adapter_model.safetensors` with the configuration next to it only."""
     if found.adapter is None or found.adapter.file is None:
         return []
@@ -202,7 +202,7 @@ def _write_config(found: LoraFile, kept: list[assemble.Kept], path: Path) -> lis
 
 
 def _metadata(
-    found: LoraFile, settings: Settings, known: Mapping[str, str], kept: list[assemble.Kept]
+    found: LoraFile, settings: ResizeSettings, known: Mapping[str, str], kept: list[assemble.FinishedModule]
 ) -> dict[str, str]:
     """The input's, with the new ranks and a comment in sd-scripts' place for it."""
     before = max(pair.rank for pair in found.pairs)
@@ -225,5 +225,5 @@ def _metadata(
     }
 
 
-def _dtype(pair: Pair, settings: Settings) -> torch.dtype:
+def _dtype(pair: Pair, settings: ResizeSettings) -> torch.dtype:
     return settings.dtype or pair.dtype

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import open_regular
-from kohya_ext.tensors.header import Entry, is_pickle, read_header
+from kohya_ext.tensors.header import TensorEntry, is_pickle, read_header
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -141,7 +141,7 @@ def _mapped(path: Path) -> dict[str, bool]:
     return {"mmap": True} if known and zipfile.is_zipfile(path) else {}
 
 
-def _entry(path: Path, key: str, entry: Entry) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+def _entry(path: Path, key: str, entry: TensorEntry) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     if entry.dtype not in DTYPES:
         raise UsageError(
             f"{path}: {key} is of type {entry.dtype}, which this torch ({torch.__version__}) does not have"

@@ -38,7 +38,7 @@ SIZES = {name: bits // 8 for name, bits in BITS.items() if bits % 8 == 0}  # in 
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor: the format's name of its type, and its bytes [begin, end) counted from the end of the header."""
 
     dtype: str
@@ -53,7 +53,7 @@ class Header:
 
     path: Path
     metadata: Mapping[str, str]
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     start: int
     size: int
 
@@ -82,7 +82,7 @@ def is_pickle(path: Path) -> bool:
     return start[:2] == b"PK" or (start[:1] == b"\x80" and path.suffix.lower() in PICKLE_SUFFIXES)
 
 
-def encode(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+def encode(entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytes:
     """The bytes of a header, its length before it, padded so that the weights start on a multiple of eight."""
     table: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for key, entry in entries.items():
@@ -157,7 +157,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _entry(path: Path, key: str, entry: Any) -> Entry:
+def _entry(path: Path, key: str, entry: Any) -> TensorEntry:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, begin, end)
@@ -172,10 +172,10 @@ def _entry(path: Path, key: str, entry: Any) -> Entry:
         raise UsageError(f"{path} is damaged: {key} has a shape or place that no tensor has")
     if math.prod(shape) * BITS[dtype] != (end - begin) * 8:
         raise UsageError(f"{path} is damaged: shape and size of {key} contradict each other")
-    return Entry(dtype, shape, begin, end)
+    return TensorEntry(dtype, shape, begin, end)
 
 
-def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
+def _check_places(path: Path, entries: Mapping[str, TensorEntry], size: int) -> None:
     """Every byte belongs to exactly one tensor."""
     if not entries:
         raise UsageError(f"{path} holds no tensors")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.card.model import FLUX, LORA, UNKNOWN, read
-from kohya_ext.tensors.header import Entry, encode
+from kohya_ext.tensors.header import TensorEntry, encode
 
 A = "lora_unet_double_blocks_0_img_attn_qkv"
 
 
 def written(path: Path, keys: list[str], metadata: dict[str, str]) -> Path:
-    entries = {key: Entry("F32", (1,), 4 * place, 4 * place + 4) for place, key in enumerate(keys)}
+    entries = {key: TensorEntry("F32", (1,), 4 * place, 4 * place + 4) for place, key in enumerate(keys)}
     path.write_bytes(encode(entries, metadata) + bytes(4 * len(keys)))
     return path
 

@@ -6,7 +6,7 @@ import pytest
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.scan import flags_of_fork, require, scan
-from kohya_ext.checkout.sources import Sources
+from kohya_ext.checkout.sources import SourceFiles
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.install import apply
 from kohya_ext.install.status import status
@@ -92,10 +92,10 @@ def test_no_optimizer_list_is_no_obstacle(make: Make) -> None:
 def test_a_fork_with_flags_of_our_names(make: Make, era: str) -> None:
     """They win at run time, and install and status say what that leaves."""
     checkout = make(era)
-    assert flags_of_fork(checkout, Sources()) == []
+    assert flags_of_fork(checkout, SourceFiles()) == []
     script = checkout.training_root / "anima_train.py"
     script.write_text("def setup(parser):\n    parser.add_argument('--ema_decay', type=float, default=0.999)\n")
-    (line,) = flags_of_fork(checkout, Sources())
+    (line,) = flags_of_fork(checkout, SourceFiles())
     assert "anima_train.py has a --ema_decay of its own" in line
     assert line in apply.install(checkout).plan.notes
     assert line in status(checkout).notes
@@ -105,4 +105,4 @@ def test_a_fork_with_flags_of_our_names(make: Make, era: str) -> None:
 def test_our_flags_in_a_comment_are_not_a_fork(make: Make) -> None:
     checkout = make("bare")
     (checkout.training_root / "notes.py").write_text("# kohya_ext takes --ema_decay\n")
-    assert flags_of_fork(checkout, Sources()) == []
+    assert flags_of_fork(checkout, SourceFiles()) == []

@@ -7,7 +7,7 @@ import pytest
 from kohya_ext.core.errors import UsageError
 
 pytest.importorskip("PIL")
-from kohya_ext.dataset.audit import Audit, Settings, audit
+from kohya_ext.dataset.audit import Audit, AuditSettings, audit
 from kohya_ext.dataset.buckets import Bucketing
 from kohya_ext.dataset.tokens import TokenCounter
 from tests.dataset.generated import Builder, planted
@@ -22,7 +22,7 @@ COUNTER = TokenCounter(words, estimated=True)
 
 def run(folder: Path, side: int = 128, **settings: object) -> Audit:
     bucketing = Bucketing((side, side), smallest=64, largest=side * 2)
-    return audit(folder, Settings(bucketing, "ewpp", **settings), COUNTER)  # type: ignore[arg-type]
+    return audit(folder, AuditSettings(bucketing, "ewpp", **settings), COUNTER)  # type: ignore[arg-type]
 
 
 def found(result: Audit) -> set[tuple[str, str]]:
@@ -73,7 +73,7 @@ def test_without_the_library_for_fingerprints(tmp_path: Path, monkeypatch: pytes
 def test_progress_is_told(tmp_path: Path) -> None:
     Builder(tmp_path, 128).good(3)
     told: list[tuple[int, int]] = []
-    audit(tmp_path, Settings(), COUNTER, lambda done, total: told.append((done, total)))
+    audit(tmp_path, AuditSettings(), COUNTER, lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -86,7 +86,7 @@ def test_below_the_area_of_the_training(tmp_path: Path, size: tuple[int, int], l
     """Sizes that are buckets themselves are trained as they are, though they have a little less area."""
     builder = Builder(tmp_path, 128)
     builder.save(tmp_path / "a.png", builder.picture(*size))
-    (found,) = (one for one in audit(tmp_path, Settings(), COUNTER).findings if one.path)
+    (found,) = (one for one in audit(tmp_path, AuditSettings(), COUNTER).findings if one.path)
     assert (found.code, found.level) == ("too-small", level) and text in found.text
 
 

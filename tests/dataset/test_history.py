@@ -8,7 +8,7 @@ import pytest
 
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset import captions, history
-from kohya_ext.dataset.plan import Plan
+from kohya_ext.dataset.plan import EditPlan
 from kohya_ext.files.transaction import STATE_FOLDER
 from tests.dataset.folders import everything, folder_of
 from tests.files.faults import boundaries, failing_at, killed_at
@@ -18,7 +18,7 @@ FILES: dict[str, str | bytes | None] = {
     "c.npz": "cache",
 }  # fmt: skip
 
-VERBS: dict[str, Callable[[Path], Plan]] = {
+VERBS: dict[str, Callable[[Path], EditPlan]] = {
     "write": lambda folder: captions.from_names(folder, overwrite=True),
     "to-names": captions.to_names,
     "replace": lambda folder: captions.replaced(folder, "[abm]", "n", regex=True),

@@ -17,7 +17,7 @@ def figure(losses: list[tuple[int, float]], points: int = 2) -> chart.Figure:
     samples = [PIL.new("RGB", (16, 16), RED)] * 6
     averaged = [PIL.new("RGB", (16, 16), BLUE)] * 6
     checkpoints = [
-        chart.Checkpoint(10 * (n + 1), 0.5 / (n + 1), 0.4 / (n + 1), samples, averaged) for n in range(points)
+        chart.SavePoint(10 * (n + 1), 0.5 / (n + 1), 0.4 / (n + 1), samples, averaged) for n in range(points)
     ]
     return chart.Figure("title", "subtitle", losses, checkpoints, ["a red circle"] * 6)
 

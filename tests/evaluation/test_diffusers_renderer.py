@@ -15,7 +15,7 @@ from PIL import ImageChops
 
 from kohya_ext.cli.main import main
 from kohya_ext.core.errors import DONE, WRONG_USAGE, UsageError
-from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, Settings
+from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, RenderSettings
 from kohya_ext.evaluation.models import columns
 from kohya_ext.evaluation.promptfile import Prompt
 from tests.evaluation.painter import CHECKPOINT_KEYS, LORA_KEYS, models, training_set
@@ -38,7 +38,7 @@ def same(one: object, other: object) -> bool:
 
 def test_a_seed_is_a_picture(pipelines: Path) -> None:
     raw, average = columns([pipelines / "models" / "femme"])
-    renderer = DiffusersRenderer(Settings(device="cpu"))
+    renderer = DiffusersRenderer(RenderSettings(device="cpu"))
     renderer.load(raw)
     first = renderer.draw(PROMPT)
     assert first.size == (64, 64) and same(first, renderer.draw(PROMPT))
@@ -62,32 +62,32 @@ def test_a_damaged_folder(pipelines: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "model_index.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be loaded by diffusers"):
-        DiffusersRenderer(Settings(device="cpu")).load(columns([tmp_path / "bad"])[0])
+        DiffusersRenderer(RenderSettings(device="cpu")).load(columns([tmp_path / "bad"])[0])
 
 
 def test_a_single_file_without_its_configuration(tmp_path: Path) -> None:
     column = columns(models(tmp_path, "full", keys=CHECKPOINT_KEYS))[0]
     with pytest.raises(UsageError, match=r"full\.safetensors cannot be loaded"):
-        DiffusersRenderer(Settings(device="cpu", config=tmp_path / "absent")).load(column)
+        DiffusersRenderer(RenderSettings(device="cpu", config=tmp_path / "absent")).load(column)
 
 
 @pytest.mark.parametrize("name", ["quantum", "cuda:99"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(UsageError, match=f"--device {name}: torch has no such device"):
-        DiffusersRenderer(Settings(device=name))
+        DiffusersRenderer(RenderSettings(device=name))
 
 
 def test_a_lora_without_a_base(tmp_path: Path) -> None:
     column = columns(models(tmp_path, "lora", keys=LORA_KEYS))[0]
     with pytest.raises(UsageError, match="--base"):
-        DiffusersRenderer(Settings(device="cpu")).load(column)
+        DiffusersRenderer(RenderSettings(device="cpu")).load(column)
 
 
 def test_a_lora_that_does_not_fit(pipelines: Path, tmp_path: Path) -> None:
     """Or that needs peft, where that is missing: an error either way, and the next model is drawn all the same."""
     base = columns([pipelines / "models" / "femme"], averages=False)[0]
     column = columns(models(tmp_path, "lora", keys=LORA_KEYS))[0]
-    renderer = DiffusersRenderer(Settings(base=base, device="cpu"))
+    renderer = DiffusersRenderer(RenderSettings(base=base, device="cpu"))
     with pytest.raises(UsageError, match=r"lora\.safetensors cannot be put onto"):
         renderer.load(column)
     renderer.load(base)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.evaluation.prompts import CAPTIONS, GENERIC, NEAR, Caption, Settings, make
+from kohya_ext.evaluation.prompts import CAPTIONS, GENERIC, NEAR, CaptionedImage, PromptSettings, make
 
 TEXTS = [
     "femme ewpp in a long green dress standing on a bridge",
@@ -17,17 +17,17 @@ TEXTS = [
     "femme ewpp sitting at a table with two cups of tea",
     "femme ewpp in armor",
 ]
-SET = [Caption(text, f"{number}.png") for number, text in enumerate(TEXTS)]
+SET = [CaptionedImage(text, f"{number}.png") for number, text in enumerate(TEXTS)]
 
 
 def test_the_kinds() -> None:
-    made = make(SET, Settings(count=3, seed=7, trigger="ewpp"))
+    made = make(SET, PromptSettings(count=3, seed=7, trigger="ewpp"))
     assert Counter(prompt.section for prompt in made) == {
         CAPTIONS: 3, NEAR: 3, f"{GENERIC}: people": 12, f"{GENERIC}: objects": 12, f"{GENERIC}: landscapes": 12,
     }  # fmt: skip
     for prompt in made:
         if prompt.section == CAPTIONS:
-            assert Caption(prompt.text, prompt.source) in SET
+            assert CaptionedImage(prompt.text, prompt.source) in SET
         elif prompt.section == NEAR:
             assert prompt.text not in TEXTS and "ewpp" in prompt.text
         else:
@@ -38,20 +38,23 @@ def test_the_kinds() -> None:
 
 
 def test_the_same_every_time_and_in_any_order() -> None:
-    settings = Settings(count=3, seed=7)
+    settings = PromptSettings(count=3, seed=7)
     assert make(SET, settings) == make(SET[::-1], settings)
-    assert make(SET, settings) != make(SET, Settings(count=3, seed=8))
+    assert make(SET, settings) != make(SET, PromptSettings(count=3, seed=8))
 
 
 def test_copies_of_a_caption_count_once() -> None:
-    made = make([Caption("a cat", "b.png"), Caption("a  cat", "a.png"), Caption(" ", "c.png")], Settings())
+    made = make(
+        [CaptionedImage("a cat", "b.png"), CaptionedImage("a  cat", "a.png"), CaptionedImage(" ", "c.png")],
+        PromptSettings(),
+    )
     captions = [(prompt.text, prompt.source) for prompt in made if prompt.section == CAPTIONS]
     assert captions == [("a cat", "a.png")]
 
 
 def test_nothing_to_prompt_with() -> None:
     with pytest.raises(UsageError, match="no caption"):
-        make([Caption("", "a.png")], Settings())
+        make([CaptionedImage("", "a.png")], PromptSettings())
 
 
 @given(
@@ -60,10 +63,10 @@ def test_nothing_to_prompt_with() -> None:
     trigger=st.sampled_from(["", "a"]),
 )
 def test_any_captions(texts: list[str], count: int, trigger: str) -> None:
-    captions = [Caption(text, f"{number}.png") for number, text in enumerate(texts)]
+    captions = [CaptionedImage(text, f"{number}.png") for number, text in enumerate(texts)]
     if not any(text.strip() for text in texts):
         return
-    made = make(captions, Settings(count=count, trigger=trigger))
+    made = make(captions, PromptSettings(count=count, trigger=trigger))
     near = [prompt.text for prompt in made if prompt.section == NEAR]
     assert len(near) == len(set(near)) <= count and all(prompt.text.strip() for prompt in made)
     assert not set(near) & {" ".join(text.split()) for text in texts}

@@ -140,7 +140,7 @@ def everything(root: Path) -> None:
         lambda: apply.install(describe(root)),
         lambda: status(describe(root)),
         lambda: apply.install(describe(root), patch_set="inline"),
-        lambda: pending.begin(root, pending.Pending("hook", None)),
+        lambda: pending.begin(root, pending.PendingUpdate("hook", None)),
         lambda: pending.end(root),
         lambda: apply.uninstall(describe(root)),
     ):

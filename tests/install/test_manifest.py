@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import manifest
-from kohya_ext.install.manifest import Entry, Exclusion, Manifest
+from kohya_ext.install.manifest import Exclusion, Manifest, ManifestEntry
 
 WHOLE = Manifest(
     patch_set="hook",
     release="v22.3.1",
     files=(
-        Entry("library/__init__.py", "patched", "a" * 64, "b" * 64, 0o755, ".kohya_ext/backup/library/__init__.py"),
-        Entry("presets/finetune/ünï code.json", "preset", None, "c" * 64, 0o644),
+        ManifestEntry(
+            "library/__init__.py", "patched", "a" * 64, "b" * 64, 0o755, ".kohya_ext/backup/library/__init__.py"
+        ),
+        ManifestEntry("presets/finetune/ünï code.json", "preset", None, "c" * 64, 0o644),
     ),
     skip_worktree={".": ("library/__init__.py",)},
     exclusion=Exclusion(("/.kohya_ext/",), b"\xff not utf-8\r\n", "d" * 64),

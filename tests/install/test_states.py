@@ -7,15 +7,15 @@ import pytest
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.files.atomic import sha256
 from kohya_ext.install import patchset, states
-from kohya_ext.install.manifest import Entry
-from kohya_ext.install.patchset import Edit, Target
+from kohya_ext.install.manifest import ManifestEntry
+from kohya_ext.install.patchset import Edit, PatchTarget
 from kohya_ext.install.states import State
 from tests.checkout import trees
 
 Make = Callable[..., Checkout]
 NAME = "library/__init__.py"
 PATCHED = patchset.load("hook").patched(b"")
-ENTRY = Entry(NAME, "patched", sha256(b""), sha256(PATCHED), 0o644, f".kohya_ext/backup/{NAME}")
+ENTRY = ManifestEntry(NAME, "patched", sha256(b""), sha256(PATCHED), 0o644, f".kohya_ext/backup/{NAME}")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_states(make: Make, data: bytes | None, recorded: bool, git: bool, expec
     if not git:
         shutil.rmtree(root / ".git")
     (root / NAME).unlink() if data is None else (root / NAME).write_bytes(data)
-    target = Target(root / NAME, Edit(patchset.EMPTY_MODULE, "training", NAME))
+    target = PatchTarget(root / NAME, Edit(patchset.EMPTY_MODULE, "training", NAME))
     seen = states.inspect(root, NAME, ENTRY if recorded else None, target)
     assert seen.state is expected
 
@@ -67,7 +67,7 @@ def test_original_follows_git(make: Make) -> None:
     backup = root / str(ENTRY.backup)
     backup.parent.mkdir(parents=True)
     backup.write_bytes(b"a\r\n")
-    entry = Entry(NAME, "patched", sha256(b"a\r\n"), sha256(b"p"), 0o644, ENTRY.backup)
+    entry = ManifestEntry(NAME, "patched", sha256(b"a\r\n"), sha256(b"p"), 0o644, ENTRY.backup)
     (root / NAME).write_bytes(b"p")
     seen = states.Inspected(NAME, states.inspect(root, NAME, entry).file, State.OURS, b"a\nb\n")
     assert states.original(root, seen, entry) == b"a\r\nb\r\n"

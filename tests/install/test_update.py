@@ -257,7 +257,7 @@ def test_an_update_after_a_killed_one_does_its_work(make: Make, tmp_path: Path) 
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
     put_on(checkout, "inline")
     apply.uninstall(checkout)
-    pending.begin(checkout.root, pending.Pending("inline", None))
+    pending.begin(checkout.root, pending.PendingUpdate("inline", None))
     lines, report = said()
     assert update.update(checkout, report).failure is None
     assert lines[0].startswith("recovered: ") and "interrupted update" in lines[0]

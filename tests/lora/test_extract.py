@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora import extract
-from kohya_ext.lora.extract import Extraction, Settings
-from kohya_ext.lora.resize import Settings as ResizeSettings
+from kohya_ext.lora.extract import Extraction, ExtractSettings
+from kohya_ext.lora.resize import ResizeSettings as ResizeSettings
 from kohya_ext.lora.resize import opened
 from kohya_ext.lora.resize import run as resize
 from tests.lora import models
@@ -23,7 +23,7 @@ FLOAT = {"dtype": torch.float32}
 
 
 def run(base: Path, tuned: Path, out: Path, **settings: object) -> Extraction:
-    chosen = Settings(**settings)  # type: ignore[arg-type]
+    chosen = ExtractSettings(**settings)  # type: ignore[arg-type]
     return extract.run(extract.plan(base, tuned, chosen), out, chosen)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora.pairs import read_pairs
-from kohya_ext.lora.resize import Resized, Settings, opened, run
+from kohya_ext.lora.resize import Resized, ResizeSettings, opened, run
 from kohya_ext.lora.tensorfile import open_tensors
 from tests.lora import models
 from tests.lora.formats import LoraSpec, accepted, refused
@@ -30,7 +30,7 @@ def resized(made: LoraSpec, folder: Path, **settings: object) -> tuple[Resized, 
     if settings.get("size") == 0:
         settings["size"] = int(0.75 * source.stat().st_size) + 4000
     out = folder / "out.safetensors"
-    chosen = Settings(**settings)  # type: ignore[arg-type]
+    chosen = ResizeSettings(**settings)  # type: ignore[arg-type]
     return run(opened(source, chosen), out, chosen), out
 
 
@@ -105,7 +105,7 @@ def test_peft_finds_its_configuration(tmp_path: Path) -> None:
     source = made.save(tmp_path / "in")
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / "adapter_model.safetensors"
-    settings = Settings(rank=4)
+    settings = ResizeSettings(rank=4)
     result = run(opened(source, settings), out, settings)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 4 and config["target_modules"] == ["to_q"]

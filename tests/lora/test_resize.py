@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora.rank import dynamic
-from kohya_ext.lora.resize import Resized, Settings, opened
+from kohya_ext.lora.resize import Resized, ResizeSettings, opened
 from kohya_ext.lora.resize import run as run_resize
 from tests.lora import models
 
@@ -46,7 +46,7 @@ def resize(
 ) -> Resized:
     source = folder / "in.safetensors"
     save_file(tensors, str(source), metadata)
-    chosen = Settings(**settings)  # type: ignore[arg-type]
+    chosen = ResizeSettings(**settings)  # type: ignore[arg-type]
     return run_resize(opened(source, chosen), folder / "out.safetensors", chosen)
 
 
@@ -126,7 +126,7 @@ def test_the_scale_of_a_peft_adapter_goes_into_the_factors(tmp_path: Path, where
     save_file(tensors, str(source), {"lora_adapter_metadata": config} if where == "metadata" else None)
     if where == "beside":
         (tmp_path / "adapter_config.json").write_text(config)
-    settings = Settings(rank=RANK)
+    settings = ResizeSettings(rank=RANK)
     result = run_resize(opened(source, settings), tmp_path / "out.safetensors", settings)
     after = models.read(tmp_path / "out.safetensors")
     found = after["x.lora_B.weight"].double() @ after["x.lora_A.weight"].double()

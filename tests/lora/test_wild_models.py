@@ -13,7 +13,7 @@ from torch import Tensor
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora import extract
 from kohya_ext.lora.checkpoint import open_checkpoint, same_when_stored
-from kohya_ext.lora.extract import Extraction, Settings
+from kohya_ext.lora.extract import Extraction, ExtractSettings
 from kohya_ext.lora.layout import Architecture
 from tests.lora import models
 
@@ -25,7 +25,7 @@ MODULE, KEY = "lora_unet_double_blocks_0_img_attn_qkv", "double_blocks.0.img_att
 
 
 def run(base: Path, tuned: Path, out: Path, **settings: object) -> Extraction:
-    chosen = Settings(**settings)  # type: ignore[arg-type]
+    chosen = ExtractSettings(**settings)  # type: ignore[arg-type]
     return extract.run(extract.plan(base, tuned, chosen), out, chosen)
 
 

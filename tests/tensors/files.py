@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from kohya_ext.tensors.header import SIZES, Entry, encode
+from kohya_ext.tensors.header import SIZES, TensorEntry, encode
 
 
 def write(
@@ -17,7 +17,7 @@ def write(
         size = SIZES[dtype]
         for length in shape:
             size *= length
-        entries[key] = Entry(dtype, shape, end, end + size)
+        entries[key] = TensorEntry(dtype, shape, end, end + size)
         end += size
         content[key] = bytes((number * 31 + place) % 251 for place in range(size))
     path.write_bytes(encode(entries, metadata or {}) + b"".join(content.values()))

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.tensors.header import Entry, encode, is_pickle, read_header
+from kohya_ext.tensors.header import TensorEntry, encode, is_pickle, read_header
 from tests.tensors.files import write
 
 
@@ -18,13 +18,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write(path, {"a": (2, 3), "b": (), "c": (0, 4)}, {"key": "ä"})
     header = read_header(path)
     assert header.metadata == {"key": "ä"} and header.size == path.stat().st_size
-    assert header.entries["a"] == Entry("F16", (2, 3), 0, 12) and header.entries["b"] == Entry("F16", (), 12, 14)
+    assert header.entries["a"] == TensorEntry("F16", (2, 3), 0, 12) and header.entries["b"] == TensorEntry(
+        "F16", (), 12, 14
+    )
     assert header.start % 8 == 0
 
 
 def test_an_unknown_type(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    path.write_bytes(encode({"a": Entry("F5", (2,), 0, 1)}, {}) + b"x")
+    path.write_bytes(encode({"a": TensorEntry("F5", (2,), 0, 1)}, {}) + b"x")
     with pytest.raises(UsageError, match="a is of type F5"):
         read_header(path)
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kohya_ext.lora import extract
-from kohya_ext.lora.extract import Extraction, Settings
-from kohya_ext.lora.resize import Settings as ResizeSettings
+from kohya_ext.lora.extract import Extraction, ExtractSettings
+from kohya_ext.lora.resize import ResizeSettings as ResizeSettings
 from kohya_ext.lora.resize import opened
 from kohya_ext.lora.resize import run as resize
 from tests.lora import models
@@ -55,7 +55,7 @@ def script(name: str, *arguments: object, tree: str = TREE) -> None:
 
 
 def ours(base: Path, tuned: Path, out: Path, **settings: object) -> Extraction:
-    chosen = Settings(**settings)  # type: ignore[arg-type]
+    chosen = ExtractSettings(**settings)  # type: ignore[arg-type]
     return extract.run(extract.plan(base, tuned, chosen), out, chosen)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kohya_ext.lora.resize import Settings, opened, run
+from kohya_ext.lora.resize import ResizeSettings, opened, run
 from tests.lora import models
 from tests.lora.formats import accepted
 
@@ -65,7 +65,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             for way, settings in WAYS.items():
                 source = made.save(folder / made.name)
                 out = folder / f"{made.name}-{way}.safetensors"
-                chosen = Settings(**settings)  # type: ignore[arg-type]
+                chosen = ResizeSettings(**settings)  # type: ignore[arg-type]
                 run(opened(source, chosen), out, chosen)
                 jobs += [(family, source), (family, out)]
                 names.append(f"{made.name} {way}")

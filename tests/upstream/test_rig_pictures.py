@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft", reason="diffusers loads LoRA through peft")
 from PIL import ImageChops, ImageStat
 
-from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, Settings
+from kohya_ext.evaluation.diffusers_renderer import DiffusersRenderer, RenderSettings
 from kohya_ext.evaluation.models import columns
 from kohya_ext.evaluation.promptfile import Prompt
 from kohya_ext.lora import extract
@@ -74,11 +74,11 @@ def test_the_base_with_its_lora_draws_what_the_fine_tune_draws(tmp_path: Path) -
         {key: (changed if learnt[key] else weights)[key] for key in weights}, tmp_path / "t.safetensors"
     )
     lora = tmp_path / "lora.safetensors"
-    settings = extract.Settings(ranks=(RANK,), conv_ranks=(RANK,))
+    settings = extract.ExtractSettings(ranks=(RANK,), conv_ranks=(RANK,))
     extract.run(extract.plan(base, tuned, settings), lora, settings)
 
     before, after, adapter = columns([base, tuned, lora])
-    renderer = DiffusersRenderer(Settings(base=before, config=configuration(tmp_path / "config"), device="cpu"))
+    renderer = DiffusersRenderer(RenderSettings(base=before, config=configuration(tmp_path / "config"), device="cpu"))
     drawn = []
     for column in (before, after, adapter):
         renderer.load(column)
