@@ -44,7 +44,7 @@ class Weights(nn.Module):
         self.elements = elements
 
 
-def ours(model: Weights, dtype: torch.dtype = torch.float32, **options: bool | None) -> Callable[[], object]:
+def ours(model: Weights, dtype: torch.dtype = torch.float32, **options: Any) -> Callable[[], object]:
     """Our update, guard included unless `guarded=False`."""
     stochastic = dtype == torch.bfloat16
     shadow = Shadow(model.named_parameters(), constant(DECAY), dtype=dtype, stochastic=stochastic, **options)

@@ -55,7 +55,7 @@ class Published(torch.optim.Optimizer):
 class Unguarded(AdaCoor):
     """AdaCoor that takes every gradient for finite: what the check costs is the difference."""
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         with mock.patch.object(torch_adagrad, "usable", lambda gradient: True):
             super().step()
 

@@ -64,8 +64,8 @@ def run(action: Callable[[], Any], *, seconds: int = SECONDS) -> Ended:
     died = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if not data:
         return Ended(None, f"ended with signal {died}" if died else "gave nothing", died, 0)
-    value, error, peak = pickle.loads(data)
-    return Ended(value, error, died, peak)
+    value, failure, peak = pickle.loads(data)
+    return Ended(value, failure, died, peak)
 
 
 def within(action: Callable[[], Result]) -> Result:

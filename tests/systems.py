@@ -107,10 +107,11 @@ def skip_what_windows_lacks() -> None:
             pytest.skip(NO_LINKS)
         real_symlink(target, path, *options)
 
-    Path.chmod = chmod  # type: ignore[method-assign]
+    replaced: Any = Path
+    replaced.chmod = chmod
     if not _can_link():
-        Path.symlink_to = symlink_to  # type: ignore[method-assign]
-        os.symlink = symlink
+        replaced.symlink_to = symlink_to
+        vars(os)["symlink"] = symlink
 
 
 def _called_by_a_test() -> bool:

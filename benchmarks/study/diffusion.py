@@ -84,7 +84,7 @@ def _train(
     for _ in range(steps):
         loss = _loss(model, BATCH, generator, new=new)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

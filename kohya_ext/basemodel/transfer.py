@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from kohya_ext.basemodel.part import Part
@@ -36,7 +37,9 @@ class CarefulRedirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = REDIRECTIONS
 
-    def redirect_request(self, request, response, code, reason, headers, url):  # type: ignore[no-untyped-def]
+    def redirect_request(
+        self, request: urllib.request.Request, response: Any, code: int, reason: str, headers: Any, url: str
+    ) -> urllib.request.Request | None:
         """As the base class; raises HTTPError for what is not followed."""
         scheme = urlsplit(url).scheme
         if scheme not in ("https", "http") or (scheme == "http" and urlsplit(request.full_url).scheme == "https"):

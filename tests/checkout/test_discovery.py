@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.checkout import Checkout, HalfCheckoutError
-from kohya_ext.checkout.discovery import AmbiguousError, find, search
+from kohya_ext.checkout.discovery import AmbiguousError, FoundCheckout, find, search
 from kohya_ext.core.errors import UNSUPPORTED, WRONG_USAGE, UnsupportedError
 from tests.checkout import trees
 from tests.checkout.pythons import process
@@ -22,8 +22,8 @@ def machine(tmp_path: Path) -> Path:
     return tmp_path / "machine"
 
 
-def look(machine: Path, cwd: Path | None = None, **environ: str):  # type: ignore[no-untyped-def]
-    return search(None, environ, proc_root=machine / "proc", cwd=cwd or machine, prefix=machine)
+def look(machine: Path, cwd: Path | None = None, environ: dict[str, str] | None = None) -> FoundCheckout:
+    return search(None, environ or {}, proc_root=machine / "proc", cwd=cwd or machine, prefix=machine)
 
 
 def test_the_argument_comes_before_everything(make: Make, machine: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_gui_in_a_container_says_nothing_of_our_folders(make: Make, machine: P
 
 
 def leave(machine: Path, cwd: Path, **environ: str) -> Checkout:
-    return search(None, environ, proc_root=machine / "proc", cwd=cwd, prefix=machine, leaving=True).checkout
+    return search(None, environ or {}, proc_root=machine / "proc", cwd=cwd, prefix=machine, leaving=True).checkout
 
 
 def test_the_current_folders_checkout_is_the_only_one_to_leave(make: Make, machine: Path) -> None:
@@ -187,7 +187,7 @@ def test_places_that_a_variable_names(
     templates: dict[str, Path], machine: Path, tmp_path: Path, variable: str, below: str
 ) -> None:
     trees.copy(templates["embedded"], tmp_path / "named" / below)
-    found = look(machine, **{variable: str(tmp_path / "named")})
+    found = look(machine, environ={variable: str(tmp_path / "named")})
     assert found.checkout.root == tmp_path / "named" / below
 
 

@@ -199,9 +199,9 @@ def snapshot(root: Path) -> dict[str, tuple[object, ...]]:
     return seen
 
 
-def git_view(root: Path) -> dict[str, object]:
+def git_view(root: Path) -> dict[str, tuple[str, list[str]]]:
     """What git says about the checkout and its submodule: status, flags."""
-    view: dict[str, object] = {}
+    view: dict[str, tuple[str, list[str]]] = {}
     for folder in (root, root / "sd-scripts"):
         if (folder / ".git").exists():
             flags = git(folder, "ls-files", "-v")
@@ -209,6 +209,6 @@ def git_view(root: Path) -> dict[str, object]:
     return view
 
 
-def whole(root: Path) -> tuple[object, object]:
+def whole(root: Path) -> tuple[dict[str, tuple[object, ...]], dict[str, tuple[str, list[str]]]]:
     """Everything that must be as before."""
     return snapshot(root), git_view(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ BUNDLE = Path(__file__).resolve().parents[2]
 
 
 def test_with_the_program_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
     assert demo.put_on("/a b") == "kohya-ext install '/a b'"
     assert demo.take_off("/a") == "kohya-ext uninstall /a"
 
 
 def test_from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.shutil, "which", lambda program: None)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
     script = BUNDLE / "install.sh"
     assert demo.put_on("/a") == f"{script} /a"
     assert demo.take_off("/a") == f"{script} --uninstall /a"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.checkout.environment import inspect
 from kohya_ext.core.commands import command
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from kohya_ext.install import apply, package
@@ -113,7 +114,7 @@ def test_doctor_without_any_environment(make: Make, run: Run, monkeypatch: pytes
 def test_doctor_recovers_an_interrupted_install(make: Make, with_venv: WithVenv, run: Run, where: float) -> None:
     checkout = with_venv(make("submodule"))
     twin = make("submodule", "twin")
-    environment = package.inspect(checkout.root / "venv")
+    environment = inspect(checkout.root / "venv")
     count = len(boundaries(lambda: apply.install(twin, environments=[environment])))
     apply.uninstall(twin, environments=[environment])
     before = trees.whole(checkout.root)
@@ -134,7 +135,7 @@ def test_install_after_a_kill_recovers_and_goes_on(make: Make, with_venv: WithVe
     assert done.code == DONE
     assert "recovered" in done.text
     assert run("status", checkout.root).code == DONE
-    assert package.state(package.inspect(checkout.root / "venv")) == "same"
+    assert package.state(inspect(checkout.root / "venv")) == "same"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no locks on folders there")

@@ -10,6 +10,7 @@ from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import inspect
 from kohya_ext.core.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, ConflictError
 from kohya_ext.install import apply, installer, package
+from kohya_ext.install.worksite import REGISTER
 from tests.checkout import trees
 from tests.checkout.pythons import SITE, pretend, process
 from tests.cli.conftest import PRESET, Ran, Terminal
@@ -175,7 +176,7 @@ def test_the_package_stays_while_another_checkout_uses_it(
     assert "stays" in run("uninstall", one.root).text
     assert package.state(inspect(python)) == "same"
     assert "taken out" in run("uninstall", two.root).text
-    assert not (tmp_path / "shared" / SITE / package.REGISTER).exists()
+    assert not (tmp_path / "shared" / SITE / REGISTER).exists()
 
 
 def test_a_killed_uninstall_is_finished_by_the_next(make: Make, with_venv: WithVenv, run: Run) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
-from kohya_ext.install import apply, package
+from kohya_ext.install import apply
+from kohya_ext.install.wheel import package_files
 from tests.checkout import trees
 from tests.checkout.pythons import SITE, copy_venv
 from tests.checkout.versions import being
@@ -43,7 +44,10 @@ def fresh_environment(checkout: Checkout, kohya_venv: Path) -> None:
 
 
 def spoil_preset(data: bytes) -> Callable[[Checkout, Path], None]:
-    return lambda checkout, _: (checkout.root / PRESET).write_bytes(data) and None
+    def spoil(checkout: Checkout, _: Path) -> None:
+        (checkout.root / PRESET).write_bytes(data)
+
+    return spoil
 
 
 def no_python(checkout: Checkout, _: Path) -> None:
@@ -159,7 +163,7 @@ def test_the_package_of_another_version_than_the_lines(
 
 def test_another_build_of_the_same_version(installed: Checkout, make: Make, run: Run, tmp_path: Path) -> None:
     second = make("bare", "second")
-    files = {**package.package_files(), "kohya_ext/more.py": b""}
+    files = {**package_files(), "kohya_ext/more.py": b""}
     with being("0.1.0", tmp_path, files):
         assert run("install", second.root, "--python", installed.root / "venv").code == DONE
     done = run("status", installed.root)
@@ -203,7 +207,7 @@ def test_the_commands_that_are_printed_run(make: Make, tmp_path: Path) -> None:
     for verb in ("status", "doctor"):
         done = subprocess.run(command(verb, root), shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert "with space" in done.stdout, done.stderr
-    done = subprocess.run(command("install", root) + " --dry-run --presets-only", shell=True, cwd=tmp_path, check=True)
-    assert done.returncode == DONE
+    words = command("install", root) + " --dry-run --presets-only"
+    assert subprocess.run(words, shell=True, cwd=tmp_path).returncode == DONE
     assert sys.executable in command("doctor", root)
     assert apply.status(make("bare", "x")).clean

@@ -93,7 +93,7 @@ def test_file_names_in_reports_are_escaped(run: Run, tmp_path: Path) -> None:
 def command(*words: str, encoding: str = "utf-8", **streams: object) -> subprocess.CompletedProcess[bytes]:
     environ = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": encoding}
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return subprocess.run([sys.executable, "-m", "kohya_ext", *words], env=environ, check=False, **given)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([sys.executable, "-m", "kohya_ext", *words], env=environ, check=False, **given)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "cp1252:strict", "utf-8:strict"])

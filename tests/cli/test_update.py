@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.core.errors import CONFLICT, DONE, FOUND_PROBLEMS, RECOVERED
 from kohya_ext.install import apply, update
@@ -113,7 +114,7 @@ def test_killed_anywhere_it_ends_whole(make: Make, tmp_path: Path, offset: int) 
 
     def patched(name: str) -> Checkout:
         checkout = describe(trees.copy(tmp_path / "pristine", tmp_path / name))
-        apply.install(checkout, presets=update.presets.collect(checkout))
+        apply.install(checkout, presets=presets.collect(checkout))
         return checkout
 
     whole = patched("whole")
@@ -128,4 +129,4 @@ def test_killed_anywhere_it_ends_whole(make: Make, tmp_path: Path, offset: int) 
         found = status(checkout)
         assert found.clean and found.installed, (number, found.problems)
         assert trees.git(checkout.root, "status", "--porcelain") == ""
-        assert apply.install(checkout, presets=update.presets.collect(checkout)).changed is False
+        assert apply.install(checkout, presets=presets.collect(checkout)).changed is False

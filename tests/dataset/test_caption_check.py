@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.dataset.folders import folder_of
 GOOD = "a woman ewpp wearing a red dress"
 
 
-def codes(tmp_path: Path, caption: str | bytes | None, **settings: str) -> list[str]:
+def codes(tmp_path: Path, caption: str | bytes | None, **settings: Any) -> list[str]:
     folder_of(tmp_path, {"a.png": None, **({} if caption is None else {"a.txt": caption})})
     return [finding.code for finding in check(tmp_path, **settings)]
 

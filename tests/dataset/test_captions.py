@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_edits_keep_the_form_of_each_file(tmp_path: Path) -> None:
         ({"words": True, "ignore_case": True}, "a bird, catcat, bird"),
     ],
 )
-def test_replacing(tmp_path: Path, settings: dict[str, bool], after: str) -> None:
+def test_replacing(tmp_path: Path, settings: dict[str, Any], after: str) -> None:
     folder_of(tmp_path, {"a.png": None, "a.txt": "a cat, catcat, Cat"})
     history.apply(tmp_path, captions.replaced(tmp_path, "cat", "bird", **settings))
     assert (tmp_path / "a.txt").read_text() == after

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,7 +15,7 @@ from kohya_ext.spec.flags import FLAGS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _generator():
+def _generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -22,12 +23,12 @@ def _generator():
     return module
 
 
-def test_the_committed_pages_are_up_to_date():
+def test_the_committed_pages_are_up_to_date() -> None:
     stale = _generator().stale(write=False)
     assert not stale, f"run `python docs/generate.py`: {', '.join(stale)}"
 
 
-def test_a_section_is_written_anew_and_the_rest_of_the_page_stays():
+def test_a_section_is_written_anew_and_the_rest_of_the_page_stays() -> None:
     page = "before\n<!-- generated: flags -->\nstale words\n<!-- end of generated -->\nafter\n"
     text = _generator().generated("docs/reference/flags.md", page)
     assert text.startswith("before\n<!-- generated: flags -->\n") and text.endswith(
@@ -36,13 +37,13 @@ def test_a_section_is_written_anew_and_the_rest_of_the_page_stays():
     assert "stale words" not in text and "`--enable_ema`" in text
 
 
-def test_a_fork_changes_its_address_in_one_place():
+def test_a_fork_changes_its_address_in_one_place() -> None:
     text = _generator().generated("README.md", "git clone https://github.com/somebody/kohya_ext && cd kohya_ext")
     assert text == f"git clone {about.REPOSITORY} && cd kohya_ext"
 
 
 @pytest.mark.parametrize("flag", [flag.name for flag in FLAGS])
-def test_every_flag_is_explained_by_hand_too(flag: str):
+def test_every_flag_is_explained_by_hand_too(flag: str) -> None:
     """The generated table repeats --help; the page says what the flag does to a run."""
     page = (ROOT / "docs" / "reference" / "flags.md").read_text(encoding="utf-8")
     by_hand = re.sub(r"<!-- generated.*?end of generated -->", "", page, flags=re.DOTALL)

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,14 @@ def with_shadow(state: State, **tensors: Any) -> State:
     return {**state, "shadow": {**state["shadow"], "0.weight": tensors["weight"]}}
 
 
+def with_key(key: str, value: object, state: State) -> State:
+    return {**state, key: value}
+
+
+def without_key(key: str, state: State) -> State:
+    return {name: value for name, value in state.items() if name != key}
+
+
 DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
     "NaN": (lambda s: with_weight(s, math.nan), "'0.weight' holds NaN"),
     "infinite": (lambda s: with_weight(s, -math.inf), "'0.weight' holds NaN or infinite"),
@@ -150,14 +159,11 @@ DAMAGES: dict[str, tuple[Callable[[State], State], str]] = {
     "no weights": (lambda s: {**s, "shadow": None}, "'shadow'"),
     "updates beyond steps": (lambda s: {**s, "updates": 9}, "9 updates in 2 steps"),
     **{
-        f"{key} {value!r}": (lambda s, key=key, value=value: {**s, key: value}, f"{key} is {re.escape(repr(value))}")
+        f"{key} {value!r}": (partial(with_key, key, value), f"{key} is {re.escape(repr(value))}")
         for key in ("step", "updates", "update_every")
         for value in (-1, 10**30, 1.5, "2", None, True, math.nan)
     },
-    **{
-        f"no {key}": (lambda s, key=key: {k: v for k, v in s.items() if k != key}, f"no '{key}'")
-        for key in ("step", "updates", "update_every")
-    },
+    **{f"no {key}": (partial(without_key, key), f"no '{key}'") for key in ("step", "updates", "update_every")},
 }
 
 

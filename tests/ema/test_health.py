@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_a_nearest_rounded_bfloat16_average_would_be_found(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_there_is_no_false_alarm(dtype: torch.dtype) -> None:
-    for options in ({}, {"start_step": 12}, {"update_every": 7}):
+    timings: list[dict[str, Any]] = [{}, {"start_step": 12}, {"update_every": 7}]
+    for options in timings:
         for move in (lambda _: 0.0, lambda _: 1e-2, lambda step: 1e-2 * (step > 15)):
             parameter = nn.Parameter(torch.ones(4000))
             shadow = Shadow([parameter], debiased(0.99), dtype=dtype, stochastic=dtype == torch.bfloat16, **options)

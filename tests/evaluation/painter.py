@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -61,7 +62,7 @@ class Painter:
         return picture(f"{prompt.text} {prompt.seed} {label}", size)
 
 
-def models(folder: Path, *names: str, keys: dict[str, tuple[int, ...]] | None = None) -> list[Path]:
+def models(folder: Path, *names: str, keys: Mapping[str, tuple[int, ...]] | None = None) -> list[Path]:
     """Model files with just enough in them to be told apart."""
     folder.mkdir(exist_ok=True)
     for name in names:

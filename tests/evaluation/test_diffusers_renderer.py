@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same(one: object, other: object) -> bool:
-    return ImageChops.difference(one, other).getbbox() is None  # type: ignore[arg-type]
+def same(one: Any, other: Any) -> bool:
+    return ImageChops.difference(one, other).getbbox() is None
 
 
 def test_a_seed_is_a_picture(pipelines: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def training(tmp_path: Path) -> TrainingImages:
     return found
 
 
-def make(tmp_path: Path, painter: Painter, training: TrainingImages | None = None, **more: str) -> Grid:
+def make(tmp_path: Path, painter: Painter, training: TrainingImages | None = None, **more: Any) -> Grid:
     if not (tmp_path / "models").exists():
         models(tmp_path / "models", "femme-000010", "femme", "femme-ema")
     (tmp_path / "out").mkdir(exist_ok=True)

@@ -92,7 +92,10 @@ def test_set_user_id_is_never_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x", "a*b", "long " * 50, "ü" * 127])
 def test_leftovers_of_the_killed_are_removed_and_those_of_the_living_are_not(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    write = lambda: atomic.write_atomic(path, b"new")  # noqa: E731
+
+    def write() -> None:
+        atomic.write_atomic(path, b"new")
+
     at = [crossed.startswith("before renaming") for crossed in boundaries(write)].index(True)
     path.unlink()
     assert killed_at(at, write)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Calls by path, as on Windows; the pauses that were made, without making them."""
     made: list[float] = []
     monkeypatch.setattr(folders, "_BY_DESCRIPTOR", False)
-    monkeypatch.setattr(folders.time, "sleep", made.append)
+    monkeypatch.setattr(time, "sleep", made.append)
     return made
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,14 @@ def test_exception_at_every_boundary(root: Path, tmp_path: Path, sides: Any) -> 
         copy = rebuilt(root, number, tmp_path)
         if number < commit:
             with pytest.raises(ConflictError, match=r"no space left|Nothing was changed"):
-                faults.failing_at(number, ENOSPC, lambda copy=copy: run(copy))
+                faults.failing_at(number, ENOSPC, partial(run, copy))
             assert view(copy) == before, crossed[number]
         elif number == commit:
             with pytest.raises(ConflictError):
-                faults.failing_at(number, ENOSPC, lambda copy=copy: run(copy))
+                faults.failing_at(number, ENOSPC, partial(run, copy))
             assert view(copy) == after, crossed[number]
         else:
-            faults.failing_at(number, ENOSPC, lambda copy=copy: run(copy))
+            faults.failing_at(number, ENOSPC, partial(run, copy))
             transaction(copy).recover()
             assert view(copy) == after, crossed[number]
 
@@ -148,7 +149,7 @@ def test_kill_at_every_boundary(root: Path, tmp_path: Path, sides: Any) -> None:
     landed = {"before": 0, "after": 0}
     for number in range(len(crossed)):
         copy = rebuilt(root, number, tmp_path)
-        assert faults.killed_at(number, lambda copy=copy: run(copy))
+        assert faults.killed_at(number, partial(run, copy))
         recovery = transaction(copy).recover()
         side = "before" if view(copy) == before else "after"
         assert view(copy) in (before, after), crossed[number]
@@ -165,8 +166,8 @@ def test_kill_at_every_boundary_of_a_recovery(root: Path, tmp_path: Path, sides:
     for number in range(0, len(crossed), 4):
         for inner in range(100):
             copy = rebuilt(root, number * 100 + inner, tmp_path)
-            assert faults.killed_at(number, lambda copy=copy: run(copy))
-            killed = faults.killed_at(inner, lambda copy=copy: transaction(copy).recover())
+            assert faults.killed_at(number, partial(run, copy))
+            killed = faults.killed_at(inner, transaction(copy).recover)
             transaction(copy).recover()
             assert view(copy) == (after if number >= crossed.index("after commit") else before)
             if not killed:

@@ -224,7 +224,7 @@ def _no_training() -> None:
     def refuse(*_: object) -> None:
         raise ConflictError("the fuzzer does not train")
 
-    run.train = refuse
+    vars(run)["train"] = refuse
 
 
 def _no_network(*_: object) -> None:

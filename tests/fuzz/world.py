@@ -93,8 +93,8 @@ class World:
         for name, source in real.items():
             shutil.copytree(source, self.root / name, symlinks=True)
             copy_venv(self.root / "venv", self.root / name / "venv")
-        for name, source in (("installed", "gui"), ("interrupted", "gui"), ("taken back", "old gui")):
-            shutil.copytree(self.root / source, self.root / name, symlinks=True)
+        for name, built in (("installed", "gui"), ("interrupted", "gui"), ("taken back", "old gui")):
+            shutil.copytree(self.root / built, self.root / name, symlinks=True)
         _command("install", "installed", "--yes", within=self)
         killed_at(40, lambda: _command("install", "interrupted", "--yes", within=self))
         _command("install", "taken back", "--yes", within=self)

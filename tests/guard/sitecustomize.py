@@ -7,9 +7,16 @@ well: code under test may swallow the exception, or run in a process whose words
 after each test. Standard library only, and as little as possible: this runs at the start of every child.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import threading
+
+TYPE_CHECKING = False  # importing typing would cost every child some milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 ALLOWED = "KOHYA_EXT_TESTS_MAY_WRITE"  # folders and files, separated as in PATH
 LOG = "KOHYA_EXT_TESTS_REFUSED"  # the file that refusals are written to
@@ -40,14 +47,14 @@ CHANGES = {
 FOLLOWING = frozenset(("os.chmod", "os.truncate"))  # these change what a link leads to
 
 _now = threading.local()
-_watching = {}
+_watching: dict[str, Any] = {}
 
 
 class TrespassError(RuntimeError):
     """A test, or what it started, reached for something that is not the tests' own."""
 
 
-def watch():
+def watch() -> None:
     """Start to watch this process, by what the environment variables say. It lasts as long as the process."""
     _watching["allowed"] = tuple(
         os.path.normcase(os.path.realpath(entry)) for entry in os.environ.get(ALLOWED, "").split(os.pathsep) if entry
@@ -60,10 +67,10 @@ def watch():
         sys.addaudithook(_hear)
 
 
-def _with_its_folder(real):
+def _with_its_folder(real: Callable[..., int]) -> Callable[..., int]:
     """os.open that remembers its dir_fd: the event does not tell it."""
 
-    def open(path, flags, mode=0o777, *, dir_fd=None):
+    def open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         _now.folder = dir_fd
         try:
             return real(path, flags, mode, dir_fd=dir_fd)
@@ -73,12 +80,12 @@ def _with_its_folder(real):
     return open
 
 
-def rest():
+def rest() -> None:
     """Watch no more: pytest tidies up."""
     _watching["resting"] = True
 
 
-def _hear(event, arguments):
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
     if "resting" in _watching:
         return
     if event == "open":
@@ -98,7 +105,7 @@ def _hear(event, arguments):
         _hand_on(arguments[3])
 
 
-def _hand_on(environ):
+def _hand_on(environ: Any) -> None:
     """A child with variables of its own is watched as well."""
     if isinstance(environ, dict) and "log" in _watching:
         guard = os.path.dirname(os.path.abspath(__file__))
@@ -110,7 +117,7 @@ def _hand_on(environ):
                 environ.setdefault(name, os.environ[name])
 
 
-def _check(path, folder, what, *, follow):
+def _check(path: Any, folder: Any, what: str, *, follow: bool) -> None:
     if not isinstance(path, (str, bytes)) and not hasattr(path, "__fspath__"):
         return  # a descriptor: what it names was checked when it was opened
     place = os.fsdecode(path)
@@ -129,27 +136,27 @@ def _check(path, folder, what, *, follow):
         _refuse(f"{what}: {place}")
 
 
-def _is_ours(place):
+def _is_ours(place: str) -> bool:
     if place.startswith(DEVICES) or not CACHES.isdisjoint(place.split(os.sep)):
         return True
     return any(place == entry or place.startswith(entry + os.sep) for entry in _watching["allowed"])
 
 
-def _folder_of(descriptor):
+def _folder_of(descriptor: int) -> str | None:
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
         return None
 
 
-def _check_process(path):
+def _check_process(path: str) -> None:
     parts = path.split("/")
     other = len(parts) == 4 and parts[1] == "proc" and parts[2].isdecimal() and int(parts[2]) != os.getpid()
     if other and parts[3] in ("cmdline", "environ"):
         _refuse(f"looks at a process of this machine ({path})")
 
 
-def _refuse(what):
+def _refuse(what: str) -> None:
     log = _watching.get("log")
     if log:
         with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:

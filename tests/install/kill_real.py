@@ -80,7 +80,9 @@ def status(world: Path) -> tuple[int, tuple[str, ...]]:
 
 def snapshot(world: Path) -> dict[str, Any]:
     """Every file of the world with its bytes and mode, and what git says."""
-    seen = {path: what for path, what in trees.snapshot(world).items() if not path.startswith("mine/.git/")}
+    seen: dict[str, object] = {
+        path: what for path, what in trees.snapshot(world).items() if not path.startswith("mine/.git/")
+    }
     seen["git"] = sorted(trees.git_view(world / "mine").items())
     seen["traces in git"] = sorted(str(path) for path in (world / "mine" / ".git").rglob("*kohya_ext*"))
     for path in (world / "venv" / SITE).glob("kohya_ext-*.dist-info/RECORD"):
@@ -115,7 +117,10 @@ def sweep(folder: Path, verb: str, kills: int, seed: int) -> Counter[str]:
         threading.Event().wait(chance.uniform(0.1, 1.1) * seconds)
         alone = chance.random() < 0.5
         if process.poll() is None:
-            (process.kill if alone else lambda process=process: os.killpg(process.pid, signal.SIGKILL))()
+            if alone:
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
         if code >= 0:
             assert code == 0, process.stdout and process.stdout.read()

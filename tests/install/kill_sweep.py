@@ -30,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.files import atomic
 from kohya_ext.install import apply, installed, installer, known, package, repair, update, wheel
 from kohya_ext.install.known import Known
+from kohya_ext.install.worksite import REGISTER
 from tests.checkout import pretended, trees, versions
 from tests.files import faults
 
@@ -188,7 +190,7 @@ def snapshot(world: World) -> dict[str, Any]:
     places = re.escape(str(world.folder)).encode()
     for name in ("mine", "venv", "tmp"):
         seen |= {f"{name}/{path}": what for path, what in trees.snapshot(world.folder / name).items()}
-    register = world.environment.purelib / package.REGISTER
+    register = world.environment.purelib / REGISTER
     for path in (register, world.environment.scripts / "kohya-ext"):
         if path.exists():  # these name places
             seen[str(path.relative_to(world.folder))] = re.sub(places, b"", path.read_bytes())
@@ -323,7 +325,7 @@ def sweep(pristine: World, folder: Path, verb: str, kills: int, seed: int) -> Co
         for number in boundaries:
             world = copied(made.start, folder / "copy")
             at_home(world)
-            assert faults.killed_at(number, lambda world=world: made.act(world)), made.crossed[number]
+            assert faults.killed_at(number, partial(made.act, world)), made.crossed[number]
             landed["kills"] += 1
             with counted(landed):
                 judged(made, world, landed, f"{verb} killed at {made.crossed[number]!r} ({number})")
@@ -331,7 +333,7 @@ def sweep(pristine: World, folder: Path, verb: str, kills: int, seed: int) -> Co
             world = copied(made.start, folder / "copy")
             at_home(world)
             number, delay = chance.randrange(len(made.crossed)), chance.uniform(0, 3 * PAUSE_SECONDS)
-            hit = faults.killed_near(number, delay, lambda world=world: made.act(world), slow=PAUSE_SECONDS)
+            hit = faults.killed_near(number, delay, partial(made.act, world), slow=PAUSE_SECONDS)
             if hit is None:
                 landed["missed"] += 1
                 continue

@@ -17,7 +17,7 @@ from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.install import apply
 from kohya_ext.install.manifest import NAME
 from tests.checkout import trees
-from tests.systems import WINDOWS, posix_modes, with_git
+from tests.systems import HAS_GIT, WINDOWS, posix_modes, with_git
 
 Make = Callable[..., Checkout]
 Presets = Callable[[Checkout], dict[str, bytes]]
@@ -30,7 +30,7 @@ def test_there_and_back(checkout: Checkout, patch_set: str, presets: Presets) ->
     installed = apply.install(checkout, patch_set=patch_set, presets=presets(checkout))
     assert installed.changed
     assert apply.status(checkout).problems == ()
-    assert not trees.HAS_GIT or trees.git_view(checkout.root) != before[1]  # the flags
+    assert not HAS_GIT or trees.git_view(checkout.root) != before[1]  # the flags
     for folder in (checkout.root, checkout.training_root):
         assert trees.git(folder, "status", "--porcelain") == ""
     for change in installed.plan.changes:

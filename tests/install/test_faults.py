@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ SCENARIOS = {
 }
 
 
+Whole = tuple[dict[str, tuple[object, ...]], dict[str, tuple[str, list[str]]]]
+
+
 @dataclass
 class Stage:
     """A scenario on a tree: how it is before and after, the boundaries between, and copies to spoil."""
@@ -62,8 +66,8 @@ class Stage:
     checkout: Checkout
     folder: Path
     verb: Callable[[Checkout], None]
-    before: Any
-    after: Any
+    before: Whole
+    after: Whole
     crossed: list[str]
     copies: int = 0
 
@@ -99,6 +103,12 @@ def stages(usual_era: str, *usual: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("stage", cases, indirect=True)
 
 
+def _renamed(whole: Whole) -> Whole:
+    """What git says of the copy, which lies in another folder."""
+    files, git = whole
+    return files, {"checkout" if name == "start" else name: said for name, said in git.items()}
+
+
 @pytest.fixture
 def stage(request: pytest.FixtureRequest, make: Callable[..., Checkout], tmp_path: Path) -> Iterator[Stage]:
     era, name = request.param
@@ -112,9 +122,7 @@ def stage(request: pytest.FixtureRequest, make: Callable[..., Checkout], tmp_pat
     copy = describe(trees.copy(checkout.root, tmp_path / "done" / "start"))
     crossed = faults.boundaries(lambda: scenario.verb(copy))
     after = trees.whole(copy.root)
-    rename = {"start": "checkout"}
-    before, after = ((w[0], {rename.get(k, k): v for k, v in w[1].items()}) for w in (before, after))
-    yield Stage(checkout, tmp_path / "copies", scenario.verb, before, after, crossed)
+    yield Stage(checkout, tmp_path / "copies", scenario.verb, _renamed(before), _renamed(after), crossed)
     shutil.rmtree(tmp_path / "copies", ignore_errors=True)
 
 
@@ -123,7 +131,7 @@ def test_kill_at_every_boundary(stage: Stage) -> None:
     commit = stage.crossed.index("after commit")
     for number, name in enumerate(stage.crossed):
         checkout = stage.fresh()
-        assert faults.killed_at(number, lambda checkout=checkout: stage.verb(checkout))
+        assert faults.killed_at(number, partial(stage.verb, checkout))
         stage.assert_harmless(checkout)
         if number % 5 == 0:
             has_git = (checkout.root / ".git").exists()
@@ -143,7 +151,7 @@ def test_kill_then_the_same_verb_again(stage: Stage) -> None:
     """Nobody has to know of doctor: the next command recovers by itself."""
     for number in range(0, len(stage.crossed), 5):
         checkout = stage.fresh()
-        assert faults.killed_at(number, lambda checkout=checkout: stage.verb(checkout))
+        assert faults.killed_at(number, partial(stage.verb, checkout))
         stage.verb(checkout)
         assert trees.whole(checkout.root) == stage.after, stage.crossed[number]
 
@@ -157,7 +165,7 @@ def test_error_at_every_boundary(stage: Stage, error: OSError) -> None:
         checkout = stage.fresh()
         expected = pytest.raises(ConflictError) if number <= commit else contextlib.nullcontext()
         with expected as caught:
-            faults.failing_at(number, error, lambda checkout=checkout: stage.verb(checkout))
+            faults.failing_at(number, error, partial(stage.verb, checkout))
         if caught is not None:
             assert ("no space left" if error is ENOSPC else "no permission") in str(caught.value)
         apply.recover(checkout) if number > commit else None
@@ -170,8 +178,8 @@ def test_kill_in_a_recovery(stage: Stage) -> None:
     for number in range(2, len(stage.crossed), 9):
         for inner in range(number % 4, 200, 4):
             checkout = stage.fresh()
-            assert faults.killed_at(number, lambda checkout=checkout: stage.verb(checkout))
-            killed = faults.killed_at(inner, lambda checkout=checkout: apply.recover(checkout))
+            assert faults.killed_at(number, partial(stage.verb, checkout))
+            killed = faults.killed_at(inner, partial(apply.recover, checkout))
             stage.assert_harmless(checkout)
             apply.recover(checkout)
             assert trees.whole(checkout.root) == (stage.after if number >= commit else stage.before)

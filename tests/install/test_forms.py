@@ -200,7 +200,7 @@ def test_further_work_tree(make: Make, tmp_path: Path) -> None:
 # ---- an ordinary user
 
 
-def as_nobody(action: Callable[[], None]) -> str:
+def as_nobody(action: Callable[[], object]) -> str:
     """Run `action` as user 65534; what it raised, or "done"."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -218,12 +218,12 @@ def as_nobody(action: Callable[[], None]) -> str:
             os.write(writing, said.encode())
             os._exit(0)
     os.close(writing)
-    said = b""
+    heard = b""
     while piece := os.read(reading, 65536):
-        said += piece
+        heard += piece
     os.close(reading)
     os.waitpid(child, 0)
-    return said.decode()
+    return heard.decode()
 
 
 root_only = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root to become others")

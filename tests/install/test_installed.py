@@ -49,6 +49,16 @@ def test_whole(environment: Environment) -> None:
     assert not list(environment.purelib.glob("kohya_ext/**/*.pyc"))  # it only looks
 
 
+def remove_package(env: Environment) -> None:
+    shutil.rmtree(ours(env, ""))
+    shutil.rmtree(info(env))
+
+
+def put_a_folder_for_a_file(env: Environment) -> None:
+    ours(env, "core/about.py").unlink()
+    ours(env, "core/about.py").mkdir()
+
+
 SPOILED: dict[str, tuple[Callable[[Environment], object], str, str]] = {
     "empty file": (lambda env: ours(env, "core/about.py").write_bytes(b""), "damaged", "core/about.py was changed"),
     "zeros": (lambda env: ours(env, "core/about.py").write_bytes(b"\0" * 9), "damaged", "core/about.py was changed"),
@@ -64,7 +74,7 @@ SPOILED: dict[str, tuple[Callable[[Environment], object], str, str]] = {
         "RECORD is missing or empty",
     ),
     "no package": (lambda env: shutil.rmtree(ours(env, "")), "partial", "is missing"),
-    "nothing": (lambda env: (shutil.rmtree(ours(env, "")), shutil.rmtree(info(env))), "absent", ""),
+    "nothing": (remove_package, "absent", ""),
     "renamed": (lambda env: ours(env, "").rename(ours(env, "").with_name("kohya_ext.off")), "partial", "is missing"),
     "pip's": (lambda env: (env.purelib / "~ohya_ext").mkdir(), "partial", "~ohya_ext is what a killed installer left"),
     "a second version": (
@@ -73,7 +83,7 @@ SPOILED: dict[str, tuple[Callable[[Environment], object], str, str]] = {
         "metadata of",
     ),
     "a file that is a folder": (
-        lambda env: (ours(env, "core/about.py").unlink(), ours(env, "about.py").mkdir()),
+        put_a_folder_for_a_file,
         "partial",
         "core/about.py is missing",
     ),

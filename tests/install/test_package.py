@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from kohya_ext.install.installed import Installed, examine
 from kohya_ext.install.manifest import Manifest
 from kohya_ext.install.package import PackageResult
 from kohya_ext.install.wheel import package_files
+from kohya_ext.install.worksite import REGISTER
 from tests.checkout import pretended
 from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 from tests.install import test_faults as faults
@@ -90,7 +91,7 @@ def small(monkeypatch: pytest.MonkeyPatch, few_files: dict[str, bytes]) -> None:
 
 def quickly(environment: Environment) -> Environment:
     """With the pip of these tests, where there is one: the one inside ensurepip compiles itself at each run."""
-    return dataclasses.replace(environment, uv=None, has_ensurepip=find_spec("pip") is None)
+    return dataclasses.replace(environment, uv=None, has_ensurepip=importlib.util.find_spec("pip") is None)
 
 
 @pytest.fixture(scope="session")
@@ -255,11 +256,11 @@ def test_a_copy_that_differs_is_replaced(installed: Environment, pinned: Environ
 
 
 def test_what_was_there_before_us_stays(installed: Environment, tmp_path: Path) -> None:
-    (installed.purelib / package.REGISTER).unlink()
+    (installed.purelib / REGISTER).unlink()
     assert put(installed, tmp_path).action == "unchanged"
     assert take(installed, tmp_path).action == "kept"
     assert package.state(installed) == "same"
-    assert not (installed.purelib / package.REGISTER).exists()
+    assert not (installed.purelib / REGISTER).exists()
 
 
 def test_a_developers_link_is_left_alone(pinned: Environment, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_a_developers_link_is_left_alone(pinned: Environment, tmp_path: Path) ->
 def test_without_any_installer_the_cure_is_named(
     pinned: Environment, monkeypatch: pytest.MonkeyPatch, first: Path
 ) -> None:
-    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     nothing = dataclasses.replace(pinned, uv=None, has_ensurepip=False)
     before = files(pinned)
     with pytest.raises(ConflictError, match="Put uv on PATH, or install pip") as error:
@@ -307,7 +308,7 @@ def test_uv_is_told_which_python_and_nothing_else(pinned: Environment, tmp_path:
 
 
 def test_a_moved_pin_is_noticed(pinned: Environment, monkeypatch: pytest.MonkeyPatch, first: Path) -> None:
-    real = package.inspect
+    real = inspect
 
     def after(*arguments: object, **options: object) -> Environment:
         found = real(*arguments, **options)  # type: ignore[arg-type]
@@ -386,7 +387,7 @@ def test_not_writable_is_refused_before_anything(pinned: Environment, first: Pat
 
 
 def test_a_damaged_register_counts_as_none(installed: Environment) -> None:
-    (installed.purelib / package.REGISTER).write_text("{")
+    (installed.purelib / REGISTER).write_text("{")
     assert package.read_register(installed) == package.Register(False, ())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError, UnsupportedError
@@ -35,7 +36,7 @@ def one_preset(monkeypatch: pytest.MonkeyPatch) -> None:
         folder = "presets/finetune/user_presets"
         return {f"{folder}/ours.json": f'{{"for": "{checkout.release}"}}\n'.encode()} if checkout.gui_root else {}
 
-    monkeypatch.setattr(update.presets, "collect", collect)
+    monkeypatch.setattr(presets, "collect", collect)
 
 
 def said() -> tuple[list[str], Callable[[str, str], None]]:
@@ -50,7 +51,7 @@ def cloned(origin: Path, folder: Path) -> Checkout:
 
 
 def put_on(checkout: Checkout, patch_set: str = "hook") -> None:
-    apply.install(checkout, patch_set=patch_set, presets=update.presets.collect(checkout))
+    apply.install(checkout, patch_set=patch_set, presets=presets.collect(checkout))
 
 
 PRESET = Path("presets/finetune/user_presets/ours.json")
@@ -92,7 +93,7 @@ def test_from_embedded_to_submodule(make: Make, tmp_path: Path) -> None:
     patched = {file.path for file in found.files if file.kind == "patched"}
     assert patched == {"sd-scripts/library/__init__.py", "kohya_gui/__init__.py"}
     assert not (checkout.root / "library").exists()
-    assert [status for status, _ in trees.git_view(checkout.root).values()] == ["", ""]  # type: ignore[misc]
+    assert [changes for changes, _ in trees.git_view(checkout.root).values()] == ["", ""]
     apply.uninstall(now)
     assert list(trees.git_view(checkout.root).values()) == [("", []), ("", [])]
 

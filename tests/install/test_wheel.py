@@ -55,7 +55,7 @@ def test_the_metadata_is_that_of_setup_py(built: Path) -> None:
     metadata = message_from_bytes(archive.read(f"{wheel.dist_info()}/METADATA"))
     assert (metadata["Name"], metadata["Version"]) == (about.NAME, about.VERSION)
     assert metadata["Requires-Python"] == about.REQUIRES_PYTHON
-    assert metadata.get_all("Requires-Dist")[: len(about.REQUIRES)] == list(about.REQUIRES)
+    assert metadata.get_all("Requires-Dist", [])[: len(about.REQUIRES)] == list(about.REQUIRES)
     assert b"kohya-ext = kohya_ext.cli.main:main" in archive.read(f"{wheel.dist_info()}/entry_points.txt")
     assert b"Tag: py3-none-any" in archive.read(f"{wheel.dist_info()}/WHEEL")
 

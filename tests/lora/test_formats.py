@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from kohya_ext.lora.tensorfile import open_tensors
 from tests.lora import models
 from tests.lora.formats import LoraSpec, accepted, refused
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "rank": {"rank": 4},
     "as it is": {"rank": 99},
     "dynamic": {"rank": 6, "dynamic": "sv_fro", "parameter": 0.9},

@@ -96,7 +96,7 @@ def test_peft_keys(tmp_path: Path, suffix: str) -> None:
 
 def test_peft_with_mixed_ranks_is_padded_to_one(tmp_path: Path) -> None:
     """diffusers takes one rank and no `.alpha`; padding with zeros is right in every loader."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for seed, name in enumerate(("a.to_q", "a.to_k")):
         up, down = factors(seed)
         tensors |= {

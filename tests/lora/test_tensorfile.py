@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_missing_and_folder(tmp_path: Path) -> None:
 class Evil:
     """Leaves a mark when it is unpickled."""
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (open, (str(MARK), "w"))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
+
+from kohya_ext.checkout.checkout import Checkout
 
 PADDING = 20  # a wiring counts from this many outputs on, as every real tab has
 
@@ -160,7 +161,7 @@ REGISTRY = {
 }
 
 
-def write(texts: dict[str, str], root: Path) -> SimpleNamespace:
+def write(texts: dict[str, str], root: Path) -> Checkout:
     """A GUI on disk, and what the presets need to know of its checkout."""
     for name, text in texts.items():
         path = root / name
@@ -168,10 +169,13 @@ def write(texts: dict[str, str], root: Path) -> SimpleNamespace:
         path.write_text(text, encoding="utf-8")
     submodule = (root / "kohya_gui").is_dir()
     (root / "presets" / "finetune").mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(
+    return Checkout(
         root=root,
+        kind="kohya_ss",
         release="v0.0.0",
         gui_root=root / "kohya_gui" if submodule else root,
+        gui_package="kohya_gui" if submodule else "library",
         training_root=root / "sd-scripts" if submodule else root,
+        layout="submodule" if submodule else "embedded",
         presets_dir=root / "presets",
     )

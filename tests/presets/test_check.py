@@ -223,7 +223,7 @@ def test_gradio_is_read_from_the_requirements() -> None:
 
 def test_a_checkout_without_a_gui_is_unsupported(tmp_path: Path) -> None:
     checkout = guis.write(guis.EMBEDDED, tmp_path)
-    checkout.gui_root = None
+    checkout = replace(checkout, gui_root=None)
     with pytest.raises(UnsupportedError, match="without a GUI"):
         read_release(checkout, "finetune")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_collecting_writes_nothing_and_is_the_same_every_time(tmp_path: Path) ->
 
 def test_a_checkout_without_a_gui_gets_none(tmp_path: Path) -> None:
     checkout = guis.write(guis.EMBEDDED, tmp_path)
-    checkout.gui_root = None
+    checkout = replace(checkout, gui_root=None)
     assert collect(checkout) == {}
 
 

@@ -6,16 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from kohya_ext.runtime import average as average_module  # noqa: E402
-from kohya_ext.runtime import averaging, fused  # noqa: E402
-from tests.runtime.conftest import Run, close, same  # noqa: E402
+import torch
+
+from kohya_ext.runtime import average as average_module
+from kohya_ext.runtime import averaging, fused
+from kohya_ext.runtime.average import Average
+from tests.runtime.conftest import Run, close, same
 
 Begin = Callable[..., Run]
 
 
-def average() -> object:
+def average() -> Average:
     current = averaging.current()
     assert current is not None
     return current
@@ -154,6 +157,7 @@ def test_fused_backward_averages_each_parameter_after_its_step(begin: Begin) -> 
 
     class Accelerated:
         optimizer = run.optimizer
+        step_param: Callable[[torch.Tensor, dict[str, object]], None]
 
     def patch(optimizer: Accelerated) -> None:
         def step_param(parameter: torch.Tensor, group: dict[str, object]) -> None:

@@ -63,6 +63,7 @@ def test_an_update_waits(run: Run) -> None:
         in_motion(run)
         current = averaging.current()
         assert current is not None and current.ready()
+    assert current is not None
     with current.in_place():
         assert close(run.weights(), run.expected())
     assert run.model.offloader_double.waits == [0, 1] * 4

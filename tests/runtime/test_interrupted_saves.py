@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import types
@@ -12,20 +13,22 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-import safetensors.torch  # noqa: E402
+import safetensors.torch
 
-from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report, safe_save  # noqa: E402
-from kohya_ext.runtime.ema_outputs import Twins  # noqa: E402
-from tests.runtime.conftest import Run, close, same  # noqa: E402
+from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report, safe_save
+from kohya_ext.runtime.ema_outputs import Twins
+from tests.runtime.conftest import Run, close, same
 
 Begin = Callable[..., Run]
 Event = Callable[[], None]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-def save_on_epoch_end_or_stepwise_common(args, on_epoch_end, epoch, sd_saver, diffusers_saver):
+def save_on_epoch_end_or_stepwise_common(
+    args: Any, on_epoch_end: bool, epoch: int, sd_saver: Callable[..., None], diffusers_saver: object
+) -> None:
     sd_saver(str(Path(args.output_dir, f"{args.output_name}.safetensors")), epoch, 1)
 
 
@@ -53,7 +56,7 @@ def old_full(run: Run, event: Event) -> None:
 
     library.save_file = save_file  # type: ignore[attr-defined]
 
-    def save_sd_model_on_train_end(args, src_path, text_encoder, unet, vae):
+    def save_sd_model_on_train_end(args: Any, src_path: str, text_encoder: Any, unet: Any, vae: Any) -> None:
         library.save_file(run.weights(), str(Path(args.output_dir, f"{args.output_name}.safetensors")))
 
     sys.modules["library.model_util"] = library
@@ -76,7 +79,7 @@ def old_folder(run: Run, event: Event) -> None:
 
     library.save_diffusers_checkpoint = save_diffusers_checkpoint  # type: ignore[attr-defined]
 
-    def save_sd_model_on_train_end(args, src_path, text_encoder, unet, vae):
+    def save_sd_model_on_train_end(args: Any, src_path: str, text_encoder: Any, unet: Any, vae: Any) -> None:
         folder = Path(args.output_dir, args.output_name)
         folder.mkdir()
         library.save_diffusers_checkpoint(False, str(folder), text_encoder, unet)
@@ -116,9 +119,9 @@ def state(run: Run, event: Event) -> None:
     run.step(2)
     fsync = os.fsync
 
-    def interrupted(number: int) -> None:
+    def interrupted(fd: Any) -> None:
         event()
-        fsync(number)
+        fsync(fd)
 
     os.fsync = interrupted
     try:
@@ -313,7 +316,8 @@ def test_who_clears_up_cannot_take_a_folder_that_is_being_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between making a folder and locking it another run may take it for a leftover: then another is made."""
-    flock, taken = safe_save.fcntl.flock, []
+    fcntl = pytest.importorskip("fcntl")
+    flock, taken = fcntl.flock, list[Path]()
 
     def another_run_was_quicker(descriptor: int, operation: int) -> None:
         if not taken:
@@ -322,7 +326,7 @@ def test_who_clears_up_cannot_take_a_folder_that_is_being_locked(
             taken.append(folder)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(safe_save.fcntl, "flock", another_run_was_quicker)
+    monkeypatch.setattr(fcntl, "flock", another_run_was_quicker)
     with safe_save.moved_into_place(str(tmp_path / "dog.safetensors")) as file:
         assert taken and Path(file).parent != taken[0]
         Path(file).write_bytes(b"whole")
@@ -331,16 +335,16 @@ def test_who_clears_up_cannot_take_a_folder_that_is_being_locked(
 
 def test_leftovers_are_locked_while_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"{safe_save.PREFIX}left").mkdir()
-    rmtree, seen = safe_save.shutil.rmtree, []
+    rmtree, seen = shutil.rmtree, list[Path]()
 
-    def removing(folder: Path, **options: bool) -> None:
+    def removing(folder: Path, **options: Any) -> None:
         if not seen:
             with pytest.raises(BlockingIOError):
                 safe_save._lock(folder)
         seen.append(folder)
         rmtree(folder, **options)
 
-    monkeypatch.setattr(safe_save.shutil, "rmtree", removing)
+    monkeypatch.setattr(shutil, "rmtree", removing)
     with safe_save.moved_into_place(str(tmp_path / "dog.safetensors")):
         assert seen == [tmp_path / f"{safe_save.PREFIX}left"] and not seen[0].exists()
 

@@ -11,22 +11,24 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-import safetensors.torch  # noqa: E402
-from safetensors import safe_open  # noqa: E402
+import safetensors.torch
+import torch
+from safetensors import safe_open
 
-from kohya_ext.runtime import checkpoints, networks, options, sampling  # noqa: E402
-from kohya_ext.runtime.ema_outputs import Twins  # noqa: E402
-from tests.runtime.conftest import Run, close, same  # noqa: E402
+from kohya_ext.runtime import checkpoints, networks, options, sampling
+from kohya_ext.runtime.ema_outputs import Twins
+from tests.runtime.conftest import Run, close, same
 
 Begin = Callable[..., Run]
 
 
 def save_on_epoch_end_or_stepwise_common(
-    args, on_epoch_end, accelerator, save_stable_diffusion_format, use_safetensors, epoch, num_train_epochs,
-    global_step, sd_saver, diffusers_saver,
-):  # fmt: skip
+    args: Any, on_epoch_end: bool, accelerator: Any, save_stable_diffusion_format: bool, use_safetensors: bool,
+    epoch: int, num_train_epochs: int, global_step: int, sd_saver: Callable[..., None],
+    diffusers_saver: Callable[..., None],
+) -> None:  # fmt: skip
     """A saver of ours with upstream's parameters and naming."""
     default = "epoch" if on_epoch_end else "at"
     number = f"-{epoch + 1:06d}" if on_epoch_end else f"-step{global_step:08d}"
@@ -125,7 +127,7 @@ def test_writers_are_their_own_again_after_a_save(begin: Begin) -> None:
 class Network(torch.nn.Linear):
     """A LoRA network as upstream's scripts know it."""
 
-    def save_weights(self, file, dtype, metadata):
+    def save_weights(self, file: str, dtype: torch.dtype, metadata: dict[str, str]) -> None:
         tensors = {name: p.detach().clone().to(dtype) for name, p in self.named_parameters()}
         metadata["sshs_model_hash"] = "computed here"
         safetensors.torch.save_file(tensors, file, metadata)
@@ -217,7 +219,7 @@ def test_only_the_average_before_it_has_begun_says_so(
 
 
 def sample(run: Run, drawn: list[Any], *, epoch: int | None, steps: int) -> None:
-    def sample_images_common(pipe_class, accelerator, args, epoch, steps, device):
+    def sample_images_common(pipe_class: Any, accelerator: Any, args: Any, epoch: Any, steps: int, device: Any) -> None:
         drawn.append((args.output_name, run.weights()))
 
     run.args.__dict__.update(sample_every_n_steps=2, sample_every_n_epochs=None, sample_at_first=False)

@@ -148,7 +148,7 @@ def test_other_processes_measure_nothing(begin: Callable[..., Any], monkeypatch:
 
 @pytest.mark.parametrize("value", [5, "5"])
 def test_without_logs_the_run_stops_at_the_start(value: object) -> None:
-    made = []
+    made: list[object] = []
     with pytest.raises(SystemExit):
         accelerators.prepare_accelerator(
             made.append, argparse.Namespace(kohya_ext_log_every=value, logging_dir=None, log_with=None)

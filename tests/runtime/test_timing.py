@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -19,7 +20,7 @@ Begin = Callable[..., Run]
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock finds it 3 ms on: so an update, between two looks, takes as long."""
     times = iter(n * 3e-3 for n in range(10_000))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(timing, "SETTLED", 4)
 
 

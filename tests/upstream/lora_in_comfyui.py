@@ -100,7 +100,7 @@ def key_map(family: str) -> dict[str, Any]:
     """The loader's own map of LoRA names to weights."""
     kind, net, config = network(family)
     state = {f"diffusion_model.{key}": value for key, value in net.state_dict().items()}
-    model = kind.__new__(kind)
+    model: Any = object.__new__(kind)
     torch.nn.Module.__init__(model)
     object.__setattr__(model, "state_dict", lambda: state)
     object.__setattr__(model, "model_config", type("Config", (), {"unet_config": config}))

@@ -45,8 +45,8 @@ def main(tree: str, tab: str, form: dict[str, Any]) -> dict[str, Any]:
         commands.append(args[0] if args else kwargs["run_cmd"])
         return mock.MagicMock(returncode=0)
 
-    os.system = record  # type: ignore[assignment]
-    subprocess.run = record  # type: ignore[assignment]
+    os.system = record
+    subprocess.run = record
     module.executor = SimpleNamespace(execute_command=record, is_running=lambda: False, wait_for_training_to_end=record)
     labels = "print_only.get" in inspect.getsource(module.train_model)
     given: dict[str, Any] = {}

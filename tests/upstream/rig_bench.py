@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +66,8 @@ class Bench:
         return run
 
     def train_all(
-        self, tree: str, kind: str, name: str, variants: dict[str, Sequence[str]], *flags: str, what: str = "nothing",
-        launch: str = "",
+        self, tree: str, kind: str, name: str, variants: Mapping[str, Sequence[str]], *flags: str,
+        what: str = "nothing", launch: str = "",
     ) -> dict[str, rig.Run]:  # fmt: skip
         """A run with each of the variants' further flags, one after the other in one process."""
         os.environ["RIG_VARIANTS"] = json.dumps({key: list(more) for key, more in variants.items()})
