@@ -13,7 +13,7 @@ from kohya_ext.core.commands import command
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from kohya_ext.install import apply, package
 from tests.checkout import trees
-from tests.checkout.pythons import SITE
+from tests.checkout.pythons import IN_A_VENV, SITE
 from tests.cli.conftest import Ran
 from tests.files.faults import boundaries, killed_at
 
@@ -80,7 +80,7 @@ def test_doctor_misses_the_package_after_a_uv_sync(installed: Checkout, run: Run
     shutil.rmtree(site / "kohya_ext-0.1.0.dist-info")
     done = run("doctor", installed.root)
     assert done.code == FOUND_PROBLEMS
-    assert f"Run: {command('install', '--python', installed.root / 'venv/bin/python', installed.root)}" in done.text
+    assert f"Run: {command('install', '--python', installed.root / 'venv' / IN_A_VENV, installed.root)}" in done.text
     assert run("install", installed.root).code == DONE
     assert run("doctor", installed.root).code == DONE
 

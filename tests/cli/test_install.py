@@ -12,7 +12,7 @@ from kohya_ext.core.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, Conf
 from kohya_ext.install import apply, installer, package
 from kohya_ext.install.worksite import REGISTER
 from tests.checkout import trees
-from tests.checkout.pythons import SITE, pretend, process
+from tests.checkout.pythons import IN_A_VENV, SITE, pretend, process
 from tests.cli.conftest import PRESET, Ran, Terminal
 
 Make = Callable[..., Checkout]
@@ -86,7 +86,7 @@ def test_json_of_install(make: Make, with_venv: WithVenv, run: Run) -> None:
         "release": "v25.2.1",
         "layout": "submodule",
     }
-    assert document["environment"]["python"] == str(checkout.root / "venv" / "bin" / "python")
+    assert document["environment"]["python"] == str(checkout.root / "venv" / IN_A_VENV)
     assert document["package"]["action"] == "installed"
     assert document["patch_set"] == "hook"
     assert document["changed"] is True

@@ -75,6 +75,7 @@ def test_an_interruption_is_no_crash(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert run("status").code == main.INTERRUPTED
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_a_reader_that_goes_away_is_no_crash(tmp_path: Path) -> None:
     code = "import sys; from kohya_ext.cli.main import main; sys.exit(main(['presets', 'list']))"
     command = f"{sys.executable} -c {code!r} | true"

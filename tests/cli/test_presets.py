@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.cli import presets
+from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from tests.presets import guis
 
@@ -248,7 +249,8 @@ def test_command_prints_what_the_gui_would_run(
         sys.executable,
     )
     assert run(*words, checkout) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "sh -c 'exit 7' launch Lion"
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == shell.line(sys.executable, "-c", "raise SystemExit(7)", "launch", "Lion")
     with pytest.raises(UsageError, match="no TOML file"):
         run(*words, "--toml", checkout)
     assert run(*words, "--run", checkout) == 7
@@ -258,5 +260,5 @@ TRAIN = """
 executor = None
 
 def train_model(headless, print_only, optimizer):
-    executor.execute_command(run_cmd=["sh", "-c", "exit 7", "launch", optimizer])
-"""
+    executor.execute_command(run_cmd=[PYTHON, "-c", "raise SystemExit(7)", "launch", optimizer])
+""".replace("PYTHON", repr(sys.executable))

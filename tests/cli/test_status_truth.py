@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,17 +73,31 @@ DAMAGE: dict[str, tuple[Callable[[Checkout, Path], object], str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def old_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows commands are printed for cmd, which runs them here."""
+    if os.name == "nt":
+        monkeypatch.setenv("PROMPT", "$P$G")
+
+
+def words_of(line: str) -> list[str]:
+    """The words that a shell makes of `line`."""
+    if os.name == "nt":
+        return [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', line)]
+    made = subprocess.run(
+        ["sh", "-c", f'for word in {line}; do printf "%s\\0" "$word"; done'], capture_output=True, check=True
+    )
+    return [os.fsdecode(word) for word in made.stdout.split(b"\0")[:-1]]
+
+
 def pasted(command: str, run: Run) -> None:
     """Run the command as printed, in a shell; our own verbs in this process, where the installer is pretended."""
     for part in command.split(" && "):
-        words = subprocess.run(
-            ["sh", "-c", f'for word in {part}; do printf "%s\\0" "$word"; done'], capture_output=True, check=True
-        )
-        arguments = [os.fsdecode(word) for word in words.stdout.split(b"\0")[:-1]]
+        arguments = words_of(part)
         if arguments[0] == str(REPOSITORY / "install.sh"):
             assert run("install", *arguments[1:]).code == DONE
-        elif "kohya_ext" in arguments:
-            run(*arguments[arguments.index("kohya_ext") + 1 :])
+        elif ours := [number for number, word in enumerate(arguments) if Path(word).name == "kohya_ext"]:
+            run(*arguments[ours[0] + 1 :])
         else:
             subprocess.run(arguments, check=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,7 @@ def test_a_document_reaches_a_file_as_it_is(tmp_path: Path) -> None:
     assert done.returncode == DONE and "\u200f".encode() in done.stdout
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_closed_streams_are_no_crash() -> None:
     environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     line = f"{sys.executable} -m kohya_ext presets list"

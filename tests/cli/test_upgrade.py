@@ -176,6 +176,7 @@ def test_a_format_of_the_future_is_refused(make: Make, with_venv: WithVenv, run:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="install.sh is for others")
 def test_two_clones_with_a_real_pip(make: Make, tmp_path: Path) -> None:
     """`git pull && ./install.sh` of a newer clone, and the older clone again."""
     clones = {}

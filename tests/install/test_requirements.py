@@ -81,7 +81,8 @@ def test_missing_xformers_is_a_warning_that_names_the_way_around(make: Make) -> 
 
 
 def test_the_cure_speaks_to_the_right_installer() -> None:
-    assert pip_command(environment({}, kind="uv", uv=Path("/bin/uv")), "x").startswith("/bin/uv pip install --python ")
+    uv = Path("/bin/uv")
+    assert pip_command(environment({}, kind="uv", uv=uv), "x").startswith(f"{uv} pip install --python ")
     assert "--user" in pip_command(environment({}, kind="user-site"), "x")
 
 
