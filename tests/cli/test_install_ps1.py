@@ -35,7 +35,13 @@ def test_python_is_asked_alone_and_the_store_never() -> None:
     assert "-m kohya_ext" not in text  # would import what lies in the current folder
 
 
-@pytest.mark.skipif(POWERSHELL is None, reason="needs PowerShell")
+def _has_powershell() -> bool:
+    """wine brings a program of that name which does nothing and says that all went well."""
+    asked = [POWERSHELL or "", "-NoProfile", "-Command", "exit 7"]
+    return POWERSHELL is not None and subprocess.run(asked, capture_output=True).returncode == 7
+
+
+@pytest.mark.skipif(not _has_powershell(), reason="needs PowerShell")
 def test_it_hands_over(tmp_path: Path) -> None:
     (tmp_path / "kohya_ext").mkdir()
     (tmp_path / "kohya_ext" / "__init__.py").write_text("raise SystemExit('the current folder was imported')\n")

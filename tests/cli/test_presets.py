@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -165,8 +166,10 @@ def test_a_gui_without_its_training_code_is_read_with_a_warning(
 
 
 LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
+import os, sys
+if os.name == "posix":  # Windows limits no process by itself
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20))
 from kohya_ext.cli.main import main
 sys.exit(main(["presets", "check", *sys.argv[1:]]))
 """
@@ -176,6 +179,8 @@ sys.exit(main(["presets", "check", *sys.argv[1:]]))
 def test_giants_are_refused_within_little_memory(giant: str, checkout: Path, tmp_path: Path) -> None:
     file = tmp_path / "giant.json"
     if giant == "hole":
+        if os.name == "nt":
+            pytest.skip("a hole takes its size on the disk there")
         with file.open("wb") as opened:
             opened.truncate(20 << 30)
     elif giant == "lists":
