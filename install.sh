@@ -54,10 +54,11 @@ usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--pre
 TEXT
 }
 
-fail() { # CODE MESSAGE...
+fail() { # CODE MESSAGE [OUTPUT]
     local code=$1
     shift
-    printf 'install.sh: %s\n' "$@" >&2
+    printf 'install.sh: %s\n' "${1//[[:cntrl:]]/?}" >&2 # a name may hold what steers a terminal
+    (($# == 1)) || printf '%s\n' "${2//[^[:print:][:space:]]/?}" >&2
     exit "$code"
 }
 
@@ -208,7 +209,7 @@ unset PYTHONSTARTUP PYTHONINSPECT
 
 runner=$(first_python "$READS_TOML") || runner=$(first_python "$RECENT") || fail 2 "no Python 3.10 or newer found: install one, or name it with --python PATH"
 if ! own "$runner"; then
-    echo "install.sh: note: $runner belongs to another user, and no Python of root's reads TOML: it runs all the same" >&2
+    echo "install.sh: note: ${runner//[[:cntrl:]]/?} belongs to another user, and no Python of root's reads TOML: it runs all the same" >&2
 fi
 
 # `install` says itself what is wrong with it; the demo and `uninstall` only run on it

@@ -101,7 +101,7 @@ def describe(path: Path) -> Checkout:
     root = path.expanduser().resolve()
     try:
         if not root.is_dir():
-            raise NotACheckoutError(f"{path}: no such folder")
+            raise NotACheckoutError(f"{path}: {'not a folder' if os.path.lexists(root) else 'no such folder'}")
         return _describe(root)
     except PermissionError as error:
         raise UnsupportedError(f"{error.filename}: this user may not look there; run as its owner or as root") from None

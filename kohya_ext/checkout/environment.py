@@ -127,8 +127,8 @@ def inspect(python: Path, *, home: str | None = None, extra_modules: Sequence[st
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"{path} cannot be run{_by(path)}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, KeyError, TypeError):
-        said = (run.stderr or run.stdout).strip().splitlines()
-        raise UsageError(f"{path} is not a working Python{f' (it says: {said[-1][:200]})' if said else ''}") from None
+        said = _cause(run.stderr or run.stdout)
+        raise UsageError(f"{path} is not a working Python{f' (it says: {said[:200]})' if said else ''}") from None
     if version < OLDEST:
         raise UsageError(f"{path} is Python {answer['version']}; kohya_ext needs Python 3.10 or newer")
     return _environment(path, answer, home)
@@ -170,6 +170,14 @@ def _existing_at(python: Path, path: Path) -> Path:
     if not os.access(path, os.X_OK):
         raise UsageError(f"{path} is not executable: name a Python interpreter, for example {shell.example_python()}")
     return path
+
+
+def _cause(output: str) -> str:
+    """The line of a failed program's output that says why: the last of a traceback, else the first (pyenv's shims)."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
 
 
 def _environment(path: Path, answer: Mapping[str, Any], home: str | None) -> Environment:

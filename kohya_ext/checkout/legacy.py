@@ -48,18 +48,18 @@ def message(checkout: Checkout, found: Sequence[Mark]) -> str:
     committed = [path for path in known if git.head_blob(path) == path.read_bytes()]
     changed = [path for path in known if path not in committed]
     unknown = [path for path, _ in found if path not in known]
-    cures = []
+    fixes = []
     if changed:
         skipped = " --ignore-skip-worktree-bits" if any(known[path].skipped for path in changed) else ""
-        cures.append(f"Restore upstream's files: {_command(f'checkout{skipped} --', changed)}")
+        fixes.append(f"Restore upstream's files: {_command(f'checkout{skipped} --', changed)}")
     if committed:
-        cures.append(f"They are committed in this branch; take upstream's: {_command('checkout TAG --', committed)}")
+        fixes.append(f"They are committed in this branch; take upstream's: {_command('checkout TAG --', committed)}")
     if unknown:
         files = " ".join(shell.quoted(path) for path in unknown)
-        cures.append(f"git does not know these: replace them by those of your release, or remove them: {files}")
+        fixes.append(f"git does not know these: replace them by those of your release, or remove them: {files}")
     return (
         f"{checkout.root} carries the files of an older EMA or AdaCoor patch ({listed}); nothing was changed.\n"
-        + "\n".join(cures)
+        + "\n".join(fixes)
         + "\nThen run again."
     )
 

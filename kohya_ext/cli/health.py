@@ -133,7 +133,7 @@ def _checked(out: Output, checkout: Checkout, environment: Environment | None, *
         return []
     checks = requirements.check(checkout, environment, deep=True, patched=patched)
     for check in checks:
-        fix = f"\nfix: {check.cure}" if check.cure else ""
+        fix = f"\nfix: {check.fix}" if check.fix else ""
         out.item(MARKS[check.level], f"{check.name}: {check.detail}{fix}")
     return checks
 

@@ -201,13 +201,13 @@ def _checks(
     unset = [check for check in checks if check.level == "problem"]
     if any(check.name == requirements.TORCH for check in unset):  # no use in naming the rest one by one
         names = ", ".join(check.name for check in unset)
-        out.item("missing", f"{names}: not in {environment.place}\nfix: {unset[0].cure}")
+        out.item("missing", f"{names}: not in {environment.place}\nfix: {unset[0].fix}")
     else:
         for check in checks:
             if check.level != "ok":
                 label = "missing" if check.level == "problem" else "note"
-                cure = f"\nfix: {check.cure}" if check.cure else ""
-                out.item(label, f"{check.name}: {check.detail}{cure}")
+                fix = f"\nfix: {check.fix}" if check.fix else ""
+                out.item(label, f"{check.name}: {check.detail}{fix}")
     return [check.as_json() for check in checks]
 
 

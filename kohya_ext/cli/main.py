@@ -32,7 +32,7 @@ from kohya_ext.cli.parser import Parser
 from kohya_ext.core import shell
 from kohya_ext.core.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
 from kohya_ext.core.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
-from kohya_ext.core.terminal import OutputLostError, abandon_output, indented, safe_streams
+from kohya_ext.core.terminal import OutputLostError, abandon_output, indented, named_in_one_line, safe_streams
 
 PROGRAM = next(iter(CONSOLE_SCRIPTS))
 GROUPS = (install, health, update, presets, basemodel, captions, audit, lora, prompts, grid, card, demo)
@@ -80,14 +80,14 @@ def _run(argv: Sequence[str]) -> int:
     except (BrokenPipeError, OutputLostError):
         raise
     except KohyaExtError as error:
-        return _failed(error, arguments)
+        return _failed(error, arguments, words)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         refusal = _of_the_system(error)
         if refusal is not None:
-            return _failed(refusal, arguments)
+            return _failed(refusal, arguments, words)
         if os.environ.get("KOHYA_EXT_TRACEBACK"):
             raise
         return _unexpected(error, arguments, words)
@@ -105,8 +105,8 @@ def _of_the_system(error: Exception) -> KohyaExtError | None:
     return UsageError(text) if error.errno in wrong else ConflictError(text)
 
 
-def _failed(error: KohyaExtError, arguments: argparse.Namespace) -> int:
-    print(f"{PROGRAM}: {indented(str(error), 2)}", file=sys.stderr)
+def _failed(error: KohyaExtError, arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    print(f"{PROGRAM}: {indented(named_in_one_line(str(error), words), 2)}", file=sys.stderr)
     if getattr(arguments, "json", False):
         import json
 

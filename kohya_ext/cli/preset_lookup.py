@@ -58,6 +58,6 @@ def _read(path: Path) -> Preset | Finding:
     try:
         values = read_values(path)
     except UsageError as error:
-        cure = "repair or remove the file"
-        return Finding("error", "unreadable", path.name, None, f"choosing it fails: {error}", cure)
+        fix = "repair or remove the file"
+        return Finding("error", "unreadable", path.name, None, f"choosing it fails: {error}", fix)
     return as_preset(values, path.stem, tab_of(values, path, None))

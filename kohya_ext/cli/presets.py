@@ -247,7 +247,7 @@ def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> No
         subject = f"{finding.key}{value}" if finding not in missing else _enumerated([one.key for one in missing])
         out.row(f"  {finding.level:<8} {subject}")
         out.row(f"           {finding.effect}")
-        out.row(f"           fix: {finding.cure}")
+        out.row(f"           fix: {finding.fix}")
 
 
 def _total(reports: Sequence[Mapping[str, Any]], release: str) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from kohya_ext.core.errors import KohyaExtError
@@ -36,6 +36,15 @@ def printable(text: str, *, one_line: bool = False) -> str:
 def indented(text: str, width: int) -> str:
     """`text` whose further lines stand below the first, so that none of them passes for a line of its own."""
     return text.replace("\n", "\n" + " " * width)
+
+
+def named_in_one_line(text: str, words: Sequence[str]) -> str:
+    """`text` with line breaks and tabs escaped in the names that these arguments of a command are, whole or in part."""
+    for word in sorted(words, key=len, reverse=True):
+        name = word.partition("=")[2] if word.startswith("--") else word
+        if "\n" in name.strip() or "\t" in name.strip():
+            text = text.replace(name, printable(name, one_line=True))
+    return text
 
 
 def rewrite_line(text: str, *, end: str = "") -> None:

@@ -395,8 +395,8 @@ def _check_dtype(dtype: torch.dtype, stochastic: bool) -> None:
         return
     if dtype == torch.bfloat16 and stochastic:
         return
-    cure = "use float32, or bfloat16 with stochastic rounding" if dtype == torch.bfloat16 else "use float32"
+    fix = "use float32, or bfloat16 with stochastic rounding" if dtype == torch.bfloat16 else "use float32"
     raise ValueError(
         f"a {dtype} shadow with nearest rounding stands still, for a decay of 0.9995 adds less than half of its last "
-        f"digit; {cure}"
+        f"digit; {fix}"
     )

@@ -127,11 +127,11 @@ def _explained(path: Path, what: str) -> Iterator[None]:
         text = " ".join(str(error).split())[:300]
         lowered = text.lower()
         if isinstance(error, ImportError) and "peft" not in lowered:
-            cure = "run it with Kohya's Python, which has what diffusers needs"
+            fix = "run it with Kohya's Python, which has what diffusers needs"
         elif "peft" in lowered:
-            cure = "this version of diffusers needs the package peft for LoRAs: pip install peft"
+            fix = "this version of diffusers needs the package peft for LoRAs: pip install peft"
         elif any(sign in lowered for sign in ("local_files_only", "offline", "connect", "cached", "config")):
-            cure = "give --config FOLDER, a diffusers folder of the same family (its configuration and tokenizers)"
+            fix = "give --config FOLDER, a diffusers folder of the same family (its configuration and tokenizers)"
         else:
-            cure = "is the file whole, and of the family that it seems to be?"
-        raise UsageError(f"{path} {what} ({type(error).__name__}: {text}). {cure}") from error
+            fix = "is the file whole, and of the family that it seems to be?"
+        raise UsageError(f"{path} {what} ({type(error).__name__}: {text}). {fix}") from error

@@ -39,11 +39,11 @@ class Check:
     name: str
     level: Level
     detail: str
-    cure: str | None = None
+    fix: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The fields that `--json` shows."""
-        return {"name": self.name, "level": self.level, "detail": self.detail, "cure": self.cure}
+        return {"name": self.name, "level": self.level, "detail": self.detail, "fix": self.fix}
 
 
 def check(checkout: Checkout, environment: Environment, *, deep: bool = False, patched: bool = True) -> list[Check]:
@@ -114,12 +114,12 @@ def _pin(name: str, checkout: Checkout) -> str:
 
 def _own_package(environment: Environment, checkout: Checkout) -> Check:
     there = package.state(environment)
-    cure = command("install", "--python", environment.python, checkout.root)
+    fix = command("install", "--python", environment.python, checkout.root)
     if there == "absent" and not environment.modules.get(about.PACKAGE):
-        return Check(about.PACKAGE, "problem", f"not in {environment.place}: Kohya runs without our functions", cure)
+        return Check(about.PACKAGE, "problem", f"not in {environment.place}: Kohya runs without our functions", fix)
     if there == "other":
         detail = f"the copy in {environment.place} differs from this one ({about.VERSION})"
-        return Check(about.PACKAGE, "warning", detail, cure)
+        return Check(about.PACKAGE, "warning", detail, fix)
     version = environment.packages.get(about.NAME, about.VERSION)
     return Check(about.PACKAGE, "ok", f"{version}{' (a link to a source tree)' if there == 'editable' else ''}")
 

@@ -48,7 +48,7 @@ class FileStatus:
     kind: str
     state: str
     problem: str | None = None
-    cure: str | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def status(checkout: Checkout, environments: Known | None = None) -> Status:
             notes.append(f"installed on {recorded.release}, the checkout is at {checkout.release} now")
         if recorded.version != about.VERSION:
             notes.append(f"installed by kohya_ext {recorded.version}; this command is of {about.VERSION}")
-        problems += [f"{file.path}: {file.problem}. {file.cure}" for file in files if file.problem and file.cure]
-        notes += [f"{file.path}: {file.problem}" for file in files if file.problem and not file.cure]
+        problems += [f"{file.path}: {file.problem}. {file.fix}" for file in files if file.problem and file.fix]
+        notes += [f"{file.path}: {file.problem}" for file in files if file.problem and not file.fix]
         if not any(file.kind == PATCHED and file.state == State.MISSING.value for file in files):  # said already
             problems += _moved(checkout, recorded, hooks)
         if environments is not None and recorded.patch_set != PRESETS_ONLY:
@@ -262,10 +262,10 @@ def _patched(checkout: Checkout, entry: ManifestEntry, recorded: Manifest) -> Fi
         seen = states.inspect(checkout.root, entry.path, entry)
     except ConflictError as error:
         return FileStatus(entry.path, entry.kind, State.FOREIGN.value, "is not a regular file any more", str(error))
-    problem, cure = _drift(checkout.root, seen)
+    problem, fix = _drift(checkout.root, seen)
     if problem is None and seen.state is State.OURS:
-        problem, cure = _backup(checkout.root, seen, entry) or _flag(checkout.root, entry, recorded) or (None, None)
-    return FileStatus(entry.path, entry.kind, seen.state.value, problem, cure)
+        problem, fix = _backup(checkout.root, seen, entry) or _flag(checkout.root, entry, recorded) or (None, None)
+    return FileStatus(entry.path, entry.kind, seen.state.value, problem, fix)
 
 
 def _drift(root: Path, seen: states.Inspected) -> tuple[str | None, str | None]:

@@ -44,8 +44,8 @@ def _unknown(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
     for key in sorted(set(values) - set(release.schema.fields)):
         successor = RENAMED.get(key)
         if successor in release.schema.fields and successor is not None:
-            effect, cure = "lost: this GUI ignores the key", f"rename it to {successor}"
-            yield Finding("warning", "renamed-key", key, values[key], effect, cure)
+            effect, fix = "lost: this GUI ignores the key", f"rename it to {successor}"
+            yield Finding("warning", "renamed-key", key, values[key], effect, fix)
         elif key in DEAD:
             yield Finding("note", "dead-key", key, values[key], "ignored by every release", "remove it")
         else:
@@ -62,8 +62,8 @@ def _loading(given: Mapping[str, Any], values: Mapping[str, Any], release: Relea
                 continue
             effect = f"this release turns it into {values[key]!r} when it loads the preset"
             if isinstance(value, float):
-                cure = "`kohya-ext presets fit` helps, or type it into the field after loading"
-                yield Finding("error", DEFECT, key, value, effect, cure)
+                fix = "`kohya-ext presets fit` helps, or type it into the field after loading"
+                yield Finding("error", DEFECT, key, value, effect, fix)
             else:
                 level: Level = "warning" if number is None or values[key] else "error"
                 yield Finding(level, "lost-in-loading", key, value, effect, "write the number as the field takes it")
@@ -132,8 +132,8 @@ def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
     if (low is not None and number < low) or (high is not None and number > high):
         fails = one.component == "Number" or (gradio is not None and gradio >= 6)
         effect = "the next click of anything fails" if fails else "accepted, though the slider cannot show it"
-        cure = f"keep it between {low} and {high}"
-        yield Finding("error" if fails else "warning", "out-of-range", one.key, value, effect, cure)
+        fix = f"keep it between {low} and {high}"
+        yield Finding("error" if fails else "warning", "out-of-range", one.key, value, effect, fix)
 
 
 def _choice(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
@@ -147,12 +147,12 @@ def _choice(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
         else "shown with a warning only; training gets the value"
     )
     near = convert(value, one)
-    cure = f"use {near.value!r}" if near.usable else f"one of: {', '.join(map(repr, offered))}"
-    yield Finding("error" if fails else "warning", "not-offered", one.key, value, effect, cure)
+    fix = f"use {near.value!r}" if near.usable else f"one of: {', '.join(map(repr, offered))}"
+    yield Finding("error" if fails else "warning", "not-offered", one.key, value, effect, fix)
 
 
 def _missing(given: Mapping[str, Any], values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
-    cure = "complete it with `kohya-ext presets fit`"
+    fix = "complete it with `kohya-ext presets fit`"
     for key, one in release.schema.fields.items():
         if key in PRIVATE or one.wired_to is not None or given.get(key) is not None:
             continue
@@ -161,10 +161,10 @@ def _missing(given: Mapping[str, Any], values: Mapping[str, Any], release: Relea
             yield Finding("error", "zeroed", key, None, effect, "give it a learning rate")
         elif key == "optimizer" or key in release.migration.zeroed:
             effect = f"this release sets it to {values[key]!r} when it is absent, whatever the field shows"
-            yield Finding("warning", "zeroed", key, None, effect, cure)
+            yield Finding("warning", "zeroed", key, None, effect, fix)
         elif key not in values:
             effect = "the field keeps what it showed before: a preset chosen earlier leaks through"
-            yield Finding("warning", "missing-key", key, None, effect, cure)
+            yield Finding("warning", "missing-key", key, None, effect, fix)
 
 
 def effective(values: Mapping[str, Any], release: Release) -> dict[str, Any]:

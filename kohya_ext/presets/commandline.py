@@ -128,7 +128,7 @@ def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, resul
     trained = effective(form, release)
     for finding in (*contradictions(trained, release), *training_defects(trained, release)):
         if finding.level == "error":
-            yield f"{finding.key}: {finding.effect}; {finding.cure}"
+            yield f"{finding.key}: {finding.effect}; {finding.fix}"
     if form.get("create_caption") is True and MERGE not in str(result.preparation):
         yield (
             f"this release's GUI never runs {MERGE} (a fault of v24.1.2 and v24.1.3): no metadata is there unless "

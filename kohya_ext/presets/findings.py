@@ -23,7 +23,7 @@ class Finding:
     key: str
     value: Any
     effect: str
-    cure: str
+    fix: str
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -32,5 +32,5 @@ class Finding:
             "key": self.key,
             "value": str(self.value) if isinstance(self.value, float) and not math.isfinite(self.value) else self.value,
             "effect": self.effect,
-            "cure": self.cure,
+            "fix": self.fix,
         }

@@ -84,10 +84,10 @@ def departures(preset: Preset) -> Iterator[Finding]:
         value = values.get(key)
         if value is None or _same(value, advised):
             continue
-        cure = f"set it to {json.dumps(advised)}"
+        fix = f"set it to {json.dumps(advised)}"
         if key in purposes:
-            cure = f"none, it is on purpose in this preset: {purposes[key]}"
-        yield Finding("note", "guide", key, value, f"the guide advises {json.dumps(advised)}: {reason}", cure)
+            fix = f"none, it is on purpose in this preset: {purposes[key]}"
+        yield Finding("note", "guide", key, value, f"the guide advises {json.dumps(advised)}: {reason}", fix)
     yield from _optimizer(values)
     yield from _flags(values)
 

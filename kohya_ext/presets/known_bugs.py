@@ -25,8 +25,8 @@ def training_defects(values: Mapping[str, Any], release: Release) -> Iterator[Fi
         effect = (
             "the training script stops with AttributeError: this sd-scripts needs cached latents with metadata files"
         )
-        cure = "switch cache_latents on and random_crop off, or use another sd-scripts"
-        yield Finding("error", RULE, "cache_latents", values.get("cache_latents"), effect, cure)
+        fix = "switch cache_latents on and random_crop off, or use another sd-scripts"
+        yield Finding("error", RULE, "cache_latents", values.get("cache_latents"), effect, fix)
     prepared = values.get("create_buckets") is True and values.get("use_latent_files") == "Yes"
     if release.refuses_no_upscale and prepared and values.get("bucket_no_upscale") is True:
         effect = "the training script stops with AssertionError: the buckets were prepared already"
@@ -39,7 +39,7 @@ def _warm_up(release: Release) -> Iterator[Finding]:
         return
     if release.gradio is not None and release.gradio >= 6:
         effect = "the slider starts as a text, which gradio 6 refuses: every click in the tab fails"
-        cure = (
+        fix = (
             "put `lr_warmup = 0` under [basic] in config.toml next to the GUI; `kohya-ext install --fix-warmup` does it"
         )
-        yield Finding("error", RULE, "lr_warmup", warmup.default, effect, cure)
+        yield Finding("error", RULE, "lr_warmup", warmup.default, effect, fix)

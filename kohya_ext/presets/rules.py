@@ -122,15 +122,15 @@ def _fused(values: Values, release: Release) -> Iterator[Finding]:
 def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
     if release.patched:
         return
-    cure = "run `kohya-ext install` for this checkout"
+    fix = "run `kohya-ext install` for this checkout"
     own = ours(values.get("optimizer"))
     if own is not None and values.get("optimizer") != own.path:
         effect = "kohya_ext is not installed here: the training script does not know the optimizer and stops"
-        yield Finding("error", "not-installed", "optimizer", values.get("optimizer"), effect, cure)
+        yield Finding("error", "not-installed", "optimizer", values.get("optimizer"), effect, fix)
     for name in flags_in(values.get(EXTRA)):
         if name.startswith(OUR_FLAGS):
             effect = f"kohya_ext is not installed here: the training script refuses --{name}"
-            yield Finding("error", "not-installed", EXTRA, f"--{name}", effect, cure)
+            yield Finding("error", "not-installed", EXTRA, f"--{name}", effect, fix)
 
 
 @rule

@@ -67,6 +67,9 @@ def test_missing_parts_are_named(make: Make, gone: str) -> None:
 def test_other_folders_are_no_checkouts(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="not a Kohya checkout"):
         describe(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UnsupportedError, match="not a folder"):
+        describe(tmp_path / "file")
     with pytest.raises(UnsupportedError, match="no such folder"):
         describe(tmp_path / "nothing")
     (tmp_path / "kohya_gui.py").write_text("")

@@ -111,11 +111,24 @@ def _script(path: Path, body: str) -> Path:
         (lambda folder: folder, "has no Python in it"),
         (lambda folder: _plain(folder / "python"), "cannot be run" if systems.WINDOWS else "not executable"),
         (lambda folder: _script(folder / "python", "echo hello"), "not a working Python"),
+        (
+            lambda folder: _script(
+                folder / "python",
+                "echo 'pyenv: python: command not found' >&2; echo >&2; echo 'It exists in: 3.11' >&2; exit 127",
+            ),
+            r"it says: pyenv: python: command not found\)",
+        ),
+        (
+            lambda folder: _script(
+                folder / "python", "printf 'Traceback (most recent call last):\\n  x\\nOSError: gone\\n' >&2; exit 1"
+            ),
+            r"it says: OSError: gone\)",
+        ),
         (lambda folder: _script(folder / "python", "echo broken >&2; exit 3"), "broken"),
         (lambda folder: _script(folder / "python", "echo '[]'"), "not a working Python"),
         (lambda folder: _script(folder / "python", """echo '{"version": "3.9.18"}'"""), "Python 3.9.18; .* 3.10"),
     ],
-    ids=["absent", "folder", "not executable", "no python", "fails", "odd", "old"],
+    ids=["absent", "folder", "not executable", "no python", "a shim", "a traceback", "fails", "odd", "old"],
 )
 def test_a_wrong_python_is_wrong_usage(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
     with pytest.raises(UsageError, match=words) as error:

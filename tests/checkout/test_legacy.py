@@ -30,7 +30,7 @@ MARKS = {
     ("era", "file"), [("embedded", "library/train_util.py"), ("submodule", "sd-scripts/sdxl_train.py")]
 )
 @pytest.mark.parametrize("patch_set", ["hook", "inline"])
-def test_refused_and_cured(make: Make, mark: str, era: str, file: str, patch_set: str) -> None:
+def test_refused_and_fixed(make: Make, mark: str, era: str, file: str, patch_set: str) -> None:
     checkout = make(era, "with space")
     path = checkout.root / file
     path.write_text(path.read_text() + MARKS[mark])

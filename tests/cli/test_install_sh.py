@@ -64,6 +64,13 @@ def test_wrong_usage(words: list[str]) -> None:
     assert "install.sh: " in done.stderr
 
 
+@pytest.mark.parametrize("words", [["--python", "/no\x1b[2J\nwhere", "--uninstall", "."], ["--sur\x1b[2J\nely"]])
+def test_names_in_its_own_errors_do_not_steer_the_terminal(words: list[str]) -> None:
+    done = install_sh(*words)
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr and not any(line.startswith(("where", "ely")) for line in done.stderr.splitlines())
+
+
 def test_a_provisioning_script_runs_it_twice(make: Make, with_venv: WithVenv) -> None:
     """No terminal, no question, exit 0, and the second time nothing changes."""
     checkout = with_venv(make("submodule", "with space"))

@@ -76,7 +76,14 @@ def test_errors_and_usage_errors_are_escaped(run: Run, tmp_path: Path) -> None:
         done = run(*words)
         assert done.code in (2, 3)
         assert not any(character in done.errors for character in "\x1b\x07\u202e\x9b\r")
-        assert not any(line == "kohya-ext: fine" for line in done.errors.splitlines())
+        assert not any(line.strip() == "kohya-ext: fine" for line in done.errors.splitlines())
+
+
+@pytest.mark.parametrize("words", [["status", "{}"], ["audit", "{}"], ["card", "{}"]])
+def test_a_name_with_a_line_break_stays_in_its_line(run: Run, tmp_path: Path, words: list[str]) -> None:
+    done = run(*(word.format(f"{tmp_path}/x\nthe next line") for word in words))
+    assert done.code in (2, 3)
+    assert "x\\nthe next line" in done.errors and "\n" not in done.errors.strip()
 
 
 def test_file_names_in_reports_are_escaped(run: Run, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_number_in_config_toml_cures_it(make: Make, text: str, is_number: bool
     assert warmup_is_number(checkout) is is_number
     found = named(check(checkout, environment({**PACKAGES, "gradio": "6.17.3"})), "gradio")
     assert found.level == ("ok" if is_number else "warning")
-    assert is_number or "--fix-warmup" in str(found.cure)
+    assert is_number or "--fix-warmup" in str(found.fix)
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_a_developers_link_is_left_alone(pinned: Environment, tmp_path: Path) ->
     assert files(pinned) == before
 
 
-def test_without_any_installer_the_cure_is_named(
+def test_without_any_installer_the_fix_is_named(
     pinned: Environment, monkeypatch: pytest.MonkeyPatch, first: Path
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)

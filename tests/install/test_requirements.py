@@ -59,7 +59,7 @@ def test_all_is_well(make: Make) -> None:
 def test_a_run_without_it_is_a_problem_with_a_cure(make: Make, name: str) -> None:
     found = named(check(make("bare"), environment(without(name))), name)
     assert found.level == "problem"
-    assert found.cure
+    assert found.fix
 
 
 def test_missing_scipy_is_a_warning_with_the_exact_command(make: Make) -> None:
@@ -67,20 +67,20 @@ def test_missing_scipy_is_a_warning_with_the_exact_command(make: Make) -> None:
     packages = {**without("scipy"), "numpy": "1.26.4"}
     found = named(check(checkout, environment(packages)), "scipy")
     assert found.level == "warning"
-    assert found.cure == f"{sys.executable} -m pip install scipy numpy==1.26.4"
+    assert found.fix == f"{sys.executable} -m pip install scipy numpy==1.26.4"
     (checkout.root / "requirements.txt").write_text("torch\nscipy==1.11.4\n")
-    assert "scipy==1.11.4 numpy==1.26.4" in str(named(check(checkout, environment(packages)), "scipy").cure)
+    assert "scipy==1.11.4 numpy==1.26.4" in str(named(check(checkout, environment(packages)), "scipy").fix)
     packages["numpy"] = "2.1.0"
-    assert "install scipy numpy==2.1.0" in str(named(check(checkout, environment(packages)), "scipy").cure)
+    assert "install scipy numpy==2.1.0" in str(named(check(checkout, environment(packages)), "scipy").fix)
 
 
 def test_missing_xformers_is_a_warning_that_names_the_way_around(make: Make) -> None:
     found = named(check(make("submodule"), environment(without("xformers"))), "xformers")
     assert found.level == "warning"
-    assert "sdpa" in str(found.cure)
+    assert "sdpa" in str(found.fix)
 
 
-def test_the_cure_speaks_to_the_right_installer() -> None:
+def test_the_fix_speaks_to_the_right_installer() -> None:
     uv = Path("/bin/uv")
     assert pip_command(environment({}, kind="uv", uv=uv), "x").startswith(f"{uv} pip install --python ")
     assert "--user" in pip_command(environment({}, kind="user-site"), "x")
@@ -97,7 +97,7 @@ def test_our_own_package(make: Make, monkeypatch: pytest.MonkeyPatch, state: str
     checkout = make("bare")
     found = named(check(checkout, environment()), "kohya_ext")
     assert found.level == level
-    assert level == "ok" or command("install", "--python", environment().python, checkout.root) in str(found.cure)
+    assert level == "ok" or command("install", "--python", environment().python, checkout.root) in str(found.fix)
     assert not [one for one in check(checkout, environment(), patched=False) if one.name == "kohya_ext"]
 
 
@@ -115,7 +115,7 @@ def test_the_slider_that_gradio_6_refuses(make: Make, release: str, gradio: str,
     checkout = dataclasses.replace(make("submodule"), release=release)
     found = named(check(checkout, environment({**PACKAGES, "gradio": gradio})), "gradio")
     assert found.level == level
-    assert level == "ok" or "lr_warmup = 0" in str(found.cure)
+    assert level == "ok" or "lr_warmup = 0" in str(found.fix)
 
 
 def test_sd_scripts_need_nothing_that_serves_the_gui_and_its_presets(make: Make) -> None:

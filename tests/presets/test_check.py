@@ -139,9 +139,9 @@ def test_each_fault_is_found(changes: dict[str, Any], expected: tuple[str, str, 
     assert expected in rules(changes)
 
 
-def test_every_finding_says_what_happens_and_the_cure_and_hides_secrets() -> None:
+def test_every_finding_says_what_happens_and_the_fix_and_hides_secrets() -> None:
     found = findings({"huggingface_token": "hf_secret", "nonsense": 1, "epoch": "x"})
-    assert all(finding.effect and finding.cure for finding in found)
+    assert all(finding.effect and finding.fix for finding in found)
     assert "hf_secret" not in str([finding.as_json() for finding in found])
 
 
@@ -266,8 +266,8 @@ class Other:
 
 def test_the_sd_scripts_that_needs_cached_latents_with_metadata() -> None:
     assert wants_cached_latents(TextSources({"library/train_util.py": DATASET}))
-    cured = DATASET.replace("        for folder", "        if strategy is not None:\n          for folder")
-    assert not wants_cached_latents(TextSources({"library/finetuning_dataset.py": cured}))
+    fixed = DATASET.replace("        for folder", "        if strategy is not None:\n          for folder")
+    assert not wants_cached_latents(TextSources({"library/finetuning_dataset.py": fixed}))
     assert not wants_cached_latents(TextSources({}))
     broken = replace(RELEASE, wants_cached_latents=True)
     assert ("error", "release-defect", "cache_latents") in rules({}, broken)
