@@ -72,20 +72,26 @@ def prompts(arguments: argparse.Namespace) -> int:
 def _captions(folder: Path, suffix: str, out: Output) -> Iterator[CaptionedImage]:
     """The captions of the images; an image without a caption file speaks by its name, as the guide has it."""
     from kohya_ext.dataset import texts
+    from kohya_ext.dataset.captions import series_by_folder
     from kohya_ext.dataset.images import images_in, require_extension
-    from kohya_ext.dataset.names import caption_of
+    from kohya_ext.dataset.names import caption_of, is_camera_name
     from kohya_ext.evaluation.prompts import CaptionedImage
 
     require_extension(suffix)
-    for image in images_in(folder, recursive=True):
+    images = images_in(folder, recursive=True)
+    series = series_by_folder(images)
+    for image in images:
         try:
             caption = texts.read(folder, image.with_suffix(suffix))
         except KohyaExtError as error:
             out.warn(f"skipped: {error}")
             continue
+        if caption is None and is_camera_name(image.stem):
+            out.warn(f"skipped: {image} has no caption, and its name comes from a camera or a program")
+            continue
         # Kohya trains with the first line only
-        text = caption.text.partition("\n")[0] if caption else caption_of(image.stem)
-        yield CaptionedImage(text.strip(), image.as_posix())
+        text = caption.first_line if caption else caption_of(image.stem, series=series[image.parent])
+        yield CaptionedImage(text, image.as_posix())
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -101,8 +101,8 @@ def _captions(folder: Path, paths: list[Path], suffix: str) -> dict[Path, str]:
     for path in {path.with_suffix(suffix) for path in paths}:
         with contextlib.suppress(KohyaExtError):
             caption = texts.read(folder, path)
-            if caption is not None and caption.text.strip():
-                found[path] = caption.text.strip().partition("\n")[0]
+            if caption is not None and caption.first_line:
+                found[path] = caption.first_line
     return found
 
 

@@ -52,18 +52,31 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
         )
         return
     if not caption.text.strip():
-        yield AuditFinding("empty-caption", name, "is empty")
+        does = "trains the image without a caption" if caption.state.data else "stops at it"
+        yield AuditFinding("empty-caption", name, f"is empty: Kohya {does}")
         return
     if caption.state.data.startswith(BOM):
         yield AuditFinding("byte-order-mark", name, "begins with a byte order mark, which Kohya takes for a character")
+    if not caption.first_line:
+        yield AuditFinding(
+            "blank-first-line",
+            name,
+            "has an empty first line: Kohya reads only that one, and trains the image without a caption",
+        )
+        return
     for oddity in caption_lint.oddities(caption.text):
         yield AuditFinding("slip", name, oddity, ADVICE)
-    yield from _advice(name, caption.text.strip().partition("\n")[0], token)
+    yield from _advice(name, caption.first_line, token)
 
 
 def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:
     if not unicodedata.is_normalized("NFC", text):
         yield AuditFinding("not-normalized", name, "is not in Unicode's usual form (NFC)", ADVICE)
+    if choice := caption_lint.wildcard_in(text):
+        yield AuditFinding(
+            "wildcard", name, f"holds {choice}: Kohya chooses one only with --enable_wildcard, and else trains it all",
+            ADVICE,
+        )  # fmt: skip
     if caption_lint.is_tag_list(text):
         yield AuditFinding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", ADVICE)
     for code, terms, what in (

@@ -33,10 +33,16 @@ def is_tag_list(text: str) -> bool:
     return len(pieces) > MOST_TAGS and short * 3 >= len(pieces) * 2
 
 
+def wildcard_in(text: str) -> str:
+    """The first `{a|b}` in the text, "" where there is none; doubled braces are meant as braces."""
+    match = re.search(r"\{[^{}|]*\|[^{}]*\}", re.sub(r"\{\{|\}\}", "", text))
+    return match[0] if match else ""
+
+
 def oddities(text: str) -> Iterator[str]:
     """What looks like a slip: nothing that Kohya would stop at."""
     if "\n" in text.strip("\n"):
-        yield "has more than one line: Kohya reads only the first"
+        yield "has more than one line: Kohya reads only the first (with --enable_wildcard, one by chance)"
     if "\t" in text or "  " in text:
         yield "has tabs or spaces in a row"
     if re.search(r",\s*,", text) or text.strip().startswith(","):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset import texts
 from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
-from kohya_ext.dataset.names import caption_of, name_of
+from kohya_ext.dataset.names import caption_of, is_camera_name, name_of, series_of
 from kohya_ext.dataset.plan import EditPlan
 from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, TooSlowError, substituted
 
 ROOM_FOR_NUMBER = len(" (9999)")
 # What lies next to an image under its name and has to keep it: captions of both kinds, cached latents.
 COMPANIONS = (".txt", ".caption", ".npz")
+BLANK = "the first line is empty, and Kohya reads no other"
+SAYS_NOTHING = (
+    "the name of its image comes from a camera or a program: name the image after what it shows, "
+    "or write this caption by hand"
+)
 
 
 def from_names(
@@ -24,11 +29,15 @@ def from_names(
 ) -> EditPlan:
     """A caption next to each image, saying what its name says. Captions that exist stay unless `overwrite`.
 
+    Names that cameras and programs gave are kept out of captions, and reported.
+
     suffix: of caption files, `.txt` when empty. Raises UsageError when there is no image.
     """
     plan = EditPlan("captions")
-    for path, images in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX).items():
-        text = caption_of(images[0].stem, keep_suffix=keep_suffix)
+    groups = _captions_of(folder, recursive, suffix or CAPTION_SUFFIX)
+    series = series_by_folder(groups)
+    for path, images in groups.items():
+        text = caption_of(images[0].stem, keep_suffix=keep_suffix, series=series[path.parent])
         if not _is_text(text):
             plan.keep(path, "the name of its image is not UTF-8: rename it")
             continue
@@ -37,6 +46,9 @@ def from_names(
             continue
         if not overwrite and (folder / path).exists():
             plan.keep(path, "exists")
+            continue
+        if is_camera_name(images[0].stem):
+            plan.keep(path, SAYS_NOTHING)
             continue
         before = texts.read(folder, path)
         if before is not None and before.text == text:
@@ -58,7 +70,7 @@ def prefixed(folder: Path, text: str, *, recursive: bool = False, suffix: str = 
             return [old.removeprefix(text) for old in found.values()]
         return [old if old.startswith(text) else text + old for old in found.values()]
 
-    return _edited(folder, "captions prefix", edit, recursive, suffix)
+    return _edited(folder, "captions prefix", edit, recursive, suffix, skip_blank=True)
 
 
 def replaced(
@@ -123,6 +135,7 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Edit
     moves: list[tuple[Path, Path]] = []
     taken: dict[Path, set[str]] = defaultdict(set)
     groups = _captions_of(folder, recursive, suffix or CAPTION_SUFFIX)
+    series = series_by_folder(groups)
     members = {path: _members(folder, path, images, suffix) for path, images in groups.items()}
     ours = {member for group in members.values() for member in group}
     for file in files_in(folder, recursive=recursive):
@@ -130,7 +143,8 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Edit
             taken[file.parent].add(file.stem.casefold())
     wanted: list[tuple[Path, str]] = []
     for path in groups:
-        name = _name_for(plan, folder, path, max(len(member.suffix.encode()) for member in members[path]))
+        extension = max(len(member.suffix.encode()) for member in members[path])
+        name = _name_for(plan, folder, path, extension, series[path.parent])
         if name is None or name == path.stem:
             plan.unchanged += name is not None
             taken[path.parent].add(path.stem.casefold())
@@ -145,6 +159,14 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Edit
         moves += [(member, member.with_name(free + member.suffix)) for member in members[path]]
     _order(plan, moves)
     return plan
+
+
+def series_by_folder(paths: Iterable[Path]) -> dict[Path, frozenset[str]]:
+    """What `series_of` finds in each folder of `paths`."""
+    stems: dict[Path, list[str]] = defaultdict(list)
+    for path in paths:
+        stems[path.parent].append(path.stem)
+    return {parent: series_of(names) for parent, names in stems.items()}
 
 
 def _captions_of(folder: Path, recursive: bool, suffix: str) -> dict[Path, list[Path]]:
@@ -170,9 +192,18 @@ def _require_text(text: str) -> None:
 
 
 def _edited(
-    folder: Path, verb: str, edit: Callable[[dict[Path, str]], list[str]], recursive: bool, suffix: str
+    folder: Path,
+    verb: str,
+    edit: Callable[[dict[Path, str]], list[str]],
+    recursive: bool,
+    suffix: str,
+    *,
+    skip_blank: bool = False,
 ) -> EditPlan:
-    """edit: gives the new text of each caption, in the order of the old ones."""
+    """edit: gives the new text of each caption, in the order of the old ones.
+
+    skip_blank: leave captions alone whose text only begins after a blank line, for the first line alone is trained.
+    """
     plan = EditPlan(verb)
     captions: dict[Path, texts.Caption] = {}
     for path in _captions_of(folder, recursive, suffix or CAPTION_SUFFIX):
@@ -182,6 +213,9 @@ def _edited(
         caption = texts.read(folder, path)
         if caption is None:
             plan.keep(path, "there is no caption")
+            continue
+        if skip_blank and caption.text.strip() and not caption.first_line:
+            plan.keep(path, BLANK)
             continue
         captions[path] = caption
     edited = edit({path: caption.text for path, caption in captions.items()})
@@ -198,20 +232,20 @@ def _members(folder: Path, caption: Path, images: list[Path], suffix: str) -> li
     return [*images, *sorted(path for path in companions if (folder / path).exists())]
 
 
-def _name_for(plan: EditPlan, folder: Path, path: Path, extension: int) -> str | None:
+def _name_for(plan: EditPlan, folder: Path, path: Path, extension: int, series: frozenset[str]) -> str | None:
     caption = texts.read(folder, path)
     if caption is None:
         plan.keep(path, "there is no caption to name its image after")
         return None
-    first = caption.text.strip().partition("\n")[0]
+    first = caption.first_line
     name = name_of(first, room=ROOM_FOR_NUMBER + extension)
     if not name:
-        plan.keep(path, "the caption is empty")
+        plan.keep(path, BLANK if caption.text.strip() and not first else "the caption is empty")
         return None
-    if caption_of(path.stem) == name:  # "a dog (2)" says "a dog" already
+    if caption_of(path.stem, series=series) == name:  # "a dog (2)" says "a dog" already
         return path.stem
-    if len(name) < len(first.strip()):
-        plan.note(path, f"the name has room for {len(name)} of {len(first.strip())} characters")
+    if len(name) < len(first):
+        plan.note(path, f"the name has room for {len(name)} of {len(first)} characters")
     return name
 
 

@@ -22,6 +22,11 @@ class Caption:
     state: FileState
     text: str
 
+    @property
+    def first_line(self) -> str:
+        """All that Kohya reads of it, "" where the first line is blank."""
+        return self.text.partition("\n")[0].strip()
+
     def as_state(self, text: str) -> FileState:
         """The file with another text, and the line ends, the mark and the mode that it has."""
         data = TextForm.of(self.state.data).encode(text)

@@ -27,6 +27,11 @@ def codes(tmp_path: Path, caption: str | bytes | None, **settings: Any) -> list[
         (b"\xff\xfea dog", ["unreadable-caption"]),
         (b"\xef\xbb\xbfa dog", ["byte-order-mark"]),
         ("a dog\nand more", ["slip"]),
+        ("\n\na photo of ewpp\nmore\n", ["blank-first-line"]),
+        (b" \t\r\na photo of ewpp", ["blank-first-line"]),
+        ("a {red|blue} dress", ["wildcard"]),
+        ("a {{red|blue}} dress", []),
+        ("a {red} dress", []),
         ("a  dog", ["slip"]),
         ("a dog,, a cat", ["slip"]),
         ("1girl, solo, long hair, smile, blue eyes", ["tag-list"]),
@@ -54,6 +59,13 @@ def test_captions_without_image_and_shared_ones(tmp_path: Path) -> None:
     assert [(finding.code, finding.path) for finding in check(tmp_path)] == [
         ("shared-caption", "a.png"), ("no-image", "gone.txt"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("caption", "says"), [(b"", "stops"), (b" \n", "without a caption"), (b"\n", "without")])
+def test_what_an_empty_caption_does(tmp_path: Path, caption: bytes, says: str) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": caption})
+    (found,) = check(tmp_path)
+    assert found.code == "empty-caption" and says in found.text
 
 
 def test_a_name_is_said_once(tmp_path: Path) -> None:

@@ -13,19 +13,47 @@ from tests.dataset.folders import everything, folder_of, text_of
 
 
 def test_file_names_become_captions(tmp_path: Path) -> None:
-    folder_of(tmp_path, {"femme ewpp (1).png": None, "a dog_2.JPG": None, "x.gif": None, "mine.webp": None,
+    folder_of(tmp_path, {"femme ewpp (1).png": None, "a dog_2.JPG": None, "a dog_3.JPG": None, "room_101.png": None,
+                         "IMG_20230704_101112.jpg": None, "x.gif": None, "mine.webp": None,
                          "mine.txt": "my own words", "deeper/b.bmp": None})  # fmt: skip
     plan = captions.from_names(tmp_path)
     history.apply(tmp_path, plan)
     assert text_of(tmp_path) == {
         "a dog_2.txt": "a dog\n",
+        "a dog_3.txt": "a dog\n",
+        "room_101.txt": "room_101\n",
         "femme ewpp (1).txt": "femme ewpp\n",
         "mine.txt": "my own words",
     }
-    assert plan.kept == [("mine.txt", "exists")]
+    assert plan.kept == [
+        (
+            "IMG_20230704_101112.txt",
+            "the name of its image comes from a camera or a program: name the image after what it shows, "
+            "or write this caption by hand",
+        ),
+        ("mine.txt", "exists"),
+    ]
     history.apply(tmp_path, captions.from_names(tmp_path, recursive=True, overwrite=True))
     assert text_of(tmp_path)["mine.txt"] == "mine\n" and text_of(tmp_path)["deeper/b.txt"] == "b\n"
     assert captions.from_names(tmp_path, recursive=True, overwrite=True).steps == []
+
+
+def test_a_series_is_one_within_its_folder(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"one/room_101.png": None, "two/room_102.png": None, "two/room_103.png": None})
+    plan = captions.from_names(tmp_path, recursive=True)
+    assert {path: after for path, (_, after) in plan.written.items()} == {
+        "one/room_101.txt": "room_101", "two/room_102.txt": "room", "two/room_103.txt": "room",
+    }  # fmt: skip
+
+
+def test_a_blank_first_line_is_what_kohya_reads(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"1.png": None, "1.txt": "\n\na photo of ewpp\n", "2.png": None, "2.txt": ""})
+    assert captions.to_names(tmp_path).kept == [
+        ("1.txt", "the first line is empty, and Kohya reads no other"), ("2.txt", "the caption is empty"),
+    ]  # fmt: skip
+    plan = captions.prefixed(tmp_path, "photo of ")
+    assert plan.kept == [("1.txt", "the first line is empty, and Kohya reads no other")]
+    assert list(plan.written) == ["2.txt"]
 
 
 def test_two_images_share_a_caption(tmp_path: Path) -> None:
