@@ -32,7 +32,9 @@ usage: install.ps1 [CHECKOUT] [-Demo] [-Yes] [-DryRun] [-Uninstall] [-PresetsOnl
 if ($Help) { Write-Output $usage; exit 0 }
 
 function Stop-With([int] $Code, [string] $Message) {
-    [Console]::Error.WriteLine("install.ps1: $Message")
+    # what would steer a terminal, or pass for a line of its own
+    $visible = $Message -replace '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]', '?'
+    [Console]::Error.WriteLine("install.ps1: $visible")
     exit $Code
 }
 

@@ -54,12 +54,19 @@ usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--pre
 TEXT
 }
 
-fail() { # CODE MESSAGE [OUTPUT]
-    local code=$1
-    shift
-    printf 'install.sh: %s\n' "${1//[[:cntrl:]]/?}" >&2 # a name may hold what steers a terminal
-    (($# == 1)) || printf '%s\n' "${2//[^[:print:][:space:]]/?}" >&2
-    exit "$code"
+visible() { # TEXT: prints it on one line, with a question mark for all that would steer a terminal
+    local LC_ALL=C text=${1//$'\n'/\\n}
+    text=${text//[$'\x01'-$'\x1f\x7f']/?}
+    text=${text//$'\xc2'[$'\x80'-$'\x9f']/?}         # C1 controls, in UTF-8
+    text=${text//$'\xd8\x9c'/?}                      # marks, embeddings, overrides and isolates of direction
+    text=${text//$'\xe2\x80'[$'\x8e\x8f\xa8'-$'\xae']/?}
+    text=${text//$'\xe2\x81'[$'\xa6'-$'\xa9']/?}
+    printf '%s\n' "$text"
+}
+
+fail() { # CODE MESSAGE
+    printf 'install.sh: %s\n' "$(visible "$2")" >&2
+    exit "$1"
 }
 
 clone_of() { # FILE: prints the folder of FILE, links to it followed
@@ -176,8 +183,11 @@ demo_python() { # prints a Python that can run the demo, and makes one when ther
     [[ -w $here ]] || folder=${XDG_CACHE_HOME:-$HOME/.cache}/kohya_ext/venv
     local own=$folder/bin/python
     if ! { [[ -x $own ]] && "$own" -c "$NOT_HERE$DEMO_READY"; } >/dev/null 2>&1; then
-        echo "Making a Python environment for the demo in $folder (once; it downloads torch)" >&2
-        log=$(cd / && "$base" -m venv "$folder" 2>&1) || fail 1 "$base -m venv $folder failed (Debian: apt-get install python3-venv)" "$log"
+        echo "Making a Python environment for the demo in $(visible "$folder") (once; it downloads torch)" >&2
+        if ! log=$(cd / && "$base" -m venv "$folder" 2>&1); then
+            printf '%s\n' "$log" >&2
+            fail 1 "$base -m venv $folder failed (Debian: apt-get install python3-venv)"
+        fi
         local torch index=()
         torch=$(grep '^torch==' "$here/requirements-demo.txt")
         if [[ $(uname -s) == Linux ]] && "$own" -c "$NOT_HERE$REACHABLE" "$CPU_INDEX" >/dev/null 2>&1; then
@@ -209,7 +219,7 @@ unset PYTHONSTARTUP PYTHONINSPECT
 
 runner=$(first_python "$READS_TOML") || runner=$(first_python "$RECENT") || fail 2 "no Python 3.10 or newer found: install one, or name it with --python PATH"
 if ! own "$runner"; then
-    echo "install.sh: note: ${runner//[[:cntrl:]]/?} belongs to another user, and no Python of root's reads TOML: it runs all the same" >&2
+    echo "install.sh: note: $(visible "$runner") belongs to another user, and no Python of root's reads TOML: it runs all the same" >&2
 fi
 
 # `install` says itself what is wrong with it; the demo and `uninstall` only run on it

@@ -16,7 +16,7 @@ from kohya_ext.checkout import git
 from kohya_ext.checkout.known_locations import GUI_SCRIPT
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError
-from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
+from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, folder_fault, read_regular
 
 Kind = Literal["kohya_ss", "sd-scripts"]
 Layout = Literal["embedded", "submodule", "bare"]
@@ -100,8 +100,9 @@ def describe(path: Path) -> Checkout:
     """
     root = path.expanduser().resolve()
     try:
-        if not root.is_dir():
-            raise NotACheckoutError(f"{path}: {'not a folder' if os.path.lexists(root) else 'no such folder'}")
+        fault = folder_fault(root)
+        if fault is not None:
+            raise NotACheckoutError(f"{path}: {fault}")
         return _describe(root)
     except PermissionError as error:
         raise UnsupportedError(f"{error.filename}: this user may not look there; run as its owner or as root") from None

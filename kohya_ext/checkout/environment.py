@@ -26,7 +26,7 @@ from kohya_ext.checkout.known_locations import (
 from kohya_ext.checkout.processes import processes_of, running_guis
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UsageError
-from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
+from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, file_fault, read_regular
 
 Kind = Literal["venv", "uv", "conda", "user-site", "system"]
 
@@ -111,15 +111,7 @@ def inspect(python: Path, *, home: str | None = None, extra_modules: Sequence[st
     path = _interpreter_at(python)
     command = [str(path), "-c", PROBE.read_text(encoding="utf-8"), *MODULES, *extra_modules]
     try:
-        run = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            cwd=os.sep,
-            check=False,
-            **identity.running(path, clean_environ(home), home),
-        )
+        run = identity.run(path, command, clean_environ(home), home=home, seconds=PROBE_SECONDS)
         answer = json.loads(run.stdout)
         version = tuple(int(part) for part in answer["version"].split("."))
     except subprocess.TimeoutExpired:
@@ -127,8 +119,8 @@ def inspect(python: Path, *, home: str | None = None, extra_modules: Sequence[st
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"{path} cannot be run{_by(path)}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, KeyError, TypeError):
-        said = _cause(run.stderr or run.stdout)
-        raise UsageError(f"{path} is not a working Python{f' (it says: {said[:200]})' if said else ''}") from None
+        said = identity.cause(run.stderr) or identity.cause(run.stdout)
+        raise UsageError(f"{path} is not a working Python{f' (it says: {said})' if said else ''}") from None
     if version < OLDEST:
         raise UsageError(f"{path} is Python {answer['version']}; kohya_ext needs Python 3.10 or newer")
     return _environment(path, answer, home)
@@ -167,17 +159,12 @@ def _existing_at(python: Path, path: Path) -> Path:
         if on_path is None:
             raise UsageError(f"{python}: no such file; name a Python interpreter, for example {shell.example_python()}")
         return Path(on_path)
+    fault = file_fault(path)
+    if fault is not None:
+        raise UsageError(f"{path} {fault}: name a Python interpreter, for example {shell.example_python()}")
     if not os.access(path, os.X_OK):
         raise UsageError(f"{path} is not executable: name a Python interpreter, for example {shell.example_python()}")
     return path
-
-
-def _cause(output: str) -> str:
-    """The line of a failed program's output that says why: the last of a traceback, else the first (pyenv's shims)."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
 
 
 def _environment(path: Path, answer: Mapping[str, Any], home: str | None) -> Environment:

@@ -8,7 +8,9 @@ without our variables, and in a session of its own, so that it cannot type into 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from typing import Any
 # of our environment variables, what another user's program may see; and what we tell pip and uv
 _TOOLS = ("PIP_", "UV_")
 _HARMLESS = ("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "SYSTEMROOT")
+
+
+CAUSE_LENGTH = 200
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b|Fatal Python error")
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def of_interpreter(python: Path) -> Identity | None:
     return None
 
 
-def running(python: Path, environ: Mapping[str, str], home: str | None = None) -> dict[str, Any]:
+def _running(python: Path, environ: Mapping[str, str], home: str | None = None) -> dict[str, Any]:
     """What `subprocess.run` is to be given to start `python`: variables, and as root the user whose code that runs.
 
     environ: the variables for ourselves. home: the HOME whose site-packages are to be seen, where it is not ours.
@@ -80,6 +86,44 @@ def running(python: Path, environ: Mapping[str, str], home: str | None = None) -
         return {"env": dict(environ)}
     theirs = who.environ(environ)
     return {"env": theirs if home is None else {**theirs, "HOME": home}, **who.arguments()}
+
+
+def run(
+    python: Path,
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    home: str | None,
+    seconds: float,
+    **more: Any,
+) -> subprocess.CompletedProcess[str]:
+    """Run `command`, which starts `python`, from the root folder and without input, as `of_interpreter` says.
+
+    more: for `subprocess.run`. Raises OSError and subprocess.SubprocessError as that does, TimeoutExpired among them.
+    """
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        stdin=subprocess.DEVNULL,
+        cwd=os.sep,
+        check=False,
+        **more,
+        **_running(python, environ, home),
+    )
+
+
+def cause(said: str) -> str | None:
+    """The line of an error that tells the cause, None where nothing was said.
+
+    A traceback ends with it; other programs begin with it, and may add advice.
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    error = next((line for line in reversed(lines) if _ERROR.match(line)), None)
+    found = error or next(iter(lines), None)
+    return None if found is None else found[:CAUSE_LENGTH]
 
 
 def _home(uid: int) -> str:

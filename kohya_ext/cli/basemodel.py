@@ -14,6 +14,7 @@ from kohya_ext.cli.common import add_json
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, ConflictError, UsageError
 from kohya_ext.core.terminal import rewrite_line
+from kohya_ext.files.regular import folder_fault
 
 if TYPE_CHECKING:
     from kohya_ext.basemodel.fetch import Voice
@@ -113,8 +114,8 @@ def _digest(arguments: argparse.Namespace) -> str:
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """`folder`, made where it is missing; gone again when an error leaves nothing in it."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder")
+    if folder.exists() and (fault := folder_fault(folder)) is not None:
+        raise UsageError(f"{folder}: {fault}")
     try:
         missing = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)

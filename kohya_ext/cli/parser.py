@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from kohya_ext.cli.examples import examples
 from kohya_ext.core.errors import WRONG_USAGE, did_you_mean
+from kohya_ext.core.terminal import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         """argparse's, with the flag that was meant: one that is misspelt may also lack as a required one."""
         if not message.startswith(("unrecognized arguments", "the following arguments are required")):
             self._misspelt = ""
-        super().error(f"{message}{self._misspelt}")
+        super().error(printable(f"{message}{self._misspelt}", one_line=True))
 
     def _close_to_a_flag(self, words: Iterable[str]) -> str:
         """`; did you mean --rank?` for the first of `words` that looks like a flag and is none."""

@@ -39,7 +39,7 @@ def preset_named(name: str, tab: str | None) -> Preset:
     from kohya_ext.presets.document import as_preset, find_bundled, read_values, tab_of
 
     path = Path(name)
-    if path.is_file() or (path.suffix.lower() == ".json" and path.parent != Path()):
+    if (path.exists() and not path.is_dir()) or (path.suffix.lower() == ".json" and path.parent != Path()):
         values = read_values(path)
         return as_preset(values, path.stem, tab_of(values, path, tab))
     return find_bundled(name)

@@ -7,6 +7,8 @@ import re
 import shlex
 from typing import Literal
 
+from kohya_ext.core.terminal import printable
+
 Style = Literal["posix", "powershell", "cmd"]
 
 # What neither PowerShell nor cmd takes for more than itself. (In PowerShell a comma makes a list, and a word that
@@ -26,7 +28,7 @@ def quoted(word: object, shell: Style | None = None) -> str:
     """`word` as one word of a command line."""
     text, shell = str(word), shell or style()
     if shell == "posix":
-        return shlex.quote(text)
+        return shlex.quote(text) if printable(text, one_line=True) == text else _ansi_c(text)
     if _PLAIN.fullmatch(text):
         return text
     text = re.sub(r'(\\*)"', r'\1\1\\"', text)  # programs split their command line by themselves, and undo this
@@ -35,6 +37,18 @@ def quoted(word: object, shell: Style | None = None) -> str:
         return f"'{text}'"
     text = re.sub(r"(\\+)$", r"\1\1", text)
     return f'"{text}"'
+
+
+def _ansi_c(text: str) -> str:
+    """`text` as bash, zsh and ksh read it in $'...': on one line, with nothing that steers a terminal, and the same."""
+    return f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(character: str) -> str:
+    if character not in "\\'" and printable(character, one_line=True) == character:
+        return character
+    undecodable = "\udc80" <= character <= "\udcff"  # stands for a byte of a name
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape" if undecodable else "replace"))
 
 
 def line(*words: object, shell: Style | None = None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kohya_ext.core.errors import UsageError
+from kohya_ext.files.regular import folder_fault
 
 # Kohya reads these in every release; AVIF and JPEG XL where a plug-in of Pillow is installed.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
@@ -16,8 +17,9 @@ CAPTION_SUFFIX = ".txt"
 
 def require_folder(folder: Path) -> Path:
     """The real path of `folder`. Raises UsageError when it is none or cannot be read."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: give the folder that holds the training images")
+    fault = folder_fault(folder)
+    if fault is not None:
+        raise UsageError(f"{folder}: {fault}; give the folder that holds the training images")
     try:
         os.scandir(folder).close()
     except OSError as error:

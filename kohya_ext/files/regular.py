@@ -57,6 +57,30 @@ def open_regular(path: Path) -> BinaryIO:
         raise NotReadableError(f"{path} cannot be read: no file has such a name") from error
 
 
+def file_fault(path: Path) -> str | None:
+    """What `path` is where a regular file is needed, as the end of a sentence; None where it is one."""
+    return _not_regular(path.stat().st_mode)
+
+
+def folder_fault(path: Path) -> str | None:
+    """What is wrong with `path` where a folder is needed, as the end of a sentence; None where it is one.
+
+    Raises PermissionError where this user may not look.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "no such folder"
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {_reason(error) if isinstance(error, OSError) else 'no folder has such a name'}"
+    if stat.S_ISDIR(mode):
+        return None
+    what = next((text.partition(",")[0] for test, text in _KINDS if test(mode)), "is a file")
+    return f"{what}, a folder is needed here"
+
+
 def read_regular(path: Path, limit: int) -> bytes:
     """The bytes of the regular file at `path`. Raises NotReadableError, TooLargeError when it has more than `limit`."""
     with open_regular(path) as file:
@@ -82,10 +106,15 @@ def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
 
 
 def _require_regular(found: os.stat_result, path: Path) -> None:
-    if stat.S_ISREG(found.st_mode):
-        return
-    what = next((text for test, text in _KINDS if test(found.st_mode)), "is not a regular file")
-    raise NotReadableError(f"{path} {what}")
+    what = _not_regular(found.st_mode)
+    if what is not None:
+        raise NotReadableError(f"{path} {what}")
+
+
+def _not_regular(mode: int) -> str | None:
+    if stat.S_ISREG(mode):
+        return None
+    return next((text for test, text in _KINDS if test(mode)), "is not a regular file")
 
 
 def _reason(error: OSError) -> str:

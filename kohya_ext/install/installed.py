@@ -6,8 +6,6 @@ copy that comes first on the path.
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
 import json
 import os
@@ -19,13 +17,12 @@ from typing import Literal
 
 from kohya_ext.checkout import identity
 from kohya_ext.checkout.environment import Environment, clean_environ
-from kohya_ext.core import about
+from kohya_ext.core import about, record
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import read_text
 
 Condition = Literal["absent", "partial", "damaged", "unimportable", "whole", "linked"]
 
-INFO = f"{about.PACKAGE}-*.dist-info"
 # pip renames what it is about to remove: "~" takes the place of the first letter, or "~-" that of the first two
 PIP_LEFTOVERS = (f"~?{about.PACKAGE[2:]}*", f"-{about.PACKAGE[1:]}*")
 IMPORT_SECONDS = 60
@@ -80,7 +77,7 @@ def examine(environment: Environment, *, importing: bool = True) -> Installed:
 def compare(purelib: Path) -> Installed:
     """Hold the files of the package in the folder `purelib` against their RECORD."""
     folder = purelib / about.PACKAGE
-    infos = sorted(purelib.glob(INFO))
+    infos = sorted(purelib.glob(record.INFO))
     remains = [path.name for pattern in PIP_LEFTOVERS for path in sorted(purelib.glob(pattern))]
     if any(is_link(info) for info in infos):
         return Installed("linked", _version(infos[0]))
@@ -92,15 +89,15 @@ def compare(purelib: Path) -> Installed:
     version = _version(infos[-1])
     if len(infos) > 1:
         return Installed("partial", version, None, (f"metadata of {' and '.join(info.name for info in infos)}",))
-    rows = _rows(infos[0])
-    listed = [row for row in rows if row[0].startswith(f"{about.PACKAGE}/")]
+    listed = record.of_package(_rows(infos[0]))
     if not listed:
         return Installed("partial", version, None, (f"{infos[0].name}/RECORD is missing or empty",))
     digest = hashlib.sha256(
         "\n".join(sorted(f"{name} {value}" for name, value in listed if value)).encode()
     ).hexdigest()
     missing = [name for name, value in listed if value and not (purelib / name).is_file()]
-    changed = [name for name, value in listed if value and name not in missing and not _matches(purelib / name, value)]
+    there = [(name, value) for name, value in listed if value and name not in missing]
+    changed = [name for name, value in there if not record.matches(purelib / name, value)]
     extra = sorted(_sources(purelib) - {name for name, _ in listed})
     faults = (
         *(f"{name} is missing" for name in missing),
@@ -125,21 +122,10 @@ def _version(info: Path) -> str:
 
 
 def _rows(info: Path) -> list[tuple[str, str]]:
-    """Path and digest of each line of RECORD; the digest is "" for what has none (compiled files, RECORD itself)."""
     try:
-        text = read_text(info / "RECORD")
-        return [(row[0].replace("\\", "/"), row[1]) for row in csv.reader(text.splitlines()) if len(row) > 1]
-    except (UsageError, ValueError, csv.Error):
+        return record.rows(read_text(info / record.NAME))
+    except UsageError:
         return []
-
-
-def _matches(path: Path, value: str) -> bool:
-    name, _, expected = value.partition("=")
-    try:
-        found = hashlib.new(name, path.read_bytes()).digest()
-    except (OSError, ValueError):
-        return False
-    return base64.urlsafe_b64encode(found).rstrip(b"=").decode("ascii") == expected
 
 
 def _sources(purelib: Path) -> set[str]:
@@ -156,26 +142,21 @@ def _import_fault(environment: Environment, *, linked: bool) -> str | None:
     # -I would leave the user's own site-packages out, where this kind of environment has us
     isolated = ["-E"] if environment.kind == "user-site" else ["-I"]
     try:
-        run = subprocess.run(
+        run = identity.run(
+            environment.python,
             [str(environment.python), *isolated, "-B", "-c", IMPORT],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=IMPORT_SECONDS,
-            stdin=subprocess.DEVNULL,
-            cwd=os.sep,
-            check=False,
-            **identity.running(environment.python, clean_environ(environment.home), environment.home),
+            clean_environ(environment.home),
+            home=environment.home,
+            seconds=IMPORT_SECONDS,
         )
     except subprocess.TimeoutExpired:
         return f"importing it takes longer than {IMPORT_SECONDS} s"
     except OSError as error:
         return f"{environment.python} cannot be run: {error.strerror}"
-    lines = (run.stdout if run.returncode == 0 else run.stderr).strip().splitlines()
     if run.returncode:
-        return f"cannot be imported: {lines[-1][:200] if lines else f'exit code {run.returncode}'}"
+        return f"cannot be imported: {identity.cause(run.stderr) or f'exit code {run.returncode}'}"
     try:
-        file = Path(json.loads(lines[-1])["file"])
+        file = Path(json.loads(run.stdout.strip().splitlines()[-1])["file"])
     except (ValueError, KeyError, TypeError, IndexError):
         return "cannot be imported: its Python gives no answer"
     if not linked and file.resolve().parent != (environment.purelib / about.PACKAGE).resolve():

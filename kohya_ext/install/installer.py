@@ -39,19 +39,15 @@ def run(environment: Environment, wheel: Path, scratch: Path) -> None:
     tool, command = chosen(environment)
     command = [*command, *arguments(environment, tool, wheel)]
     try:
-        done = subprocess.run(
+        done = identity.run(
+            environment.python,
             command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            stdin=subprocess.DEVNULL,
-            cwd=os.sep,
-            check=False,
+            environ(environment, scratch),
+            home=environment.home,
+            seconds=SECONDS,
             umask=UMASK,
             # when we are killed and the tool is not, nobody shall repair what it is still writing
             **lock.handed_on(),
-            **identity.running(environment.python, environ(environment, scratch), environment.home),
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise ConflictError(f"{tool} could not be run for {environment.python}: {error}") from error

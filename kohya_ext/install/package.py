@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kohya_ext.checkout.environment import Environment, inspect
-from kohya_ext.core import about
+from kohya_ext.core import about, record
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.files.atomic import give_tree, owner_for, write_atomic
 from kohya_ext.files.faultpoints import crossed
@@ -27,7 +27,7 @@ from kohya_ext.files.lock import locked
 from kohya_ext.files.regular import read_text
 from kohya_ext.files.transaction import DONE, JOURNAL, STATE_FOLDER
 from kohya_ext.install import installer, manifest, worksite
-from kohya_ext.install.installed import INFO, compare, is_link
+from kohya_ext.install.installed import compare, is_link
 from kohya_ext.install.known import rows
 from kohya_ext.install.wheel import package_files, write_wheel
 from kohya_ext.install.worksite import REGISTER, Site, make_folder
@@ -66,7 +66,7 @@ def site_of(environment: Environment) -> Site:
 def state(environment: Environment) -> State:
     """How the package in `environment` compares with this copy. "editable": a developer's link to a source tree."""
     folder = environment.purelib / about.PACKAGE
-    infos = sorted(environment.purelib.glob(INFO))
+    infos = sorted(environment.purelib.glob(record.INFO))
     if any(is_link(info) for info in infos):
         return "editable"
     if not folder.is_dir() or not infos:

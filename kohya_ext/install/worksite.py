@@ -27,7 +27,7 @@ from kohya_ext.files.faultpoints import crossed
 from kohya_ext.files.folder import opened
 from kohya_ext.files.regular import TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.files.transaction import DONE, Transaction
-from kohya_ext.install.installed import INFO, PIP_LEFTOVERS, compare
+from kohya_ext.install.installed import PIP_LEFTOVERS, compare
 
 FOLDER = ".kohya_ext-work"
 PENDING = "pending.json"
@@ -58,7 +58,7 @@ class Site:
 
     def ours(self) -> list[Path]:
         """Everything of ours that is there, remains of a killed pip among them; the register is not."""
-        patterns = (about.PACKAGE, INFO, *PIP_LEFTOVERS)
+        patterns = (about.PACKAGE, *PIP_LEFTOVERS)
         found = [path for pattern in patterns for path in sorted(self.purelib.glob(pattern))]
         for name in about.CONSOLE_SCRIPTS:
             found += [path for suffix in ("", ".exe") if (path := self.scripts / f"{name}{suffix}").exists()]

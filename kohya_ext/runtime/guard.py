@@ -7,28 +7,22 @@ than was asked for.
 from __future__ import annotations
 
 import argparse
-import base64
 import functools
-import hashlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kohya_ext
 from kohya_ext.core import shell
-from kohya_ext.core.about import NAME
 from kohya_ext.runtime.report import say, stop, warn_again_at_end
 from kohya_ext.runtime.run import run
 from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY
 from kohya_ext.spec.hooks import HOOKS, Definition, hooks_in
 from kohya_ext.spec.optimizers import ours
-
-if TYPE_CHECKING:
-    from importlib.metadata import PackagePath
 
 MARK = "__kohya_ext__"
 # feature -> what turns it on
@@ -155,22 +149,6 @@ def stop_at_faults() -> None:
 
 def damaged_files() -> list[str]:
     """Our own files that are not as they were installed; none where no record of an installation is at hand."""
-    import importlib.metadata  # here: it would make up most of what every start of the GUI and of a worker takes
+    from kohya_ext.core import record  # here: every start of the GUI and of a worker would pay for it
 
-    try:
-        recorded = importlib.metadata.files(NAME) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    package = Path(kohya_ext.__file__).resolve().parent
-    return [str(file) for file in recorded if file.hash is not None and not _is_whole(file, package)]
-
-
-def _is_whole(file: PackagePath, package: Path) -> bool:
-    path = Path(str(file.locate())).resolve()
-    if package not in path.parents or file.hash is None:  # of another copy, or none of our modules
-        return True
-    try:
-        digest = hashlib.new(file.hash.mode, path.read_bytes()).digest()
-    except (OSError, ValueError):
-        return False
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii") == file.hash.value
+    return record.damaged(Path(kohya_ext.__file__).parent.parent)

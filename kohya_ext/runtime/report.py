@@ -11,6 +11,7 @@ from typing import NoReturn, TextIO
 
 from kohya_ext.core import shell
 from kohya_ext.core.errors import WRONG_USAGE
+from kohya_ext.core.terminal import printable
 from kohya_ext.runtime.run import run
 
 
@@ -59,4 +60,5 @@ def _print(text: str, stream: TextIO) -> None:
     """Never raises: what we say must not end a run, whatever has become of the terminal."""
     with contextlib.suppress(OSError, ValueError):
         encoding = getattr(stream, "encoding", None) or "utf-8"
+        text = printable(text, one_line=True)  # it may hold names of files, and must pass for nothing else
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,8 +69,10 @@ def test_other_folders_are_no_checkouts(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="not a Kohya checkout"):
         describe(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UnsupportedError, match="not a folder"):
+    with pytest.raises(UnsupportedError, match="is a file, a folder is needed"):
         describe(tmp_path / "file")
+    with pytest.raises(UnsupportedError, match="is a device, a folder is needed"):
+        describe(Path(os.devnull))
     with pytest.raises(UnsupportedError, match="no such folder"):
         describe(tmp_path / "nothing")
     (tmp_path / "kohya_gui.py").write_text("")

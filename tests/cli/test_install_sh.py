@@ -64,11 +64,15 @@ def test_wrong_usage(words: list[str]) -> None:
     assert "install.sh: " in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--python", "/no\x1b[2J\nwhere", "--uninstall", "."], ["--sur\x1b[2J\nely"]])
-def test_names_in_its_own_errors_do_not_steer_the_terminal(words: list[str]) -> None:
-    done = install_sh(*words)
+@pytest.mark.parametrize("steering", ["\n", "\r", "\x1b[2J", "\x9b", "\u202e", "\u2067"])
+@pytest.mark.parametrize("words", [["--odd{}x"], ["a{}x", "b"], ["--uninstall", "--python", "/nowhere/{}x"]])
+def test_what_steers_a_terminal_is_not_printed(words: list[str], steering: str) -> None:
+    done = install_sh(*(word.format(steering) for word in words))
     assert done.returncode == 2
-    assert "\x1b" not in done.stderr and not any(line.startswith(("where", "ely")) for line in done.stderr.splitlines())
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("install.sh: ")
+    assert not {*steering} & {*last} - {*"[2J"}
+    assert "?x" in last or "\\nx" in last or "?[2Jx" in last
 
 
 def test_a_provisioning_script_runs_it_twice(make: Make, with_venv: WithVenv) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from kohya_ext.core import shell
+from kohya_ext.core.terminal import printable
 
 WORDS = [
     "plain",
@@ -34,6 +36,26 @@ WORDS = [
 @pytest.mark.parametrize("word", WORDS)
 def test_posix_is_shlex(word: str) -> None:
     assert shell.line("x", word, shell="posix") == shlex.join(["x", word])
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    "word",
+    [
+        "two\nlines",
+        "\x1b[31mred's\\",
+        "a\tb",
+        "\u202etxt",
+        "no text \udcff\udc80",
+        "\x9b1",
+        "\x017",
+    ],
+)
+def test_a_word_that_steers_the_terminal_is_printed_on_one_line_and_runs(word: str) -> None:
+    line = shell.line("printf", "%s", word, shell="posix")
+    assert printable(line, one_line=True) == line
+    said = subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout
+    assert said == word.encode("utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.files.regular import TooLargeError, open_regular, read_regular, read_text
+from kohya_ext.files.regular import TooLargeError, folder_fault, open_regular, read_regular, read_text
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs FIFOs and devices")
 
@@ -68,3 +68,20 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"ab\xff")
     with pytest.raises(UsageError, match=r"not UTF-8 text \(byte 2\)"):
         read_text(tmp_path / "a")
+
+
+def test_what_stands_where_a_folder_is_needed(tmp_path: Path) -> None:
+    assert folder_fault(tmp_path) is None
+    assert folder_fault(tmp_path / "nothing") == "no such folder"
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket"))
+    for path, what in (
+        (tmp_path / "file", "file"),
+        (tmp_path / "pipe", "pipe"),
+        (tmp_path / "socket", "socket"),
+        (Path(os.devnull), "device"),
+    ):
+        assert folder_fault(path) == f"is a {what}, a folder is needed here"
+    assert folder_fault(tmp_path / "file" / "below") == "cannot be read: Not a directory"
