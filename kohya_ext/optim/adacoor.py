@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import accumulator, compiled, loading, settings, torch_adagrad
+from kohya_ext.optim import accumulator, loading, settings
 from kohya_ext.optim.eager import SlicedStep
-from kohya_ext.optim.foreach import Job, step_many
-from kohya_ext.optim.functional import Rule
 from kohya_ext.optim.nonfinite import SkipCount
-from kohya_ext.tensors.elements import flat_views, overlap
+from kohya_ext.optim.plan import Due, GroupPlan
 
 
 class AdaCoor(torch.optim.Optimizer):
@@ -72,6 +70,7 @@ class AdaCoor(torch.optim.Optimizer):
     def _set_up(self) -> None:
         self.skip_count = SkipCount()
         self._sliced = SlicedStep(self.skip_count)
+        self._plans: dict[int, GroupPlan] = {}
         self._places: dict[int, tuple[int, int]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,19 +115,15 @@ class AdaCoor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        number = 0
-        due: list[list[_Due]] = []
+        first = 0
+        due: list[list[Due]] = []
         for group in self.param_groups:
-            found = [self._due(parameter, index) for index, parameter in enumerate(group["params"], start=number)]
-            due.append([one for one in found if one is not None])
-            number += len(found)
-        for group, members in zip(self.param_groups, due, strict=True):
-            rule = settings.rule_of(group)
-            together: list[Job] = []
-            for member in members:
-                self._step_one(member, group, rule, together)
-            self._step_together(group, rule, together)
-        elements = sum(one.parameter.numel() for members in due for one in members)
+            due.append(self._due(group["params"], first))
+            first += len(group["params"])
+        elements = 0
+        for number, members in enumerate(due):
+            if members:
+                elements += self._plan_of(number).step(members, self.state)
         if elements:
             self.skip_count.end_step(elements)
         return loss
@@ -142,83 +137,41 @@ class AdaCoor(torch.optim.Optimizer):
         """
         if parameter.grad is None:
             return
-        group_number, index = self._place_of(parameter)
-        due = self._due(parameter, index)
-        if due is not None:
-            own = self.param_groups[group_number]
-            self._step_one(due, own, settings.rule_of(own), None)
+        number, index = self._place_of(parameter)
+        due = self._due([parameter], index)
+        if due:
+            self._plan_of(number).step(due, self.state)
 
-    def _step_one(self, due: _Due, group: dict[str, Any], rule: Rule, together: list[Job] | None) -> None:
-        """Step a parameter, or add it to `together`, if given, where it is to be stepped with others."""
-        index, parameter, gradient, state = due
-        if state is None:
-            state = self.state[parameter]
-        if "vt" not in state:
-            state["step"] = 0
-            state.update(accumulator.fresh(parameter, rule.state_bits))
-        state["step"] += 1
-        with _flattened(parameter, gradient, state["vt"]) as flat:
-            weights, grad, vt = flat.views
-            job = Job(weights, grad, {**state, "vt": vt}, state["step"], index)
-            if together is not None and flat.in_place and self._is_gathered(group, rule, job):
-                together.append(job)
-            else:
-                self._dispatch(group, rule, job)
-
-    def _due(self, parameter: Tensor, index: int) -> _Due | None:
-        """What a step of this parameter takes; None without a gradient or without elements.
+    def _due(self, parameters: list[Tensor], first: int) -> list[Due]:
+        """What a step of these parameters takes; those without a gradient or without elements are skipped.
 
         Raises RuntimeError for a gradient that is not dense, and where weights have changed their shape.
         """
-        gradient = parameter.grad
-        if gradient is None:
-            return None
-        if gradient.layout != torch.strided:
-            raise RuntimeError(
-                f"AdaCoor cannot use the gradient of parameter {index}: it is {gradient.layout}; "
-                "set sparse=False where the parameter is made"
-            )
-        shape, state = parameter.shape, self.state.get(parameter)
-        vt = state.get("vt") if state else None
-        if gradient.shape != shape or (vt is not None and vt.shape != shape and not accumulator.fits(vt, parameter)):
-            raise RuntimeError(
-                f"parameter {index} has shape {tuple(shape)} now, its gradient {tuple(gradient.shape)}"
-                + ("" if vt is None else f" and its accumulator {tuple(vt.shape)}")
-                + "; make a new optimizer after changing the shape of weights"
-            )
-        return _Due(index, parameter, gradient, state) if parameter.numel() else None
+        states = self.state
+        due: list[Due] = []
+        for index, parameter in enumerate(parameters, start=first):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            shape, state = parameter.shape, states.get(parameter)
+            vt = state.get("vt") if state else None
+            fits = vt is None or vt.shape == shape or accumulator.fits(vt, parameter)
+            if gradient.layout != torch.strided or gradient.shape != shape or not fits:
+                raise RuntimeError(_misfit(index, parameter, gradient, vt))
+            if parameter.numel():
+                due.append((index, parameter, gradient, state))
+        return due
 
-    @staticmethod
-    def _is_gathered(group: dict[str, Any], rule: Rule, job: Job) -> bool:
-        if gathers(group, job.weights.device) or _is_compiled(group, job):
-            return True
-        return job.weights.numel() <= torch_adagrad.SMALL and _takes_torchs_kernel(group, rule, job)
-
-    def _step_together(self, group: dict[str, Any], rule: Rule, jobs: list[Job]) -> None:
-        """Step what `_is_gathered`."""
-        if len(jobs) > 1 and overlap([job.weights for job in jobs]):  # what is gathered is read before it is written
-            for job in jobs:
-                self._dispatch(group, rule, job)
-            return
-        gathered = [job for job in jobs if gathers(group, job.weights.device)]
-        step_many(self._sliced, rule, gathered)
-        if group["fused"]:
-            self._step_compiled(rule, jobs)
-        else:
-            small = [job for job in jobs if not gathers(group, job.weights.device)]
-            torch_adagrad.step_many(self._sliced, rule, small)
-
-    def _step_compiled(self, rule: Rule, jobs: list[Job]) -> None:
-        for count in compiled.step_many(rule, jobs):
-            self.skip_count.add_count(count)
-
-    def _dispatch(self, group: dict[str, Any], rule: Rule, job: Job) -> None:
-        if _takes_torchs_kernel(group, rule, job):
-            torch_adagrad.step_(self._sliced, rule, job.weights, job.gradient, job.state["vt"])
-        elif _is_compiled(group, job):
-            self._step_compiled(rule, [job])
-        else:
-            self._sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
+    def _plan_of(self, number: int) -> GroupPlan:
+        """How this group is stepped, decided anew only when one of its settings has changed."""
+        group = self.param_groups[number]
+        now = settings.values(group)
+        plan = self._plans.get(number)
+        if plan is None or plan.settings != now:
+            rule = settings.rule_of(group)
+            plan = GroupPlan(now, rule, group["foreach"], group["fused"], self._sliced, self.skip_count)
+            self._plans[number] = plan
+        return plan
 
     def _place_of(self, parameter: Tensor) -> tuple[int, int]:
         place = self._places.get(id(parameter))
@@ -271,54 +224,15 @@ class AdaCoor(torch.optim.Optimizer):
             )
 
 
-def gathers(group: dict[str, Any], device: torch.device) -> bool:
-    """Whether small tensors are stepped together: where asked for, and, as torch's optimizers do, on any GPU."""
-    if group["foreach"] is None:
-        return device.type != "cpu" and not group["fused"]
-    return bool(group["foreach"])
-
-
-def _is_compiled(group: dict[str, Any], job: Job) -> bool:
-    return bool(group["fused"]) and job.weights.numel() >= compiled.SMALLEST
-
-
-def _takes_torchs_kernel(group: dict[str, Any], rule: Rule, job: Job) -> bool:
-    free = group["fused"] is None and not group["foreach"]
-    return free and torch_adagrad.available(rule, job.weights, job.gradient, job.state["vt"])
-
-
-class _Due(NamedTuple):
-    place: int
-    parameter: Tensor
-    gradient: Tensor
-    state: dict[str, Any] | None
-
-
-class _flattened:  # noqa: N801  (used as a context, like a function)
-    """Weights, gradient and accumulator as flat, contiguous tensors: views, or else copies that are written back.
-
-    Contiguous because torch's own kernels take that for granted: given a flat view with gaps, as `reshape` may return,
-    they write into the gaps.
-    """
-
-    def __init__(self, weights: Tensor, gradient: Tensor, vt: Tensor) -> None:
-        weights = weights.data
-        self.in_place = True
-        self._copied: Sequence[tuple[Tensor, Tensor]] = ()
-        if weights.is_contiguous() and gradient.is_contiguous() and vt.is_contiguous():
-            self.views = [weights.view(-1), gradient.view(-1), vt.view(-1)]
-            return
-        # codes are flat already, in the logical order of the elements
-        views = flat_views(weights, gradient, vt) if vt.dtype != torch.uint8 else None
-        self.views = views or [tensor.reshape(-1).contiguous() for tensor in (weights, gradient, vt)]
-        if views is None:
-            self.in_place = False
-            copies = ((weights, self.views[0]), (vt, self.views[2]))
-            self._copied = [(own, copy) for own, copy in copies if not own.is_contiguous()]
-
-    def __enter__(self) -> _flattened:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for own, copy in self._copied:
-            own.copy_(copy.view(own.shape))
+def _misfit(index: int, parameter: Tensor, gradient: Tensor, vt: Tensor | None) -> str:
+    """Why this parameter cannot be stepped."""
+    if gradient.layout != torch.strided:
+        return (
+            f"AdaCoor cannot use the gradient of parameter {index}: it is {gradient.layout}; "
+            "set sparse=False where the parameter is made"
+        )
+    return (
+        f"parameter {index} has shape {tuple(parameter.shape)} now, its gradient {tuple(gradient.shape)}"
+        + ("" if vt is None else f" and its accumulator {tuple(vt.shape)}")
+        + "; make a new optimizer after changing the shape of weights"
+    )

@@ -62,7 +62,7 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     rows = [_table(job.weights, job.gradient, job.state["vt"]) for job in jobs]
     rows += [_padding(kind)] * (size - len(rows))
     weights, gradients, sums = ([row[column] for row in rows] for column in range(3))
-    keys = [stream_key(rule.seed, job.step, job.index) for job in jobs] if random else []
+    keys = [stream_key(rule.seed, job.step, job.place) for job in jobs] if random else []
     words = _keys(tuple(keys + [0] * (size - len(keys))), kind[3])
     return kernel(weights, gradients, sums, _numbers(rule, kind[2], kind[3]), words)
 
@@ -74,7 +74,7 @@ def _step_end(rule: Rule, job: Job) -> Tensor:
     weights, gradient, end = job.weights[start:], job.gradient[start:], vt[start:]
     words = None
     if needs_words(rule, weights.dtype, vt.dtype):
-        key = stream_key(rule.seed, job.step, job.index)
+        key = stream_key(rule.seed, job.step, job.place)
         words = random_words(key, element_indices(start, weights.numel(), vt.device))
     formula = step_half if vt.dtype == torch.bfloat16 else step_full
     new = formula(weights, gradient, end, constants(rule, vt.dtype, vt.device), rule, words)

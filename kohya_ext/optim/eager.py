@@ -1,14 +1,14 @@
 """The eager path: one tensor after the other, slice by slice, with scratch memory that is reused.
 
-Temporary memory does not depend on the size of the model, and on a CPU all of it stays in the cache. The commonest
-case (float32 weights, no random bits) is written with preallocated outputs; it gives the bits of the formula in `rule`.
+Temporary memory does not depend on the size of the model, and on a CPU all of it stays in the cache. The most common
+cases (no random bits, weights and gradient of one dtype on a CPU) have a quick step: a function prepared once for a
+group's settings, with preallocated outputs, which gives the bits of the formula in `functional`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ from kohya_ext.optim.nonfinite import SkipCount
 from kohya_ext.tensors.elements import slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
+# The dtypes of weights, gradient and accumulator, and their device: with a group's settings, all that decides the path.
+Kind = tuple[torch.dtype, torch.dtype, torch.dtype, torch.device]
+# One step in place of flat, contiguous weights; the others are the gradient and the accumulator.
+QuickStep = Callable[[Tensor, Tensor, Tensor], None]
+
+# Learning rates that a scheduler has left behind; a few stand for as many groups and kinds of tensors.
+_MOST_KEPT = 64
+
 
 class Scratch:
     """Reused buffers of one slice each."""
@@ -26,31 +34,33 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
-    def take(self, use: str, dtype: torch.dtype, like: Tensor) -> Tensor:
-        """A buffer with as many elements as `like`, on its device. Valid until the same use is asked for again."""
-        key = (use, dtype, like.device)
+    def take(self, use: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer of one slice. Whoever asks for the same use gets the same memory."""
+        key = (use, dtype, device)
+        size = slice_size(device)
         buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() < like.numel():
-            buffer = self._buffers[key] = torch.empty(slice_size(like.device), dtype=dtype, device=like.device)
-        return buffer[: like.numel()]
-
-    def bytes(self) -> int:
-        """What the buffers take."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[key] = torch.empty(size, dtype=dtype, device=device)
+        return buffer
 
 
 class SlicedStep:
     """Steps flat tensors in place."""
 
     def __init__(self, skips: SkipCount) -> None:
-        self.scratch = Scratch()
+        self._scratch = Scratch()
         self._skips = skips
+        self._prepared: dict[tuple[Rule, Kind], QuickStep | None] = {}
 
     def step(
         self, rule: Rule, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, index: int
     ) -> None:
         """One step of a flat tensor. step, index: what random bits depend on, see `kohya_ext.tensors.rounding`."""
         vt = state["vt"]
+        quick = self.quick(rule, (weights.dtype, gradient.dtype, vt.dtype, weights.device))
+        if quick is not None:
+            quick(weights, gradient, vt)
+            return
         key = stream_key(rule.seed, step, index) if needs_words(rule, weights.dtype, vt.dtype) else None
         numbers = constants(rule, vt.dtype, weights.device)
         for start, length in slices(weights.numel(), slice_size(weights.device)):
@@ -64,62 +74,93 @@ class SlicedStep:
             else:
                 self._step_slice(rule, numbers, piece, grad, vt[start:end], words)
 
+    def quick(self, rule: Rule, kind: Kind) -> QuickStep | None:
+        """The quick step for tensors of this kind under these settings, made at the first call; None without one."""
+        key = (rule, kind)
+        if key not in self._prepared:
+            if len(self._prepared) >= _MOST_KEPT:
+                self._prepared.clear()
+            self._prepared[key] = self._prepare(rule, kind)
+        return self._prepared[key]
+
+    def _prepare(self, rule: Rule, kind: Kind) -> QuickStep | None:
+        weights, gradient, vt, device = kind
+        if device.type != "cpu" or weights != gradient or needs_words(rule, weights, vt):
+            return None
+        if vt == torch.bfloat16:
+            return self._quick_half(rule, device) if weights == torch.float32 else None
+        return self._quick_full(rule, kind) if vt == weights else None
+
     def _step_slice(
         self, rule: Rule, numbers: Constants, weights: Tensor, gradient: Tensor, vt: Tensor, words: Tensor | None
     ) -> None:
-        quick = self._quick(weights, gradient, vt, words)
-        if quick is not None and quick(rule, numbers, weights, gradient, vt):
-            return
         formula = step_half if vt.dtype == torch.bfloat16 else step_full
         new = formula(weights, gradient, vt, numbers, rule, words)
         weights.copy_(new.weights)
         vt.copy_(new.state)
         self._skips.add(new.usable)
 
-    def _quick(
-        self, weights: Tensor, gradient: Tensor, vt: Tensor, words: Tensor | None
-    ) -> Callable[[Rule, Constants, Tensor, Tensor, Tensor], bool] | None:
-        if words is not None or weights.device.type != "cpu" or weights.dtype != gradient.dtype:
-            return None
-        if vt.dtype == torch.bfloat16:
-            return self._quick_half if weights.dtype == torch.float32 else None
-        return self._quick_full if vt.dtype == weights.dtype else None
+    def _quick_half(self, rule: Rule, device: torch.device) -> QuickStep:
+        """Weights in float32, accumulator in bfloat16."""
+        numbers = constants(rule, torch.bfloat16, device)
+        growth, scale, decay, eps = float(numbers.growth), float(numbers.scale), rule.decay, rule.eps
+        sign = 1.0 if rule.maximize else -1.0
+        one_factor = rule.lr == 1  # the sign changes no rounding, so learning rate and scale are one factor
+        value = sign * (scale if one_factor else rule.lr)
+        wide_buffer, narrow_buffer = (
+            self._scratch.take(name, dtype, device)
+            for name, dtype in (("wide", torch.float32), ("narrow", torch.bfloat16))
+        )
+        scaled_buffer = wide_buffer if one_factor else self._scratch.take("scaled", torch.float32, device)
+        size = slice_size(device)
 
-    def _quick_half(self, rule: Rule, numbers: Constants, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool:
-        """Weights in float32, accumulator in bfloat16. False, and nothing done, where a gradient is not usable."""
-        wide, narrow = self.scratch.take("wide", torch.float32, vt), self.scratch.take("narrow", torch.bfloat16, vt)
-        torch.mul(gradient, gradient, out=wide)
-        if not _all_finite(wide):
-            return False
-        narrow.copy_(wide.mul_(numbers.growth))
-        vt.add_(narrow)
-        torch.sqrt(vt, out=narrow)
-        wide.copy_(narrow.add_(rule.eps))
-        if numbers.negative_lr == -1:  # the sign changes no rounding, so both factors are one
-            _move_(weights, gradient, wide, replace(numbers, negative_lr=-float(numbers.scale)), rule)
-            return True
-        scaled = torch.mul(gradient, numbers.scale, out=self.scratch.take("scaled", torch.float32, vt))
-        _move_(weights, scaled, wide, numbers, rule)
-        return True
+        def step(weights: Tensor, gradient: Tensor, vt: Tensor) -> None:
+            for own, newest, sums in _pieces(size, weights, gradient, vt):
+                length = own.numel()
+                wide, narrow = wide_buffer[:length], narrow_buffer[:length]
+                torch.mul(newest, newest, out=wide)
+                if not math.isfinite(wide.sum().item()):
+                    self._step_slice(rule, numbers, own, newest, sums, None)
+                    continue
+                narrow.copy_(wide.mul_(growth))
+                sums.add_(narrow)
+                torch.sqrt(sums, out=narrow)
+                wide.copy_(narrow.add_(eps))
+                if decay != 1:
+                    own.mul_(decay)
+                if not one_factor:
+                    newest = torch.mul(newest, scale, out=scaled_buffer[:length])
+                own.addcdiv_(newest, wide, value=value)
 
-    def _quick_full(self, rule: Rule, numbers: Constants, weights: Tensor, gradient: Tensor, total: Tensor) -> bool:
+        return step
+
+    def _quick_full(self, rule: Rule, kind: Kind) -> QuickStep:
         """Weights and accumulator in float32, or both in float64."""
-        wide = torch.mul(gradient, gradient, out=self.scratch.take("wide", total.dtype, total))
-        if not _all_finite(wide):
-            return False
-        total.add_(wide if rule.vt_rate == 1 else wide.mul_(rule.vt_rate))
-        torch.sqrt(total, out=wide).add_(numbers.added)
-        _move_(weights, gradient, wide, numbers, rule)
-        return True
+        numbers = constants(rule, kind[2], kind[3])
+        added, decay, vt_rate = float(numbers.added), rule.decay, rule.vt_rate
+        value = -float(numbers.negative_lr) if rule.maximize else float(numbers.negative_lr)
+        buffer = self._scratch.take("wide", kind[2], kind[3])
+        size = slice_size(kind[3])
+
+        def step(weights: Tensor, gradient: Tensor, total: Tensor) -> None:
+            for own, newest, sums in _pieces(size, weights, gradient, total):
+                wide = torch.mul(newest, newest, out=buffer[: own.numel()])
+                if not math.isfinite(wide.sum().item()):
+                    self._step_slice(rule, numbers, own, newest, sums, None)
+                    continue
+                sums.add_(wide if vt_rate == 1 else wide.mul_(vt_rate))
+                torch.sqrt(sums, out=wide).add_(added)
+                if decay != 1:
+                    own.mul_(decay)
+                own.addcdiv_(newest, wide, value=value)
+
+        return step
 
 
-def _move_(weights: Tensor, numerator: Tensor, denominator: Tensor, numbers: Constants, rule: Rule) -> None:
-    if rule.decay != 1:
-        weights.mul_(numbers.decay)
-    lr = float(numbers.negative_lr)
-    weights.addcdiv_(numerator, denominator, value=-lr if rule.maximize else lr)
-
-
-def _all_finite(squares: Tensor) -> bool:
-    """Whether all of these are finite and so small that their sum is. On a CPU, where reading it costs no wait."""
-    return math.isfinite(float(squares.sum()))
+def _pieces(size: int, weights: Tensor, gradient: Tensor, vt: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """The three tensors a slice at a time. Squares are summed to find what is not finite: reading it costs no wait."""
+    if weights.numel() <= size:
+        return ((weights, gradient, vt),)
+    # not `split`, whose views may not be written to in some versions of torch
+    bounds = range(0, weights.numel(), size)
+    return [(weights[at : at + size], gradient[at : at + size], vt[at : at + size]) for at in bounds]

@@ -7,45 +7,50 @@ Tensors larger than half a slice gain nothing and go through the sliced path, wh
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.eager import SlicedStep
+from kohya_ext.optim.eager import Kind, SlicedStep
 from kohya_ext.optim.functional import Rule, needs_words
 from kohya_ext.tensors.elements import slice_size
 
-_Kind = tuple[torch.device, torch.dtype, torch.dtype, torch.dtype]
 
-
-@dataclass(frozen=True)
-class Job:
-    """One flat tensor to step, with everything this takes."""
+class Job(NamedTuple):
+    """One flat tensor to step, with everything this takes. place: its index among the parameters."""
 
     weights: Tensor
     gradient: Tensor
     state: dict[str, Tensor]
     step: int
-    index: int
+    place: int
 
 
 def step_many(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
-    """One step of each of the jobs, all under one rule."""
-    batches: dict[_Kind, list[Job]] = defaultdict(list)
-    sizes: dict[_Kind, int] = defaultdict(int)
+    """One step of each of the jobs, all under one rule. No two of them have weights in common."""
+    kinds: dict[Kind, list[Job]] = defaultdict(list)
     for job in jobs:
-        if not _is_small(job) or needs_words(rule, job.weights.dtype, job.state["vt"].dtype):
-            sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.index)
-            continue
-        key = (job.weights.device, job.weights.dtype, job.gradient.dtype, job.state["vt"].dtype)
-        if sizes[key] + job.weights.numel() > slice_size(job.weights.device):
-            _step_batch(sliced, rule, batches.pop(key))
-            sizes[key] = 0
-        batches[key].append(job)
-        sizes[key] += job.weights.numel()
-    for batch in batches.values():
-        _step_batch(sliced, rule, batch)
+        weights = job.weights
+        kinds[weights.dtype, job.gradient.dtype, job.state["vt"].dtype, weights.device].append(job)
+    for (weights_dtype, _, state_dtype, device), alike in kinds.items():
+        most = slice_size(device)
+        # random bits depend on a tensor's own index and elements
+        largest = 0 if needs_words(rule, weights_dtype, state_dtype) else most // 2
+        batch: list[Job] = []
+        size = 0
+        for job in alike:
+            elements = job.weights.numel()
+            if elements > largest:
+                sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.place)
+                continue
+            if size + elements > most:
+                _step_batch(sliced, rule, batch)
+                batch, size = [], 0
+            batch.append(job)
+            size += elements
+        if batch:
+            _step_batch(sliced, rule, batch)
 
 
 def _step_batch(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
@@ -64,7 +69,3 @@ def _scatter(gathered: Tensor, targets: list[Tensor]) -> None:
         return
     for target, part in zip(targets, parts, strict=True):
         target.copy_(part)
-
-
-def _is_small(job: Job) -> bool:
-    return job.weights.numel() <= slice_size(job.weights.device) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ STATE_BITS = (8, 16, 32)
 _NUMBERS = ("lr", "eps", "weight_decay", "vt_rate")
 _SWITCHES = ("stochastic_state", "stochastic_weights", "maximize")
 _CHOICES = ("foreach", "fused")
+_others = operator.itemgetter("state_bits", "seed", *_SWITCHES, *_CHOICES)
 
 
 def check(group: Mapping[str, Any]) -> None:
@@ -56,6 +58,12 @@ def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
             raise TypeError(f"AdaCoor cannot train {name}: weights of this type are for storage only")
         if repeats(parameter):
             raise TypeError(f"AdaCoor cannot train {name}: several elements share one place in memory; train a clone")
+
+
+def values(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """All settings of a group, to tell later whether any has changed: `lr` may be a tensor, changed in place."""
+    lr, eps, decay, vt_rate = group["lr"], group["eps"], group["weight_decay"], group["vt_rate"]
+    return float(lr), float(eps), float(decay), float(vt_rate), *_others(group)
 
 
 def rule_of(group: Mapping[str, Any]) -> Rule:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.eager import SlicedStep
+from kohya_ext.optim.eager import Kind, SlicedStep
 from kohya_ext.optim.foreach import Job
 from kohya_ext.optim.functional import Rule, constants
 
@@ -26,12 +26,11 @@ _ONE = torch.ones(())
 _Kernel = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 
 
-def available(rule: Rule, weights: Tensor, gradient: Tensor, vt: Tensor) -> bool:
-    """Whether the kernel computes what the rule asks for, and takes such tensors (none with a pending sign)."""
-    if gradient.is_neg() or weights.is_neg():
-        return False
-    same = weights.dtype == gradient.dtype == vt.dtype == torch.float32
-    return same and weights.device.type == "cpu" and rule.vt_rate == 1 and hasattr(torch, "_fused_adagrad_")
+def available(rule: Rule, kind: Kind) -> bool:
+    """Whether the kernel computes what the rule asks for, for tensors of this kind (none with a pending sign)."""
+    weights, gradient, vt, device = kind
+    same = weights == gradient == vt == torch.float32
+    return same and device.type == "cpu" and rule.vt_rate == 1 and hasattr(torch, "_fused_adagrad_")
 
 
 def step_(sliced: SlicedStep, rule: Rule, weights: Tensor, gradient: Tensor, total: Tensor) -> None:

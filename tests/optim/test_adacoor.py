@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kohya_ext.optim import AdaCoor
-from kohya_ext.optim.adacoor import gathers
+from kohya_ext.optim.plan import gathers
 from kohya_ext.tensors import elements
 from tests.optim.reference import Exact, decades, published_step
 
@@ -274,8 +274,8 @@ def test_parameters_it_cannot_train_are_refused_by_name() -> None:
 
 def test_small_tensors_are_gathered_on_a_gpu_unless_told_otherwise() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert gathers({"foreach": None, "fused": None}, gpu)
-    assert not gathers({"foreach": None, "fused": True}, gpu)
-    assert not gathers({"foreach": False, "fused": None}, gpu)
-    assert not gathers({"foreach": None, "fused": None}, cpu)
-    assert gathers({"foreach": True, "fused": None}, cpu)
+    assert gathers(None, None, gpu)
+    assert not gathers(None, True, gpu)
+    assert not gathers(False, None, gpu)
+    assert not gathers(None, None, cpu)
+    assert gathers(True, None, cpu)

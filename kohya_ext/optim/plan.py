@@ -1,0 +1,161 @@
+"""Which path a parameter takes, decided once for a group's settings and the dtypes and device of its tensors.
+
+What is decided holds until a setting changes; only what can change between two steps without leaving a trace there
+(memory layout, a pending sign) is looked at in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kohya_ext.optim import accumulator, compiled, torch_adagrad
+from kohya_ext.optim.eager import Kind, QuickStep, SlicedStep
+from kohya_ext.optim.foreach import Job, step_many
+from kohya_ext.optim.functional import Rule
+from kohya_ext.optim.nonfinite import SkipCount
+from kohya_ext.tensors.elements import flat_views, overlap
+
+# index, parameter, gradient, state (None before the first step): a plain tuple, one a parameter and step
+Due = tuple[int, Tensor, Tensor, "dict[str, Any] | None"]
+
+
+def gathers(foreach: bool | None, fused: bool | None, device: torch.device) -> bool:
+    """Whether small tensors are stepped together: where asked for, and, as torch's optimizers do, on any GPU."""
+    if foreach is None:
+        return device.type != "cpu" and not fused
+    return foreach
+
+
+class GroupPlan:
+    """The steps of one group under the settings it has now.
+
+    settings: of the group, as `settings.values` returns them; the plan is for these alone.
+    """
+
+    def __init__(
+        self,
+        settings: tuple[Any, ...],
+        rule: Rule,
+        foreach: bool | None,
+        fused: bool | None,
+        sliced: SlicedStep,
+        skips: SkipCount,
+    ) -> None:
+        self.settings = settings
+        self._rule = rule
+        self._foreach = foreach
+        self._fused = fused
+        self._sliced = sliced
+        self._skips = skips
+        self._quick: dict[Kind, QuickStep | None] = {}
+        self._gathered: set[Kind] = set()
+
+    def step(self, members: Sequence[Due], states: MutableMapping[Tensor, dict[str, Any]]) -> int:
+        """Step each of these in place; returns how many elements they have. states: where new ones are to be kept."""
+        elements = 0
+        alone = len(members) == 1
+        together: list[Job] = []
+        for index, parameter, gradient, state in members:
+            weights = parameter.data
+            if state is None:
+                state = states[parameter]
+            if "vt" not in state:
+                state["step"] = 0
+                state.update(accumulator.fresh(parameter, self._rule.state_bits))
+            state["step"] += 1
+            vt = state["vt"]
+            elements += weights.numel()
+            kind = (weights.dtype, gradient.dtype, vt.dtype, weights.device)
+            quick = self._quick[kind] if kind in self._quick else self._decide(kind)
+            if not (weights.is_contiguous() and gradient.is_contiguous() and vt.is_contiguous()):
+                self._step_strided(index, weights, gradient, state, None if alone else together)
+                continue
+            flat, newest, sums = weights.view(-1), gradient.view(-1), vt.view(-1)
+            if quick is not None:
+                quick(flat, newest, sums)
+                continue
+            job = Job(flat, newest, {**state, "vt": sums}, state["step"], index)
+            if not alone and (kind in self._gathered or self._is_gathered(job)):
+                together.append(job)
+            else:
+                self._dispatch(job)
+        if together:
+            self._step_together(together)
+        return elements
+
+    def _decide(self, kind: Kind) -> QuickStep | None:
+        """The quick step of this kind, where nothing else about the tensors matters."""
+        if gathers(self._foreach, self._fused, kind[3]):
+            self._gathered.add(kind)
+        other_path = self._fused or kind in self._gathered or self._may_take_torchs_kernel(kind)
+        quick = self._quick[kind] = None if other_path else self._sliced.quick(self._rule, kind)
+        return quick
+
+    def _may_take_torchs_kernel(self, kind: Kind) -> bool:
+        return self._fused is None and not self._foreach and torch_adagrad.available(self._rule, kind)
+
+    def _step_strided(
+        self, index: int, weights: Tensor, gradient: Tensor, state: dict[str, Any], together: list[Job] | None
+    ) -> None:
+        """The same where not all are contiguous: on flat views, where there are any, else on copies.
+
+        Contiguous, as torch's own kernels take that for granted: given a flat view with gaps, as `reshape` may return,
+        they write into the gaps.
+        """
+        vt = state["vt"]
+        # codes are flat already, in the logical order of the elements
+        views = flat_views(weights, gradient, vt) if vt.dtype != torch.uint8 else None
+        flat = views or [tensor.reshape(-1).contiguous() for tensor in (weights, gradient, vt)]
+        job = Job(flat[0], flat[1], {**state, "vt": flat[2]}, state["step"], index)
+        if together is not None and views is not None and self._is_gathered(job):
+            together.append(job)
+            return
+        self._dispatch(job)
+        if views is None:
+            for own, copy in ((weights, flat[0]), (vt, flat[2])):
+                if not own.is_contiguous():
+                    own.copy_(copy.view(own.shape))
+
+    def _is_gathered(self, job: Job) -> bool:
+        """Whether a job, among others, is stepped together with them."""
+        if gathers(self._foreach, self._fused, job.weights.device) or self._is_compiled(job):
+            return True
+        return job.weights.numel() <= torch_adagrad.SMALL and self._takes_torchs_kernel(job)
+
+    def _step_together(self, jobs: list[Job]) -> None:
+        """Step what `_is_gathered`."""
+        if len(jobs) > 1 and overlap([job.weights for job in jobs]):  # what is gathered is read before it is written
+            for job in jobs:
+                self._dispatch(job)
+        elif self._fused:
+            self._step_compiled(jobs)
+        else:
+            devices = {job.weights.device for job in jobs}
+            gathering = {device for device in devices if gathers(self._foreach, self._fused, device)}
+            step_many(self._sliced, self._rule, [job for job in jobs if job.weights.device in gathering])
+            small = [job for job in jobs if job.weights.device not in gathering]
+            torch_adagrad.step_many(self._sliced, self._rule, small)
+
+    def _step_compiled(self, jobs: list[Job]) -> None:
+        for count in compiled.step_many(self._rule, jobs):
+            self._skips.add_count(count)
+
+    def _dispatch(self, job: Job) -> None:
+        if self._takes_torchs_kernel(job):
+            torch_adagrad.step_(self._sliced, self._rule, job.weights, job.gradient, job.state["vt"])
+        elif self._is_compiled(job):
+            self._step_compiled([job])
+        else:
+            self._sliced.step(self._rule, job.weights, job.gradient, job.state, job.step, job.place)
+
+    def _is_compiled(self, job: Job) -> bool:
+        return bool(self._fused) and job.weights.numel() >= compiled.SMALLEST
+
+    def _takes_torchs_kernel(self, job: Job) -> bool:
+        kind = (job.weights.dtype, job.gradient.dtype, job.state["vt"].dtype, job.weights.device)
+        # the kernel does not see a pending sign
+        return self._may_take_torchs_kernel(kind) and not (job.gradient.is_neg() or job.weights.is_neg())
