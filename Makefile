@@ -2,7 +2,7 @@
 .PHONY: test lint types unit docs format upstream windows slow clean
 
 PYTHON ?= python3
-NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff
+NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff, transformers
 VENV := .venv
 DOCS_NEEDS := import mkdocs, material, mkdocstrings
 DOCS_VENV := .venv-docs

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import systems
 from tests.isolation import Isolation
@@ -20,6 +21,14 @@ collect_ignore = [] if HAS_TORCH else ["ema", "optim", "demo", "lora", "upstream
 collect_ignore_glob = [] if HAS_TORCH else ["upstream/*rig*.py"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Time says how loaded the machine is, not whether the code is right: no deadline, and no complaint about slow inputs.
+# A fixture of one test is shared by all its examples: tests that use one make a new folder or file for each.
+settings.register_profile(
+    "local", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # Before any test module is imported: some libraries read the variables then.
 isolation = Isolation()

@@ -84,7 +84,7 @@ class DiffusersRenderer:
     def _folder(self, model: Column) -> Any:
         from diffusers import DiffusionPipeline
 
-        return DiffusionPipeline.from_pretrained(str(model.path), torch_dtype=self.dtype, local_files_only=True)
+        return DiffusionPipeline.from_pretrained(str(model.path), local_files_only=True, **_dtype(self.dtype))
 
     def _single_file(self, model: Column) -> Any:
         import diffusers
@@ -93,7 +93,15 @@ class DiffusersRenderer:
         more: dict[str, Any] = {} if model.sdxl else {"safety_checker": None, "requires_safety_checker": False}
         if self.settings.config:
             more["config"] = str(self.settings.config)
-        return kind.from_single_file(str(model.path), torch_dtype=self.dtype, local_files_only=True, **more)
+        return kind.from_single_file(str(model.path), local_files_only=True, **_dtype(self.dtype), **more)
+
+
+def _dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument that sets the dtype: diffusers renamed it in 0.40 and warns of the old name since."""
+    import diffusers
+
+    major, minor = (int(part) for part in diffusers.__version__.split(".")[:2])
+    return {"dtype" if (major, minor) >= (0, 40) else "torch_dtype": dtype}
 
 
 def _device(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kohya_ext.basemodel import fetch as fetching
@@ -156,7 +156,7 @@ MOODS = st.sampled_from(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(moods=st.lists(MOODS, max_size=7), kept=st.integers(0, 60_000))
 def test_any_moods(moods: list[str], kept: int, hub: Hub, tmp_path: Path) -> None:
     """However it is served: the right file, or none under its name."""

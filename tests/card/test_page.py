@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kohya_ext.card import model as models
@@ -153,7 +153,7 @@ NASTY = st.text(max_size=60) | st.sampled_from(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 @given(values=st.dictionaries(st.sampled_from([*METADATA, "modelspec.title", "modelspec.description"]), NASTY))
 def test_foreign_metadata_is_harmless(tmp_path: Path, values: dict[str, str]) -> None:
     path = tmp_path / "m.safetensors"

@@ -16,7 +16,8 @@ def test_every_picture_has_a_caption_and_the_size(tmp_path: Path) -> None:
     pictures = sorted(tmp_path.glob("*.png"))
     assert len(pictures) == 24
     for path in pictures:
-        assert PIL.open(path).size == (SIDE, SIDE)
+        with PIL.open(path) as image:
+            assert image.size == (SIDE, SIDE)
         assert path.with_suffix(".txt").read_text(encoding="utf-8").strip() in captions()
 
 

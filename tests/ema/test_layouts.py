@@ -36,7 +36,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("average", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("way", ["together", "one by one", "unguarded", "in the background"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), shared=st.booleans())
 def test_any_layout_is_averaged_and_swapped_alone(
     average: torch.dtype, way: str, data: st.DataObject, dtype: torch.dtype, shared: bool

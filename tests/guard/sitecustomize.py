@@ -67,6 +67,25 @@ def watch() -> None:
         sys.addaudithook(_hear)
 
 
+class _Ours:
+    """Modules whose warnings are errors, as `warnings.filters` has them: something with the `match` of a pattern."""
+
+    def match(self, module: str) -> bool:
+        return module.partition(".")[0] in ("kohya_ext", "tests")
+
+
+def be_strict() -> None:
+    """In a child: what Python or a library warns our code of is an error, as pytest makes it one in its own process.
+
+    Warnings to the user (RuntimeWarning, UserWarning) are part of what is tested, and what libraries warn each other
+    of is not ours to mend.
+    """
+    import warnings
+
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, SyntaxWarning, ResourceWarning):
+        warnings.filters.insert(0, ("error", None, category, _Ours(), 0))  # type: ignore[attr-defined]
+
+
 def _with_its_folder(real: Callable[..., int]) -> Callable[..., int]:
     """os.open that remembers its dir_fd: the event does not tell it."""
 
@@ -166,3 +185,4 @@ def _refuse(what: str) -> None:
 
 if __name__ == "sitecustomize" and os.environ.get(LOG):
     watch()
+    be_strict()

@@ -121,9 +121,10 @@ def sweep(folder: Path, verb: str, kills: int, seed: int) -> Counter[str]:
                 process.kill()
             else:
                 os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
+        output, _ = process.communicate()
+        code = process.returncode
         if code >= 0:
-            assert code == 0, process.stdout and process.stdout.read()
+            assert code == 0, output
             landed["missed"] += 1
             continue
         landed["kills"] += 1

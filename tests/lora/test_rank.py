@@ -19,7 +19,7 @@ def spectrum(values: list[float], cost: int, rest: float = 0.0) -> Spectrum:
 values = st.lists(st.floats(0.01, 10), min_size=1, max_size=4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(values, min_size=1, max_size=3), st.integers(0, 40))
 def test_no_other_ranks_of_that_size_keep_more(modules: list[list[float]], budget: int) -> None:
     """Modules of one size, where greedy is the optimum."""

@@ -127,7 +127,7 @@ def test_the_module_name_is_the_seed() -> None:
     assert seed_of("a") != seed_of("b")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(1, 12), st.integers(0, 999))
 def test_small_core_is_the_svd_of_the_product(rows: int, columns: int, inner: int, rank: int, seed: int) -> None:
     """Any factors: wide, narrow, with equal and zero columns."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -89,7 +89,7 @@ def test_bad_files_are_named(tmp_path: Path, case: str) -> None:
     assert str(path) in str(raised.value)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_damage_is_an_error_or_harmless(good: Path, data: st.DataObject) -> None:
     """Cut or flip bytes anywhere: never another exception, never a read outside of the file."""

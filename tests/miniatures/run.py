@@ -81,9 +81,7 @@ class Launcher:
         return Run(code, log.read_text(encoding="utf-8", errors="replace"), out)
 
     def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 def serve() -> None:

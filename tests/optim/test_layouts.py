@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -119,7 +119,7 @@ def parameters(draw: st.DrawFn) -> list[tuple[Layout, list[Layout]]]:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     found=parameters(),
     dtype=st.sampled_from(DTYPES),

@@ -116,7 +116,7 @@ DAMAGES: dict[str, tuple[Callable[[State, int], State], str]] = {
 }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     damage=st.sampled_from(sorted(DAMAGES)),
     place=st.integers(0, len(SHAPES) - 1),

@@ -71,13 +71,13 @@ def judge(data: bytes, gradio: int | None) -> str:
 
 
 @given(broken(), st.sampled_from([None, 3, 5, 6]))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_broken_presets(data: bytes, gradio: int | None) -> None:
     judge(data, gradio)
 
 
 @pytest.mark.slow
 @given(broken(), st.sampled_from([None, 3, 5, 6]))
-@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=10_000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_ten_thousand_broken_presets(data: bytes, gradio: int | None) -> None:
     judge(data, gradio)

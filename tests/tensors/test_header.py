@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kohya_ext.core.errors import UsageError
@@ -40,7 +40,7 @@ def test_pickles(tmp_path: Path, name: str, start: bytes, pickle: bool) -> None:
     assert is_pickle(tmp_path / name) is pickle
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(place=st.integers(0, 400), value=st.integers(0, 255), cut=st.integers(0, 400))
 def test_damage_is_an_error_or_harmless(tmp_path: Path, place: int, value: int, cut: int) -> None:
     path = tmp_path / "m.safetensors"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kohya_ext.core.errors import UsageError
@@ -135,7 +135,7 @@ def _compare(path: Path, data: bytes, *, stricter: bool) -> None:
         assert not mine, mine
 
 
-COMPARED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+COMPARED = settings(max_examples=150)
 
 
 @COMPARED
