@@ -20,9 +20,9 @@ Set-StrictMode -Version 2.0
 $usage = @'
 usage: install.ps1 [CHECKOUT] [-Demo] [-Yes] [-DryRun] [-Uninstall] [-PresetsOnly] [-Python PATH] [-Verbose] [-Help]
 
-  CHECKOUT       kohya_ss or sd-scripts folder; when omitted: the current folder's, a running GUI's, the usual places
+  CHECKOUT       kohya_ss or sd-scripts folder; when omitted: the current folder's, a running GUI's, the known locations
   -Demo          train a toy diffusion model with everything switched on, on this machine, in a minute
-  -Yes           do not ask (without a terminal nothing is asked anyway)
+  -Yes           do not ask (without a terminal there are no questions anyway)
   -DryRun        show what would change, write nothing
   -Verbose       with -DryRun: the preset files too, line by line
   -Uninstall     remove kohya_ext; the checkout is byte-identical to before
@@ -79,8 +79,8 @@ function Get-Candidates {
     }
 }
 
-if ($Demo -and ($Checkout -or $DryRun -or $Uninstall -or $PresetsOnly)) { Stop-With 2 '-Demo goes with no option but -Python and -Yes' }
-if ($Uninstall -and $PresetsOnly) { Stop-With 2 '-Uninstall takes everything out: -PresetsOnly does not go with it' }
+if ($Demo -and ($Checkout -or $DryRun -or $Uninstall -or $PresetsOnly)) { Stop-With 2 '-Demo can be combined with -Python and -Yes only' }
+if ($Uninstall -and $PresetsOnly) { Stop-With 2 '-PresetsOnly cannot be combined with -Uninstall' }
 
 $runner = $null
 foreach ($candidate in @(Get-Candidates)) {

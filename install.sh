@@ -45,7 +45,7 @@ usage: ./install.sh [CHECKOUT] [--demo] [--yes] [--dry-run] [--uninstall] [--pre
                    then the places that the templates of vast.ai, RunPod and Docker use. Where the current
                    folder and a running GUI differ you are asked; without a terminal both are named (exit 2)
   --demo           train a toy diffusion model with everything switched on, on this machine, in about two minutes
-  --yes            do not ask (without a terminal nothing is asked anyway)
+  --yes            do not ask (without a terminal there are no questions anyway)
   --dry-run        show what would change, write nothing
   --verbose        with --dry-run: the preset files too, line by line
   --uninstall      remove kohya_ext; the checkout is byte-identical to before
@@ -81,7 +81,7 @@ clone_of() { # FILE: prints the folder of FILE, links to it followed
 
 here=$(clone_of "${BASH_SOURCE[0]}")
 [[ -f $here/kohya_ext/__main__.py ]] ||
-    fail 2 "$here holds no kohya_ext/: install.sh needs its clone next to it: bash /path/to/the/clone/install.sh"
+    fail 2 "$here does not contain kohya_ext/: install.sh needs its clone next to it: bash /path/to/the/clone/install.sh"
 verb=install checkout='' python='' demo='' options=()
 
 while (($#)); do
@@ -229,7 +229,7 @@ if [[ -n $python && (-n $demo || $verb == uninstall) ]] &&
 fi
 
 if [[ -n $demo ]]; then
-    [[ $verb == install && -z $checkout && ${options[*]-} =~ ^(--yes)?$ ]] || fail 2 "--demo goes with no option but --python and --yes"
+    [[ $verb == install && -z $checkout && ${options[*]-} =~ ^(--yes)?$ ]] || fail 2 "--demo can be combined with --python and --yes only"
     runner=$(demo_python "$runner")
     exec "$runner" "$here/kohya_ext/__main__.py" demo
 fi

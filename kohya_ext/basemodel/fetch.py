@@ -52,7 +52,7 @@ def fetch(wanted: Wanted, folder: Path, *, overwrite: bool = False, voice: Voice
     voice = voice or Voice()
     target = folder / wanted.name
     if target.is_dir():
-        raise ConflictError(f"{target} is a folder; nothing was fetched")
+        raise ConflictError(f"{target} is a folder; nothing was downloaded")
     with locked(folder, wait_seconds=0.0):
         if target.exists():
             known = wanted if wanted.sha256 else _filled(wanted, look_up(wanted))
@@ -85,7 +85,7 @@ def _download(wanted: Wanted, target: Path, voice: Voice) -> Fetched:
     part = Part(part_of(target, remote.sha256))
     resumed = part.size()
     if resumed:
-        voice.say(f"going on after {resumed} of {remote.size} bytes from an earlier run")
+        voice.say(f"resuming after {resumed} of {remote.size} bytes from an earlier run")
     _check_room(target, remote.size - resumed)
     for attempt in range(2):
         remote = transfer.complete(
@@ -97,10 +97,11 @@ def _download(wanted: Wanted, target: Path, voice: Voice) -> Fetched:
         part.remove()
         if attempt:
             raise ConflictError(
-                f"what the server sends is not the published file, twice (SHA-256 {found} instead of {remote.sha256}): "
-                "a broken proxy or mirror? It was thrown away; nothing was changed"
+                "the server sent something other than the published file, twice "
+                f"(SHA-256 {found} instead of {remote.sha256}): a broken proxy or mirror? It was discarded; "
+                "nothing was changed"
             )
-        voice.say("what came is not the published file (its SHA-256 differs): thrown away, fetching it again")
+        voice.say("the download is not the published file (its SHA-256 differs): discarded, downloading it again")
         resumed = 0
     part.become(target.name, owner_for(target))
     return Fetched(target, remote.size, remote.sha256, resumed=resumed)
@@ -111,5 +112,5 @@ def _check_room(target: Path, needed: int) -> None:
     if free < needed + LEFT_FREE:
         raise ConflictError(
             f"{target.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are to come: free some, or give "
-            "another folder with --to. Nothing was fetched"
+            "another folder with --to. Nothing was downloaded"
         )

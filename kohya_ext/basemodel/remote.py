@@ -98,7 +98,7 @@ def look_up(wanted: Wanted) -> Remote:
     if wanted.sha256 and digest != wanted.sha256:
         raise ConflictError(
             f"{page} announces another file (SHA-256 {digest}) than the one wanted ({wanted.sha256}): "
-            "a mirror that is not one, or a new version. Nothing was fetched"
+            "a mirror that is not one, or a new version. Nothing was downloaded"
         )
     size = getattr(found, "size", None) or wanted.size
     if not digest or not size:
@@ -106,9 +106,9 @@ def look_up(wanted: Wanted) -> Remote:
     url = urljoin(page, str(getattr(found, "location", None) or page))
     target, origin = urlsplit(url), urlsplit(page)
     if target.scheme not in ("http", "https"):
-        raise ConflictError(f"{page} sends to {url[:80]!r}, which is not a web address. Nothing was fetched")
+        raise ConflictError(f"{page} sends to {url[:80]!r}, which is not a web address. Nothing was downloaded")
     if (origin.scheme, target.scheme) == ("https", "http"):
-        raise ConflictError(f"{page} sends to {url[:80]!r}, where anybody on the way can read. Nothing was fetched")
+        raise ConflictError(f"{page} sends to {url[:80]!r}, where anybody on the way can read. Nothing was downloaded")
     same = (target.scheme, target.netloc) == (origin.scheme, origin.netloc)
     return Remote(url, int(size), digest, header if same and _private(url) else "")
 
@@ -124,8 +124,8 @@ def _explained(error: Exception, wanted: Wanted) -> ConflictError | UsageError:
     name = type(error).__name__
     if status in _FORBIDDEN or name in ("GatedRepoError", "RepositoryNotFoundError"):
         return ConflictError(
-            f"the hub does not give out {wanted.repository} ({name}): if it asks for a licence or is private, "
-            f"accept it there and set {TOKENS[0]} to your token; otherwise check the name. Nothing was fetched"
+            f"the hub refuses {wanted.repository} ({name}): if it asks for a licence or is private, "
+            f"accept it there and set {TOKENS[0]} to your token; otherwise check the name. Nothing was downloaded"
         )
     if status in _MISSING or name in ("EntryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError"):
         return UsageError(f"{wanted.repository} has no {wanted.name} at revision {wanted.revision} ({name})")

@@ -82,8 +82,8 @@ def complete(
         if reached < remote.size:
             if failures >= TRIES:
                 raise ConflictError(
-                    f"{remote.size - reached} of {remote.size} bytes did not come: {reason} ({TRIES} times in a row). "
-                    "What has come is kept: run the command again to go on from there"
+                    f"{remote.size - reached} of {remote.size} bytes are missing: {reason} ({TRIES} times in a row). "
+                    "The partial download is kept: run the command again to resume"
                 )
             pause(min(LONGEST_PAUSE, 2.0**failures - 1))
             remote = find() if failures else remote

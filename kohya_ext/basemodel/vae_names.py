@@ -18,7 +18,7 @@ _ATTENTION = {
 
 
 def in_checkpoint(key: str) -> str | None:
-    """What a checkpoint calls the weight that a file of a VAE calls `key`; None for what is no weight of it."""
+    """What a checkpoint calls the weight that a file of a VAE calls `key`; None for anything else."""
     key = key.removeprefix(PREFIX)
     if not key.startswith(PARTS):
         return None

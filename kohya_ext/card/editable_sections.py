@@ -1,4 +1,4 @@
-"""Marked places of a page: what the author writes between two marks stays when the page is made anew.
+"""Marked places of a page: what the author writes between two marks is kept when the page is regenerated.
 
 A mark carries a checksum of what we put there, so that an edit can be told from our own text of last time.
 """

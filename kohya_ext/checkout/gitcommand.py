@@ -67,7 +67,7 @@ class RefusedError(Exception):
 
 
 class LedAwayError(Exception):
-    """A `.git` leads to what belongs to another work tree (a copied one has such): here is no repository, then."""
+    """A `.git` leads to what belongs to another work tree (a copied one has such): then there is no repository here."""
 
 
 @dataclass(frozen=True)

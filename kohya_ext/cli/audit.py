@@ -22,12 +22,18 @@ SHOWN = 40  # findings in the text report; --json and --html have all
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = subparsers.add_parser("audit", help="check a data set: images, captions, buckets, duplicates")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of training images, with all in it")
-    parser.add_argument("--token", default="", help="the rare word of the concept, which each caption should hold")
-    parser.add_argument("--resolution", default="1024,1024", metavar="W,H", help="of the training (default 1024,1024)")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of training images, subfolders included")
+    parser.add_argument("--token", default="", help="the concept's rare token, which every caption should contain")
+    parser.add_argument(
+        "--resolution", default="1024,1024", metavar="W,H", help="training resolution (default 1024,1024)"
+    )
     parser.add_argument("--no-upscale", action="store_true", help="compute buckets with --bucket_no_upscale")
-    parser.add_argument("--extension", default=".txt", metavar=".EXT", help="of caption files (default .txt)")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of a CLIP tokenizer, to count exactly")
+    parser.add_argument(
+        "--extension", default=".txt", metavar=".EXT", help="extension of the caption files (default .txt)"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="folder of a CLIP tokenizer, for exact token counts"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report as a page with images")
     parser.add_argument("--all", action="store_true", help=f"print all findings, not only the first {SHOWN}")
     add_json(parser)
@@ -87,7 +93,7 @@ def _report(out: Output, found: Audit, *, every: bool) -> None:
     readable = sum(one.readable for one in found.pictures)
     out.item("images", f"{len(found.pictures)}, {how_many(readable)}")
     out.item("buckets", ", ".join(f"{w}x{h}: {count}" for (w, h), count in found.buckets.items()) or "none")
-    estimated = " (estimated: no tokenizer at hand)" if found.tokens_estimated else ""
+    estimated = " (estimated: no tokenizer found)" if found.tokens_estimated else ""
     lengths = ", ".join(f"up to {limit}: {n}" if limit else f"more: {n}" for limit, n in found.tokens.items())
     out.item("tokens", f"{lengths or 'no captions'}{estimated}")
     for label, counts in (("styles", found.styles), ("views", found.views)):

@@ -25,25 +25,33 @@ STEP = 0.1  # part of the file after which a log without a terminal gets a line
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the group; without a verb it fetches."""
-    group = subparsers.add_parser("base-model", help="fetch SDXL 1.0 with the 0.9 VAE, or exchange a checkpoint's VAE")
+    group = subparsers.add_parser(
+        "base-model", help="download SDXL 1.0 with the 0.9 VAE, or replace a checkpoint's VAE"
+    )
     add = group.add_argument
-    add("--to", type=Path, default=DEFAULT_FOLDER, metavar="FOLDER", help=f"default: {DEFAULT_FOLDER}/ (made)")
+    add(
+        "--to",
+        type=Path,
+        default=DEFAULT_FOLDER,
+        metavar="FOLDER",
+        help=f"target folder (default {DEFAULT_FOLDER}/), created if missing",
+    )
     add("--overwrite", action="store_true", help="replace another file of that name")
-    add("--dry-run", action="store_true", help="say what would be fetched, write nothing")
-    add("--repo", metavar="OWNER/NAME", help="another repository of the hub (then --file too)")
-    add("--file", metavar="NAME", help="another file of it")
+    add("--dry-run", action="store_true", help="show what would be downloaded, write nothing")
+    add("--repo", metavar="OWNER/NAME", help="another Hugging Face repository (needs --file)")
+    add("--file", metavar="NAME", help="a file in that repository")
     add("--revision", default="main", metavar="REV", help="branch, tag or commit (default main)")
-    add("--sha256", default="", metavar="HEX", help="what the file must be (default: what the hub publishes)")
+    add("--sha256", default="", metavar="HEX", help="expected SHA-256 (default: the one that the hub publishes)")
     add_json(group)
     group.set_defaults(run=fetch)
     verbs = group.add_subparsers(title="verbs", metavar="VERB")
-    build_verb = verbs.add_parser("build", help="put another VAE into a checkpoint at hand")
+    build_verb = verbs.add_parser("build", help="replace the VAE of a local checkpoint")
     add = build_verb.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors checkpoint")
     add("--vae", type=Path, required=True, metavar="VAE", help="a VAE file, another checkpoint, or a diffusers folder")
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     add("--overwrite", action="store_true", help="replace FILE if it exists")
-    add("--dry-run", action="store_true", help="match the two files, write nothing")
+    add("--dry-run", action="store_true", help="check that the two files match, write nothing")
     add_json(build_verb)
     build_verb.set_defaults(run=build)
 
@@ -55,7 +63,7 @@ def fetch(arguments: argparse.Namespace) -> int:
 
     out = Output("base-model", arguments.json)
     if bool(arguments.repo) != bool(arguments.file):
-        raise UsageError("--repo and --file belong together")
+        raise UsageError("--repo and --file go together: give both or neither")
     wanted = SDXL
     if arguments.repo:
         wanted = Wanted(arguments.repo, arguments.file, arguments.revision, _digest(arguments))
@@ -91,9 +99,7 @@ def build(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.out} is one of the inputs: give another name")
     out.item("VAE", f"{made.weights} weights from {made.vae.path}, {made.dtype}")
     if made.changed:
-        out.item(
-            "note", f"{made.changed} of them were of another type in the checkpoint; they stay as the VAE has them"
-        )
+        out.item("note", f"{made.changed} of them have another dtype in the checkpoint; the VAE's dtype is kept")
     document = {"weights": made.weights, "dtype": made.dtype, "changed_type": made.changed, "path": str(arguments.out)}
     if arguments.dry_run:
         out.item("would write", str(arguments.out))
@@ -120,7 +126,7 @@ def _made(folder: Path) -> Iterator[None]:
         missing = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConflictError(f"{folder} cannot be made: {error.strerror or error}") from error
+        raise ConflictError(f"{folder} cannot be created: {error.strerror or error}") from error
     try:
         yield
     except BaseException:

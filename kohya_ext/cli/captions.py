@@ -37,29 +37,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the group."""
     group = subparsers.add_parser(
         GROUP,
-        help="captions from file names, and edits of all captions of a folder",
+        help="write captions from file names; edit all captions of a folder",
         usage="kohya-ext captions FOLDER [options]\n       kohya-ext captions VERB FOLDER [options]",
     )
     verbs = group.add_subparsers(title="verbs", metavar="VERB", required=True, prog=f"kohya-ext {GROUP}")
     write = _verb(
-        verbs, WRITE, write_captions, "write what each image's file name says next to it (when no verb is given)"
+        verbs, WRITE, write_captions, "write a caption next to each image, from its file name (the default verb)"
     )
-    write.add_argument("--overwrite", action="store_true", help="write over captions that exist")
-    write.add_argument("--keep-suffix", action="store_true", help='leave "(1)", "_2" and " - Copy" at the end of names')
-    _verb(verbs, "to-names", rename_images, "name each image, and what belongs to it, after its caption")
-    prefix = _verb(verbs, "prefix", prefix_captions, "put a text in front of every caption that lacks it")
-    prefix.add_argument("text", help="the text, with the space or comma that shall follow it")
-    prefix.add_argument("--remove", action="store_true", help="take it away again where it stands")
+    write.add_argument("--overwrite", action="store_true", help="overwrite existing captions")
+    write.add_argument("--keep-suffix", action="store_true", help='keep "(1)", "_2" and " - Copy" at the end of names')
+    _verb(verbs, "to-names", rename_images, "rename each image, and its companion files, after its caption")
+    prefix = _verb(verbs, "prefix", prefix_captions, "prepend a text to every caption that does not start with it")
+    prefix.add_argument("text", help="the text, including the space or comma after it")
+    prefix.add_argument("--remove", action="store_true", help="remove the text instead of adding it")
     replace = _verb(verbs, "replace", replace_in_captions, "replace a text in every caption")
     replace.add_argument("old")
     replace.add_argument("new")
-    replace.add_argument("--regex", action="store_true", help="OLD is a regular expression, NEW may hold \\1")
+    replace.add_argument("--regex", action="store_true", help="OLD is a regular expression, NEW may contain \\1")
     replace.add_argument("--words", action="store_true", help="only whole words")
     replace.add_argument("--ignore-case", action="store_true")
-    undo = _verb(verbs, "undo", undo_last, "take back the last command on this folder", selects=False)
-    undo.add_argument("--keep-edited", action="store_true", help="leave files alone that were edited since")
+    undo = _verb(verbs, "undo", undo_last, "undo the last captions command on this folder", selects=False)
+    undo.add_argument("--keep-edited", action="store_true", help="skip files that were edited since")
     check = _verb(verbs, "check", check_captions, "report captions that are missing, broken or against the guide")
-    check.add_argument("--token", default="", help="the rare word of the concept, which each caption should hold")
+    check.add_argument("--token", default="", help="the concept's rare token, which every caption should contain")
 
 
 def _verb(
@@ -73,10 +73,12 @@ def _verb(
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of training images")
     if selects:
-        parser.add_argument("--recursive", action="store_true", help="the folders in it too")
-        parser.add_argument("--extension", default=".txt", metavar=".EXT", help="of caption files (default .txt)")
+        parser.add_argument("--recursive", action="store_true", help="include subfolders")
+        parser.add_argument(
+            "--extension", default=".txt", metavar=".EXT", help="extension of the caption files (default .txt)"
+        )
     if name != "check":
-        parser.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+        parser.add_argument("--dry-run", action="store_true", help="show what would be done, change nothing")
     add_json(parser)
     parser.set_defaults(run=run)
     return parser
@@ -152,8 +154,8 @@ def undo_last(arguments: argparse.Namespace) -> int:
     folder = require_folder(arguments.folder)
     recovered = _recovered(out, folder) if not arguments.dry_run else None
     if recovered and history.has_undone(recovered):
-        had = "is taken back" if recovered.verb else "had not begun"
-        out.item("done", f"the interrupted command {had}; undo again takes back the one before it")
+        had = "was undone" if recovered.verb else "had not begun"
+        out.item("done", f"the interrupted command {had}; run undo again for the one before it")
         return out.finish(
             RECOVERED,
             recovered=recovered.side,

@@ -22,14 +22,19 @@ MOST_BYTES = 10_000_000  # of a text file that we read
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("card", help="the page of a model, for CivitAI or Hugging Face, as Markdown")
+    parser = subparsers.add_parser("card", help="write a model card for CivitAI or Hugging Face, as Markdown")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a .safetensors file, checkpoint or LoRA")
     add("--for", dest="site", choices=("civitai", "huggingface"), default="civitai", help="default: civitai")
-    add("--output", type=Path, metavar="FILE", help="write it there; without, it is printed")
-    add("--overwrite", action="store_true", help="make FILE anew; what you edited in its marked places stays")
+    add("--output", type=Path, metavar="FILE", help="output file (default: print the card)")
+    add("--overwrite", action="store_true", help="regenerate FILE; your edits between its markers are kept")
     add("--preset", metavar="NAME", help=f"{NAME_HELP}: the one of the training, for what MODEL does not record")
-    add("--changelog", type=Path, metavar="FILE", help="Markdown with a heading a version; old major versions shrink")
+    add(
+        "--changelog",
+        type=Path,
+        metavar="FILE",
+        help="Markdown with one heading per version; older major versions are condensed",
+    )
     add("--hash", action="store_true", help="compute the file's SHA-256 as well")
     about = parser.add_argument_group("what only you know (or write it into the page afterwards)")
     add = about.add_argument
@@ -89,9 +94,9 @@ def _check_target(path: Path | None, model: Path, overwrite: bool) -> str:
     if not path.exists():
         return ""
     if path.is_dir() or (model.exists() and path.samefile(model)):
-        raise UsageError(f"{path} is no page: give the name of a Markdown file")
+        raise UsageError(f"{path} is not a page: give the name of a Markdown file")
     if not overwrite:
-        raise ConflictError(f"{path} exists; --overwrite makes it anew and keeps what you edited in its marked places")
+        raise ConflictError(f"{path} exists; --overwrite regenerates it and keeps your edits between its markers")
     return _text(path)
 
 

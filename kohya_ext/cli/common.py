@@ -42,9 +42,11 @@ def add_changing(parser: argparse.ArgumentParser) -> None:
     """The options of commands that change a checkout."""
     parser.add_argument("--dry-run", action="store_true", help="print the change as a unified diff, write nothing")
     parser.add_argument("--verbose", action="store_true", help="with --dry-run: the preset files too, line by line")
-    parser.add_argument("--yes", action="store_true", help="do not ask (without a terminal nothing is asked anyway)")
     parser.add_argument(
-        "--no-package", action="store_true", help="leave Python environments alone: only the checkout is changed"
+        "--yes", action="store_true", help="do not ask (without a terminal there are no questions anyway)"
+    )
+    parser.add_argument(
+        "--no-package", action="store_true", help="do not touch Python environments, change only the checkout"
     )
 
 
@@ -145,7 +147,7 @@ def training_allows(
     if not at_terminal() or out.as_json:
         raise ConflictError(f"{said}. Nothing was changed. Run this again when it has ended, or now with --yes")
     out.warn(said)
-    return agreed("Go on while it is running?", yes=False, default=False)
+    return agreed("Continue while it is running?", yes=False, default=False)
 
 
 SAVES_SEARCHED = 4  # levels below the checkout
@@ -237,7 +239,7 @@ def clear_abandoned_saves(checkout: Checkout, out: Output) -> int:
         found = abandoned(Path(folder)) if any(name.startswith(PREFIX) for name in names) else []
         for left in found:
             shutil.rmtree(left, ignore_errors=True)
-            out.item("recovered", f"{left}: what a killed save had left; removed")
+            out.item("recovered", f"{left}: left by a save that was killed; removed")
         cleared += len(found)
         here = Path(folder)
         names[:] = [

@@ -27,8 +27,8 @@ TENTHS = 10
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("demo", help="train a toy model with AdaCoor and EMA, here and now, on the CPU")
-    parser.add_argument("--out", metavar="FOLDER", help="a new folder for all it makes (default: ./kohya-ext-demo)")
+    parser = subparsers.add_parser("demo", help="train a toy model with AdaCoor and EMA on this CPU")
+    parser.add_argument("--out", metavar="FOLDER", help="output folder, new (default: ./kohya-ext-demo)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default 600, about a minute)")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     demo = demonstration.Demo(demonstration.choose_folder(arguments.out), steps)
     began = time.monotonic()
     done = demonstration.prepare(demo)
-    out.item("pictures", f"{done['pictures']} coloured shapes with captions, {demo.folder / 'pictures'}")
+    out.item("images", f"{done['images']} coloured shapes with captions, {demo.folder / 'images'}")
     out.item("checkout", f"a miniature of kohya_ss v26.0.0, {demo.checkout}")
     out.item("patched", f"by the real installer: {done['changed']} files, {done['hooks']} hooks in the release")
     out.item("training", f"its own sdxl_train.py, all output in {demo.log}")
@@ -109,7 +109,7 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
     last = points[-1]
     better = "below" if last["ema_loss"] < last["raw_loss"] else "not below"
     out.item(
-        "files", f"{demo.output}: toy.safetensors (raw), toy-ema.safetensors (EMA), {len(points)} saves on the way"
+        "files", f"{demo.output}: toy.safetensors (raw), toy-ema.safetensors (EMA), {len(points)} intermediate saves"
     )
     out.item(
         "result", f"loss on held-out images: raw {last['raw_loss']:.4f}, EMA {last['ema_loss']:.4f} ({better} raw)"
@@ -121,7 +121,7 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
     out.item("", put_on("/path/to/kohya_ss"))
     out.item("", f"then in the Finetune tab: {ADACOOR.setting},")
     out.item("", "additional parameters --enable_ema --ema_decay=0.9995 (or one of the presets)")
-    out.item("uninstall", f"{take_off(str(demo.checkout))}   (the miniature, byte for byte)")
+    out.item("uninstall", f"{take_off(str(demo.checkout))}   (the miniature; byte-identical to before)")
 
 
 def put_on(checkout: str) -> str:
@@ -147,7 +147,7 @@ def _document(demo: Demo, points: list[dict[str, float]], done: dict[str, int], 
     return {
         "folder": str(demo.folder),
         "checkout": str(demo.checkout),
-        "picture": str(demo.picture),
+        "image": str(demo.picture),
         "models": sorted(str(path) for path in demo.output.glob("*.safetensors")),
         "steps": demo.steps,
         "ema_decay": demo.ema_decay,

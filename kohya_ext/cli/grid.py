@@ -36,18 +36,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=Path,
         required=True,
         metavar="FOLDER",
-        help=f"gets {PAGE}, {SHEET} and images/; is gone on with",
+        help=f"where {PAGE}, {SHEET} and images/ are written; an interrupted grid is resumed",
     )
-    add("--images", type=Path, metavar="FOLDER", help="the training images: shows the nearest one, and near copies")
+    add("--images", type=Path, metavar="FOLDER", help="the training images: show the nearest one, and near copies")
     add("--clip", nargs="?", const="", metavar="DIR", help="compare by CLIP (in the local cache, or DIR), not by hash")
-    add("--base", type=Path, metavar="MODEL", help="what LoRAs go onto")
-    add("--weight", type=float, default=1.0, metavar="X", help="of LoRAs (default 1)")
-    add("--no-average", action="store_true", help="leave out the -ema files next to the given ones")
+    add("--base", type=Path, metavar="MODEL", help="the model that LoRAs are applied to")
+    add("--weight", type=float, default=1.0, metavar="X", help="weight of the LoRAs (default 1)")
+    add(
+        "--no-ema",
+        "--no-average",
+        dest="no_average",
+        action="store_true",
+        help="skip the -ema files next to the given models",
+    )
     add("--limit", type=int, metavar="N", help="only the first N prompts of each section")
-    add("--config", type=Path, metavar="DIR", help="a diffusers folder that describes single files, when offline")
+    add(
+        "--config",
+        type=Path,
+        metavar="DIR",
+        help="a diffusers folder with the configuration of single files, for offline use",
+    )
     add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
     add("--dtype", choices=("auto", "fp16", "bf16", "fp32"), default="auto", help="auto: fp16 on a GPU, fp32 on a CPU")
-    add("--dry-run", action="store_true", help="list models and prompts, draw nothing")
+    add("--dry-run", action="store_true", help="list models and prompts, render nothing")
     add_json(parser)
     parser.set_defaults(run=grid)
 
@@ -65,7 +76,7 @@ def grid(arguments: argparse.Namespace) -> int:
     prompts = _prompts(arguments, out)
     for column in columns:
         out.item("model", f"{column.label} ({column.kind}): {column.path}")
-    out.item("pictures", f"{len(prompts)} prompts by {len(columns)} models: {len(prompts) * len(columns)}")
+    out.item("images", f"{len(prompts)} prompts by {len(columns)} models: {len(prompts) * len(columns)}")
     if arguments.dry_run:
         return out.finish(DONE, models=[str(column.path) for column in columns], prompts=len(prompts))
     training = _training(arguments, out)
@@ -115,9 +126,9 @@ def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
     except UsageError as error:
         raise UsageError(f"{arguments.prompts}: {error}") from error
     if any(has_weights(one) for one in text.splitlines() if not one.startswith("#")):
-        out.warn("brackets in prompts are weights to Kohya; here they are drawn as plain text")
+        out.warn("Kohya reads brackets in prompts as weights; here they are rendered as plain text")
     if any(prompt.seed is None for prompt in prompts):
-        out.warn("prompts without a seed (--d) get another one for each model, and cannot be compared")
+        out.warn("prompts without a seed (--d) get a different seed for each model, so their images cannot be compared")
     if arguments.limit is None:
         return prompts
     seen: dict[str, int] = {}
@@ -157,7 +168,9 @@ def _made(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConflictError(f"{folder} cannot be made: {error.strerror or error}. Nothing was drawn") from error
+            raise ConflictError(
+                f"{folder} cannot be created: {error.strerror or error}. Nothing was rendered"
+            ) from error
         yield
     except BaseException:
         for made in (folder / PICTURES, folder, *folder.parents):
@@ -191,7 +204,7 @@ def _write(made: Grid, folder: Path) -> None:
 def _document(made: Grid, folder: Path) -> dict[str, object]:
     def cell(place: int, row: int) -> dict[str, object]:
         one = made.cells[row][place]
-        return {"picture": one.path, "nearest": vars(one.nearest) if one.nearest else None}
+        return {"image": one.path, "nearest": vars(one.nearest) if one.nearest else None}
 
     return {
         "page": str(folder / PAGE),
@@ -201,7 +214,7 @@ def _document(made: Grid, folder: Path) -> dict[str, object]:
             {
                 "path": str(column.path), "label": column.label, "average": column.average,
                 "near_copies": made.copies(place)[0] if made.images else None,
-                "pictures": [cell(place, row) for row in range(len(made.prompts))],
+                "images": [cell(place, row) for row in range(len(made.prompts))],
             }
             for place, column in enumerate(made.columns)
         ],

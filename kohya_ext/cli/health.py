@@ -29,13 +29,13 @@ MARKS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands."""
-    parser = subparsers.add_parser("status", help="what is installed in a checkout, and what has drifted since")
+    parser = subparsers.add_parser("status", help="show what is installed in a checkout, and what has changed since")
     add_checkout(parser)
     parser.add_argument("--hooks", action="store_true", help="also list every hook with the file that defines it")
     add_json(parser)
     parser.set_defaults(run=status)
     parser = subparsers.add_parser(
-        "doctor", help="check all a run needs, recover an interrupted install, say how to fix the rest"
+        "doctor", help="check everything a run needs, recover an interrupted install, show fixes for the rest"
     )
     add_checkout(parser)
     parser.add_argument(
@@ -69,7 +69,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         out.item("recovered", str(recovery))
     resumed = updating.resume(checkout)
     if resumed is not None:
-        out.item("recovered", "an interrupted update: our files are on again")
+        out.item("recovered", "an interrupted update: kohya_ext is installed again")
     environments = _environments(arguments, checkout)
     mended = repair.environments(checkout, environments)
     for one in mended:
@@ -83,7 +83,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     recovered = recovery is not None or resumed is not None or bool(mended) or bool(cleared)
     code = RECOVERED if recovered else FOUND_PROBLEMS if failed else DONE
     out.line()
-    out.line("Problems found: see above how to fix them." if failed else "No problems found.")
+    out.line("Problems found: the fixes are above." if failed else "No problems found.")
     return out.finish(
         code,
         checkout=checkout_json(checkout),

@@ -38,11 +38,13 @@ FIRST_PRESETS_LIST = (22,)  # the finetune tab has a list of presets from v22.0.
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands."""
-    parser = subparsers.add_parser("install", help="put AdaCoor, EMA and the presets into a Kohya checkout")
+    parser = subparsers.add_parser("install", help="install AdaCoor, EMA and the presets into a Kohya checkout")
     add_checkout(parser)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--patch-set", choices=PATCH_SETS, help="hook (usual), or inline for forks it does not fit")
-    what.add_argument("--presets-only", action="store_true", help="put the presets in and patch nothing")
+    what.add_argument(
+        "--patch-set", choices=PATCH_SETS, help="hook (default), or inline for forks that it does not fit"
+    )
+    what.add_argument("--presets-only", action="store_true", help="install the presets, patch nothing")
     parser.add_argument(
         "--python", metavar="PATH", help="the Python that runs Kohya (interpreter or environment folder)"
     )
@@ -52,7 +54,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_changing(parser)
     add_json(parser)
     parser.set_defaults(run=install)
-    parser = subparsers.add_parser("uninstall", help="take everything of ours out again, byte for byte")
+    parser = subparsers.add_parser("uninstall", help="remove kohya_ext; the checkout is byte-identical to before")
     add_checkout(parser)
     add_changing(parser)
     add_json(parser)
@@ -184,7 +186,7 @@ def _report(out: Output, outcome: Outcome, patch_set: str) -> None:
 
 def _kept_and_notes(out: Output, outcome: Outcome) -> None:
     for path in outcome.plan.kept:
-        out.item("kept", f"{path} (not ours, or edited since)")
+        out.item("kept", f"{path} (not from kohya_ext, or edited since)")
     for note in outcome.plan.notes:
         out.item("note", note)
 
@@ -273,7 +275,7 @@ def uninstall(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         outcome = apply.uninstall(checkout, presets=wanted, dry_run=True)
         return _dry_run(out, checkout, outcome, None, verbose=arguments.verbose)
-    if not allowed or (recorded and not agreed(f"Take kohya_ext out of {checkout.root}?", yes=arguments.yes)):
+    if not allowed or (recorded and not agreed(f"Uninstall kohya_ext from {checkout.root}?", yes=arguments.yes)):
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     outcome = apply.uninstall(checkout, presets=wanted, environments=environments)

@@ -39,11 +39,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _register_extract(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verb = verbs.add_parser("extract", help="what a fine-tune changed, as a LoRA for sd-scripts, ComfyUI and diffusers")
+    verb = verbs.add_parser(
+        "extract", help="extract what a fine-tune changed as a LoRA for sd-scripts, ComfyUI and diffusers"
+    )
     add = verb.add_argument
     model = "a .safetensors file or a diffusers folder"
     add("--base", metavar="MODEL", required=True, type=Path, help=f"the model the fine-tune started from: {model}")
-    add("--tuned", metavar="MODEL", required=True, type=Path, help="the fine-tuned model, of either form")
+    add("--tuned", metavar="MODEL", required=True, type=Path, help="the fine-tuned model: the same kinds of input")
     add("--out", metavar="FILE", required=True, type=Path, help="the .safetensors file to write")
     add("--like", choices=LIKES, help="the guide's settings: 2023 = rank 512, then 16; current = rank 128; both fp16")
     add(
@@ -52,16 +54,16 @@ def _register_extract(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
         type=_ranks,
         help="default 128; several: one file each, FILE-rankN.safetensors",
     )
-    add("--conv-rank", metavar="N[,N...]", type=_ranks, help="the residual blocks too, their 3x3 convolutions at N")
+    add("--conv-rank", metavar="N[,N...]", type=_ranks, help="include the residual blocks, 3x3 convolutions at rank N")
     add(
         "--energy",
         metavar="PART",
         type=_part,
-        help="the lowest rank of each module that keeps PART of its energy",
+        help="per module the lowest rank that keeps PART of its energy (squared norm)",
     )
-    add("--size", metavar="BYTES", type=_size, help="ranks that fill a file of this size best, e.g. 100MB")
-    add("--alpha", metavar="X", type=_number, help="network alpha in the file; the change it makes stays the same")
-    add("--dtype", choices=DTYPES, help="of the file (default fp16)")
+    add("--size", metavar="BYTES", type=_size, help="choose ranks to fill a file of this size, e.g. 100MB")
+    add("--alpha", metavar="X", type=_number, help="network alpha in the file; the effect is unchanged")
+    add("--dtype", choices=DTYPES, help="dtype of the file (default fp16)")
     add(
         "--method",
         choices=METHODS,
@@ -70,22 +72,22 @@ def _register_extract(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     add("--text-encoders", choices=ENCODER_RULES, help="auto: each that changed; together: all if one did (sd-scripts)")
     add("--min-diff", metavar="X", type=_number, help="a text encoder has changed if a weight differs by more than X")
-    add("--clamp-quantile", metavar="Q", type=_part, help="cut the factors as sd-scripts does (its default is 0.99)")
+    add("--clamp-quantile", metavar="Q", type=_part, help="clamp the factors as sd-scripts does (its default is 0.99)")
     _add_common(verb)
     verb.set_defaults(run=extract)
 
 
 def _register_resize(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verb = verbs.add_parser("resize", help="a LoRA at a lower rank, exactly; kohya's and PEFT's keys stay as they are")
+    verb = verbs.add_parser("resize", help="reduce the rank of a LoRA, exactly; kohya's and PEFT's keys are kept")
     add = verb.add_argument
     add("input", metavar="IN", type=Path, help="the LoRA")
     add("output", metavar="OUT", type=Path, help="the .safetensors file to write")
-    add("--rank", metavar="N", type=_rank, required=True, help="the new rank; the highest with --dynamic and --size")
-    add("--conv-rank", metavar="N", type=_rank, help="of 3x3 convolutions (default: the same)")
-    add("--dynamic", choices=DYNAMIC, help="a rank for each module, by sd-scripts' rules; needs --param")
+    add("--rank", metavar="N", type=_rank, required=True, help="the new rank; an upper bound with --dynamic and --size")
+    add("--conv-rank", metavar="N", type=_rank, help="rank of 3x3 convolutions (default: the same)")
+    add("--dynamic", choices=DYNAMIC, help="choose a rank per module by sd-scripts' rules; needs --param")
     add("--param", metavar="X", type=_number, help="sv_ratio: largest to smallest kept; others: the part to keep")
-    add("--size", metavar="BYTES", type=_size, help="ranks that fill a file of this size best, e.g. 100MB")
-    add("--dtype", choices=DTYPES, help="of the file (default: the input's)")
+    add("--size", metavar="BYTES", type=_size, help="choose ranks to fill a file of this size, e.g. 100MB")
+    add("--dtype", choices=DTYPES, help="dtype of the file (default: the input's)")
     add("--report", action="store_true", help="print every module, not only the worst")
     _add_common(verb)
     verb.set_defaults(run=resize)
@@ -93,9 +95,11 @@ def _register_resize(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _add_common(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
-    verb.add_argument("--allow-pickle", action="store_true", help="read a .ckpt too, tensors only")
+    verb.add_argument("--allow-pickle", action="store_true", help="also read .ckpt files, tensors only")
     verb.add_argument("--overwrite", action="store_true", help="replace a file that exists")
-    verb.add_argument("--dry-run", action="store_true", help="read and check, say what would be made, write nothing")
+    verb.add_argument(
+        "--dry-run", action="store_true", help="read and check, show what would be written, write nothing"
+    )
     add_json(verb)
 
 
@@ -223,7 +227,7 @@ def resize(arguments: argparse.Namespace) -> int:
     span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     out.item("input", f"{arguments.input}: {len(found.pairs)} modules, {span}")
     if ranks[-1] < settings.rank:
-        out.warn(f"no module has a rank above {ranks[-1]}: --rank {settings.rank} makes nothing smaller")
+        out.warn(f"no module has a rank above {ranks[-1]}: --rank {settings.rank} reduces nothing")
     if arguments.dry_run:
         out.item("would write", str(arguments.output))
         return out.finish(DONE, modules=len(found.pairs), files=[str(arguments.output)])
@@ -269,7 +273,7 @@ def _describe(out: Output, written: Written, of: str) -> None:
     ranks = sorted({kept.rank for kept in written.modules})
     span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     out.item("written", f"{written.path}: {len(written.modules)} modules, {span}, {written.size / 1e6:.1f} MB")
-    out.item("error", f"{written.error:.2%} of the norm of {of} is not in it; the worst modules:")
+    out.item("error", f"{written.error:.2%} of {of} is lost; the worst modules:")
     worst = sorted(written.modules, key=lambda kept: -kept.error)[:WORST_SHOWN]
     for kept in worst:
         out.item("", f"{kept.error:7.2%}  rank {kept.rank:<4} {kept.module.name}")
@@ -347,7 +351,7 @@ def _check_device(name: str) -> None:
     try:
         device = torch.device("cpu" if name == "auto" else name)
     except RuntimeError as error:
-        raise UsageError(f"--device {name}: torch knows no such device") from error
+        raise UsageError(f"--device {name}: torch does not know this device") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch sees no CUDA device here")
     if device.type not in ("cpu", "cuda"):
@@ -392,5 +396,5 @@ def _size(text: str) -> int:
     except ValueError:
         size = 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 100MB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 100MB")
     return size

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kohya_ext.presets.release import Release
 
 TABS = ("finetune", "lora", "dreambooth", "ti")
-NAME_HELP = "a preset of ours, or a preset file"
+NAME_HELP = "a bundled preset, or a preset file"
 
 
 def written(value: Any) -> str:

@@ -51,22 +51,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     group = subparsers.add_parser("presets", help="list, show, check, fit and compare presets; run one without the GUI")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_AnyOrder)
 
-    verb = verbs.add_parser("list", help="the presets that ship with kohya_ext")
+    verb = verbs.add_parser("list", help="list the presets that ship with kohya_ext")
     add_json(verb)
     verb.set_defaults(run=list_presets)
 
-    verb = verbs.add_parser("show", help="one preset: where it comes from, and every setting with what it does")
+    verb = verbs.add_parser("show", help="show one preset: its origin, and every setting with its meaning")
     verb.add_argument("name", metavar="NAME", help=NAME_HELP)
     add_json(verb)
     verb.set_defaults(run=show)
 
-    verb = verbs.add_parser("diff", help="the settings in which two presets differ")
+    verb = verbs.add_parser("diff", help="show the settings in which two presets differ")
     verb.add_argument("first", metavar="A", help=NAME_HELP)
     verb.add_argument("second", metavar="B", help=NAME_HELP)
     add_json(verb)
     verb.set_defaults(run=diff)
 
-    verb = verbs.add_parser("schema", help="the fields of the installed GUI, read from its source")
+    verb = verbs.add_parser("schema", help="show the fields of the installed GUI, read from its source")
     add_checkout(verb)
     verb.add_argument("--tab", choices=TABS, default="finetune")
     add_json(verb)
@@ -77,9 +77,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _register_check(verbs: argparse._SubParsersAction[Any]) -> None:
-    verb = verbs.add_parser("check", help="presets against the installed GUI and training code; exit code 1 on errors")
+    verb = verbs.add_parser(
+        "check", help="check presets against the installed GUI and training code; exit code 1 on errors"
+    )
     verb.add_argument("files", nargs="*", metavar="FILE", help=f"{NAME_HELP}; a folder is taken as the checkout")
-    verb.add_argument("--all", action="store_true", help="every preset of the checkout: shipped, yours, ours")
+    verb.add_argument("--all", action="store_true", help="every preset in the checkout: Kohya's, yours, kohya_ext's")
     verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
     verb.add_argument("--guide", action="store_true", help="also say where a preset departs from the guide's advice")
     verb.add_argument("--gradio", type=int, metavar="MAJOR", help="gradio's major version, if not the one pinned")

@@ -14,11 +14,11 @@ from kohya_ext.core.errors import DONE, UsageError
 
 def register(verbs: argparse._SubParsersAction[Any]) -> None:
     """Add the three commands."""
-    verb = verbs.add_parser("fit", help="a preset made complete and valid for the installed GUI")
+    verb = verbs.add_parser("fit", help="make a preset complete and valid for the installed GUI")
     verb.add_argument("name", metavar="FILE", help=NAME_HELP)
     verb.add_argument("--out", metavar="FILE", required=True, help="where to write it")
     verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
-    verb.add_argument("--dry-run", action="store_true", help="say what would be changed, write nothing")
+    verb.add_argument("--dry-run", action="store_true", help="show what would be changed, write nothing")
     add_checkout(verb)
     add_json(verb)
     verb.set_defaults(run=fit)
@@ -27,7 +27,7 @@ def register(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def _register_command(verbs: argparse._SubParsersAction[Any]) -> None:
-    verb = verbs.add_parser("command", help="what the installed GUI would run for a preset, preparation included")
+    verb = verbs.add_parser("command", help="print what the installed GUI would run for a preset, preparation included")
     verb.add_argument("name", metavar="NAME", help=NAME_HELP)
     pictures = "the images with their captions; for other tabs than finetune in folders called REPEATS_NAME"
     verb.add_argument("--data", metavar="DIR", required=True, type=Path, help=pictures)
@@ -49,12 +49,12 @@ def _register_command(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def _register_install(verbs: argparse._SubParsersAction[Any]) -> None:
-    verb = verbs.add_parser("install", help="put presets into a checkout, fitted to its GUI; patches nothing")
+    verb = verbs.add_parser("install", help="install presets into a checkout, fitted to its GUI; patches nothing")
     verb.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
-        help="presets of ours (all by default); a folder is taken as the checkout",
+        help="bundled presets (default: all); a folder is taken as the checkout",
     )
     add_changing(verb)
     add_json(verb)
@@ -127,7 +127,7 @@ def install(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and arguments.verbose:
         out.line(outcome.plan.diff().rstrip("\n"))
     for path in outcome.plan.kept:
-        out.item("kept", f"{path} (not ours, or edited since)")
+        out.item("kept", f"{path} (not from kohya_ext, or edited since)")
     if not outcome.plan.changes:
         out.item("unchanged", "everything is in place already")
     elif not arguments.dry_run:

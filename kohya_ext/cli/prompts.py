@@ -20,19 +20,27 @@ MOST = 100  # prompts of a kind: with four seeds each, more is nobody's patience
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("prompts", help="prompts to judge a model by: captions, near ones, generic ones")
+    parser = subparsers.add_parser(
+        "prompts", help="write prompts to judge a model with: captions, variations, generic subjects"
+    )
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="the folder of training images, with all in it")
+    add("folder", type=Path, metavar="FOLDER", help="folder of training images, subfolders included")
     add("--output", type=Path, metavar="FILE", help="a .txt for Kohya's sample prompts and for `grid`; else printed")
     add("--overwrite", action="store_true", help="replace FILE if it exists")
-    add("--count", type=int, default=4, metavar="N", help="of each kind (default 4); generic ones four times")
-    add("--trigger", default="", metavar="WORDS", help="the token of the concept, which near prompts shall hold")
-    add("--seed", type=int, default=1, metavar="N", help="of the choice and of the images (default 1)")
-    add("--size", default="1024x1024", metavar="WxH", help="of the images (default 1024x1024)")
+    add(
+        "--count",
+        type=int,
+        default=4,
+        metavar="N",
+        help="prompts of each kind (default 4); generic ones get four seeds each",
+    )
+    add("--trigger", default="", metavar="WORDS", help="the concept's token, which is put into the near prompts")
+    add("--seed", type=int, default=1, metavar="N", help="seed of the selection and of the images (default 1)")
+    add("--size", default="1024x1024", metavar="WxH", help="size of the images (default 1024x1024)")
     add("--steps", type=int, default=30, metavar="N", help="default 30")
     add("--cfg", type=float, default=7.0, metavar="X", help="default 7")
     add("--negative", default="", metavar="PROMPT")
-    add("--extension", default=".txt", metavar=".EXT", help="of caption files (default .txt)")
+    add("--extension", default=".txt", metavar=".EXT", help="extension of the caption files (default .txt)")
     add_json(parser)
     parser.set_defaults(run=prompts)
 

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("update", help="uninstall, git pull with submodules, reinstall them")
+    parser = subparsers.add_parser("update", help="uninstall, git pull with submodules, install again")
     add_checkout(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask (without a terminal nothing is asked anyway)")
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask (without a terminal there are no questions anyway)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and pulled, change nothing")
     add_json(parser)
     parser.set_defaults(run=update)
@@ -49,9 +51,9 @@ def update(arguments: argparse.Namespace) -> int:
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     done = updating.update(checkout, out.item)
     if done.put_on is not None:
-        out.item("put on", ", ".join(change.path for change in done.put_on.plan.changes))
+        out.item("installed", ", ".join(change.path for change in done.put_on.plan.changes))
         for path in done.put_on.plan.kept:
-            out.item("kept", f"{path} (not ours, or edited since)")
+            out.item("kept", f"{path} (not from kohya_ext, or edited since)")
     out.item("release", f"{done.before} -> {done.after}" if done.before != done.after else done.after)
     if done.failure is not None:
         out.warn(done.failure)

@@ -129,7 +129,7 @@ def _by_text(literal: re.Pattern[str], new: str, path: Path, text: str) -> str:
 def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> EditPlan:
     """Each image gets its caption as its name, and what lies next to it under the same name goes with it.
 
-    Names that are taken get " (2)" and so on, which `from_names` takes off again.
+    Names that are taken get " (2)" and so on, which `from_names` removes again.
     """
     plan = EditPlan("captions to-names")
     moves: list[tuple[Path, Path]] = []

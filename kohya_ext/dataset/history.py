@@ -118,7 +118,7 @@ def undo(folder: Path, *, keep_edited: bool = False, dry_run: bool = False) -> U
         if kept and not keep_edited and not dry_run:
             raise ConflictError(
                 f"changed since `{document['verb']}`: {', '.join(kept)}; nothing was changed. "
-                "--keep-edited takes back the rest and leaves these as they are"
+                "--keep-edited undoes the rest and keeps these"
             )
         touched = tuple(step.path if isinstance(step, Change) else str(step.arguments["to"]) for step in steps)
         if not dry_run:

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--held_out", type=Path, required=True)
     parser.add_argument("--title", default="")
     parser.add_argument("--subtitle", default="")
-    parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--image", type=Path, required=True)
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.training_root))
     result = evaluate(arguments)
@@ -54,7 +54,7 @@ def evaluate(arguments: argparse.Namespace) -> list[dict[str, float]]:
             )
         )
     figure = Figure(arguments.title, arguments.subtitle, read_losses(arguments.metrics), points, CAPTIONS)
-    draw(figure).save(arguments.picture)
+    draw(figure).save(arguments.image)
     return [{"step": p.step, "raw_loss": p.raw_loss, "ema_loss": p.ema_loss} for p in points]
 
 

@@ -72,7 +72,7 @@ class Demo:
         save_every = max(1, self.steps // SAVES)
         rate = str(LEARNING_RATE)
         words = [sys.executable, "sdxl_train.py", "--pretrained_model_name_or_path", "toy"]
-        words += ["--train_data_dir", str(self.folder / "pictures"), "--caption_extension", ".txt"]
+        words += ["--train_data_dir", str(self.folder / "images"), "--caption_extension", ".txt"]
         words += ["--resolution", "16", "--train_batch_size", "16", "--max_data_loader_n_workers", "0"]
         words += ["--optimizer_type", ADACOOR.name, "--optimizer_args", ADACOOR.words, "--learning_rate", rate]
         words += ["--train_text_encoder", "--learning_rate_te1", rate, "--learning_rate_te2", rate]
@@ -106,7 +106,7 @@ def choose_folder(wanted: str | None) -> Path:
     if wanted is not None:
         folder = Path(wanted).expanduser().resolve()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} is not empty; give the demo a folder of its own, or leave --out away")
+            raise UsageError(f"{folder} is not empty; give the demo a folder of its own, or omit --out")
         return folder
     for number in range(1, 1000):
         folder = Path.cwd() / (DEFAULT_FOLDER if number == 1 else f"{DEFAULT_FOLDER}-{number}")
@@ -121,11 +121,11 @@ def prepare(demo: Demo) -> dict[str, int]:
     from kohya_ext.checkout.checkout import describe
     from kohya_ext.install import apply
 
-    number = write_pictures(demo.folder / "pictures" / "1_shapes", per_caption=12)
+    number = write_pictures(demo.folder / "images" / "1_shapes", per_caption=12)
     write_pictures(demo.folder / "held-out", per_caption=8, seed=1)
     checkout = describe(build(NEWEST, demo.checkout))
     outcome = apply.install(checkout, presets=presets.collect(checkout))
-    return {"pictures": number, "changed": len(outcome.plan.changes), "hooks": len(outcome.plan.hooks)}
+    return {"images": number, "changed": len(outcome.plan.changes), "hooks": len(outcome.plan.hooks)}
 
 
 def train(demo: Demo, progress: Callable[[int, float], None]) -> None:
@@ -157,7 +157,7 @@ def evaluate(demo: Demo) -> list[dict[str, float]]:
     )
     words = [sys.executable, "-m", "kohya_ext.demo.evaluate", "--training_root", str(training_root(demo.checkout))]
     words += ["--models", str(demo.output), "--name", NAME, "--metrics", str(metrics_file(demo.folder / "logs"))]
-    words += ["--held_out", str(demo.folder / "held-out"), "--picture", str(demo.picture)]
+    words += ["--held_out", str(demo.folder / "held-out"), "--image", str(demo.picture)]
     words += ["--title", "kohya_ext demo: a toy diffusion model, trained in a patched miniature of Kohya"]
     words += ["--subtitle", f"{what}. Loss: squared error of the noise, min-SNR weighted."]
     done = subprocess.run(words, env=demo.environ(), capture_output=True, text=True)

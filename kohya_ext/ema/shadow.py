@@ -82,7 +82,7 @@ class Shadow:
         self._index = {id(parameter): number for number, parameter in enumerate(self._params.values())}
         self._names = list(self._params)
         self._shadows: dict[str, Tensor] = {}
-        self._averaged: list[_Averaged] = []  # the same and its weights, at hand for every step
+        self._averaged: list[_Averaged] = []  # the same and its weights, ready for every step
         self._started = False
         self._placed = False
         self._stepped: set[int] = set()  # parameters that update_param has done in the current step

@@ -1,4 +1,4 @@
-"""Pictures drawn by diffusers: single-file checkpoints, folders of its own, and LoRAs on a base model.
+"""Images rendered by diffusers: single-file checkpoints, folders of its own, and LoRAs on a base model.
 
 Nothing is fetched: a single file needs the configuration of its family, from a folder (`config`) or the local cache.
 Noise comes from the CPU, so that a seed means the same image on every device.
@@ -66,7 +66,7 @@ class DiffusersRenderer:
             self._pipeline.set_progress_bar_config(disable=True)
             self._loaded = model
         if column.kind == LORA:
-            with _explained(column.path, "cannot be put onto the base model"):
+            with _explained(column.path, "cannot be applied to the base model"):
                 self._pipeline.load_lora_weights(str(column.path.parent), weight_name=column.path.name)
             self._lora = True
 

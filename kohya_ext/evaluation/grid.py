@@ -1,4 +1,4 @@
-"""A grid: every prompt by every model. Pictures are kept as files, so that a stopped grid goes on where it was."""
+"""A grid: every prompt by every model. Images are kept as files, so that an interrupted grid is resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kohya_ext.evaluation.promptfile import Prompt, line
 from kohya_ext.evaluation.rendering import Renderer
 from kohya_ext.files.atomic import replacing
 
-PICTURES = "pictures"
+PICTURES = "images"
 Progress = Callable[[str, int, int], None]
 
 

@@ -86,7 +86,7 @@ def _column(path: Path) -> Column:
     match = _match(path)
     number = match["epoch"] or match["step"]
     when = f"epoch {int(match['epoch'])}" if match["epoch"] else f"step {int(match['step'])}" if match["step"] else ""
-    label = ", ".join(part for part in (match["name"], when, "average" if match["ema"] else "") if part)
+    label = ", ".join(part for part in (match["name"], when, "EMA" if match["ema"] else "") if part)
     kind, sdxl = _kind(path)
     return Column(path, kind, match["name"], int(number) if number else _LAST, bool(match["ema"]), label, sdxl)
 

@@ -29,7 +29,7 @@ FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf",
 
 
 def draw(grid: Grid, folder: Path) -> bytes:
-    """The sheet as the bytes of a PNG. Pictures shrink when it would be larger than viewers open."""
+    """The sheet as the bytes of a PNG. Images shrink when it would be larger than viewers open."""
     width_in_cells = len(grid.columns) + (1 if grid.images else 0)
     cell = min(CELL, (LIMIT - MARGIN) // width_in_cells - GAP, (LIMIT - HEAD) // max(1, len(grid.prompts)) - GAP)
     cell = max(cell, 16)

@@ -11,7 +11,7 @@ from kohya_ext.core.errors import UsageError
 def toml_loads(text: str) -> dict[str, Any]:
     """TOML by whatever reads it here: Python's own from 3.11 on, else what Kohya or pip bring along.
 
-    Raises ValueError when `text` is no TOML, UsageError when nothing here reads it.
+    Raises ValueError when `text` is not TOML, UsageError when nothing here reads it.
     """
     for module in ("tomllib", "tomli", "toml", "pip._vendor.tomli"):
         try:

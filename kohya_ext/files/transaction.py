@@ -49,7 +49,7 @@ class Recovery:
 
     def __str__(self) -> str:
         what = f"an interrupted {self.verb}" if self.verb else "the remains of an interrupted command"
-        done = "completed" if self.side == "after" else "taken back; everything is as it was before it"
+        done = "completed" if self.side == "after" else "rolled back; everything is as it was before"
         text = f"found {what}: {done}"
         return text + (f" (left alone, changed by somebody since: {', '.join(self.kept)})" if self.kept else "")
 
@@ -165,7 +165,7 @@ class Transaction:
                     self._fill(state, journal, steps)
             except NotADirectoryError as error:
                 raise ConflictError(
-                    f"{self.state} is not a folder of ours; nothing was changed. Move it away"
+                    f"{self.state} was not made by kohya_ext; nothing was changed. Move it away"
                 ) from error
 
     def _fill(self, state: Folder, journal: Journal, steps: Sequence[Step]) -> None:
@@ -229,7 +229,7 @@ class Transaction:
         """The staged file into place, if it is what the journal says; its owner and mode came with the staging."""
         found = state_in(staged, side.blob)
         if found is None or not side.matches(found):
-            raise ConflictError(f"{staged.path / side.blob} is not what the journal says; remove what meddles with it")
+            raise ConflictError(f"{staged.path / side.blob} does not match the journal: stop whatever changes it")
         _give_mode(staged, side.blob, found.mode)  # nothing else than permissions
         try:
             staged.replace(side.blob, folder, name)
@@ -247,7 +247,7 @@ class Transaction:
             except OSError as error:
                 raise ConflictError(
                     f"{_reason(error, self.root)}. "
-                    "Not everything could be taken back: remove the cause, then run the command again"
+                    "Not everything could be rolled back: remove the cause, then run the command again"
                 ) from error
         with contextlib.suppress(OSError):
             if self._has(DONE):
@@ -295,7 +295,7 @@ class Transaction:
         if current is None and after is not None:
             return False
         if before is not None and not self._is_staged(before.blob):
-            raise ConflictError(f"{self.state / STAGED} is incomplete: {record.path} cannot be taken back from it")
+            raise ConflictError(f"{self.state / STAGED} is incomplete: {record.path} cannot be restored from it")
         self._put(record.path, before)
         return True
 
@@ -377,7 +377,7 @@ class Transaction:
         if found and wanted and change.before and change.before.mode == wanted.mode:
             same = same and found.mode == wanted.mode
         if not same:
-            raise ConflictError(f"{change.path} did not come out as written; everything was taken back")
+            raise ConflictError(f"{change.path} does not contain what was written; everything was rolled back")
 
     def _operation(self, effect: Effect) -> Operation:
         if effect.name not in self.operations:

@@ -199,7 +199,7 @@ def _nothing_to_install(environment: Environment, root: Path) -> PackageResult |
     """The result where all is in place; None where there is something to do. Raises ConflictError when it cannot be."""
     present = state(environment)
     there = f"{about.NAME} {about.VERSION} is in {environment.place} already"
-    linked = f"{about.NAME} is linked into {environment.place} from a source tree: left alone"
+    linked = f"{about.NAME} is linked into {environment.place} from a source tree: unchanged"
     unchanged = PackageResult("unchanged", linked if present == "editable" else there)
     if present in ("same", "editable"):
         if str(root) in read_register(environment).checkouts:
@@ -219,7 +219,9 @@ def _nothing_to_remove(environment: Environment) -> PackageResult | None:
     if not environment.writable:
         return PackageResult("kept", f"{about.NAME} stays in {environment.place}: no permission to write there")
     if not registered:
-        return PackageResult("kept", f"{about.NAME}: it was there before us: it stays in {environment.place}")
+        return PackageResult(
+            "kept", f"{about.NAME}: it was there before kohya_ext was installed: kept in {environment.place}"
+        )
     return None
 
 
@@ -264,10 +266,12 @@ def _remove(environment: Environment, root: Path) -> PackageResult:
     if others:
         return PackageResult("kept", f"{about.NAME} stays in {environment.place}: {', '.join(others)} uses it")
     if leaves:
-        return PackageResult("removed", f"{about.NAME} taken out of {environment.place}")
+        return PackageResult("removed", f"{about.NAME} removed from {environment.place}")
     if not site.ours():
         return PackageResult("absent", f"{about.NAME}: it was not in {environment.place}")
-    return PackageResult("kept", f"{about.NAME}: it was there before us: it stays in {environment.place}")
+    return PackageResult(
+        "kept", f"{about.NAME}: it was there before kohya_ext was installed: kept in {environment.place}"
+    )
 
 
 def _require_writable(environment: Environment) -> None:
@@ -291,7 +295,7 @@ def _require_whole(before: Environment) -> None:
     found = compare(before.purelib)
     if found.condition != "whole" or found.digest != digest():
         raise ConflictError(
-            f"{about.NAME} did not come out whole in {before.place}: {found.said or 'other files than ours'}. "
+            f"{about.NAME} is incomplete in {before.place}: {found.said or 'other files than ours'}. "
             "Nothing was changed. Is the disk full?"
         )
     if not after.modules.get(about.PACKAGE):

@@ -61,7 +61,7 @@ def plan_install(
     if package is None and recorded is not None:
         package = recorded.package
     if recorded is not None and newer(recorded.version):
-        said = f"kohya_ext {recorded.version} was installed here; {about.VERSION}, an older one, takes its place"
+        said = f"kohya_ext {recorded.version} was installed here; {about.VERSION}, an older version, replaces it"
         builder.notes.append(said)
     if chosen.edits:
         builder.notes += scan.flags_of_fork(checkout, sources)

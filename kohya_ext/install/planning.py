@@ -131,7 +131,7 @@ class Builder:
             before = states.original(self.root, seen, entry)
             self._change(entry.path, seen.file, replace(seen.file, data=before))
         elif seen.state is State.MISSING:
-            self.notes.append(f"{entry.path} is gone; nothing to take off there")
+            self.notes.append(f"{entry.path} was removed; nothing to uninstall there")
         elif seen.state is not State.PRISTINE:
             self.obstacles.append(self._foreign(seen))
 
@@ -149,7 +149,9 @@ class Builder:
         if seen.state is State.MISSING:
             return f"{seen.path} is missing. {states.how_to_restore(self.root, seen.path)}"
         what = (
-            "was edited since kohya_ext patched it" if seen.state is State.EDITED else "is neither upstream's nor ours"
+            "was edited since kohya_ext patched it"
+            if seen.state is State.EDITED
+            else "is neither upstream's nor kohya_ext's"
         )
         if merging.has_markers(seen.data):
             what = "holds the conflict markers of a merge"

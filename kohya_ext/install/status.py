@@ -28,7 +28,7 @@ from kohya_ext.install.states import State, is_blank, is_damaged_preset
 PRESETS_ONLY = "presets"  # the patch set without lines: nothing there imports our package
 
 PACKAGE_FAULTS: dict[Condition, str] = {
-    "absent": "is not in {place}: Kohya runs there without our functions",
+    "absent": "is not in {place}: Kohya runs there without kohya_ext",
     "partial": "is half in {place} ({faults})",
     "damaged": "is damaged in {place} ({faults})",
     "unimportable": "lies in {place}, but {faults}",
@@ -153,7 +153,7 @@ def _interruptions(checkout: Checkout) -> list[str]:
     if pending.half_written(checkout.root):
         problems.append(f"an update was interrupted here before it had begun. {recover}")
     if pending.read(checkout.root) is not None:
-        problems.append(f"an update was interrupted here, our files may be missing. {recover}")
+        problems.append(f"an update was interrupted here, the files of kohya_ext may be missing. {recover}")
     return problems
 
 
@@ -191,13 +191,12 @@ def _package(environment: Environment, digest: str | None, recorded: Manifest) -
 def _package_fault(found: Installed, environment: Environment, digest: str | None, recorded: Manifest) -> str | None:
     if found.condition in PACKAGE_FAULTS:
         said = PACKAGE_FAULTS[found.condition].format(place=environment.place, faults=found.said)
-        return f"our Python package {said}"
+        return f"the kohya_ext package {said}"
     if found.version != recorded.version and found.condition == "whole":
-        return (
-            f"our package in {environment.place} is {found.version}, the lines in Kohya's files are {recorded.version}"
-        )
+        where = f"the kohya_ext package in {environment.place}"
+        return f"{where} is {found.version}, the patch in Kohya's files is {recorded.version}"
     if digest is not None and found.digest is not None and digest != found.digest:
-        return f"our package in {environment.place} is of another build than the lines in Kohya's files"
+        return f"the kohya_ext package in {environment.place} is from another build than the patch in Kohya's files"
     return None
 
 
@@ -205,13 +204,13 @@ def _package_problems(
     checkout: Checkout, environments: Known, packages: Sequence[PackageStatus], notes: list[str]
 ) -> list[str]:
     problems = [f"{package.problem}. {_put_in(checkout, package)}" for package in packages if package.problem]
-    gone = [f"the Python that our package was put into is gone: {reason}" for reason in environments.gone]
+    gone = [f"the Python that kohya_ext was installed into is gone: {reason}" for reason in environments.gone]
     if environments.gone and not packages:
         problems += [f"{reason}. Finish Kohya's own setup; then {_lower(reinstall(checkout.root))}" for reason in gone]
     else:
         notes += gone
     if not packages and not environments.gone:
-        notes.append("no Python that runs Kohya was found, so whether our package is there is not known")
+        notes.append("no Python that runs Kohya was found, so kohya_ext cannot be looked for")
     return problems
 
 
@@ -237,7 +236,7 @@ def _preset(root: Path, entry: ManifestEntry) -> FileStatus:
         away = shell.move(root / entry.path, f"{root / entry.path}.damaged")
         fix = reinstall(root) if is_blank(found.data) else f"Run: {shell.in_turn(away, command('install', root))}"
         return FileStatus(entry.path, entry.kind, State.DAMAGED.value, "cannot be read as a preset", fix)
-    return FileStatus(entry.path, entry.kind, State.EDITED.value, "edited by you; it stays as it is")
+    return FileStatus(entry.path, entry.kind, State.EDITED.value, "edited by you; kept")
 
 
 def _refitted(checkout: Checkout, files: Sequence[FileStatus]) -> tuple[FileStatus, ...]:
@@ -270,7 +269,7 @@ def _patched(checkout: Checkout, entry: ManifestEntry, recorded: Manifest) -> Fi
 
 def _drift(root: Path, seen: states.Inspected) -> tuple[str | None, str | None]:
     if seen.state is State.PRISTINE:
-        return "upstream's again, so the hook is off", reinstall(root)
+        return "upstream's version again, so the hook is missing", reinstall(root)
     if seen.state is State.MISSING:
         return "gone", _restore(root, seen.path)
     if seen.state in (State.EDITED, State.FOREIGN):

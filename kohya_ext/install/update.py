@@ -103,7 +103,9 @@ def _update(checkout: Checkout, report: Callable[[str, str], None]) -> UpdateRes
         if apply.installed(checkout) is not None:  # nothing was uninstalled
             pending.end(checkout.root)
         raise
-    report("taken off", ", ".join(change.path for change in taken.plan.changes) or "nothing of ours was there")
+    report(
+        "uninstalled", ", ".join(change.path for change in taken.plan.changes) or "nothing: kohya_ext was not installed"
+    )
     for path in taken.plan.kept:
         report("kept", f"{path} (edited since; it stays)")
     failure = None
@@ -114,7 +116,7 @@ def _update(checkout: Checkout, report: Callable[[str, str], None]) -> UpdateRes
         outcome = _put_on(updated, wanted)
     except KohyaExtError as error:
         reason = f"{failure}\n{error}" if failure else str(error)
-        off = "kohya_ext is off this checkout now"
+        off = "kohya_ext is uninstalled from this checkout now"
         if isinstance(error, UnsupportedError):  # not with this release: nothing to put on later
             pending.end(checkout.root)
         else:  # a full disk, say: the record stays
@@ -150,7 +152,7 @@ def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Chec
     recorded = apply.installed(checkout)
     left = pending.read(checkout.root)
     if left is not None:
-        report("recovered", "found an interrupted update: this one does its work")
+        report("recovered", "found an interrupted update: this one completes it")
     known = recorded or left
     patch_set = known.patch_set if known else patchset.DEFAULT
     wanted = pending.PendingUpdate(patch_set, known.package if known else None, known.root if known else None)
@@ -175,7 +177,7 @@ def _environments(root: Path, wanted: pending.PendingUpdate) -> list[Environment
 
 def _require_git(checkout: Checkout) -> None:
     if gitcommand.program() is None:
-        raise UnsupportedError("git is not there: install it, or update Kohya your own way and run kohya-ext install")
+        raise UnsupportedError("git was not found: install it, or update Kohya without it and run kohya-ext install")
     if not (checkout.root / ".git").exists():
         raise UnsupportedError(
             f"{checkout.root} is not a git repository (an image's copy?), so it cannot be pulled: "
@@ -184,7 +186,7 @@ def _require_git(checkout: Checkout) -> None:
     git.require_access(checkout.root, checkout.training_root)
     if git.answer(checkout.root, "rev-parse", "--abbrev-ref", "@{upstream}") is None:
         raise ConflictError(
-            f"{checkout.root} is on no branch that follows a remote one (a tag is checked out?), so there is nothing "
+            f"{checkout.root} is not on a branch that tracks a remote one (a tag is checked out?), so there is nothing "
             f"to pull; nothing was changed. Choose a release: git -C {shell.quoted(checkout.root)} checkout TAG, "
             "then git submodule update --init --recursive, then kohya-ext install"
         )

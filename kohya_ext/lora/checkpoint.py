@@ -98,7 +98,7 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
         )
     if not (path / "unet").is_dir():
         raise UsageError(
-            f"{path} is no diffusers model: it has no folder unet. Name a .safetensors file or such a folder"
+            f"{path} is not a diffusers model: it has no folder unet. Name a .safetensors file or such a folder"
         )
     parts = []
     for component in COMPONENTS:

@@ -137,7 +137,7 @@ def _decompose(found: ExtractionPlan, settings: ExtractSettings, spool: Spool, p
             return low_rank(change, _limit(base.shape, settings), settings.method, base.target.name)
         except ValueError as error:
             at = tuned.source.path if base.load().isfinite().all() else base.source.path
-            raise UsageError(f"{at}: {base.key} holds values that are not numbers (NaN or infinite)") from error
+            raise UsageError(f"{at}: {base.key} contains values that are not numbers (NaN or infinite)") from error
 
     done = _Pass()
     total = len(found.pairs)

@@ -89,7 +89,7 @@ class LoraFile:
 
 
 def read_pairs(source: TensorSource) -> LoraFile:
-    """Raises UsageError when the file is no LoRA or damaged, UnsupportedError for other kinds of adapters."""
+    """Raises UsageError when the file is not a LoRA or is damaged, UnsupportedError for other kinds of adapters."""
     keys = frozenset(source.shapes)
     _require_plain(source, adapters.kinds(keys))
     adapter = adapterconfig.read(source)

@@ -45,7 +45,7 @@ class _How:
 
 
 class Dequantised:
-    """A file whose quantised weights are read as float32, and whose scales are no tensors of their own.
+    """A file whose quantised weights are read as float32, and whose scales are not listed as tensors.
 
     kinds: how many weights are stored in which way. Raises UnsupportedError for quantisations that are not known.
     """

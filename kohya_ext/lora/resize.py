@@ -93,7 +93,7 @@ def _decompose(
         try:
             result = factored_svd.decompose(up * folded, down, _limit(pair, settings))
         except ValueError as error:
-            raise UsageError(f"{found.source.path}: {pair.name} holds values that are not numbers") from error
+            raise UsageError(f"{found.source.path}: {pair.name} contains values that are not numbers") from error
         return replace(result, up=up, down=down, method=KEPT) if _stays(pair, settings, result, folded) else result
 
     modules, spectra = [], {}

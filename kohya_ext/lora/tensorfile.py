@@ -132,7 +132,7 @@ def _reason(error: Exception) -> str:
         return f"it asks for {found[1]}, which is more than tensors need"
     if "central directory" in text:
         return "it is cut off or damaged: fetch it again"
-    return "it is no whole pickle of tensors" if "eights only" in text or not text else text.splitlines()[0]
+    return "it is not a complete pickle of tensors" if "eights only" in text or not text else text.splitlines()[0]
 
 
 def _mapped(path: Path) -> dict[str, bool]:

@@ -32,7 +32,7 @@ def unusable(problem: str) -> Converted:
 def convert(value: Any, field: Field) -> Converted:
     """`value` as `field` takes it: same meaning, right type, inside its limits."""
     if isinstance(value, (dict, list)) or value is None:
-        return unusable(f"a {type(value).__name__} is no setting")
+        return unusable(f"a {type(value).__name__} is not a setting")
     if isinstance(value, float) and not math.isfinite(value):
         return unusable("not a finite number")
     if field.component == "Checkbox":
@@ -71,7 +71,7 @@ def _checkbox(value: Any) -> Converted:
 def _number(value: Any, field: Field) -> Converted:
     number = parse_number(value)
     if number is None:
-        return unusable(f"{value!r} is no number")
+        return unusable(f"{value!r} is not a number")
     problem = ""
     low, high = field.minimum, field.maximum
     limit = low if low is not None and number < low else high if high is not None and number > high else None

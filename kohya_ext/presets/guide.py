@@ -75,7 +75,7 @@ EMA_DECAY = 0.9995
 
 
 def departures(preset: Preset) -> Iterator[Finding]:
-    """A note for each setting that differs from the guide's advice; absent settings are no departure.
+    """A note for each setting that differs from the guide's advice; absent settings do not count as a departure.
 
     Where the preset's own `_about` block says why it departs, that is quoted.
     """

@@ -30,7 +30,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Migration:
-    """whole, real: key -> what a text that is no such number becomes. digits: keys whose text of digits is converted.
+    """whole, real: key -> what a text becomes that is not one. digits: keys whose text of digits is converted.
 
     zeroed: keys that become 0 when absent. switches_xformers: a true/false there becomes the name of a method.
     takes_wandb: `use_wandb` becomes `log_with`. takes_lora_weights: `lora_network_weights` is renamed.

@@ -94,7 +94,8 @@ def _save_ema(folder: str | None) -> None:
         averaging.save_state(folder)
     except Exception as error:  # a full disk, mostly
         warn_again_at_end(
-            f"the state {folder} holds no EMA ({type(error).__name__}: {error}): a run resumed from it begins a new one"
+            f"the state {folder} contains no EMA ({type(error).__name__}: {error}): "
+            "a run resumed from it starts a new one"
         )
 
 

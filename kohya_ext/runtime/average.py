@@ -56,8 +56,9 @@ class Average:
         """Average the weights of `optimizer` from its first step on."""
         if callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None)):
             stop(
-                f"--enable_ema makes no sense with {type(optimizer).__name__}: it averages by itself "
-                "(it has train and eval modes), and the weights in training are not the ones to average; leave one out"
+                f"--enable_ema does not work with {type(optimizer).__name__}: it averages by itself "
+                "(it has train and eval modes), and the weights in training are not the ones to average; "
+                "use only one of them"
             )
         track = _Track(self, optimizer)
         self._tracks.append(track)
@@ -197,13 +198,13 @@ class Average:
         """Go on from the EMA in the folder of a state that Kohya has just loaded. Stops at another model's."""
         files = list(zip(self._tracks, _state_files(folder), strict=False))
         if not all(file.is_file() for _, file in files):
-            say(f"{folder} holds no EMA: this run begins a new one with the weights it has resumed")
+            say(f"{folder} contains no EMA: this run starts a new one from the resumed weights")
             return
         for track, file in files:
             try:
                 differences = track.made().load_state_dict(checkpoint.load(file))
             except ValueError as error:
-                stop(f"cannot resume the EMA from {file}: {error}. Leave --enable_ema out, or move that file away")
+                stop(f"cannot resume the EMA from {file}: {error}. Remove --enable_ema, or move that file away")
             for difference in differences:
                 say(difference)
 
@@ -216,8 +217,8 @@ class Average:
         total = int(self.args.max_train_steps) - options.start_step
         if total < 1:
             stop(
-                f"--ema_start_step {options.start_step} lies behind the last of {self.args.max_train_steps} steps: "
-                "there would be no EMA at all"
+                f"--ema_start_step {options.start_step} is after the last of {self.args.max_train_steps} steps: "
+                "the EMA would never start"
             )
         decay = "" if options.schedule == "power" else f", decay {options.decay:g}"
         where = shadow.placement.reason if shadow.placement is not None else "next to the weights"
@@ -290,7 +291,7 @@ class _Track:
         try:
             self._check.check()
         except FrozenShadowError as error:
-            stop(f"{error}. An EMA that stands still is of no use; please report this with the settings of the run")
+            stop(f"{error}. An EMA that does not move is useless; please report this with the settings of the run")
 
     def made(self) -> Shadow:
         """The shadow; made now if nobody has needed it before."""

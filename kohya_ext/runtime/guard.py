@@ -137,13 +137,13 @@ def stop_at_faults() -> None:
     if damaged:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         stop(
-            "--enable_ema and AdaCoor cannot be used, kohya_ext is damaged or of two versions "
+            "--enable_ema and AdaCoor cannot be used, kohya_ext is damaged or mixes two versions "
             f"({', '.join(damaged[:3])}{more}); {shell.install_again(sys.executable)}"
         )
     if run.faults:
         stop(
             "--enable_ema and AdaCoor cannot be used, kohya_ext could not hook into all of Kohya "
-            f"({'; '.join(run.faults)}); {shell.install_again(sys.executable)}, and report this if it comes back"
+            f"({'; '.join(run.faults)}); {shell.install_again(sys.executable)}, and report this if it happens again"
         )
 
 

@@ -108,10 +108,11 @@ def check(args: argparse.Namespace) -> None:
 def _refuse_what_cannot_work(args: argparse.Namespace) -> None:
     if getattr(args, "deepspeed", False):
         stop(
-            "--enable_ema does not work with DeepSpeed, which keeps the weights in partitions of its own; leave one out"
+            "--enable_ema does not work with DeepSpeed, which keeps the weights in partitions of its own; "
+            "use only one of them"
         )
     if str(getattr(args, "optimizer_type", "") or "").lower().endswith("schedulefree"):
         stop(
-            f"--enable_ema makes no sense with {args.optimizer_type}: a schedule-free optimizer averages by itself, "
-            "and the weights in training are not the ones to average; leave one out"
+            f"--enable_ema does not work with {args.optimizer_type}: a schedule-free optimizer averages by itself, "
+            "and the weights in training are not the ones to average; use only one of them"
         )

@@ -46,7 +46,7 @@ def not_hooked(name: str, error: BaseException) -> None:
     """Say that `name` stays as upstream made it. A run that asks for something of ours stops later, see `guard`."""
     if multiprocessing.parent_process() is None:  # a worker of a DataLoader has nothing to tell
         say(
-            f"could not hook into {name!r}, it stays as upstream made it ({type(error).__name__}: {error}); to fix it, "
+            f"could not hook into {name!r}, it is left unpatched ({type(error).__name__}: {error}); to fix it, "
             f"{shell.install_again(sys.executable)}"
         )
 

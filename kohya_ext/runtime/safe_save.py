@@ -135,7 +135,7 @@ def kept_going(*, unless: bool) -> Iterator[None]:
     except Exception as error:
         if unless:
             raise
-        warn_again_at_end(f"nor could the raw weights ({type(error).__name__}: {error}): this save left NOTHING")
+        warn_again_at_end(f"nor could the raw weights ({type(error).__name__}: {error}): this save wrote NOTHING")
 
 
 def _flush(path: Path) -> None:

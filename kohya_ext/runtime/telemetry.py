@@ -95,7 +95,9 @@ class Telemetry:
 def require_logs(args: argparse.Namespace, every: int) -> None:
     """Stop the run where measurements were asked for and would be logged nowhere."""
     if every and not getattr(args, "logging_dir", None) and not getattr(args, "log_with", None):
-        stop("--kohya_ext_log_every writes into Kohya's logs, and there are none: give --logging_dir, or leave it out")
+        stop(
+            "--kohya_ext_log_every writes into Kohya's logs, and there are none: add --logging_dir, or remove this flag"
+        )
 
 
 def begin(accelerator: Any, every: int) -> None:

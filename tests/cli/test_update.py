@@ -35,9 +35,9 @@ def cloned(make: Make, tmp_path: Path) -> tuple[Path, Checkout]:
 def test_it_says_what_it_did(cloned: tuple[Path, Checkout], run: Run) -> None:
     done = run("update", cloned[1].root)
     assert done.code == DONE, done.errors
-    assert "taken off    library/__init__.py" in done.text
+    assert "uninstalled  library/__init__.py" in done.text
     assert "release      v22.3.1 -> v22.4.0" in done.text
-    assert "put on       library/__init__.py" in done.text
+    assert "installed    library/__init__.py" in done.text
     assert "restart the GUI" in done.text
 
 

@@ -55,7 +55,7 @@ def test_the_whole_way(pipelines: Path, tmp_path: Path, capsys: pytest.CaptureFi
     words = ["grid", str(pipelines / "models"), "--prompts", str(prompts), "--output", str(tmp_path / "out")]
     assert main([*words, "--images", str(images), "--json"]) == DONE
     document = json.loads(capsys.readouterr().out)
-    assert [model["label"] for model in document["models"]] == ["femme", "femme, average"]
+    assert [model["label"] for model in document["models"]] == ["femme", "femme, EMA"]
     assert (tmp_path / "out" / "grid.html").stat().st_size > 5000 and (tmp_path / "out" / "grid.png").exists()
 
 
@@ -89,7 +89,7 @@ def test_a_lora_that_does_not_fit(pipelines: Path, tmp_path: Path) -> None:
     base = columns([pipelines / "models" / "femme"], averages=False)[0]
     column = columns(models(tmp_path, "lora", keys=LORA_KEYS))[0]
     renderer = DiffusersRenderer(RenderSettings(base=base, device="cpu"))
-    with pytest.raises(UsageError, match=r"lora\.safetensors cannot be put onto"):
+    with pytest.raises(UsageError, match=r"lora\.safetensors cannot be applied to"):
         renderer.load(column)
     renderer.load(base)
     assert renderer.draw(PROMPT).size == (64, 64)

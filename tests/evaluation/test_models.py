@@ -20,12 +20,12 @@ def test_epoch_by_epoch_raw_beside_average(tmp_path: Path) -> None:
     given = models(tmp_path, "femme-000010", "femme", "femme-000002", "femme-step00000200")
     models(tmp_path, "femme-ema", "femme-ema-000010", "femme-ema-000002", "other")
     expected = [
-        "femme, epoch 2", "femme, epoch 2, average", "femme, epoch 10", "femme, epoch 10, average",
-        "femme, step 200", "femme", "femme, average",
+        "femme, epoch 2", "femme, epoch 2, EMA", "femme, epoch 10", "femme, epoch 10, EMA",
+        "femme, step 200", "femme", "femme, EMA",
     ]  # fmt: skip
     assert labels(*given) == expected
     assert labels(*given[::-1]) == expected
-    assert labels(*given, averages=False) == [label for label in expected if "average" not in label]
+    assert labels(*given, averages=False) == [label for label in expected if "EMA" not in label]
     assert labels(tmp_path) == [*expected, "other"]
 
 

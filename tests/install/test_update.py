@@ -71,7 +71,7 @@ def test_a_new_release_is_pulled_and_patched_again(make: Make, tmp_path: Path, p
     found = status(describe(checkout.root))
     assert found.clean and found.patch_set == patch_set, found.problems
     assert "v22.4.0" in (checkout.root / PRESET).read_text()
-    assert [line.split(":")[0] for line in lines] == ["taken off", "git"]
+    assert [line.split(":")[0] for line in lines] == ["uninstalled", "git"]
 
 
 def test_from_embedded_to_submodule(make: Make, tmp_path: Path) -> None:
