@@ -64,7 +64,7 @@ def test_a_folder_called_like_a_verb(tmp_path: Path, run: Run, monkeypatch: pyte
 def test_after_a_kill_the_next_command_tidies_up(folder: Path, run: Run) -> None:
     assert killed_at(15, lambda: history.apply(folder, captions.from_names(folder, overwrite=True)))
     done = run("captions", folder)
-    assert done.code == RECOVERED and "taken back" in done.text
+    assert done.code == RECOVERED and "rolled back" in done.text
     assert text_of(folder)["a dog (1).txt"] == "a dog\n"
 
 
@@ -131,5 +131,5 @@ def test_a_command_that_fails_after_a_recovery_says_both(run: Run, tmp_path: Pat
     assert everything(folder) == before
     done = run("captions", "replace", folder, "(", "b", "--regex")
     assert done.code == RECOVERED
-    assert "taken back" in done.errors and "not a regular expression" in done.errors
+    assert "rolled back" in done.errors and "not a regular expression" in done.errors
     assert not (folder / ".kohya_ext").exists()

@@ -58,7 +58,7 @@ def test_warnings(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> 
     file = models(tmp_path / "models", "femme")[0]
     prompts.write_text("a (red:1.2) fox --w 64 --h 64\n")
     done = run("grid", file, "--prompts", prompts, "--output", tmp_path / "out")
-    assert done.code == DONE and "weights to Kohya" in done.errors and "without a seed" in done.errors
+    assert done.code == DONE and "brackets in prompts as weights" in done.errors and "without a seed" in done.errors
 
 
 def test_wrong_input(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> None:

@@ -175,7 +175,7 @@ def test_the_package_stays_while_another_checkout_uses_it(
         assert run("install", checkout.root, "--python", python).code == DONE
     assert "stays" in run("uninstall", one.root).text
     assert package.state(inspect(python)) == "same"
-    assert "taken out" in run("uninstall", two.root).text
+    assert "removed from" in run("uninstall", two.root).text
     assert not (tmp_path / "shared" / SITE / REGISTER).exists()
 
 
@@ -184,7 +184,7 @@ def test_a_killed_uninstall_is_finished_by_the_next(make: Make, with_venv: WithV
     checkout = with_venv(make("embedded"))
     run("install", checkout.root)
     apply.uninstall(checkout)
-    assert "taken out" in run("uninstall", checkout.root).text
+    assert "removed from" in run("uninstall", checkout.root).text
 
 
 def test_when_the_checkout_cannot_be_changed_the_package_goes_again(

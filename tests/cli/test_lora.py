@@ -28,7 +28,7 @@ def test_extract_then_resize(pair: Pair, tmp_path: Path, capsys: pytest.CaptureF
     assert extract(pair, tmp_path / "o.safetensors", "--rank", "8") == 0
     printed = capsys.readouterr().out
     assert "text encoder 1 (CLIP-L): kept: a weight differs by" in printed
-    assert "60 modules, rank 8" in printed and "of the norm of the change is not in it" in printed
+    assert "60 modules, rank 8" in printed and "of the change is lost" in printed
     source, target = str(tmp_path / "o.safetensors"), str(tmp_path / "r.safetensors")
     assert main(["lora", "resize", source, target, "--rank", "2", "--report"]) == 0
     printed = capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_dry_run_writes_nothing(pair: Pair, tmp_path: Path, capsys: pytest.Captu
         (("--energy", "0.9", "--size", "1MB"), "give one of them"),
         (("--energy", "0.9", "--rank", "8,4"), "make one file"),
         (("--rank", "8,4", "--conv-rank", "1,2,3"), "as many as --rank"),
-        (("--device", "quantum"), "no such device"),
+        (("--device", "quantum"), "does not know this device"),
         (("--device", "meta"), "only cpu and cuda"),
     ],
 )

@@ -61,7 +61,7 @@ DAMAGE: dict[str, tuple[Callable[[Checkout, Path], object], str]] = {
     "half removed": (lambda c, _: shutil.rmtree(site(c) / "kohya_ext/runtime"), "is half in"),
     "no metadata": (lambda c, _: shutil.rmtree(next(site(c).glob("kohya_ext-*"))), "is half in"),
     "pip's leftovers": (lambda c, _: (site(c) / "kohya_ext").rename(site(c) / "~ohya_ext"), "is half in"),
-    "the hook gone": (lambda c, _: (c.library / "__init__.py").write_bytes(b""), "the hook is off"),
+    "the hook gone": (lambda c, _: (c.library / "__init__.py").write_bytes(b""), "the hook is missing"),
     "the GUI's hook missing": (lambda c, _: (c.root / "kohya_gui/__init__.py").unlink(), "gone"),
     "a hook edited": (lambda c, _: (c.library / "__init__.py").write_bytes(b"x = 1\n"), "edited since"),
     "a preset removed": (lambda c, _: (c.root / PRESET).unlink(), "was removed"),
@@ -140,7 +140,7 @@ def test_an_edited_preset_is_edited_and_no_problem(installed: Checkout, run: Run
     (installed.root / PRESET).write_text('{"optimizer": "AdamW"}')
     done = run("status", installed.root)
     assert done.code == DONE
-    assert "edited by you; it stays" in done.text
+    assert "edited by you; kept" in done.text
 
 
 def test_a_python_known_only_by_its_path_is_remembered(make: Make, run: Run, kohya_venv: Path, tmp_path: Path) -> None:

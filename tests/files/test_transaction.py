@@ -238,7 +238,7 @@ def test_state_folder_of_somebody_else(root: Path, tmp_path: Path, make: str) ->
     else:
         (root / STATE_FOLDER).write_text("mine")
     before = view(root)
-    with pytest.raises(ConflictError, match="not a folder of ours"):
+    with pytest.raises(ConflictError, match="not made by kohya_ext"):
         run(root)
     assert view(root) == before
     assert not list(tmp_path.glob("elsewhere/*"))

@@ -95,7 +95,7 @@ def test_a_state_without_an_average_begins_a_new_one(
     Accelerator(run).save_state(str(tmp_path / "old"))
     accelerator = watched(run)
     accelerator.load_state(str(tmp_path / "old"))
-    assert "holds no EMA" in capsys.readouterr().out
+    assert "contains no EMA" in capsys.readouterr().out
     run.step()
     assert same(averaged(run), run.weights())
 

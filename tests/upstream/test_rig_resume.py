@@ -48,7 +48,7 @@ def test_states_and_the_flag_may_disagree(bench: Bench, tree: str, kind: str, on
     begun = bench.train(
         tree, kind, "begun", *EMA, *one_picture, *left, f"--resume={without.folder}/{without.name}{STATE}"
     )
-    assert "holds no EMA" in begun.output
+    assert "contains no EMA" in begun.output
     assert_identical(begun.tensors(), without.tensors())
     assert different(begun.tensors("-ema"), begun.tensors())
     remove(begun)
