@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
+from kohya_ext.core.commands import pip_install
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
 from kohya_ext.core.terminal import rewrite_line
@@ -100,7 +101,7 @@ def _report(out: Output, found: Audit, *, every: bool) -> None:
         if counts:
             out.item(label, ", ".join(f"{kind}: {count}" for kind, count in counts.items()))
     if not found.near_duplicates_checked:
-        out.item("not checked", "images that look alike: pip install imagehash")
+        out.item("not checked", f"images that look alike, which needs imagehash: {pip_install('imagehash')}")
     shown = found.findings if every else found.findings[:SHOWN]
     for finding in shown:
         out.item("PROBLEM" if finding.level == "problem" else finding.level, f"{finding.path} {finding.text}".strip())

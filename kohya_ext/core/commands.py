@@ -30,6 +30,11 @@ def command(verb: str, *words: object) -> str:
     return shell.line(*start, verb, *words)
 
 
+def pip_install(package: str) -> str:
+    """The command line that installs `package` into the Python that runs us now."""
+    return shell.line(sys.executable, "-m", "pip", "install", package)
+
+
 def console_script(scripts: Path) -> Path | None:
     """The program that pip has made for us in a folder of scripts."""
     name = next(iter(CONSOLE_SCRIPTS))

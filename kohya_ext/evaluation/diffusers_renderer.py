@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,21 @@ from typing import Any
 
 import torch
 
+from kohya_ext.core import shell
+from kohya_ext.core.commands import pip_install
 from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.models import FOLDER, LORA, Column
 from kohya_ext.evaluation.promptfile import Prompt
+
+# Puts what diffusers needs next to the weights (3 MB) into the local cache; any huggingface_hub from 0.12 on can.
+_DOWNLOAD = (
+    "from huggingface_hub import snapshot_download as get; "
+    "get('stabilityai/stable-diffusion-xl-base-1.0', allow_patterns=['*.json', '*.txt'])"
+)
+_CONFIGURATION = (
+    "It needs the configuration and tokenizers of the model's family: for SDXL, download them once: "
+    f"{shell.line(sys.executable, '-c', _DOWNLOAD)} - or give --config FOLDER, a diffusers folder of that family"
+)
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

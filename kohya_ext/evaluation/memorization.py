@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from kohya_ext.core.commands import pip_install
 from kohya_ext.core.errors import UsageError
 
 BITS = 64
@@ -53,7 +54,7 @@ class Hash:
         try:
             import imagehash
         except ImportError as error:
-            raise UsageError("the nearest training image needs imagehash: pip install imagehash") from error
+            raise UsageError(f"--images needs the package imagehash: {pip_install('imagehash')}") from error
         self._phash = imagehash.phash
 
     def features(self, picture: Any) -> int:

@@ -1,6 +1,6 @@
-"""The models of a grid, one a column: the raw file before its average, and both epoch by epoch.
+"""The models of a grid, one a column: the raw file before its EMA, both epoch by epoch.
 
-File names are read as sd-scripts and our averages write them: `NAME-000010`, `NAME-step00000200`, `NAME-ema-000010`.
+File names are read as sd-scripts and our EMA files have them: `NAME-000010`, `NAME-step00000200`, `NAME-ema-000010`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Column:
 def columns(paths: Sequence[Path], *, averages: bool = True) -> list[Column]:
     """A column for each model, with the EMAs next to them unless not wanted. Raises UsageError for what is none.
 
-    Runs stand in the order in which they are given, each by epoch or step, raw before average. A folder of diffusers
+    Runs stand in the order in which they are given, each by epoch or step, raw before EMA. A folder of diffusers
     is a model; of any other folder all models in it are taken.
     """
     found: dict[Path, Column] = {}

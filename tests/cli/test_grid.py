@@ -40,7 +40,7 @@ def test_a_grid(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> No
     images = training_set(tmp_path / "set", CAPTIONS)
     words = ("grid", tmp_path / "models", "--prompts", prompts, "--output", tmp_path / "out", "--images", images)
     done = run(*words)
-    assert done.code == DONE and "near copies  2 of 3: femme\n" in done.text and "0 of 3: femme, average" in done.text
+    assert done.code == DONE and "near copies  2 of 3: femme\n" in done.text and "0 of 3: femme, EMA" in done.text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"grid.html", "grid.png", "images"}
     document = run(*words, "--json", "--limit", "1").document
     assert [model["near_copies"] for model in document["models"]] == [1, 0] and len(document["prompts"]) == 2

@@ -47,7 +47,7 @@ def make(tmp_path: Path, painter: Painter, training: TrainingImages | None = Non
 
 def test_overtraining_shows(tmp_path: Path, training: TrainingImages) -> None:
     """A model that gives its training images back is found, and only that one."""
-    grid = make(tmp_path, Painter({"femme": 3, "femme, average": 1}, CAPTIONS), training)
+    grid = make(tmp_path, Painter({"femme": 3, "femme, EMA": 1}, CAPTIONS), training)
     assert [grid.copies(place) for place in range(3)] == [(0, 5), (3, 5), (1, 5)]
     nearest = grid.cells[1][1].nearest
     assert nearest and nearest.path == "5_x/1.jpg" and nearest.copy
@@ -56,7 +56,7 @@ def test_overtraining_shows(tmp_path: Path, training: TrainingImages) -> None:
 def test_a_model_is_loaded_once_and_what_is_drawn_is_kept(tmp_path: Path) -> None:
     painter = Painter({}, CAPTIONS)
     make(tmp_path, painter)
-    assert painter.loaded == ["femme, epoch 10", "femme", "femme, average"] and len(painter.drawn) == 15
+    assert painter.loaded == ["femme, epoch 10", "femme", "femme, EMA"] and len(painter.drawn) == 15
     again = Painter({}, CAPTIONS)
     grid = make(tmp_path, again)
     assert again.loaded == [] and again.drawn == []
