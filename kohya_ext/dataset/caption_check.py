@@ -85,7 +85,7 @@ def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:
     ):
         found = caption_lint.words_in(text, terms)
         if found:
-            advice = f"names the {what} ({', '.join(found)}): leave it out unless you want to prompt for it"
+            advice = f"names the {what} ({', '.join(found)}): omit it unless you want to prompt for it"
             yield AuditFinding(code, name, advice, ADVICE)
     if not token:
         return
