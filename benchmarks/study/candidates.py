@@ -17,11 +17,11 @@ Make = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Candidate:
-    """recommended: the rate its authors or the guide name; rates: the grid, which holds it."""
+    """recomrepaired: the rate its authors or the guide name; rates: the grid, which holds it."""
 
     name: str
     make: Make
-    recommended: float
+    recomrepaired: float
     rates: tuple[float, ...]
 
 

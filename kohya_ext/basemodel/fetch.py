@@ -1,4 +1,4 @@
-"""The file under its name only when it is the right one; one that is there already is looked at, not fetched."""
+"""Downloads a file, which gets its name only once it is verified; an existing one is verified, not downloaded again."""
 
 from __future__ import annotations
 

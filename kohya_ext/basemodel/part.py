@@ -1,4 +1,4 @@
-"""The part of a file that has come so far: this user's alone, and never reached through a link.
+"""A partial download: accessible to this user only, and never reached through a link.
 
 It lies next to the file it is to become, perhaps in a folder that others may write to as well, under a name that they
 can guess: only so can a later run go on with it.
@@ -40,7 +40,7 @@ class Part:
             descriptor = folder.open_file(self.path.name, writing=True)
             try:
                 if not _is_ours(os.fstat(descriptor)):
-                    raise ConflictError(f"{self.path} belongs to somebody else: remove it and run again")
+                    raise ConflictError(f"{self.path} belongs to another user: remove it and run again")
                 give(descriptor, None, _PRIVATE)
                 file = open(descriptor, "r+b")  # noqa: PTH123, SIM115 - a descriptor; the caller closes it
             except BaseException:
@@ -74,7 +74,7 @@ class Part:
         try:
             folder.unlink(self.path.name, missing_ok=True)
         except PermissionError as error:
-            raise ConflictError(f"{self.path} belongs to somebody else: have it removed, then run again") from error
+            raise ConflictError(f"{self.path} belongs to another user: have it removed, then run again") from error
 
 
 def _is_ours(found: os.stat_result) -> bool:

@@ -1,4 +1,4 @@
-"""Bytes of a large file, across connections that break: appended to a part that a later run goes on with.
+"""Downloads a large file over connections that may break, into a partial file that a later run can resume.
 
 Not left to `huggingface_hub`, whose versions differ: the old ones fetch into a cache of their own and link or copy from
 there, none compares the SHA-256, and all give a file its final name before anybody could.

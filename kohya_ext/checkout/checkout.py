@@ -105,7 +105,7 @@ def describe(path: Path) -> Checkout:
             raise NotACheckoutError(f"{path}: {fault}")
         return _describe(root)
     except PermissionError as error:
-        raise UnsupportedError(f"{error.filename}: this user may not look there; run as its owner or as root") from None
+        raise UnsupportedError(f"{error.filename}: no permission to read it; run as its owner or as root") from None
 
 
 def _describe(root: Path) -> Checkout:

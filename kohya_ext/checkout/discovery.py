@@ -164,7 +164,7 @@ class _Search:
 
     def nothing(self) -> UnsupportedError:
         """What to say when nothing was found."""
-        looked = "not in the current folder, no running GUI, nor in any place that the templates use"
+        looked = "not in the current folder, no running GUI, and not in a location that the templates use"
         reasons = "".join(f"\n  skipped: {reason}" for reason in self.rejected.values())
         return UnsupportedError(
             f"no Kohya checkout found ({looked}). Name its folder: kohya-ext install /path/to/kohya_ss{reasons}"

@@ -139,7 +139,7 @@ def _interpreter_at(python: Path) -> Path:
     try:
         return _existing_at(python, path)
     except PermissionError as error:
-        raise UsageError(f"{error.filename or path}: this user may not look there; name another Python") from None
+        raise UsageError(f"{error.filename or path}: no permission to read it; name another Python") from None
 
 
 def _existing_at(python: Path, path: Path) -> Path:

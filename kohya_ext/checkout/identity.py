@@ -1,4 +1,4 @@
-"""Whom to start another program as. Root does nothing of its own accord with what belongs to somebody else.
+"""The user to start another program as. Root does not touch another user's files with root's rights.
 
 A program that reads somebody's settings, or runs somebody's Python, runs code of theirs. So where a tree or an
 environment belongs to another user and we are root, the program runs as that user: with their rights and their HOME,

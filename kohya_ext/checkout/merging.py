@@ -50,7 +50,7 @@ def _problem(top: Path) -> Iterator[str]:
     unmerged = f"; not merged: {', '.join(names[:NAMES_SHOWN])}{' and more' if len(names) > NAMES_SHOWN else ''}"
     yield (
         f"{top} is half merged: git has not finished {what} there{unmerged if names else ''}. "
-        f"Finish it, or take it back: git -C {shell.quoted(top)} {command}"
+        f"Finish it, or abort it: git -C {shell.quoted(top)} {command}"
     )
 
 

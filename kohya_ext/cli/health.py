@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MARKS = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
 
+AS_INSTALLED = {"ours": "as installed"}  # the states of files, in words for people
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands."""
@@ -71,8 +73,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     if resumed is not None:
         out.item("recovered", "an interrupted update: kohya_ext is installed again")
     environments = _environments(arguments, checkout)
-    mended = repair.environments(checkout, environments)
-    for one in mended:
+    repaired = repair.environments(checkout, environments)
+    for one in repaired:
         out.item("recovered", one)
     cleared = clear_abandoned_saves(checkout, out)
     found = apply.status(checkout, environments)
@@ -80,7 +82,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     environment = _environment(environments, checkout, out)
     checks = _checked(out, checkout, environment, patched=found.installed)
     failed = not found.clean or environment is None or any(check.level == "problem" for check in checks)
-    recovered = recovery is not None or resumed is not None or bool(mended) or bool(cleared)
+    recovered = recovery is not None or resumed is not None or bool(repaired) or bool(cleared)
     code = RECOVERED if recovered else FOUND_PROBLEMS if failed else DONE
     out.line()
     out.line("Problems found: the fixes are above." if failed else "No problems found.")
@@ -88,7 +90,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         code,
         checkout=checkout_json(checkout),
         recovered={"verb": recovery.verb, "side": recovery.side} if recovery else None,
-        repaired=mended,
+        repaired=repaired,
         status=found.as_json(),
         environment=environment.as_json() if environment else None,
         checks=[check.as_json() for check in checks],
@@ -144,7 +146,7 @@ def _show(out: Output, found: Status, *, with_hooks: bool) -> None:
     else:
         out.item("installed", f"kohya_ext {found.version}, patch set {found.patch_set}, onto {found.installed_release}")
     for file in found.files:
-        out.item(file.kind, f"{file.path}: {file.problem or file.state}")
+        out.item(file.kind, f"{file.path}: {file.problem or AS_INSTALLED.get(file.state, file.state)}")
     for package in found.packages:
         out.item("package", f"{package.version or ''} in {package.place}: {package.condition}".strip())
     if with_hooks:

@@ -243,7 +243,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
     listed = checkout.layout == "submodule" or (
         checkout.presets_dir and numbers(checkout.release) >= FIRST_PRESETS_LIST
     )
-    how = "choose one of our presets" if listed else "open one of presets/finetune/user_presets with Load"
+    how = "choose a preset under user_presets" if listed else "open one of presets/finetune/user_presets with Load"
     if patch_set in PATCH_SETS:
         out.item("", f"Finetune tab: {how}, or {ADACOOR.setting}.")
         out.item("", "EMA: --enable_ema --ema_decay=0.9995 in Additional parameters.")

@@ -96,7 +96,7 @@ def _run(argv: Sequence[str]) -> int:
 def _of_the_system(error: Exception) -> KohyaExtError | None:
     """What the system refused about a path, in words for the user; None for what is a fault of ours."""
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib before Python 3.13
-        return UsageError(f"{str(error).removeprefix('Symlink loop from ')}: its links lead in a circle")
+        return UsageError(f"{str(error).removeprefix('Symlink loop from ')}: its symbolic links form a loop")
     if not isinstance(error, OSError) or error.filename is None or error.errno is None:
         return None
     place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename

@@ -1,4 +1,4 @@
-"""How commands speak: progress lines for people, one JSON document for programs, and warnings for both."""
+"""The output of commands: progress lines for people, one JSON document for programs, and warnings for both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABEL_WIDTH = 12
 
 
 class Output:
-    """The voice of one command. With `as_json` nothing but the final document reaches standard output.
+    """The output of one command. With `as_json` nothing but the final document reaches standard output.
 
     The document always holds `command`, `version`, `exit_code` and `warnings`; the rest belongs to the command.
     """
@@ -46,7 +46,7 @@ class Output:
             self.line(f"{'':<{LABEL_WIDTH}} {line}")
 
     def warn(self, text: str) -> None:
-        """Say what the user should know though the command goes on."""
+        """Print a warning; the command continues."""
         self.warnings.append(text)
         if not self.as_json:
             print(f"{'warning':<{LABEL_WIDTH}} {indented(text, LABEL_WIDTH + 1)}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What may reach a terminal: text from files, names and arguments must not steer it, and must never end a command.
+"""What may reach a terminal: text from files, names and arguments must not control it, and must never end a command.
 
 `safe_streams` stands around every command. Whatever is printed within it (argparse's errors too) has its control and
 bidirectional characters escaped, and characters that the terminal's encoding lacks as well. Text that is somebody's
@@ -28,7 +28,7 @@ class OutputLostError(KohyaExtError):
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
-    """`text` with everything escaped that would steer a terminal. one_line: tabs and newlines too, as in a name."""
+    """`text` with everything escaped that would control a terminal. one_line: tabs and newlines too, as in a name."""
     text = _UNSAFE.sub(_escaped, text)
     return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
 

@@ -119,7 +119,7 @@ def _sizes(pictures: tuple[Picture, ...], bucketing: Bucketing) -> Iterator[Audi
             text = f"is {size}, smaller than {target} in area"
             if place.scale > 1 or bucketing.no_upscale:
                 factor = math.sqrt(wanted / area)
-                yield AuditFinding("too-small", picture.path, f"{text}: enlarge it {factor:.2f} times by hand")
+                yield AuditFinding("too-small", picture.path, f"{text}: upscale it {factor:.2f} times yourself")
             else:
                 share = f"{1 - area / wanted:.1%}"
                 text = f"{text} by {share}, but fills its bucket {place.bucket[0]}x{place.bucket[1]} as it is"

@@ -48,11 +48,11 @@ def advice(images: int, styles: Mapping[str, int], views: Mapping[str, int]) -> 
     """What the guide says to a data set of this size and these kinds."""
     if images < FEWEST:
         yield AuditFinding(
-            "few-images", "", f"{images} images: the guide wants at least {FEWEST} for a concept", ADVICE
+            "few-images", "", f"{images} images: the guide asks for at least {FEWEST} for a concept", ADVICE
         )
     elif images > MOST:
         yield AuditFinding(
-            "many-images", "", f"{images} images: past {MOST} for one concept the guide saw no gain", ADVICE
+            "many-images", "", f"{images} images: beyond {MOST} for one concept the guide saw no gain", ADVICE
         )
     for what, counts in (("style", styles), ("point of view", views)):
         named = sum(counts.values())
@@ -62,5 +62,5 @@ def advice(images: int, styles: Mapping[str, int], views: Mapping[str, int]) -> 
         if most >= LOPSIDED * named:
             yield AuditFinding(
                 f"lopsided-{what.split()[-1]}", "",
-                f"{most} of {named} captions that name a {what} say {kind}: balance them, the guide says", ADVICE,
+                f"{most} of {named} captions that name a {what} say {kind}: the guide advises to balance them", ADVICE,
             )  # fmt: skip

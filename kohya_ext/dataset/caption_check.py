@@ -32,7 +32,7 @@ def check(
         findings += check_one(folder, image, path, token)
     for file in sorted(files_in(folder, recursive=recursive)):
         if file.suffix == suffix and file not in expected:
-            findings.append(AuditFinding("no-image", file.as_posix(), "belongs to no image"))
+            findings.append(AuditFinding("no-image", file.as_posix(), "has no image"))
     return findings
 
 
@@ -90,7 +90,7 @@ def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:
     if not token:
         return
     if not caption_lint.words_in(text, (token,)):
-        yield AuditFinding("no-token", name, f"does not hold the token {token!r}")
+        yield AuditFinding("no-token", name, f"does not contain the token {token!r}")
     elif text.casefold().startswith(token.casefold()):
         yield AuditFinding(
             "token-first", name, f"begins with the token {token!r}: put it next to what it names", ADVICE

@@ -38,7 +38,9 @@ class _Rename:
     def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
         with self._places(root, arguments) as (source, old, target, new):
             if target.lstat(new) is not None:
-                raise ConflictError(f"{target.path / new} has appeared at this moment; nothing was changed. Run again")
+                raise ConflictError(
+                    f"{target.path / new} was created by another program just now; nothing was changed. Run again"
+                )
             source.replace(old, target, new)
             target.sync()
 

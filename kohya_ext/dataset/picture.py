@@ -1,4 +1,4 @@
-"""One image file, opened as Kohya opens it: what it is, and what is wrong with it."""
+"""One image file, opened as Kohya opens it: its properties, and its problems."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def _look_at(name: str, file: BinaryIO, fingerprint: bool) -> Picture:
     except UnidentifiedImageError:
         return _broken(name, "unreadable", "is not an image that Pillow knows", digest)
     except (Image.DecompressionBombError, TooManyPixelsError):
-        return _broken(name, "too-large", "has too many pixels: Pillow takes it for an attack, and Kohya stops", digest)
+        return _broken(
+            name, "too-large", "has too many pixels: Pillow rejects it as a decompression bomb, and Kohya stops", digest
+        )
     except Exception as error:  # decoders raise what they like on broken input
         cut = "truncated" in str(error).lower() or "premature" in str(error).lower()
         code, text = ("truncated", "is cut short") if cut else ("unreadable", "cannot be decoded")
@@ -117,7 +119,7 @@ def _before_decoding(name: str, image: Any, data: bytes) -> list[AuditFinding]:
     turned = image.getexif().get(ORIENTATION, 1)
     if turned not in (0, 1):
         findings.append(
-            AuditFinding("rotated", name, f"is turned by its EXIF data (orientation {turned}), which Kohya ignores")
+            AuditFinding("rotated", name, f"is rotated by its EXIF data (orientation {turned}), which Kohya ignores")
         )
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES.get(image.format, {suffix}):

@@ -1,4 +1,4 @@
-"""Whether the EMA does what it should: how far it is from the weights, and whether it moves at all."""
+"""Health of the EMA: its distance from the weights, and whether it moves at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAMPLES = 64
 
 
 class FrozenShadowError(RuntimeError):
-    """The raw weights moved and their average did not."""
+    """The raw weights moved, their EMA did not."""
 
 
 def relative_distance(*shadows: Shadow) -> float:

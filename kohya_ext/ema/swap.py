@@ -1,4 +1,4 @@
-"""The EMA in the place of the raw weights for a while, and the raw weights back, bit for bit, whatever happens.
+"""Swaps the EMA in for the raw weights and back, bit for bit, whatever happens.
 
 Where weights and shadow have one dtype they are *exchanged*, slice by slice through the host, which needs no memory of
 the size of the model anywhere. bfloat16 weights go into their float32 shadow bit by bit (see `packing`), which needs

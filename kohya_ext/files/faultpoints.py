@@ -1,4 +1,4 @@
-"""The seam between two writes, where a process may be killed or the disk may be full.
+"""Named points between two writes, where a process may be killed or the disk may be full.
 
 Every step that changes something on the disk announces itself here, before and after. In production nothing listens;
 the tests listen in order to raise an error or to kill the process at exactly that point.

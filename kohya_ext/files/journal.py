@@ -1,4 +1,4 @@
-"""What a transaction is going to do, and its record on the disk from which a killed one is taken back."""
+"""The steps of a transaction, and their record on disk from which a killed one is rolled back."""
 
 from __future__ import annotations
 

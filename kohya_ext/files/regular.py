@@ -54,7 +54,7 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as error:
         raise NotReadableError(f"{path} cannot be read: {_reason(error)}") from error
     except ValueError as error:  # NUL in a name
-        raise NotReadableError(f"{path} cannot be read: no file has such a name") from error
+        raise NotReadableError(f"{path} cannot be read: not a valid file name") from error
 
 
 def file_fault(path: Path) -> str | None:
@@ -90,7 +90,7 @@ def read_regular(path: Path, limit: int) -> bytes:
         except OSError as error:
             raise NotReadableError(f"{path} cannot be read: {_reason(error)}") from error
     if size > limit or len(data) > limit:
-        raise TooLargeError(f"{path} is larger than {_told(limit)}, which no file of its kind is; it was not read")
+        raise TooLargeError(f"{path} is larger than {_told(limit)}, too large for a file of this kind; it was not read")
     return data
 
 
@@ -119,7 +119,7 @@ def _not_regular(mode: int) -> str | None:
 
 def _reason(error: OSError) -> str:
     if error.errno == errno.ELOOP:
-        return "its links lead in a circle"
+        return "its symbolic links form a loop"
     return error.strerror or str(error)
 
 

@@ -1,4 +1,4 @@
-"""Several files changed as one: wholly, or not at all, also when the process is killed in between.
+"""Changes several files as one transaction: completely or not at all, even if the process is killed in between.
 
 Everything that needs disk space comes first: the old and the new bytes of every file are staged in the state folder
 before the first file is touched. After that files are only renamed into place, and taking back is renaming too.
@@ -367,7 +367,9 @@ class Transaction:
     def _require(self, path: str, expected: journals.FileState | None) -> None:
         found = self._current(path)
         if (found and found.data) != (expected and expected.data):
-            raise ConflictError(f"{path} was changed by somebody else at this moment; nothing was changed. Run again")
+            raise ConflictError(
+                f"{path} was changed by another program just now; nothing was changed by kohya_ext. Run again"
+            )
 
     def _verify(self, change: Change) -> None:
         found = self._current(change.path)

@@ -1,4 +1,4 @@
-"""What there is of our package in an environment: held against its own RECORD, and imported by that Python.
+"""The state of our package in an environment: compared with its RECORD, and imported by that Python.
 
 Reads only. The bytes tell what is damaged or half removed; the import tells what the bytes cannot, such as a second
 copy that comes first on the path.
@@ -82,7 +82,7 @@ def compare(purelib: Path) -> Installed:
     if any(is_link(info) for info in infos):
         return Installed("linked", _version(infos[0]))
     if not folder.exists() and not infos:
-        faults = tuple(f"{name} is what a killed installer left" for name in remains)
+        faults = tuple(f"{name} was left by a killed installer" for name in remains)
         return Installed("partial", None, None, faults) if remains else Installed("absent")
     if not infos:
         return Installed("partial", None, None, (f"{about.PACKAGE}/ has no metadata",))
@@ -101,7 +101,7 @@ def compare(purelib: Path) -> Installed:
     extra = sorted(_sources(purelib) - {name for name, _ in listed})
     faults = (
         *(f"{name} is missing" for name in missing),
-        *(f"{name} is what a killed installer left" for name in remains),
+        *(f"{name} was left by a killed installer" for name in remains),
         *(f"{name} was changed" for name in changed),
         *(f"{name} does not belong there" for name in extra),
     )
@@ -160,5 +160,5 @@ def _import_fault(environment: Environment, *, linked: bool) -> str | None:
     except (ValueError, KeyError, TypeError, IndexError):
         return "cannot be imported: its Python gives no answer"
     if not linked and file.resolve().parent != (environment.purelib / about.PACKAGE).resolve():
-        return f"{file.parent} comes first on the path of its Python"
+        return f"{file.parent} is imported first by its Python"
     return None

@@ -1,4 +1,4 @@
-"""What an install or uninstall would do, worked out completely before anything is done."""
+"""The plan of an install or uninstall, complete before anything is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Putting a plan together file by file: steps, the next manifest, and everything that stands in the way."""
+"""Builds a plan file by file: steps, the next manifest, and everything that prevents it."""
 
 from __future__ import annotations
 

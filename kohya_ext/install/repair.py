@@ -1,4 +1,4 @@
-"""What an installer that was killed left in an environment, mended: the package is whole again there, or gone."""
+"""Repairs what a killed installer left in an environment: the package is complete again there, or removed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def environments(checkout: Checkout, known: Known) -> list[str]:
 
     A package that somebody removed or edited is not touched: that is reported, with the command. Raises ConflictError.
     """
-    return [said for environment in known.environments for said in _mended(checkout, environment)]
+    return [said for environment in known.environments for said in _repaired(checkout, environment)]
 
 
-def _mended(checkout: Checkout, environment: Environment) -> Iterator[str]:
+def _repaired(checkout: Checkout, environment: Environment) -> Iterator[str]:
     site = package.site_of(environment)
     if not environment.writable or not site.purelib.is_dir():
         return

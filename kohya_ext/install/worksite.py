@@ -1,4 +1,4 @@
-"""Where the package of an environment is exchanged, so that a kill at any moment can be taken back.
+"""The folder in which an environment's package is replaced, so that a kill at any moment can be rolled back.
 
     .kohya_ext-work/            in site-packages, next to the package
         pending.json            what was there, and for which checkout; without it the folder is rubbish

@@ -150,7 +150,7 @@ def _collect(architecture: Architecture, parts: list[tuple[str, TensorSource]]) 
     for name, pieces in found.items():
         target, source, key = pieces[min(pieces)]
         if len(pieces) < target.pieces:
-            raise UsageError(f"{source.path} is damaged: {key} is there, the other parts of {name} are not")
+            raise UsageError(f"{source.path} is damaged: {key} is present, the other parts of {name} are missing")
         more = tuple((pieces[place][1], pieces[place][2]) for place in sorted(pieces)[1:])
         weights[name] = Weight(target, source, key, more)
     return weights

@@ -79,7 +79,7 @@ def plan(base_path: Path, tuned_path: Path, settings: ExtractSettings) -> Extrac
     if base.architecture is not tuned.architecture:
         raise UsageError(
             f"{base_path} is {base.architecture.name}, {tuned_path} is {tuned.architecture.name}: "
-            "a LoRA is the difference of two models of one kind"
+            "a LoRA is the difference of two models of the same kind"
         )
     decisions = tuple(encoders.decide(base, tuned, settings.text_encoders, settings.min_diff))
     groups = {"unet", *(decision.group for decision in decisions if decision.included)}

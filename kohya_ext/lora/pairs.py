@@ -108,7 +108,7 @@ def read_pairs(source: TensorSource) -> LoraFile:
         raise UsageError(f"{source.path} holds no LoRA: no key with lora_down / lora_up or lora_A / lora_B")
     for name, count in Counter(pair.name for pair in pairs).items():
         if count > 1:
-            raise UsageError(f"{source.path}: {name} is there {count} times, in different spellings")
+            raise UsageError(f"{source.path}: {name} occurs {count} times, in different spellings")
     return LoraFile(source, tuple(pairs), others, adapter)
 
 
@@ -147,7 +147,7 @@ def _alpha(key: str, source: TensorSource) -> float:
 def _check(found: adapters.Factors, mid: str | None, source: TensorSource) -> None:
     shapes, path = source.shapes, source.path
     if found.up not in shapes:
-        raise UsageError(f"{path} is damaged: {found.down} is there, {found.up} is not")
+        raise UsageError(f"{path} is damaged: {found.down} is present, {found.up} is missing")
     up, down = shapes[found.up], shapes[found.down]
     if len(up) < 2 or len(down) < 2 or up[1] != down[0] or any(length != 1 for length in up[2:]):
         raise UsageError(f"{path}: the factors of {found.module} do not fit together ({list(up)} and {list(down)})")
@@ -166,5 +166,5 @@ def _check_rest(source: TensorSource, others: tuple[str, ...]) -> None:
             continue
         for up, down in ((".lora_up", ".lora_down"), (".lora_B", ".lora_A"), ("lora.up", "lora.down")):
             if up in key and (other := key.replace(up, down)) not in source.shapes:
-                raise UsageError(f"{source.path} is damaged: {key} is there, {other} is not")
+                raise UsageError(f"{source.path} is damaged: {key} is present, {other} is missing")
         raise UsageError(f"{source.path}: {key} is a factor of a LoRA in a spelling that is not known")

@@ -79,7 +79,7 @@ def _typed(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             continue
         if one.wired_to is not None:
             effect = f"this release writes it into the field of {one.wired_to}"
-            yield Finding("error", "crossed-wire", key, value, effect, "leave the key out in this release")
+            yield Finding("error", "crossed-wire", key, value, effect, "omit the key in this release")
         elif value is None:
             yield Finding("warning", "null", key, value, "the field keeps what it showed before", "give it a value")
         elif isinstance(value, (list, dict)):
@@ -115,7 +115,7 @@ def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
         elif one.precision == 0 or number is None or not value.strip():
             level, effect = "error", "loading fails, nothing of the preset is applied"
         elif (gradio or 5) >= 4 and (one.minimum is not None or one.maximum is not None):
-            level, effect = "error", "stays a text: the next click of anything fails"
+            level, effect = "error", "stays a text: the next click on anything fails"
         else:
             level, effect = "warning", "a text where a number belongs; whether it is converted depends on the release"
         yield Finding(
@@ -123,7 +123,7 @@ def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
         )
     if number is None or (isinstance(value, float) and not math.isfinite(value)):
         if not isinstance(value, str):
-            yield Finding("error", "not-finite", one.key, str(value), "no number to train with", "give it a number")
+            yield Finding("error", "not-finite", one.key, str(value), "not a usable number", "give it a number")
         return
     if one.precision == 0 and not float(number).is_integer():
         effect = f"the field takes whole numbers: it becomes {round(number)}"
@@ -142,7 +142,7 @@ def _choice(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
         return
     fails = gradio is None or gradio >= 5
     effect = (
-        "the preset applies, but the next click of anything fails until it is corrected by hand"
+        "the preset applies, but the next click on anything fails until it is corrected by hand"
         if fails
         else "shown with a warning only; training gets the value"
     )

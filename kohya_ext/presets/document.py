@@ -1,4 +1,4 @@
-"""A preset as a document: read with care, since anybody may have written it, and written for every release.
+"""Preset files: read defensively, since anybody may have written them, and written so that every release can read them.
 
 Kohya's GUIs read presets with the locale's encoding up to v24.0.4 and choke on a byte order mark: we write plain ASCII.
 """

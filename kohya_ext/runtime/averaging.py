@@ -1,4 +1,4 @@
-"""The one average of this run, for everybody who needs it.
+"""The EMA of this run, for every module that needs it.
 
 It is kept in `runtime.run`; nothing happens here in a run without EMA.
 """

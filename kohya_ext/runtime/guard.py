@@ -1,4 +1,4 @@
-"""Kohya is never worse off for us: a fault of ours in a wrapper leaves the run with Kohya's own function.
+"""An error of ours in a wrapper must not harm a run: Kohya's own function is used instead.
 
 Only a run that asked for something of ours is stopped by such a fault, because without us it would train something else
 than was asked for.

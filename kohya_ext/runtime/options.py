@@ -1,4 +1,4 @@
-"""What a run asks of us, read from Kohya's `args`: converted, checked, refused with a reason.
+"""The settings of a run, read from Kohya's `args`: converted, checked, refused with a reason.
 
 Kohya reads its TOML files into the same namespace as the command line, without converting anything.
 """

@@ -1,4 +1,4 @@
-"""How the runtime speaks: one line a message, on the main process only; and how it stops a run."""
+"""The runtime's messages: one line each, on the main process only; and how it stops a run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _remind() -> None:
 
 
 def _print(text: str, stream: TextIO) -> None:
-    """Never raises: what we say must not end a run, whatever has become of the terminal."""
+    """Never raises: a message must not end a run, whatever happened to the terminal."""
     with contextlib.suppress(OSError, ValueError):
         encoding = getattr(stream, "encoding", None) or "utf-8"
         text = printable(text, one_line=True)  # it may hold names of files, and must pass for nothing else

@@ -1,4 +1,4 @@
-"""Gradient elements that AdaCoor skipped because they were not finite: said with each checkpoint and at the end.
+"""Gradient elements that AdaCoor skipped because they were not finite: reported with each checkpoint and at the end.
 
 The count may lie on a GPU. It is read where the run waits for the disk anyway, never within a step.
 """

@@ -139,7 +139,7 @@ ENABLE_EMA = Flag(
 )  # fmt: skip
 SCHEDULE = Flag(
     "--ema_schedule", EMA, _one_of("debiased", "constant", "warmup", "exp", "power"), "debiased", "0.1.0",
-    "how the EMA starts: debiased (default) leaves no share to the start model, constant is the plain EMA",
+    "how the EMA starts: debiased (default) removes the start model's share, constant is the plain EMA",
 )  # fmt: skip
 SIGMA_REL = Flag(
     "--ema_sigma_rel", EMA, Kind(float, _width), None, "0.1.0",
@@ -167,7 +167,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--ema_start_step", EMA, Kind(int, _whole_from(0)), 0, "0.1.0",
-        "leave the first N optimizer steps out of the EMA (default 0)",
+        "exclude the first N optimizer steps from the EMA (default 0)",
     ),
     Flag(
         "--ema_device", EMA, _one_of("auto", "cuda", "cpu"), "auto", "0.1.0",

@@ -54,7 +54,7 @@ def test_what_git_has_not_finished_is_called_that(
     assert trees.snapshot(checkout.root) == before
     problem = "".join(apply.status(checkout).problems)
     assert said in problem and problem.endswith(command)
-    subprocess.run(problem.partition("take it back: ")[2], shell=True, check=True)  # as printed
+    subprocess.run(problem.partition("abort it: ")[2], shell=True, check=True)  # as printed
     assert not apply.status(describe(checkout.root)).problems
     apply.install(describe(checkout.root))
 

@@ -40,7 +40,7 @@ def test_status_of_an_installation(installed: Checkout, run: Run) -> None:
     done = run("status", installed.root)
     assert done.code == DONE
     assert "kohya_ext 0.1.0, patch set hook, onto v25.2.1" in done.text
-    assert "sd-scripts/library/__init__.py: ours" in done.text
+    assert "sd-scripts/library/__init__.py: as installed" in done.text
     assert trees.whole(installed.root) == before
 
 
@@ -152,6 +152,6 @@ def test_what_a_killed_save_has_left_is_removed(installed: Checkout, run: Run, v
         (left / "model-ema.safetensors").write_bytes(b"half")
         done = run(verb, installed.root)
         assert done.code == (RECOVERED if verb == "doctor" else DONE)
-        assert f"{left}: what a killed save had left" in done.text
+        assert f"{left}: left by a save that was killed" in done.text
         assert not left.exists() and Path(living).exists()
     assert [path.name for path in outputs.iterdir()] == ["living.safetensors"]

@@ -170,7 +170,7 @@ def test_the_package_of_another_version_than_the_lines(
         assert run("install", second.root, "--python", installed.root / "venv").code == DONE
     done = run("status", installed.root)
     assert done.code == FOUND_PROBLEMS
-    assert "is 0.9.0, the lines in Kohya's files are" in done.text
+    assert "is 0.9.0, the patch in Kohya's files is" in done.text
     assert run("install", installed.root).code == DONE
     assert run("status", installed.root).code == DONE
     assert run("status", second.root).code == FOUND_PROBLEMS

@@ -56,7 +56,7 @@ def test_what_is_not_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "socket": "is a socket",
         "none": "does not exist",
         "a/b": "Not a directory",
-        "nul\0": "no file has such a name",
+        "nul\0": "not a valid file name",
         "x" * 300: "too long",
     }
     for name, text in expected.items():

@@ -290,7 +290,7 @@ def judged(sweep: Sweep, world: World, landed: Counter[str], where: str) -> None
 
 
 def healed(sweep: Sweep) -> list[dict[str, Any]]:
-    """A world that was damaged before may also be mended by doctor: to what the verb would have made of it."""
+    """A world that was damaged before may also be repaired by doctor: to what the verb would have made of it."""
     return [sweep.sides[1]]
 
 

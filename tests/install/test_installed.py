@@ -76,7 +76,7 @@ SPOILED: dict[str, tuple[Callable[[Environment], object], str, str]] = {
     "no package": (lambda env: shutil.rmtree(ours(env, "")), "partial", "is missing"),
     "nothing": (remove_package, "absent", ""),
     "renamed": (lambda env: ours(env, "").rename(ours(env, "").with_name("kohya_ext.off")), "partial", "is missing"),
-    "pip's": (lambda env: (env.purelib / "~ohya_ext").mkdir(), "partial", "~ohya_ext is what a killed installer left"),
+    "pip's": (lambda env: (env.purelib / "~ohya_ext").mkdir(), "partial", "~ohya_ext was left by a killed installer"),
     "a second version": (
         lambda env: shutil.copytree(info(env), env.purelib / "kohya_ext-9.9.dist-info"),
         "partial",
@@ -107,7 +107,7 @@ def test_a_copy_that_comes_first_on_the_path(environment: Environment) -> None:
     (environment.purelib / "first.pth").write_text(f"import sys; sys.path.insert(0, {str(shadow)!r})\n")
     found = examine(environment)
     assert (found.condition, found.usable) == ("unimportable", False)
-    assert "comes first on the path" in found.said
+    assert "is imported first by" in found.said
 
 
 def test_one_that_cannot_be_imported(environment: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def commanded(gui: Sources, release: Release, values: dict[str, Any]) -> Any:
 
 # Revision -> tab -> what is found in upstream's own presets of the same revision: findings, and files that have any.
 # unknown: keys that the GUI does not know. slider, number: text where a number belongs. offered: values that are not.
-# range: numbers outside. blocked: the next click of anything fails.
+# range: numbers outside. blocked: the next click on anything fails.
 Counts = dict[str, tuple[int, int]]
 COUNTED: dict[str, dict[Tab, Counts]] = {
     "v21.8.10": {"lora": {"unknown": (29, 17), "text": (36, 19)}},
