@@ -76,7 +76,7 @@ def look_up(wanted: Wanted) -> Remote:
     """Ask the hub. Raises ConflictError (offline, no answer, no permission) and UsageError (no such file)."""
     if any(os.environ.get(name, "").lower() in TRUE for name in OFFLINE):
         raise ConflictError(
-            f"{wanted.name} must be fetched, but HF_HUB_OFFLINE forbids it: unset it. {_by_hand(wanted)}"
+            f"{wanted.name} must be downloaded, but HF_HUB_OFFLINE is set: unset it. {_by_hand(wanted)}"
         )
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url

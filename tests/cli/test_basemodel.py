@@ -59,7 +59,7 @@ def test_errors_are_told(tmp_path: Path) -> None:
     words = ("--repo", REPOSITORY, "--file", NAME, "--to", tmp_path / "models")
     with serving(Hub(CONTENT)) as hub:
         code, document, _ = command(hub, tmp_path, *words, HF_HUB_OFFLINE="1")
-        assert code == CONFLICT and "HF_HUB_OFFLINE forbids it" in document["error"]
+        assert code == CONFLICT and "HF_HUB_OFFLINE is set" in document["error"]
         code, document, _ = command(
             hub, tmp_path, "--repo", REPOSITORY, "--file", "other.bin", "--to", tmp_path / "models"
         )
