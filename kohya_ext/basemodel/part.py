@@ -1,7 +1,7 @@
 """A partial download: accessible to this user only, and never reached through a link.
 
 It lies next to the file it is to become, perhaps in a folder that others may write to as well, under a name that they
-can guess: only so can a later run go on with it.
+can guess: only that way can a later run resume it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Part:
         return found.st_size if found is not None and _is_ours(found) else 0
 
     def open(self, start: int) -> BinaryIO:
-        """The part, to go on from `start`; from 0 a new one. Raises ConflictError where it is not ours."""
+        """The partial file, to resume at `start`; at 0 a new one. Raises ConflictError where it is not ours."""
         with self._folder() as folder:
             if start == 0:
                 self._remove(folder)

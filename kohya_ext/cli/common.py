@@ -101,7 +101,7 @@ def _one_of(error: AmbiguousError, out: Output) -> FoundCheckout:
 
 
 def find_gui(argument: str | None, out: Output) -> Checkout:
-    """The same for commands that read the GUI: they go on, with a warning, where the training code is missing."""
+    """The same for commands that read the GUI: they continue with a warning if the training code is missing."""
     from kohya_ext.checkout.checkout import HalfCheckoutError
 
     try:

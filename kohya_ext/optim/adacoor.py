@@ -218,7 +218,7 @@ class AdaCoor(torch.optim.Optimizer):
             widths_now = " and ".join(map(str, sorted(set(converted))))
             warnings.warn(
                 f"AdaCoor: the accumulators of {len(converted)} parameters were converted to {widths_now} bits; "
-                "the run goes on, but not bit for bit",
+                "the run continues, but not bit for bit",
                 UserWarning,
                 stacklevel=2,
             )

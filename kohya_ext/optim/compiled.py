@@ -167,7 +167,7 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
             failure = error
     raise RuntimeError(
         f"fused=True: torch {torch.__version__} cannot compile the step on {kind[3]} ({type(failure).__name__}); "
-        "it needs a recent torch and a C++ compiler or Triton. Leave `fused` out to go on without"
+        "it needs a recent torch and a C++ compiler or Triton. Omit `fused` to continue without it"
     ) from failure
 
 

@@ -97,7 +97,7 @@ def _keys(saved_groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mappin
 
 
 def _merge(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings to go on with: the saved ones, except what belongs to this object or means something else there."""
+    """The settings to continue with: the saved ones, except what belongs to this object or differs in meaning."""
     kept = ("state_bits", "foreach", "fused") if "state_bits" in saved else tuple(key for key in own if key != "params")
     return {**own, **saved, **{key: own[key] for key in kept}, "params": saved["params"]}
 

@@ -89,7 +89,7 @@ def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOpti
 
 
 def _save_ema(folder: str | None) -> None:
-    """Write the EMA into a state; where that fails, the state stays as upstream made it, and training goes on."""
+    """Write the EMA into a state; where that fails, the state stays as upstream made it, and training continues."""
     try:
         averaging.save_state(folder)
     except Exception as error:  # a full disk, mostly

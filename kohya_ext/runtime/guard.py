@@ -111,7 +111,9 @@ def guarded(
         elif asks_for_us(given):
             stop(f"internal error (a bug), please report it: {fault}. Without --enable_ema and AdaCoor the run works")
         else:
-            say(f"internal error (a bug), please report it: {fault}. Kohya goes on as if kohya_ext were not installed")
+            say(
+                f"internal error (a bug), please report it: {fault}. Kohya continues as if kohya_ext were not installed"
+            )
     return original.result if original.succeeded else function(*args, **kwargs)
 
 

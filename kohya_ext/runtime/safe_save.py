@@ -119,14 +119,16 @@ def _lock(folder: Path) -> int | None:
 
 
 def tell_failure(target: str, error: Exception, *, only: bool) -> None:
-    """Say now, and again at the end of the run, that the EMA is not in `target`. Training goes on."""
-    instead = "the raw weights are written in its place" if only else "the raw weights are saved, and training goes on"
+    """Say now, and again at the end of the run, that the EMA is not in `target`. Training continues."""
+    instead = (
+        "the raw weights are written in its place" if only else "the raw weights are saved, and training continues"
+    )
     warn_again_at_end(f"the EMA could not be saved as {target} ({type(error).__name__}: {error}); {instead}")
 
 
 @contextmanager
 def kept_going(*, unless: bool) -> Iterator[None]:
-    """Training goes on where the raw weights cannot be saved in place of the EMA either: a later save may succeed.
+    """Training continues where the raw weights cannot be saved in place of the EMA either: a later save may succeed.
 
     unless: this is the last save of the run, whose failure is raised.
     """
