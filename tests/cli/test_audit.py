@@ -29,7 +29,7 @@ def test_a_good_one(folder: Path, run: Run) -> None:
 
 def test_a_bad_one(folder: Path, run: Run) -> None:
     done = run("audit", folder)
-    assert done.code == FOUND_PROBLEMS and "enlarge it 8.00 times" in done.text
+    assert done.code == FOUND_PROBLEMS and "upscale it 8.00 times" in done.text
 
 
 def test_json(folder: Path, run: Run) -> None:
