@@ -148,11 +148,11 @@ def _explained(path: Path, what: str) -> Iterator[None]:
         text = " ".join(str(error).split())[:300]
         lowered = text.lower()
         if isinstance(error, ImportError) and "peft" not in lowered:
-            fix = "run it with Kohya's Python, which has what diffusers needs"
+            fix = "Run it with Kohya's Python, which has what diffusers needs"
         elif "peft" in lowered:
-            fix = "this version of diffusers needs the package peft for LoRAs: pip install peft"
+            fix = f"This version of diffusers needs the package peft for LoRAs: {pip_install('peft')}"
         elif any(sign in lowered for sign in ("local_files_only", "offline", "connect", "cached", "config")):
-            fix = "give --config FOLDER, a diffusers folder of the same family (its configuration and tokenizers)"
+            fix = _CONFIGURATION
         else:
-            fix = "is the file whole, and of the family that it seems to be?"
+            fix = "Is the file complete, and of the model family that it looks like?"
         raise UsageError(f"{path} {what} ({type(error).__name__}: {text}). {fix}") from error

@@ -116,7 +116,7 @@ def _own_package(environment: Environment, checkout: Checkout) -> Check:
     there = package.state(environment)
     fix = command("install", "--python", environment.python, checkout.root)
     if there == "absent" and not environment.modules.get(about.PACKAGE):
-        return Check(about.PACKAGE, "problem", f"not in {environment.place}: Kohya runs without our functions", fix)
+        return Check(about.PACKAGE, "problem", f"not in {environment.place}: Kohya runs without kohya_ext", fix)
     if there == "other":
         detail = f"the copy in {environment.place} differs from this one ({about.VERSION})"
         return Check(about.PACKAGE, "warning", detail, fix)

@@ -131,7 +131,7 @@ def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
     low, high = one.minimum, one.maximum
     if (low is not None and number < low) or (high is not None and number > high):
         fails = one.component == "Number" or (gradio is not None and gradio >= 6)
-        effect = "the next click of anything fails" if fails else "accepted, though the slider cannot show it"
+        effect = "the next click on anything fails" if fails else "accepted, though the slider cannot show it"
         fix = f"keep it between {low} and {high}"
         yield Finding("error" if fails else "warning", "out-of-range", one.key, value, effect, fix)
 

@@ -86,7 +86,7 @@ def departures(preset: Preset) -> Iterator[Finding]:
             continue
         fix = f"set it to {json.dumps(advised)}"
         if key in purposes:
-            fix = f"none, it is on purpose in this preset: {purposes[key]}"
+            fix = f"none, it is intentional in this preset: {purposes[key]}"
         yield Finding("note", "guide", key, value, f"the guide advises {json.dumps(advised)}: {reason}", fix)
     yield from _optimizer(values)
     yield from _flags(values)

@@ -80,7 +80,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "level", "text"),
     [((1152, 896), "advice", "by 1.6%, but fills its bucket 1152x896"), ((832, 1216), "advice", "fills its bucket"),
-     ((1151, 896), "problem", "enlarge it 1.01 times"), ((800, 600), "problem", "enlarge it 1.48 times")],
+     ((1151, 896), "problem", "upscale it 1.01 times"), ((800, 600), "problem", "upscale it 1.48 times")],
 )  # fmt: skip
 def test_below_the_area_of_the_training(tmp_path: Path, size: tuple[int, int], level: str, text: str) -> None:
     """Sizes that are buckets themselves are trained as they are, though they have a little less area."""
