@@ -33,7 +33,7 @@ def test_every_preset_of_ours_gives_its_reason_where_it_departs() -> None:
         "min_snr_gamma",
     }
     for findings in found.values():
-        assert all(finding.fix.startswith("none, it is on purpose") for finding in findings)
+        assert all(finding.fix.startswith("none, it is intentional") for finding in findings)
 
 
 def test_every_advice_has_a_text_of_what_the_setting_does() -> None:
