@@ -183,7 +183,7 @@ demo_python() { # prints a Python that can run the demo, and makes one when ther
     [[ -w $here ]] || folder=${XDG_CACHE_HOME:-$HOME/.cache}/kohya_ext/venv
     local own=$folder/bin/python
     if ! { [[ -x $own ]] && "$own" -c "$NOT_HERE$DEMO_READY"; } >/dev/null 2>&1; then
-        echo "Making a Python environment for the demo in $(visible "$folder") (once; it downloads torch)" >&2
+        echo "Creating a Python environment for the demo in $(visible "$folder") (once; it downloads torch)" >&2
         if ! log=$(cd / && "$base" -m venv "$folder" 2>&1); then
             printf '%s\n' "$log" >&2
             fail 1 "$base -m venv $folder failed (Debian: apt-get install python3-venv)"
@@ -219,7 +219,7 @@ unset PYTHONSTARTUP PYTHONINSPECT
 
 runner=$(first_python "$READS_TOML") || runner=$(first_python "$RECENT") || fail 2 "no Python 3.10 or newer found: install one, or name it with --python PATH"
 if ! own "$runner"; then
-    echo "install.sh: note: $(visible "$runner") belongs to another user, and no Python of root's reads TOML: it runs all the same" >&2
+    echo "install.sh: note: $(visible "$runner") belongs to another user, and no Python of root's reads TOML: it is used anyway" >&2
 fi
 
 # `install` says itself what is wrong with it; the demo and `uninstall` only run on it

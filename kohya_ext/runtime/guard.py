@@ -150,7 +150,7 @@ def stop_at_faults() -> None:
 
 
 def damaged_files() -> list[str]:
-    """Our own files that are not as they were installed; none where no record of an installation is at hand."""
+    """Our own files that are not as they were installed; none where there is no record of an installation."""
     from kohya_ext.core import record  # here: every start of the GUI and of a worker would pay for it
 
     return record.damaged(Path(kohya_ext.__file__).parent.parent)
