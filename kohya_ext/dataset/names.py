@@ -42,7 +42,7 @@ _RESERVED = re.compile(r"^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)", re.IGNORECAS
 def series_of(stems: Iterable[str]) -> frozenset[str]:
     """The names that siblings of one folder share but for a number: `a dog` for `a dog_1` and `a dog_2`.
 
-    One number is no series (`room_101`), nor are numbers that are all years; the bare name counts as the first.
+    One number is not a series (`room_101`), nor are numbers that are all years; the bare name counts as the first.
     """
     numbers: dict[str, set[int]] = defaultdict(set)
     for stem in stems:

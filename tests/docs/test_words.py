@@ -49,6 +49,7 @@ class Allowed(NamedTuple):
 
 
 ALLOWED = (
+    Allowed("kohya_ext/dataset/names.py", "|pic|picture|", "what cameras and phones call their files"),
     Allowed("CONTRIBUTING.md", " | ", "the glossary's table of words to avoid"),
     Allowed("kohya_ext/cli/presets.py", "reckoning", "a key of the preset files, which installed ones have, too"),
     Allowed("docs/reference/presets.md", "`reckoning`", "a key of the preset files, which installed ones have, too"),
