@@ -223,8 +223,7 @@ def find_uv(prefix: Path) -> Path | None:
         home / ".local/bin",
         home / ".cargo/bin",
         machine(os.environ) / "usr/local/bin",
-        prefix / "bin",
-        Path(sys.prefix) / "bin",
+        *(where / place for where in (prefix, Path(sys.prefix)) for place in ("bin", "Scripts")),
     ):
         found = shutil.which("uv") or shutil.which("uv", path=str(folder))
         if found:
