@@ -179,7 +179,7 @@ class Builder:
             return
         after = FileState(data, found.mode if found else NEW_FILE_MODE, owner_for(self._nearest(path)))
         self._change(path, found, after)
-        mode = entry.mode if entry else after.mode  # a file system may grant another: twice is as once there, too
+        mode = entry.mode if entry else NEW_FILE_MODE  # not what the file system made of it: twice is as once
         self.next_entries.append(ManifestEntry(path, PRESET, None, sha256(data), mode))
 
     def remove_unrecorded_preset(self, path: str, data: bytes) -> None:
