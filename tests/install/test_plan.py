@@ -10,6 +10,7 @@ from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.journal import Change, Effect
 from kohya_ext.install import apply
 from kohya_ext.install.plan import plan_install, plan_uninstall
+from tests.systems import with_git
 
 Make = Callable[..., Checkout]
 
@@ -18,6 +19,7 @@ def names(steps: tuple[object, ...]) -> list[str]:
     return [step.name if isinstance(step, Effect) else step.path for step in steps if isinstance(step, Change | Effect)]
 
 
+@with_git
 def test_git_is_told_before_the_files_change_and_after_they_are_back(make: Make) -> None:
     checkout = make("embedded")
     assert names(plan_install(checkout, "hook", {"presets/lora/x.json": b"{}"}).steps) == [

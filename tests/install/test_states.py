@@ -11,6 +11,7 @@ from kohya_ext.install.manifest import ManifestEntry
 from kohya_ext.install.patchset import Edit, PatchTarget
 from kohya_ext.install.states import State
 from tests.checkout import trees
+from tests.systems import HAS_GIT, needs_git, with_git
 
 Make = Callable[..., Checkout]
 NAME = "library/__init__.py"
@@ -44,7 +45,9 @@ def test_states(make: Make, data: bytes | None, recorded: bool, git: bool, expec
     import shutil
 
     root = make("embedded").root
-    if not git:
+    if git:
+        needs_git()
+    elif HAS_GIT:
         shutil.rmtree(root / ".git")
     (root / NAME).unlink() if data is None else (root / NAME).write_bytes(data)
     target = PatchTarget(root / NAME, Edit(patchset.EMPTY_MODULE, "training", NAME))
@@ -52,6 +55,7 @@ def test_states(make: Make, data: bytes | None, recorded: bool, git: bool, expec
     assert seen.state is expected
 
 
+@with_git
 def test_a_new_commit_of_the_user_is_pristine(make: Make) -> None:
     root = make("embedded").root
     path = root / "library/train_util.py"
