@@ -193,7 +193,7 @@ def test_a_name_taken_at_the_last_moment(tmp_path: Path) -> None:
     plan = captions.to_names(tmp_path)
     folder_of(tmp_path, {"a dog.png": "theirs"})
     before = everything(tmp_path)
-    with pytest.raises(ConflictError, match="appeared"):
+    with pytest.raises(ConflictError, match="created by another program"):
         history.apply(tmp_path, plan)
     assert everything(tmp_path) == before
 

@@ -194,7 +194,7 @@ def test_what_cannot_be_resized_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no LoRA"):
         resize({"x.weight": torch.ones(2, 2)}, tmp_path)
     lonely = {key: value for key, value in kohya().items() if "conv.lora_up" not in key}
-    with pytest.raises(UsageError, match="lora_down.weight is there".replace(".", "[.]")):
+    with pytest.raises(UsageError, match="lora_down.weight is present".replace(".", "[.]")):
         resize(lonely, tmp_path)
     with pytest.raises(UsageError, match="do not fit together"):
         resize({**kohya(), "lora_unet_linear.lora_up.weight": torch.ones(40, 5)}, tmp_path)
