@@ -26,7 +26,7 @@ class Part:
     path: Path
 
     def size(self) -> int:
-        """Bytes that are there, 0 where there is no part of ours."""
+        """Bytes that are there, 0 without a part of ours."""
         with self._folder() as folder:
             found = folder.lstat(self.path.name)
         return found.st_size if found is not None and _is_ours(found) else 0

@@ -42,7 +42,7 @@ _FLAG = re.compile(r"--ema_(decay|schedule)[= ]+([\w.+-]+)")
 
 
 def summary(model: Model, preset: Mapping[str, Any]) -> dict[str, str]:
-    """Label -> value, in the order of the page. `preset`: settings of the GUI, {} when there is no preset."""
+    """Label -> value, in the order of the page. `preset`: settings of the GUI, {} without a preset."""
     found = model.metadata
     rows = {
         "Base model": _file_name(found.get("ss_sd_model_name", "")) or model.family.name,

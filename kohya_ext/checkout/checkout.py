@@ -68,9 +68,9 @@ class Checkout:
 
     root: its top folder, resolved. release: the tag, a description such as `v0.9.1-5-gabc1234`, or "unknown".
     training_root: the folder that holds the training scripts and the `library` package that they import.
-    gui_root: the folder that holds the modules of the GUI's tabs, None where there is no GUI.
+    gui_root: the folder that holds the modules of the GUI's tabs, None without a GUI.
     gui_package: the importable package the GUI's optimizer list lies in, `library` or `kohya_gui`.
-    presets_dir: where the GUI looks for presets, None where there is no GUI.
+    presets_dir: where the GUI looks for presets, None without a GUI.
     """
 
     root: Path

@@ -107,7 +107,7 @@ def _by_work_tree(paths: Iterable[Path]) -> dict[Path, list[str]]:
 def exclude_file(root: Path) -> tuple[Path, str] | None:
     """The file with the repository's own ignore lines, and the path of `root` inside the repository ("" or "a/b/").
 
-    Works in submodules and further work trees too, where `.git` is a file. None where there is no repository.
+    Works in submodules and further work trees too, where `.git` is a file. None without a repository.
     """
     top = work_tree(root)
     if top is None or answer(root, "rev-parse", "--git-dir") is None:
@@ -127,7 +127,7 @@ def read_exclude(file: Path) -> bytes | None:
 
 
 def own_folder(root: Path) -> Path | None:
-    """The folder in which git keeps what belongs to this work tree alone; None where there is no repository."""
+    """The folder in which git keeps what belongs to this work tree alone; None without a repository."""
     top = work_tree(root)
     return None if top is None or answer(root, "rev-parse", "--git-dir") is None else repository(top).folder
 

@@ -42,9 +42,7 @@ def add_changing(parser: argparse.ArgumentParser) -> None:
     """The options of commands that change a checkout."""
     parser.add_argument("--dry-run", action="store_true", help="print the change as a unified diff, write nothing")
     parser.add_argument("--verbose", action="store_true", help="with --dry-run: the preset files too, line by line")
-    parser.add_argument(
-        "--yes", action="store_true", help="do not ask (without a terminal there are no questions anyway)"
-    )
+    parser.add_argument("--yes", action="store_true", help="do not ask (nothing is asked without a terminal)")
     parser.add_argument(
         "--no-package", action="store_true", help="do not touch Python environments, change only the checkout"
     )

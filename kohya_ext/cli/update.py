@@ -25,9 +25,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command."""
     parser = subparsers.add_parser("update", help="uninstall, git pull with submodules, install again")
     add_checkout(parser)
-    parser.add_argument(
-        "--yes", action="store_true", help="do not ask (without a terminal there are no questions anyway)"
-    )
+    parser.add_argument("--yes", action="store_true", help="do not ask (nothing is asked without a terminal)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and pulled, change nothing")
     add_json(parser)
     parser.set_defaults(run=update)

@@ -31,7 +31,7 @@ def from_names(
 
     Names that cameras and programs gave are kept out of captions, and reported.
 
-    suffix: of caption files, `.txt` when empty. Raises UsageError when there is no image.
+    suffix: of caption files, `.txt` when empty. Raises UsageError without any image.
     """
     plan = EditPlan("captions")
     groups = _captions_of(folder, recursive, suffix or CAPTION_SUFFIX)

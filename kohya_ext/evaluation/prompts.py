@@ -65,7 +65,7 @@ class PromptSettings:
 
 
 def make(captions: Sequence[CaptionedImage], settings: PromptSettings) -> list[Prompt]:
-    """The prompts, the same ones for the same captions and settings. Raises UsageError when there is no caption."""
+    """The prompts, the same ones for the same captions and settings. Raises UsageError without any caption."""
     distinct = {" ".join(one.text.split()): one for one in sorted(captions, key=lambda one: one.image, reverse=True)}
     distinct.pop("", None)
     if not distinct:

@@ -109,7 +109,7 @@ def _text(pen: Any, corner: tuple[int, int], text: str, width: int, font: Any, *
 
 
 def _wrapped(text: str, width: int, font: Any) -> list[str]:
-    """Lines that are no wider than `width` pixels, unless not even eight letters fit."""
+    """Lines of at most `width` pixels, unless not even eight letters fit."""
     for letters in range(max(8, width // 4), 7, -1):
         lines = [part for piece in text.splitlines() for part in textwrap.wrap(piece, letters)]
         if all(font.getlength(line) <= width for line in lines):

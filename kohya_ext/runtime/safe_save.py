@@ -89,7 +89,7 @@ def _locked_leftovers(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new folder in `parent`, and the lock on it; None where there are no locks."""
+    """A new folder in `parent`, and the lock on it; None where locks do not exist."""
     for _ in range(LOCK_ATTEMPTS):
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         try:
