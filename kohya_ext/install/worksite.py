@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.core import about
+from kohya_ext.core import about, record
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import clear_leftovers, write_atomic
 from kohya_ext.files.faultpoints import crossed
@@ -58,7 +58,7 @@ class Site:
 
     def ours(self) -> list[Path]:
         """Everything of ours that is there, remains of a killed pip among them; the register is not."""
-        patterns = (about.PACKAGE, *PIP_LEFTOVERS)
+        patterns = (about.PACKAGE, record.INFO, *PIP_LEFTOVERS)
         found = [path for pattern in patterns for path in sorted(self.purelib.glob(pattern))]
         for name in about.CONSOLE_SCRIPTS:
             found += [path for suffix in ("", ".exe") if (path := self.scripts / f"{name}{suffix}").exists()]
