@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any, TextIO
 
 from kohya_ext.core.errors import KohyaExtError
@@ -43,7 +44,8 @@ def named_in_one_line(text: str, words: Sequence[str]) -> str:
     for word in sorted(words, key=len, reverse=True):
         name = word.partition("=")[2] if word.startswith("--") else word
         if "\n" in name.strip() or "\t" in name.strip():
-            text = text.replace(name, printable(name, one_line=True))
+            for shown in (name, str(PurePath(name))):  # as it was typed, and as a path of this system
+                text = text.replace(shown, printable(shown, one_line=True))
     return text
 
 
