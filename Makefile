@@ -1,8 +1,8 @@
 # make test: lint, types and tests, in the active interpreter where it has what they need, else in .venv
-.PHONY: test lint types unit docs format upstream windows slow clean
+.PHONY: test lint types unit coverage docs format upstream windows slow clean
 
 PYTHON ?= python3
-NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff, transformers
+NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff, transformers, coverage
 VENV := .venv
 DOCS_NEEDS := import mkdocs, material, mkdocstrings
 DOCS_VENV := .venv-docs
@@ -20,6 +20,14 @@ types: ready
 
 unit: ready
 	$(PY) -m pytest
+
+# lines of the package that the tests run, in their own process and in those they start; htmlcov/ shows which they do not
+coverage: ready
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage html --quiet
+	$(PY) -m coverage report
 
 # the widest matrices and fault sweeps, minutes each
 slow: ready
@@ -48,4 +56,4 @@ ready:
 	@$(PY) -c "$(NEEDS)" 2>/dev/null || { $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet --requirement requirements-dev.txt; }
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf htmlcov .coverage .coverage.* $(VENV) $(DOCS_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ALLOWED = "KOHYA_EXT_TESTS_MAY_WRITE"  # folders and files, separated as in PATH
 LOG = "KOHYA_EXT_TESTS_REFUSED"  # the file that refusals are written to
 KEPT = (ALLOWED, LOG, "KOHYA_EXT_MACHINE")
+MEASURING = "COVERAGE_PROCESS_CONFIG"  # under `make coverage`
 
 # What Python and pytest write wherever they run.
 CACHES = frozenset(("__pycache__", ".pytest_cache", ".hypothesis"))
@@ -131,7 +132,7 @@ def _hand_on(environ: Any) -> None:
         known = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
         if guard not in known:
             environ["PYTHONPATH"] = os.pathsep.join([*known, guard])
-        for name in KEPT[:2]:
+        for name in (*KEPT[:2], MEASURING):
             if name in os.environ:
                 environ.setdefault(name, os.environ[name])
 
@@ -156,6 +157,8 @@ def _check(path: Any, folder: Any, what: str, *, follow: bool) -> None:
 
 
 def _is_ours(place: str) -> bool:
+    if MEASURING in os.environ and os.path.basename(place).startswith(".coverage."):
+        return True
     if place.startswith(DEVICES) or not CACHES.isdisjoint(place.split(os.sep)):
         return True
     return any(place == entry or place.startswith(entry + os.sep) for entry in _watching["allowed"])
