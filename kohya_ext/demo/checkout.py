@@ -138,4 +138,5 @@ def _git(root: Path, *words: str) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environ = {**clean, **_IDENTITY, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     settings = ("-c", "advice.addEmbeddedRepo=false", "-c", "init.defaultBranch=main", "-c", "core.autocrlf=false")
-    subprocess.run(["git", *settings, *words], cwd=root, env=environ, check=True, capture_output=True)
+    command = ["git", *settings, *words]  # the git on PATH, in a folder that we have just made
+    subprocess.run(command, cwd=root, env=environ, check=True, capture_output=True)

@@ -70,7 +70,7 @@ def make(captions: Sequence[CaptionedImage], settings: PromptSettings) -> list[P
     distinct.pop("", None)
     if not distinct:
         raise UsageError("there is no caption to prompt with; `kohya-ext captions FOLDER` makes them from file names")
-    chance = random.Random(f"{settings.seed}")
+    chance = random.Random(f"{settings.seed}")  # noqa: S311 - a choice of prompts, no secret
     texts = sorted(distinct)
     chosen = sorted(chance.sample(texts, min(settings.count, len(texts))))
 
