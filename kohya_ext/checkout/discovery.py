@@ -23,7 +23,8 @@ CURRENT_FOLDER = "the current folder"
 @dataclass(frozen=True)
 class FoundCheckout:
     """The result of a search. how: where it was found, for people. rejected: what looked like a checkout but is not,
-    with the reasons."""
+    with the reasons.
+    """
 
     checkout: Checkout
     how: str

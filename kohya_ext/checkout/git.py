@@ -158,7 +158,8 @@ def without_lines(data: bytes | None, lines: Sequence[bytes]) -> bytes | None:
 
 class SkipWorktree:
     """Effect: tell git to overlook that files differ, or no more. Arguments: folder (of the repository, relative to
-    the root), paths (relative to that folder), on."""
+    the root), paths (relative to that folder), on.
+    """
 
     def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
         """Set the flag to `on`."""

@@ -126,7 +126,8 @@ def _spelled_out(path: Path) -> list[Path]:
 
 def enclosing(root: Path) -> list[Path]:
     """The folders above the checkout `root` that belong to a repository which brings it, from below: up to the top of
-    the outermost one, or, where there is no git, up to the folder in which it lies at one of the places of NESTED."""
+    the outermost one, or, where there is no git, up to the folder in which it lies at one of the places of NESTED.
+    """
     above = list(root.parents)[: LEVELS + 1]
     tops = [depth for depth, folder in enumerate(above, 1) if _brings(folder, root)]
     return above[: max(tops, default=0)]

@@ -94,7 +94,8 @@ def running_guis(proc_root: Path) -> Iterator[GuiProcess]:
 
 def running_trainings(proc_root: Path, roots: Sequence[Path], pythons: Sequence[Path] = ()) -> list[Training]:
     """The trainings whose script lies below one of the folders `roots`, or which run in the environment of one of the
-    interpreters `pythons`. One entry a training: of a launcher, its ranks and their workers the first."""
+    interpreters `pythons`. One entry a training: of a launcher, its ranks and their workers the first.
+    """
     known = {process.pid: process for process in processes(proc_root)}
     scripts = {pid: script for pid, process in known.items() if (script := _training_script(process)) is not None}
     environments = {_environment_of(python) for python in pythons}

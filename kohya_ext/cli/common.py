@@ -204,7 +204,8 @@ def _say(environment: Environment, how: str, out: Output) -> None:
 
 def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
     """The environments that the package was put into for this checkout; where none is left, the one that a search
-    finds."""
+    finds.
+    """
     from kohya_ext.checkout.environment import search
     from kohya_ext.core.errors import UsageError
     from kohya_ext.install.known import Known, known

@@ -84,9 +84,9 @@ def replaced(
     ignore_case: bool = False,
     words: bool = False,
 ) -> EditPlan:
-    """Every `old` in the captions becomes `new`.
+    r"""Every `old` in the captions becomes `new`.
 
-    regex: `old` is a regular expression, `new` may name its groups (\\1). words: only where `old` stands as whole
+    regex: `old` is a regular expression, `new` may name its groups (\1). words: only where `old` stands as whole
     words. Raises UsageError for an expression that is none.
     """
     if not old:

@@ -21,6 +21,7 @@ CAPTIONS = ("a red circle", "a green square", "a blue triangle", "a yellow circl
 
 
 def main() -> None:
+    """Draw the demo's image and write the losses, as the arguments say."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--training_root", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)

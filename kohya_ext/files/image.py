@@ -92,7 +92,8 @@ def decoding(image: Any, *, reduced_to: int | None = None) -> Iterator[None]:
 
 def frames(image: Any) -> int:
     """How many frames the image has, more than two counted only where the header says: some formats must be gone
-    through frame by frame."""
+    through frame by frame.
+    """
     if image.format in ("PNG", "WEBP", "AVIF"):
         return int(getattr(image, "n_frames", 1))
     return 2 if getattr(image, "is_animated", False) else 1

@@ -45,7 +45,8 @@ class Effect:
 
 class Operation(Protocol):
     """How an effect is done and taken back; `finish` comes after the commit, for what must wait until nothing is taken
-    back any more. All must be harmless when repeated, and `revert` when never applied."""
+    back any more. All must be harmless when repeated, and `revert` when never applied.
+    """
 
     def apply(self, root: Path, arguments: Mapping[str, Any]) -> None: ...
 

@@ -41,7 +41,8 @@ WAIT_SECONDS = 30.0
 @dataclass(frozen=True)
 class Outcome:
     """What a verb did. changed: False when all was in place already, or only planned. recovery: what came first.
-    packages: what was done in each environment."""
+    packages: what was done in each environment.
+    """
 
     plan: InstallPlan
     changed: bool

@@ -19,7 +19,8 @@ ENVIRONMENTS = "environments"
 @dataclass(frozen=True)
 class Known:
     """present: can be used, each with the digest of the package that was put there. gone: interpreters that cannot be
-    run any more, each with the reason."""
+    run any more, each with the reason.
+    """
 
     present: tuple[tuple[Environment, str | None], ...] = ()
     gone: tuple[str, ...] = ()

@@ -88,7 +88,8 @@ def digest() -> str:
 @contextlib.contextmanager
 def held(environments: Sequence[Environment], wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """The locks of `environments`, always taken in the same order and after that of a checkout; what a killed command
-    left in them is recovered first."""
+    left in them is recovered first.
+    """
     with contextlib.ExitStack() as stack:
         for environment in sorted(environments, key=lambda one: str(one.purelib)):
             if environment.kind == "user-site":

@@ -90,7 +90,8 @@ def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = Non
 
 def _uninstall_unrecorded(checkout: Checkout, presets: Mapping[str, bytes]) -> InstallPlan:
     """The records were lost, when the tree was copied perhaps: our lines are known by their marks, and the presets by
-    their bytes."""
+    their bytes.
+    """
     strays = unrecorded(checkout)
     builder = _builder(checkout, None, strays)
     for path in strays:

@@ -48,7 +48,8 @@ class Check:
 
 def check(checkout: Checkout, environment: Environment, *, deep: bool = False, patched: bool = True) -> list[Check]:
     """Everything a run needs. deep: also look for each module that the training scripts import (about a second).
-    patched: the checkout carries our hook, so our package must be importable."""
+    patched: the checkout carries our hook, so our package must be importable.
+    """
     checks = [
         Check("python", "ok", f"{environment.version} ({environment.kind}, {environment.python})"),
         _torch(environment),

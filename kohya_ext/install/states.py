@@ -21,7 +21,8 @@ from kohya_ext.install.patchset import MARKER, PatchTarget, unpatched
 class State(str, Enum):
     """pristine: upstream's. ours: as we wrote it. unrecorded: ours, but the manifest knows nothing of it. edited: ours,
     then changed by somebody. foreign: neither upstream's nor ours. missing: not there. damaged, stale: of presets only,
-    those that hold no settings any more, and those that were fitted to another release."""
+    those that hold no settings any more, and those that were fitted to another release.
+    """
 
     PRISTINE = "pristine"
     OURS = "ours"

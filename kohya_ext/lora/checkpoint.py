@@ -65,7 +65,7 @@ class Checkpoint:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """unet and the text encoders it has."""
+        """U-Net and the text encoders it has."""
         return tuple(dict.fromkeys(weight.target.group for weight in self.weights.values()))
 
     @property

@@ -21,7 +21,8 @@ from kohya_ext.lora.tensorfile import item_size
 @dataclass(frozen=True)
 class Form:
     """What the input is like. components: of indices into its pairs, one network each. dtype: of the new file, where a
-    module has none of its own."""
+    module has none of its own.
+    """
 
     pairs: tuple[Pair, ...]
     components: tuple[tuple[int, ...], ...]

@@ -73,7 +73,8 @@ class Pair:
 @dataclass(frozen=True)
 class LoraFile:
     """An opened LoRA. others: keys of tensors that belong to no pair. adapter: PEFT's configuration, which keeps scales
-    that the tensors do not tell; None when there is none."""
+    that the tensors do not tell; None when there is none.
+    """
 
     source: TensorSource
     pairs: tuple[Pair, ...]

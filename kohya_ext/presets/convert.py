@@ -26,6 +26,7 @@ class Converted:
 
 
 def unusable(problem: str) -> Converted:
+    """No value, and the reason: the GUI's default has to serve."""
     return Converted(None, problem, usable=False)
 
 

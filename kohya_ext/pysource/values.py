@@ -69,6 +69,8 @@ class Scope:
 
 @dataclass(frozen=True)
 class ClassValue:
+    """A class of the source that is read, and the module whose names it sees."""
+
     node: ast.ClassDef
     module: Module
 

@@ -87,7 +87,8 @@ class _Writer:
 
     def _refilled(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """The same dictionary with the EMA's values: the script has no further use for the raw ones, and a second
-        copy of the model would take memory."""
+        copy of the model would take memory.
+        """
         values = self.network.state_dict()
         if values.keys() != tensors.keys():
             values = getattr(sys.modules[_RENAMING[0]], _RENAMING[1])(values)
