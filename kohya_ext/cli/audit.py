@@ -16,6 +16,7 @@ from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from kohya_ext.dataset.audit import Audit
+    from kohya_ext.dataset.buckets import Bucketing
 
 SHOWN = 40  # findings in the text report; --json and --html have all
 
@@ -29,6 +30,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--resolution", default="1024,1024", metavar="W,H", help="training resolution (default 1024,1024)"
     )
     parser.add_argument("--no-upscale", action="store_true", help="compute buckets with --bucket_no_upscale")
+    parser.add_argument("--bucket-step", type=int, metavar="N", help="as --bucket_reso_steps (default 64)")
+    parser.add_argument("--min-bucket", type=int, metavar="N", help="as --min_bucket_reso (default 256)")
+    parser.add_argument(
+        "--max-bucket", type=int, metavar="N", help="as --max_bucket_reso (default 2048 as in the GUI; sd-scripts 1024)"
+    )
     parser.add_argument(
         "--extension", default=".txt", metavar=".EXT", help="extension of the caption files (default .txt)"
     )
@@ -48,12 +54,11 @@ def audit(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"audit needs Pillow to look at images ({error}): run it with Kohya's Python") from error
     from kohya_ext.dataset import tokens
-    from kohya_ext.dataset.buckets import Bucketing
     from kohya_ext.dataset.images import require_folder
 
     out = Output("audit", arguments.json)
     folder = require_folder(arguments.folder)
-    bucketing = Bucketing(resolution=_resolution(arguments.resolution), no_upscale=arguments.no_upscale)
+    bucketing = _bucketing(arguments)
     settings = audits.AuditSettings(bucketing, arguments.token, arguments.extension)
     if arguments.html:
         _check_page(arguments.html)
@@ -63,6 +68,27 @@ def audit(arguments: argparse.Namespace) -> int:
         _write_page(arguments.html, found)
         out.item("page", str(arguments.html))
     return out.finish(FOUND_PROBLEMS if found.problems else DONE, **_document(found))
+
+
+def _bucketing(arguments: argparse.Namespace) -> Bucketing:
+    """The settings as Kohya takes them: sides that are not multiples of the step are made so."""
+    from kohya_ext.dataset.buckets import Bucketing
+
+    resolution = _resolution(arguments.resolution)
+    step = 64 if arguments.bucket_step is None else arguments.bucket_step
+    if not 8 <= step <= 512 or step % 8:
+        raise UsageError(f"--bucket-step {step}: give a multiple of 8 from 8 to 512")
+    smallest = 256 if arguments.min_bucket is None else arguments.min_bucket
+    largest = 2048 if arguments.max_bucket is None else arguments.max_bucket
+    if not 1 <= smallest <= largest <= 16384:
+        raise UsageError(f"--min-bucket {smallest} --max-bucket {largest}: give pixels up to 16384, the smaller first")
+    smallest, largest = max(step, smallest - smallest % step), largest + -largest % step
+    if not arguments.no_upscale:
+        if arguments.min_bucket is not None and smallest > min(resolution):
+            raise UsageError(f"--min-bucket {smallest}: Kohya stops when it is larger than the resolution")
+        if arguments.max_bucket is not None and largest < max(resolution):
+            raise UsageError(f"--max-bucket {largest}: Kohya stops when it is smaller than the resolution")
+    return Bucketing(resolution, smallest, largest, step, arguments.no_upscale)
 
 
 def _resolution(text: str) -> tuple[int, int]:
@@ -93,7 +119,7 @@ def _report(out: Output, found: Audit, *, every: bool) -> None:
 
     readable = sum(one.readable for one in found.pictures)
     out.item("images", f"{len(found.pictures)}, {how_many(readable)}")
-    out.item("buckets", ", ".join(f"{w}x{h}: {count}" for (w, h), count in found.buckets.items()) or "none")
+    out.item("buckets", ", ".join(_counted(found)) or "none")
     estimated = " (estimated: no tokenizer found)" if found.tokens_estimated else ""
     lengths = ", ".join(f"up to {limit}: {n}" if limit else f"more: {n}" for limit, n in found.tokens.items())
     out.item("tokens", f"{lengths or 'no captions'}{estimated}")
@@ -108,6 +134,14 @@ def _report(out: Output, found: Audit, *, every: bool) -> None:
     if len(shown) < len(found.findings):
         out.item("", f"and {len(found.findings) - len(shown)} more: --all, --html FILE or --json show them")
     out.line(f"{', '.join(numbered(found.findings))}.")
+
+
+def _counted(found: Audit) -> list[str]:
+    """`1024x1024: 23`, with repeats where folders ask for them."""
+    return [
+        f"{w}x{h}: {count}" + (f" ({times} with repeats)" if (times := found.samples[w, h]) != count else "")
+        for (w, h), count in found.buckets.items()
+    ]
 
 
 def _check_page(path: Path) -> None:
@@ -134,7 +168,10 @@ def _document(found: Audit) -> dict[str, Any]:
         "images": [
             {"path": one.path, "width": one.width, "height": one.height, "sha256": one.digest} for one in found.pictures
         ],
-        "buckets": [{"width": w, "height": h, "images": count} for (w, h), count in found.buckets.items()],
+        "buckets": [
+            {"width": w, "height": h, "images": count, "with_repeats": found.samples[w, h]}
+            for (w, h), count in found.buckets.items()
+        ],
         "tokens": [{"limit": limit, "captions": count} for limit, count in found.tokens.items()],
         "tokens_estimated": found.tokens_estimated,
         "styles": found.styles,

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kohya_ext.core.errors import KohyaExtError, UsageError
-from kohya_ext.dataset import balance, caption_check, texts
+from kohya_ext.dataset import balance, caches, caption_check, layout, masks, texts
 from kohya_ext.dataset.buckets import Bucketing, Size
 from kohya_ext.dataset.duplicates import duplicates
 from kohya_ext.dataset.findings import ADVICE, PROBLEM, AuditFinding
-from kohya_ext.dataset.images import CAPTION_SUFFIX, images_in, require_extension
+from kohya_ext.dataset.images import CAPTION_SUFFIX, IMAGE_SUFFIXES, require_extension
 from kohya_ext.dataset.picture import Picture, can_fingerprint, look_at
 from kohya_ext.dataset.tokens import LIMITS, TokenCounter, limit_for
 
@@ -35,12 +35,16 @@ class AuditSettings:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. buckets: images in each size. tokens: captions under each of Kohya's limits; None beyond them."""
+    """What was found. buckets: images in each size. samples: those times their repeats, as Kohya counts.
+
+    tokens: captions under each of Kohya's limits; None beyond them.
+    """
 
     folder: Path
     pictures: tuple[Picture, ...]
     findings: tuple[AuditFinding, ...]
     buckets: dict[Size, int]
+    samples: dict[Size, int]
     tokens: dict[int | None, int]
     tokens_estimated: bool
     styles: dict[str, int]
@@ -60,7 +64,8 @@ def audit(
     At most `settings.workers` images are in memory at a time. Raises UsageError when there is none.
     """
     require_extension(settings.suffix)
-    paths = images_in(folder, recursive=True)
+    files = layout.training_files(folder)
+    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not layout.is_mask(path)]
     if not paths:
         raise UsageError(f"{folder} holds no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl)")
     pictures = tuple(_pictures(folder, paths, settings.workers, progress))
@@ -70,15 +75,28 @@ def audit(
     findings = [finding for picture in pictures for finding in picture.findings]
     findings += duplicates(pictures)
     findings += _sizes(pictures, settings.bucketing)
-    findings += caption_check.check(folder, recursive=True, suffix=settings.suffix, token=settings.token)
+    findings += caption_check.check_files(folder, files, suffix=settings.suffix, token=settings.token)
+    sizes = {Path(one.path): (one.width, one.height) for one in pictures if one.readable}
+    findings += layout.check(folder, files)
+    findings += caches.check(
+        folder, files, {path.with_suffix(""): size for path, size in sizes.items()}, settings.bucketing
+    )
+    findings += masks.check(folder, files, sizes)
     findings += _lengths(counts, tokens.estimated)
     findings += balance.advice(sum(picture.readable for picture in pictures), styles, views)
-    placed = [settings.bucketing.place(one.width, one.height).bucket for one in pictures if one.readable]
+    buckets: Counter[Size] = Counter()
+    samples: Counter[Size] = Counter()
+    for path, times in layout.repeats_in(folder, list(sizes)).items():
+        if times:
+            bucket = settings.bucketing.place(*sizes[path]).bucket
+            buckets[bucket] += 1
+            samples[bucket] += times
     return Audit(
         folder,
         pictures,
         tuple(sorted(findings, key=lambda finding: (finding.level != PROBLEM, finding.path, finding.code))),
-        dict(sorted(Counter(placed).items())),
+        dict(sorted(buckets.items())),
+        dict(sorted(samples.items())),
         {limit: count for limit in (*LIMITS, None) if (count := sum(limit_for(n) == limit for n in counts.values()))},
         tokens.estimated,
         styles,

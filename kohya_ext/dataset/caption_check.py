@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kohya_ext.core.errors import KohyaExtError
-from kohya_ext.dataset import caption_lint, texts
+from kohya_ext.dataset import caption_lint, layout, texts
 from kohya_ext.dataset.findings import ADVICE, AuditFinding
-from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
+from kohya_ext.dataset.images import CAPTION_SUFFIX, IMAGE_SUFFIXES, files_in, require_extension
 from kohya_ext.files.text_encoding import BOM
 
 
@@ -20,18 +20,28 @@ def check(
 
     token: the rare word that stands for the concept; captions without it, and those that begin with it, are findings.
     """
+    files = layout.training_files(folder) if recursive else sorted(files_in(folder, recursive=False))
+    return check_files(folder, files, suffix=suffix, token=token)
+
+
+def check_files(
+    folder: Path, files: list[Path], *, suffix: str = CAPTION_SUFFIX, token: str = ""
+) -> list[AuditFinding]:
+    """The same about the images and captions among `files`, relative to the folder; masks have no captions."""
     require_extension(suffix)
     findings: list[AuditFinding] = []
     expected: set[Path] = set()
-    for image in images_in(folder, recursive=recursive):
+    for image in files:
+        if image.suffix.lower() not in IMAGE_SUFFIXES or layout.is_mask(image):
+            continue
         path = image.with_suffix(suffix)
         if path in expected:
             findings.append(AuditFinding("shared-caption", image.as_posix(), f"shares {path.name} with another image"))
             continue
         expected.add(path)
         findings += check_one(folder, image, path, token)
-    for file in sorted(files_in(folder, recursive=recursive)):
-        if file.suffix == suffix and file not in expected:
+    for file in files:
+        if file.suffix == suffix and file not in expected and not layout.is_mask(file):
             findings.append(AuditFinding("no-image", file.as_posix(), "has no image"))
     return findings
 

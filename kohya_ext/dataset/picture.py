@@ -121,10 +121,31 @@ def _before_decoding(name: str, image: Any, data: bytes) -> list[AuditFinding]:
         findings.append(
             AuditFinding("rotated", name, f"is rotated by its EXIF data (orientation {turned}), which Kohya ignores")
         )
+    profile = _profile(image.info.get("icc_profile"))
+    if profile and image.mode != "CMYK":
+        text = f"has the colour profile {profile}, which Kohya ignores: convert it to sRGB, or its colours shift"
+        findings.append(AuditFinding("colour-profile", name, text, ADVICE))
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES.get(image.format, {suffix}):
         findings.append(AuditFinding("wrong-extension", name, f"is {image.format}, whatever its name says", ADVICE))
     return findings
+
+
+def _profile(data: object) -> str:
+    """The name of an ICC profile that is not sRGB, "" for sRGB and for none."""
+    if not isinstance(data, bytes) or not data or b"sRGB" in data or "sRGB".encode("utf-16-be") in data:
+        return ""
+    for place in range(132, min(len(data), 132 + 12 * 64), 12):  # the table of tags: signature, offset, size
+        if data[place : place + 4] == b"desc":
+            start = int.from_bytes(data[place + 4 : place + 8], "big")
+            tag = data[start : start + 400]
+            if tag[:4] == b"mluc":
+                length, offset = (int.from_bytes(tag[at : at + 4], "big") for at in (20, 24))
+                text = tag[offset : offset + min(length, 120)].decode("utf-16-be", "replace")
+            else:
+                text = tag[12 : 12 + min(int.from_bytes(tag[8:12], "big"), 60)].decode("latin-1")
+            return "".join(letter for letter in text if letter.isprintable()).strip() or "that is not sRGB"
+    return "that is not sRGB"
 
 
 def _after_decoding(name: str, image: Any) -> list[AuditFinding]:

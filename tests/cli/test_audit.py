@@ -66,3 +66,20 @@ def test_how_many(count: int, said: str) -> None:
     from kohya_ext.dataset.balance import how_many
 
     assert said in how_many(count)
+
+
+def test_bucket_settings(folder: Path, run: Run) -> None:
+    words = ("--resolution", "128,128", "--token", "ewpp")
+    done = run("audit", folder, *words, "--bucket-step", "32", "--min-bucket", "64", "--max-bucket", "130")
+    assert done.code == DONE and "128x128: 3" in done.text
+    for wrong in (("--bucket-step", "7"), ("--min-bucket", "512"), ("--max-bucket", "64"), ("--max-bucket", "0")):
+        assert run("audit", folder, *words, *wrong).code == WRONG_USAGE, wrong
+
+
+def test_repeats_are_said(folder: Path, run: Run) -> None:
+    folder = folder.rename(folder.with_name("10_x"))
+    done = run("audit", folder, "--resolution", "128,128")
+    assert "128x128: 3 (30 with repeats)" in done.text
+    assert run("audit", folder, "--resolution", "128,128", "--json").document["buckets"] == [
+        {"width": 128, "height": 128, "images": 3, "with_repeats": 30}
+    ]

@@ -1,0 +1,114 @@
+"""Which files below a folder Kohya reads, how often, and why it does not read the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kohya_ext.core.commands import pip_install
+from kohya_ext.dataset.findings import ADVICE, PROBLEM, AuditFinding
+from kohya_ext.dataset.images import IMAGE_SUFFIXES, files_in
+
+WINDOWS = os.name == "nt"
+MASK_FOLDERS = frozenset({"mask", "masks", "masked", "conditioning", "conditioning_images", "cond"})
+# Images that Kohya looks for in no release.
+FOREIGN = frozenset({
+    ".gif", ".tif", ".tiff", ".heic", ".heif", ".jfif", ".jpe", ".jp2", ".svg", ".psd", ".ico", ".tga", ".dds", ".ppm",
+    ".pgm", ".exr", ".dng", ".cr2", ".nef", ".arw",
+})  # fmt: skip
+# Extension -> modules of which Kohya needs one before it looks for it, and how to get it.
+PLUGINS = {
+    ".avif": (("pillow_avif",), "pillow-avif-plugin"),
+    ".jxl": (("pillow_jxl", "jxlpy"), "pillow-jxl-plugin"),
+}
+
+
+def repeats_of(name: str) -> int:
+    """The repeats that a folder's name asks for: 10 for `10_dog`. 0 where Kohya skips the folder."""
+    try:
+        return max(0, int(name.partition("_")[0]))
+    except ValueError:
+        return 0
+
+
+def concepts(folder: Path) -> list[str]:
+    """The folders in `folder` that Kohya would train as `N_name`, links to folders among them."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if repeats_of(entry.name) and entry.is_dir())
+
+
+def training_files(folder: Path) -> list[Path]:
+    """All visible files below `folder`, relative to it, with those directly in concept folders that are links."""
+    found = set(files_in(folder, recursive=True))
+    for name in concepts(folder):
+        if (folder / name).is_symlink():
+            found.update(Path(name) / below for below in files_in(folder / name, recursive=False))
+    return sorted(found)
+
+
+def is_mask(path: Path) -> bool:
+    """True for a file in a folder that is called like one of masks."""
+    return any(part.lower() in MASK_FOLDERS for part in path.parent.parts)
+
+
+def repeats_in(folder: Path, paths: list[Path]) -> dict[Path, int]:
+    """How often each image is trained in an epoch: 0 where its place or its extension keeps Kohya from it.
+
+    Where no folder has a number, as for the fine-tuning tab and dataset configs, each counts once.
+    """
+    numbered = concepts(folder)
+    own = repeats_of(folder.name) or 1
+    times = {}
+    for path in paths:
+        often = own
+        if numbered:
+            often = repeats_of(path.parts[0]) if len(path.parts) == 2 else 0
+        times[path] = 0 if _unread(path) and not (WINDOWS and _is_mixed(path)) else often
+    return times
+
+
+def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
+    """What lies among the images and is not read."""
+    numbered = concepts(folder)
+    for path in files:
+        if is_mask(path):
+            continue
+        name, suffix = path.as_posix(), path.suffix.lower()
+        if suffix in FOREIGN:
+            what = suffix[1:].upper()
+            yield AuditFinding("not-read", name, f"is not read: Kohya takes no {what} images; save it as PNG")
+        elif suffix in IMAGE_SUFFIXES:
+            if why := _unread(path):
+                level = ADVICE if WINDOWS and _is_mixed(path) else PROBLEM
+                yield AuditFinding("not-read", name, why, level)
+            if numbered:
+                yield from _misplaced(path)
+
+
+def _misplaced(path: Path) -> Iterator[AuditFinding]:
+    if len(path.parts) == 1:
+        text = "is not read: it lies outside the folders that have repeats in their name, such as 10_name"
+        yield AuditFinding("outside", path.as_posix(), text)
+    elif not repeats_of(path.parts[0]):
+        text = f"is not read: the folder {path.parts[0]} has no repeats in its name, as 10_{path.parts[0]} would"
+        yield AuditFinding("outside", path.as_posix(), text)
+    elif len(path.parts) > 2:
+        text = f"is not read: Kohya does not look into folders below {path.parts[0]}"
+        yield AuditFinding("outside", path.as_posix(), text)
+
+
+def _is_mixed(path: Path) -> bool:
+    return path.suffix not in (path.suffix.lower(), path.suffix.upper())
+
+
+def _unread(path: Path) -> str:
+    """Why Kohya does not look for files with this extension, "" when it does."""
+    suffix = path.suffix.lower()
+    if _is_mixed(path):
+        return f"is not read: Kohya looks for {suffix} and {suffix.upper()} only, except on Windows; rename it"
+    modules, package = PLUGINS.get(suffix, ((), ""))
+    if modules and not any(importlib.util.find_spec(module) for module in modules):
+        return f"is not read without {package}, which this Python lacks: {pip_install(package)}, or save it as PNG"
+    return ""

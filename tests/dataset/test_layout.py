@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("PIL")
+from PIL import Image
+
+from kohya_ext.dataset import layout
+from kohya_ext.dataset.audit import AuditSettings, audit
+from kohya_ext.dataset.buckets import Bucketing
+from kohya_ext.dataset.tokens import TokenCounter
+from tests.dataset.generated import Builder
+from tests.systems import WINDOWS
+
+COUNTER = TokenCounter(lambda text: len(text.split()), estimated=True)
+SETTINGS = AuditSettings(Bucketing((128, 128), smallest=64, largest=256))
+
+
+def found(folder: Path) -> set[tuple[str, str]]:
+    return {(one.code, one.path) for one in audit(folder, SETTINGS, COUNTER).findings if one.path}
+
+
+@pytest.mark.parametrize(
+    ("name", "repeats"), [("10_dog", 10), ("1", 1), ("0_dog", 0), ("-2_dog", 0), ("dog", 0), ("dog_10", 0), ("", 0)]
+)
+def test_repeats(name: str, repeats: int) -> None:
+    assert layout.repeats_of(name) == repeats
+
+
+def test_what_kohya_does_not_read(tmp_path: Path) -> None:
+    builder = Builder(tmp_path / "10_x", 128)
+    builder.good(1)
+    for name in ("a.Jpg", "b.gif", "c.tiff"):
+        builder.save(tmp_path / "10_x" / name)
+    for name in ("outside.png", "loose/d.png", "10_x/deep/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        builder.save(tmp_path / name)
+    (tmp_path / "10_x" / "b.txt").unlink()
+    (tmp_path / "10_x" / "c.txt").unlink()
+    assert found(tmp_path) == {
+        ("not-read", "10_x/a.Jpg"), ("not-read", "10_x/b.gif"), ("not-read", "10_x/c.tiff"),
+        ("outside", "outside.png"), ("outside", "loose/d.png"), ("outside", "10_x/deep/e.png"),
+    }  # fmt: skip
+
+
+def test_formats_that_need_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [Path("a.avif"), Path("b.jxl"), Path("c.png")]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert [one.path for one in layout.check(tmp_path, files)] == ["a.avif", "b.jxl"]
+    assert layout.repeats_in(tmp_path, files) == {files[0]: 0, files[1]: 0, files[2]: 1}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "jxlpy" else None)
+    assert [one.path for one in layout.check(tmp_path, files)] == ["a.avif"]
+
+
+def test_the_histogram_has_repeats(tmp_path: Path) -> None:
+    for name in ("10_x", "3_y", "loose"):
+        builder = Builder(tmp_path / name, 128, seed=len(name))
+        builder.save(tmp_path / name / f"{name}.png")
+    builder.save(tmp_path / "3_y" / "wide.png", builder.picture(256, 64))
+    result = audit(tmp_path, SETTINGS, COUNTER)
+    assert result.buckets == {(128, 128): 2, (256, 64): 1} and result.samples == {(128, 128): 13, (256, 64): 3}
+    assert audit(tmp_path / "3_y", SETTINGS, COUNTER).samples == {(128, 128): 3, (256, 64): 3}
+
+
+@pytest.mark.skipif(WINDOWS, reason="links need a privilege on Windows")
+def test_a_concept_folder_that_is_a_link(tmp_path: Path) -> None:
+    Builder(tmp_path / "elsewhere", 128).save(tmp_path / "elsewhere" / "a.png", caption=None)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "5_x").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "other").symlink_to(tmp_path / "elsewhere")
+    assert found(tmp_path / "set") == {("no-caption", "5_x/a.png")}
+    assert audit(tmp_path / "set", SETTINGS, COUNTER).samples == {(128, 128): 5}
+
+
+def test_masks_against_their_images(tmp_path: Path) -> None:
+    folder = tmp_path / "10_x"
+    builder = Builder(folder, 128)
+    (folder / "masks").mkdir()
+    for name in ("good", "missing", "small", "inverted", "green", "broken"):
+        builder.save(folder / f"{name}.png")
+    whole = Image.new("L", (128, 128), 0)
+    whole.paste(255, (32, 32, 96, 96))
+    whole.save(folder / "masks" / "good.png")
+    whole.resize((64, 64)).save(folder / "masks" / "small.png")
+    whole.point(lambda value: 255 - value).save(folder / "masks" / "inverted.png")
+    whole.save(folder / "masks" / "extra.png")
+    Image.merge("RGB", (Image.new("L", whole.size), whole, whole)).save(folder / "masks" / "green.png")
+    (folder / "masks" / "broken.png").write_bytes(b"not an image")
+    for root in (folder, tmp_path):
+        below = "10_x/" if root == tmp_path else ""
+        assert found(root) == {
+            ("no-mask", f"{below}missing.png"), ("mask-size", f"{below}masks/small.png"),
+            ("mask-inverted", f"{below}masks/inverted.png"), ("mask-without-image", f"{below}masks/extra.png"),
+            ("mask-black", f"{below}masks/green.png"), ("unreadable", f"{below}masks/broken.png"),
+        }  # fmt: skip
+
+
+def test_a_colour_profile(tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    builder = Builder(tmp_path, 128)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    builder.save(tmp_path / "a.png", icc_profile=srgb)
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    builder.save(tmp_path / "b.jpg", icc_profile=lab)
+    builder.save(tmp_path / "c.jpg", icc_profile=b"\xff" * 200)
+    assert found(tmp_path) == {("colour-profile", "b.jpg"), ("colour-profile", "c.jpg")}
