@@ -34,13 +34,15 @@ def release_of(checkout: Checkout, tab: Any, gradio: int | None = None) -> Relea
     return read_release(checkout, tab, gradio=gradio)
 
 
-def preset_named(name: str, tab: str | None) -> Preset:
-    """One of ours by name, or a file. Raises UsageError."""
-    from kohya_ext.presets.document import as_preset, find_bundled, read_values, tab_of
+def preset_named(name: str, tab: str | None, repairs: list[str] | None = None) -> Preset:
+    """One of ours by name, or a file. repairs: see `read_values`. Raises UsageError."""
+    from kohya_ext.presets.document import as_preset, find_bundled, other_kind, read_values, tab_of
 
     path = Path(name)
     if (path.exists() and not path.is_dir()) or (path.suffix.lower() == ".json" and path.parent != Path()):
-        values = read_values(path)
+        values = read_values(path, repairs)
+        if kind := other_kind(values):
+            raise UsageError(f"{path}: not a preset: none of its keys is a setting ({kind})")
         return as_preset(values, path.stem, tab_of(values, path, tab))
     return find_bundled(name)
 

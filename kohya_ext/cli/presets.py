@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kohya_ext.presets.release import Release
 
 MISSING_SHOWN = 3
+ONE_LINE = {"missing-key": "missing", "neutral-key": ""}  # rule -> what the line says of its keys
 WIDTH = 100  # of running text, next to its label
 
 
@@ -231,7 +232,9 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
     if preset.about:
         try:
             schema = offering_ours(release.schema)
-            fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration)
+            fitted = fit_preset(
+                preset, schema, arguments=release.flags, migration=release.migration, gradio=release.gradio
+            )
         except UnsupportedError as error:
             return [Finding("error", "refused", preset.name, None, str(error), "use another preset or a newer release")]
         preset = as_preset(fitted.values, preset.name, preset.tab)
@@ -239,15 +242,17 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
 
 
 def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> None:
-    """One preset's findings; absent keys, of which an old preset has a hundred, as one."""
+    """One preset's findings; those that an old preset has a hundred of, as one."""
     out.row(f"{name} ({tab or 'unreadable'}): {_summary(findings)}")
-    missing = [finding for finding in findings if finding.rule == "missing-key"]
+    alike: dict[str, list[Finding]] = {rule: [one for one in findings if one.rule == rule] for rule in ONE_LINE}
     for finding in findings:
-        if finding in missing[1:]:
+        several = alike.get(finding.rule, [])
+        if finding in several[1:]:
             continue
         value = "" if finding.value is None else f" = {written(finding.value)}"
-        subject = f"{finding.key}{value}" if finding not in missing else _enumerated([one.key for one in missing])
-        out.row(f"  {finding.level:<8} {subject}")
+        keys = [one.key for one in several]
+        subject = f"{_enumerated(keys)} {ONE_LINE[finding.rule]}" if keys else f"{finding.key}{value}"
+        out.row(f"  {finding.level:<8} {subject.strip()}")
         out.row(f"           {finding.effect}")
         out.row(f"           fix: {finding.fix}")
 
@@ -265,8 +270,8 @@ def _total(reports: Sequence[Mapping[str, Any]], release: str) -> str:
 
 
 def _enumerated(keys: list[str]) -> str:
-    rest = f" and {len(keys) - MISSING_SHOWN} more that are" if len(keys) > MISSING_SHOWN else ""
-    return f"{', '.join(keys[:MISSING_SHOWN])}{rest} missing"
+    rest = f" and {len(keys) - MISSING_SHOWN} more" if len(keys) > MISSING_SHOWN else ""
+    return f"{', '.join(keys[:MISSING_SHOWN])}{rest}"
 
 
 def _summary(findings: list[Finding]) -> str:

@@ -69,10 +69,13 @@ def fit(arguments: argparse.Namespace) -> int:
     from kohya_ext.presets.schema import offering_ours
 
     out = Output("presets fit", arguments.json)
-    preset = preset_named(arguments.name, arguments.tab)
+    repairs: list[str] = []
+    preset = preset_named(arguments.name, arguments.tab, repairs)
+    for repair in repairs:
+        out.item("repaired", repair)
     release = release_of(find_gui(arguments.checkout, out), preset.tab)
     schema = offering_ours(release.schema)
-    fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration)
+    fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, gradio=release.gradio)
     target = Path(arguments.out)
     if not arguments.dry_run:
         try:
@@ -87,7 +90,9 @@ def fit(arguments: argparse.Namespace) -> int:
     if filled:
         out.item("filled", f"{len(filled)} absent keys with the GUI's own defaults")
     out.item("would write" if arguments.dry_run else "written", f"{target} ({len(fitted.values)} settings)")
-    return out.finish(DONE, file=str(target), values=fitted.values, steps=[step.as_json() for step in fitted.steps])
+    return out.finish(
+        DONE, file=str(target), values=fitted.values, repairs=repairs, steps=[step.as_json() for step in fitted.steps]
+    )
 
 
 def install(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
+from kohya_ext.presets.families import lacking
 from kohya_ext.presets.findings import LEVELS, Finding, Level
+from kohya_ext.presets.fit import ADAPTIVE_NOISE, noise_offset_counts
 from kohya_ext.presets.keys import DEAD, EXTRA, KEYS_OF_FLAGS, PRIVATE, RENAMED
 from kohya_ext.presets.known_bugs import RULE as DEFECT
 from kohya_ext.presets.known_bugs import release_defects
@@ -18,6 +20,9 @@ from kohya_ext.presets.privacy import private_findings
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions
 from kohya_ext.presets.schema import Field
+from kohya_ext.presets.start import Start, harmless_texts, start_findings, text_defects
+
+NEUTRAL_WORDS = ("", "0", "0.0", "false", "no", "none")
 
 
 def check(preset: Preset, release: Release) -> list[Finding]:
@@ -27,16 +32,22 @@ def check(preset: Preset, release: Release) -> list[Finding]:
     except LoadError as error:
         value = preset.values.get(error.key)
         return [Finding("error", "load-fails", error.key, value, f"nothing is applied: {error}", "give it one value")]
-    form = effective(values, release)
+    refused = [*lacking(preset.values, release.schema)]
+    if refused:
+        return refused
+    loaded, form, start = loaded_form(values, release), effective(values, release), Start(release)
     findings = [
         *_unknown({key: value for key, value in values.items() if key in preset.values}, release),
         *private_findings(values),
-        *_loading(preset.values, values, release),
-        *_typed(values, release),
+        *_loading(preset.values, values, loaded, start),
+        *_typed(values, loaded, start),
         *_missing(preset.values, values, release),
         *release_defects(form, release),
+        *text_defects(loaded, values, start),
         *contradictions(form, release),
     ]
+    wrong = {finding.key for finding in findings if finding.level == "error"}
+    findings += [one for one in start_findings(loaded, start) if one.level != "error" or one.key not in wrong]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -48,20 +59,38 @@ def _unknown(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             yield Finding("warning", "renamed-key", key, values[key], effect, fix)
         elif key in DEAD:
             yield Finding("note", "dead-key", key, values[key], "ignored by every release", "remove it")
+        elif _says_nothing(key, values[key]):
+            effect = f"ignored: {release.name} has no such field, and the value asks for nothing"
+            yield Finding("note", "neutral-key", key, values[key], effect, "leave it, or remove it")
         else:
             effect = f"ignored: {release.name} has no such field in the {release.schema.tab} tab"
             yield Finding("warning", "unknown-key", key, values[key], effect, "remove it; `kohya-ext presets fit` does")
 
 
-def _loading(given: Mapping[str, Any], values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+def _says_nothing(key: str, value: Any) -> bool:
+    """Switched off, empty, 0; or a heading or remark of the author, which no GUI has a field for."""
+    remark = not key.isidentifier() or key.startswith("_")
+    if isinstance(value, str):
+        return remark or value.strip().casefold() in NEUTRAL_WORDS
+    return value is None or value is False or (not isinstance(value, bool) and value in (0, [], {}))
+
+
+def _loading(
+    given: Mapping[str, Any], values: Mapping[str, Any], form: Mapping[str, Any], start: Start
+) -> Iterator[Finding]:
     """Values that become others while the GUI loads the preset."""
+    release = start.release
     for key, value in given.items():
         if key in release.schema.fields and key in values and isinstance(value, (str, float)) and value != "":
             number, became = parse_number(value), parse_number(values[key])
             if value == values[key] or number == became:
                 continue
             effect = f"this release turns it into {values[key]!r} when it loads the preset"
-            if isinstance(value, float):
+            idle = key == ADAPTIVE_NOISE and not noise_offset_counts(values)
+            if idle or start.same({**form, key: value}, form):
+                effect = f"{effect}; it does nothing with these settings"
+                yield Finding("note", "lost-in-loading", key, value, effect, "remove it, or leave it")
+            elif isinstance(value, float):
                 fix = "`kohya-ext presets fit` helps, or type it into the field after loading"
                 yield Finding("error", DEFECT, key, value, effect, fix)
             else:
@@ -72,7 +101,8 @@ def _loading(given: Mapping[str, Any], values: Mapping[str, Any], release: Relea
         yield Finding("warning", "lost-in-loading", "use_wandb", True, effect, 'write "log_with": "wandb" instead')
 
 
-def _typed(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+def _typed(values: Mapping[str, Any], form: Mapping[str, Any], start: Start) -> Iterator[Finding]:
+    release, harmless = start.release, harmless_texts(form, start)
     for key, value in values.items():
         one = release.schema.fields.get(key)
         if one is None or one.component is None:
@@ -88,8 +118,15 @@ def _typed(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             became = repr(str(value)) if one.component == "Textbox" else int(value)
             effect = f"a switch where a {one.component} belongs: it becomes {became}"
             yield Finding("warning", "wrong-type", key, value, effect, "give it a number or a text")
-        else:
+        elif not (key in harmless and _takes_text(one, release.gradio)):
             yield from _judged(value, one, release)
+
+
+def _takes_text(one: Field, gradio: int | None) -> bool:
+    """Whether a text that is a number passes the field itself; what the GUI makes of it is another question."""
+    if one.component == "Slider":
+        return gradio is not None and gradio < 6
+    return gradio == 3 and one.precision != 0
 
 
 def _judged(value: Any, one: Field, release: Release) -> Iterator[Finding]:
@@ -111,16 +148,14 @@ def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
     number = parse_number(value)
     if isinstance(value, str):
         if one.component == "Slider":
-            level, effect = "error", "stays a text in the slider: training fails when it is compared or counted with"
+            serious, effect = True, "stays a text in the slider: training fails when it is compared or counted with"
         elif one.precision == 0 or number is None or not value.strip():
-            level, effect = "error", "loading fails, nothing of the preset is applied"
+            serious, effect = True, "loading fails, nothing of the preset is applied"
         elif (gradio or 5) >= 4 and (one.minimum is not None or one.maximum is not None):
-            level, effect = "error", "stays a text: the next click on anything fails"
+            serious, effect = True, "stays a text: the next click on anything fails"
         else:
-            level, effect = "warning", "a text where a number belongs; whether it is converted depends on the release"
-        yield Finding(
-            "error" if level == "error" else "warning", "text-for-number", one.key, value, effect, "no quotes"
-        )
+            serious, effect = False, "a text where a number belongs; whether it is converted depends on the release"
+        yield Finding("error" if serious else "warning", "text-for-number", one.key, value, effect, "no quotes")
     if number is None or (isinstance(value, float) and not math.isfinite(value)):
         if not isinstance(value, str):
             yield Finding("error", "not-finite", one.key, str(value), "not a usable number", "give it a number")
@@ -133,7 +168,9 @@ def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
         fails = one.component == "Number" or (gradio is not None and gradio >= 6)
         effect = "the next click on anything fails" if fails else "accepted, though the slider cannot show it"
         fix = f"keep it between {low} and {high}"
-        yield Finding("error" if fails else "warning", "out-of-range", one.key, value, effect, fix)
+        level: Level = "error" if fails else "note" if gradio is not None else "warning"
+        fix = "leave it, where it is meant" if level == "note" else fix
+        yield Finding(level, "out-of-range", one.key, value, effect, fix)
 
 
 def _choice(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:
@@ -167,8 +204,8 @@ def _missing(given: Mapping[str, Any], values: Mapping[str, Any], release: Relea
             yield Finding("warning", "missing-key", key, None, effect, fix)
 
 
-def effective(values: Mapping[str, Any], release: Release) -> dict[str, Any]:
-    """What training gets after the preset is loaded into a fresh GUI; "additional parameters" have the last word."""
+def loaded_form(values: Mapping[str, Any], release: Release) -> dict[str, Any]:
+    """What the fields of a fresh GUI hold after the preset is loaded."""
     result: dict[str, Any] = {}
     for key, one in release.schema.fields.items():
         value = values.get(key)
@@ -176,6 +213,12 @@ def effective(values: Mapping[str, Any], release: Release) -> dict[str, Any]:
             start = shown_at_start(one)
             value = start.value if start.usable else None
         result[key] = value
+    return result
+
+
+def effective(values: Mapping[str, Any], release: Release) -> dict[str, Any]:
+    """What training gets after the preset is loaded into a fresh GUI; "additional parameters" have the last word."""
+    result = loaded_form(values, release)
     for name, value in flags_in(result.get(EXTRA)).items():
         key = KEYS_OF_FLAGS.get(name, name)
         if key in result:

@@ -20,21 +20,17 @@ from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
 from kohya_ext.presets.known_bugs import training_defects
 from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.rehearsal import DATA_KEYS, as_sent, training_of
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions
-from kohya_ext.presets.schema import Field, Schema, Tab, offering_ours
+from kohya_ext.presets.schema import Schema, Tab, offering_ours
+from kohya_ext.presets.start import WORDS
+from kohya_ext.presets.training_rules import training_findings
 from kohya_ext.pysource.sources import FolderSources
 
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
-# Where a tab takes the images from: a folder of images, or one of folders called REPEATS_NAME.
-DATA_KEYS: dict[Tab, str] = {
-    "finetune": "image_folder",
-    "lora": "train_data_dir",
-    "dreambooth": "train_data_dir",
-    "ti": "train_data_dir",
-}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 CONCEPT = re.compile(r"\d+_\w+")
 
@@ -108,8 +104,9 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     for key, one in schema.fields.items():
         start = shown_at_start(one)
         form[key] = "" if key in SECRETS or not start.usable else start.value
-    fitted = fit(preset, schema, arguments=release.flags, keep_personal=True)
+    fitted = fit(preset, schema, arguments=release.flags, keep_personal=True, gradio=release.gradio)
     form.update(fitted.values)
+    form.update({key: preset.values[key] for key in WORDS if isinstance(preset.values.get(key), str) and key in form})
     form.update(project.settings(schema.tab))
     form.update(_typed(project.fields, schema))
     form = {key: as_sent(value, schema.fields.get(key), release.gradio) for key, value in form.items()}
@@ -126,7 +123,12 @@ def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, resul
     if secret:
         yield f"{', '.join(secret)} skipped: secrets are not taken from presets; give them with --set"
     trained = effective(form, release)
-    for finding in (*contradictions(trained, release), *training_defects(trained, release)):
+    findings = [*contradictions(trained, release), *training_defects(trained, release)]
+    training = training_of(result, release)
+    keys = {finding.key for finding in findings}
+    if training is not None:
+        findings += [one for one in training_findings(training, form, release) if one.key not in keys]
+    for finding in findings:
         if finding.level == "error":
             yield f"{finding.key}: {finding.effect}; {finding.fix}"
     if form.get("create_caption") is True and MERGE not in str(result.preparation):
@@ -134,19 +136,6 @@ def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, resul
             f"this release's GUI never runs {MERGE} (a fault of v24.1.2 and v24.1.3): no metadata is there unless "
             "you run it first; or use another release"
         )
-
-
-def as_sent(value: Any, one: Field | None, gradio: int | None) -> Any:
-    """A number as the GUI gets it back from the browser: whole ones without a point, in number fields of gradio 3 with.
-
-    It shows where a release writes numbers into a line of text.
-    """
-    if one is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return value
-    if one.component == "Number" and one.precision is None and gradio == 3:
-        return float(value)
-    whole = one.component in ("Number", "Slider") and float(value).is_integer() and abs(value) < 2**53
-    return int(value) if whole else value
 
 
 def _refuse_what_a_shell_reads(result: Rehearsed, form: Mapping[str, Any], project: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ Kohya's GUIs read presets with the locale's encoding up to v24.0.4 and choke on 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,18 @@ from typing import Any
 from kohya_ext.core.bundle import data_dir
 from kohya_ext.core.errors import UsageError, did_you_mean
 from kohya_ext.files.regular import read_regular
+from kohya_ext.presets.keys import DEAD, PRIVATE, RENAMED
 from kohya_ext.presets.schema import TABS, Tab
+from kohya_ext.presets.settings import described
 
 ABOUT = "_about"
 MAX_BYTES = 1024 * 1024  # the largest preset of any release has 12 kB
 MAX_DEPTH = 20
 MAX_KEYS = 5000  # the largest tab of any release has 288
+
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_COMMENT = re.compile(_STRING + r"|//[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
+_COMMA = re.compile(_STRING + r"|,(?=\s*[}\]])")
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,16 @@ class Preset:
         return tuple(str(name) for name in needed) if isinstance(needed, list) else ()
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, repairs: list[str] | None = None) -> dict[str, Any]:
     """The settings in a preset file, its `_about` block included.
 
+    repairs: where to note commas too many and comments that are skipped; None = they are errors.
     Raises UsageError when it cannot be read, is too large, is not JSON, or holds something else than settings.
     """
-    return parse_values(read_regular(path, MAX_BYTES), str(path))
+    data = read_regular(path, MAX_BYTES)
+    if repairs is not None:
+        data = without_slips(data, repairs)
+    return parse_values(data, str(path))
 
 
 def parse_values(data: bytes, origin: str) -> dict[str, Any]:
@@ -53,7 +64,7 @@ def parse_values(data: bytes, origin: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{origin}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise UsageError(f"{origin}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise UsageError(f"{origin}: not JSON: {_located(error)}") from error
     except RecursionError as error:
         raise UsageError(f"{origin}: nested too deeply to be a preset") from error
     except ValueError as error:  # an integer of thousands of digits
@@ -65,6 +76,62 @@ def parse_values(data: bytes, origin: str) -> dict[str, Any]:
     if _depth(values) > MAX_DEPTH:
         raise UsageError(f"{origin}: nested too deeply to be a preset")
     return values
+
+
+def _located(error: json.JSONDecodeError) -> str:
+    """What is wrong and where; for the usual slips the slip itself, not the character behind it."""
+    before = error.doc[: error.pos].rstrip()
+    ends = error.doc[error.pos : error.pos + 1] in ("}", "]")
+    if before.endswith(",") and ends and not before.endswith(("{,", "[,")):
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n") - 1
+        return f"line {line}, column {column}: a comma with nothing behind it; remove it, `kohya-ext presets fit` does"
+    if error.doc[error.pos : error.pos + 1] in ("#", "/"):
+        what = "JSON has no comments; remove it, `kohya-ext presets fit` does"
+        return f"line {error.lineno}, column {error.colno}: {what}"
+    return f"line {error.lineno}, column {error.colno}: {error.msg}"
+
+
+def without_slips(data: bytes, repairs: list[str]) -> bytes:
+    """JSON without comments and without commas before a closing bracket; what was skipped is noted in `repairs`."""
+    try:
+        text = data.decode("utf-8-sig")
+        json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        pass
+    except ValueError:
+        return data
+    else:
+        return data
+    for pattern, what in ((_COMMENT, "a comment"), (_COMMA, "a comma with nothing behind it")):
+        kept, at = [], 0
+        for match in pattern.finditer(text):
+            if match.group().startswith('"'):
+                continue
+            line = text.count("\n", 0, match.start()) + 1
+            repairs.append(f"line {line}: {what}")
+            kept += [text[at : match.start()], "\n" * match.group().count("\n")]
+            at = match.end()
+        text = "".join([*kept, text[at:]])
+    return text.encode()
+
+
+def other_kind(values: Mapping[str, Any]) -> str:
+    """What a file is that holds no setting at all, "" for a preset."""
+    if not values or any(key == ABOUT or key in RENAMED or key in DEAD or key in PRIVATE for key in values):
+        return ""
+    if any(described(key) for key in values):
+        return ""
+    if all(
+        isinstance(value, dict) and {"caption", "tags", "train_resolution"} & set(value) for value in values.values()
+    ):
+        return "it is the metadata of images, which sd-scripts reads with --in_json"
+    if any(str(key).startswith(("ss_", "modelspec.")) for key in values):
+        return "it is the metadata of a trained file: what it was trained with, in sd-scripts' words"
+    if "nodes" in values and "links" in values:
+        return "it is a workflow of ComfyUI"
+    if "compute_environment" in values or "distributed_type" in values:
+        return "it is a configuration of accelerate"
+    return "perhaps it belongs to another program"
 
 
 def _depth(value: Any) -> int:

@@ -7,12 +7,13 @@ Complete, because a GUI that loads a preset leaves every absent field as it was 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
+from kohya_ext.presets.families import lacking
 from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS, ZERO_IS_UNSET
 from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.privacy import without_paths, without_secrets
@@ -61,8 +62,11 @@ def fit(
     arguments: Collection[str] | None = None,
     migration: Migration | None = None,
     keep_personal: bool = False,
+    gradio: int | None = None,
 ) -> Fitted:
     """The preset for the tab that `schema` describes.
+
+    gradio: its major version; up to 5 sliders take values outside their limits, and those stay. None = not known.
 
     keep_personal: leave paths and what belongs to one machine as they are, where the field takes them; secrets never.
     migration: what the release does to values while it loads them, None when the preset is not going to be loaded.
@@ -70,12 +74,25 @@ def fit(
     no field for yet can go through "additional parameters" if the script knows its flag.
     Raises UnsupportedError when the preset requires something that this release lacks, its optimizer included.
     """
+    for refused in lacking(preset.values, schema):
+        raise UnsupportedError(f"preset {preset.name}: {refused.key} = {refused.value!r}: {refused.effect}")
     fitted = Fitted()
     given = _renamed(preset.values, schema, fitted)
     _pass_flags(preset, given, schema, arguments, fitted)
     _drop(given, schema, fitted, SECRETS if keep_personal else PRIVATE)
     _clean(given, fitted, keep_personal=keep_personal)
-    for key, one in schema.fields.items():
+    _spaced(given, fitted)
+    _caption_files(given, schema, arguments, fitted)
+    fields = dict(schema.fields)
+    for key, value in tuple(given.items()):
+        number, one = parse_number(value), fields[key]
+        if one.component != "Slider" or number is None or isinstance(value, bool) or value == "":
+            continue
+        if gradio is not None and gradio < 6:
+            fields[key] = replace(one, minimum=None, maximum=None)
+        elif convert(value, one).problem and _as_flag(key, value, given, schema, arguments):
+            fitted.note("moved", key, value, given[EXTRA], f"the slider refuses it; --{key} in {EXTRA} does the same")
+    for key, one in fields.items():
         if one.wired_to is None and (key not in PRIVATE or key in given):
             _put(given.get(key), one, preset.name, fitted)
     _survive_loading(migration or Migration(), fitted)
@@ -112,6 +129,41 @@ def _put(value: Any, one: Field, preset: str, fitted: Fitted) -> None:
         fitted.note("dropped", key, value, None, converted.problem)
 
 
+def _as_flag(key: str, value: Any, given: dict[str, Any], schema: Schema, arguments: Collection[str] | None) -> bool:
+    """Writes a value that its field refuses into "additional parameters"; False where the script has no such flag."""
+    if EXTRA not in schema.fields or f"--{key}" not in (arguments or ()):
+        return False
+    before = str(given.get(EXTRA) or "")
+    if f"--{key}" not in before:
+        given[EXTRA] = f"{before} --{key}={value}".strip()
+    return True
+
+
+def _spaced(given: dict[str, Any], fitted: Fitted) -> None:
+    """From v24 on the GUI wants single spaces between arguments of optimizers, and none around them."""
+    for key in ("optimizer_args", "lr_scheduler_args"):
+        text = given.get(key)
+        if isinstance(text, str) and " ".join(text.split()) != text:
+            given[key] = " ".join(text.split())
+            fitted.note("changed", key, text, given[key], "the GUI wants single spaces between arguments")
+
+
+def _caption_files(given: dict[str, Any], schema: Schema, arguments: Collection[str] | None, fitted: Fitted) -> None:
+    """A kind of caption file that the list does not offer: never another kind, whose files may lie there."""
+    key = "caption_extension"
+    one, value = schema.fields.get(key), given.get(key)
+    if one is None or not isinstance(value, str) or not value or not one.choices or one.custom:
+        return
+    if value in one.choices or "choices" in one.inexact or any(c in value for c in " \"'\t\n"):
+        return
+    if not value.startswith(".none") and _as_flag(key, value, given, schema, arguments):
+        fitted.note("moved", key, value, given[EXTRA], f"not offered; --{key} in {EXTRA} does the same")
+    given[key] = "" if "" in one.choices else ".caption" if ".caption" in one.choices else value
+    if value.startswith(".none") and given[key] != value:
+        reason = "not offered; so .txt files stay unread as before, only .caption files would be found"
+        fitted.note("changed", key, value, given[key], reason)
+
+
 def _survive_loading(migration: Migration, fitted: Fitted) -> None:
     """Fractions that the release would cut off while it loads the preset."""
     values = fitted.values
@@ -120,7 +172,7 @@ def _survive_loading(migration: Migration, fitted: Fitted) -> None:
         if not isinstance(value, float) or value.is_integer():
             continue
         values[key] = int(value)
-        noisy = values.get("noise_offset_type", "Original") == "Original" and parse_number(values.get("noise_offset"))
+        noisy = noise_offset_counts(values)
         if key != ADAPTIVE_NOISE or EXTRA not in values:
             fitted.note("changed", key, value, values[key], "this release cuts the fraction off when it loads a preset")
         elif noisy:  # the flag has the last word over the field
@@ -129,6 +181,12 @@ def _survive_loading(migration: Migration, fitted: Fitted) -> None:
             fitted.note("moved", key, value, values[EXTRA], reason)
         else:
             fitted.note("changed", key, value, values[key], "it does nothing without a noise offset")
+
+
+def noise_offset_counts(values: Mapping[str, Any]) -> bool:
+    """Whether training adds an offset to the noise, without which adaptive noise does nothing."""
+    original = (values.get("noise_offset_type") or "Original") == "Original"
+    return original and bool(parse_number(values.get("noise_offset") or 0))
 
 
 def _renamed(values: Mapping[str, Any], schema: Schema, fitted: Fitted) -> dict[str, Any]:

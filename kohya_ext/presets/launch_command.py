@@ -10,7 +10,7 @@ import ast
 import math
 import posixpath
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,6 @@ SWITCHES = ("headless", "print_only")  # the GUI's own parameters of the functio
 # Functions of the GUI that look at the machine or write files; what they answer when all is well.
 CHECKS_PASS = (
     "check_duplicate_filenames",
-    "validate_args_setting",
     "validate_file_path",
     "validate_folder_path",
     "validate_model_path",
@@ -76,6 +75,14 @@ class Rehearsed:
     complaints: list[str] = field(default_factory=list)
 
 
+class GuiRefusesError(UnsupportedError):
+    """The GUI would not start a training with these settings. complaints: what it says."""
+
+    def __init__(self, complaints: Sequence[str]) -> None:
+        super().__init__(f"the GUI would not start this training: {'; '.join(complaints) or 'no reason given'}")
+        self.complaints = tuple(complaints)
+
+
 class _TrainingReached(Signal):
     """The training command has been handed over; what follows does not matter."""
 
@@ -85,8 +92,8 @@ def rehearse(
 ) -> Rehearsed:
     """What the GUI would run if its form held `settings` and "Start training" were clicked.
 
-    images: folder -> names of the files in it. Raises UnsupportedError when the release's code cannot be followed or
-    would refuse the settings.
+    images: folder -> names of the files in it. Raises UnsupportedError when the release's code cannot be followed,
+    GuiRefusesError when it would refuse the settings.
     """
     result = Rehearsed()
     interpreter = Interpreter(sources, _world(result, pictures, where))
@@ -111,9 +118,7 @@ def rehearse(
         raise
     except Exception as error:  # whatever stands in the source
         raise UnsupportedError(f"{path} is unlike any release's; its command cannot be worked out") from error
-    raise UnsupportedError(
-        f"the GUI would not start this training: {'; '.join(result.complaints) or 'no reason given'}"
-    )
+    raise GuiRefusesError(result.complaints)
 
 
 def _keys(loader: Function) -> list[str]:
@@ -164,7 +169,16 @@ def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surround
         result.complaints += [str(value) for value in told if known(value)]
         return None
 
+    def validate_words(positional: list[Value], _: dict[str, Value]) -> Value:
+        """From v24 on: key=value pairs with one space between them, nothing else."""
+        text = str(positional[0])
+        valid = not text or all("=" in word[1:-1] and word.split() == [word] for word in text.split(" "))
+        if not valid:
+            result.complaints.append(f"{text!r} is not key=value pairs with single spaces between them")
+        return valid
+
     calls: dict[str, StandIn] = {
+        "validate_args_setting": validate_words,
         "os.system": run,
         "subprocess.run": run,
         "executor.execute_command": run,

@@ -53,8 +53,9 @@ def script_for(tab: Tab, values: Mapping[str, Any]) -> str:
 class Release:
     """One tab of an installed GUI.
 
-    arguments: those of the training script for SDXL. training: where those of the other scripts are. gradio: its major
-    version as far as requirements.txt pins it, else None. patched: whether kohya_ext is installed in the checkout.
+    arguments: those of the training script for SDXL. training: where those of the other scripts are. gui: the GUI's own
+    files. gradio: its major version as far as requirements.txt pins it, else None. patched: whether kohya_ext is
+    installed in the checkout.
     wants_cached_latents: a fault of sd-scripts 0.10: data sets from metadata files work with cached latents only.
     refuses_no_upscale: up to 0.9 these stop on `bucket_no_upscale` once the buckets are prepared.
     """
@@ -68,6 +69,7 @@ class Release:
     wants_cached_latents: bool = False
     refuses_no_upscale: bool = False
     training: Sources | None = None
+    gui: Sources | None = None
 
     def arguments_for(self, values: Mapping[str, Any]) -> Mapping[str, Argument]:
         """The arguments of the script that a form would run; empty where they are not known."""
@@ -106,6 +108,7 @@ def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, g
         wants_cached_latents(training),
         refuses_no_upscale(training),
         training,
+        sources,
     )
 
 

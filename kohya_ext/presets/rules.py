@@ -165,7 +165,8 @@ def _arguments(values: Values, release: Release) -> Iterator[Finding]:
     arguments = release.arguments_for(values)
     flags = {argument.flag for argument in arguments.values()}
     for name in flags_in(values.get(EXTRA)) if arguments else ():
-        if f"--{name}" not in flags and not name.startswith(OUR_FLAGS):
+        near = [flag for flag in flags if flag.startswith(f"--{name}")]  # argparse takes unique beginnings
+        if f"--{name}" not in flags and len(near) != 1 and not name.startswith(OUR_FLAGS):
             effect = f"the training script refuses --{name} and stops"
             yield Finding("error", "unknown-flag", EXTRA, f"--{name}", effect, "remove it")
     for key, value in values.items():

@@ -57,11 +57,11 @@ def arguments_of(sources: Sources, script: str) -> dict[str, Argument]:
         text = sources.read(path)
         if text is None:
             continue
-        block = _block(text, function)
-        room -= len(block)
-        node = _function(block) if room > 0 else None
+        lines = block(text, function)
+        room -= len(lines)
+        node = _function(lines) if room > 0 else None
         if path not in imports:
-            imports[path] = _imported(text, sources)
+            imports[path] = imported(text, sources)
         if node is None:  # a module that only passes on what another one defines
             target = imports[path].get(function)
             pending += [(target[0], target[1])] if target is not None and target[1] else []
@@ -79,23 +79,23 @@ def flags_of(sources: Sources, script: str) -> frozenset[str]:
 
 def function_in(text: str, name: str) -> ast.FunctionDef | None:
     """The top-level function `name`, cut out of its module and parsed alone; None where the module has none."""
-    return _function(_block(text, name))
+    return _function(block(text, name))
 
 
-def _block(text: str, name: str) -> str:
-    """The lines of the top-level function `name`, "" where there is none."""
-    start = re.search(rf"^def {re.escape(name)}\(", text, re.MULTILINE)
+def block(text: str, name: str, kind: str = "def") -> str:
+    """The lines of the top-level function `name` (or of a `class`), "" where there is none."""
+    start = re.search(rf"^{kind} {re.escape(name)}\b", text, re.MULTILINE)
     if start is None:
         return ""
     end = re.compile(r"^[A-Za-z@_\"']", re.MULTILINE).search(text, start.end())
     return text[start.start() : end.start() if end else len(text)]
 
 
-def _function(block: str) -> ast.FunctionDef | None:
-    if len(block) > MAX_FUNCTION:
+def _function(lines: str) -> ast.FunctionDef | None:
+    if len(lines) > MAX_FUNCTION:
         return None
     try:
-        node = parse(block).body[0]
+        node = parse(lines).body[0]
     except (SyntaxError, IndexError):
         return None
     return node if isinstance(node, ast.FunctionDef) else None
@@ -149,7 +149,7 @@ def _called(node: ast.FunctionDef, path: str, imports: dict[str, tuple[str, str]
                 yield target[0], call.func.attr
 
 
-def _imported(text: str, sources: Sources) -> dict[str, tuple[str, str]]:
+def imported(text: str, sources: Sources) -> dict[str, tuple[str, str]]:
     """Names that a module imports from its own tree -> file, and the name there ("" for a whole module)."""
     names: dict[str, tuple[str, str]] = {}
     for match in islice(_IMPORT.finditer(text), MAX_IMPORTS):

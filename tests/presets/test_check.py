@@ -74,7 +74,7 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
         ({"clip_skip": "1"}, ("error", "text-for-number", "clip_skip")),
         ({"learning_rate_te1": "1e-6"}, ("error", "text-for-number", "learning_rate_te1")),
         ({"learning_rate": -1}, ("error", "out-of-range", "learning_rate")),
-        ({"clip_skip": 20}, ("warning", "out-of-range", "clip_skip")),
+        ({"clip_skip": 20}, ("note", "out-of-range", "clip_skip")),
         ({"epoch": float("inf")}, ("error", "not-finite", "epoch")),
         ({"caption_extension": ".txt2"}, ("error", "not-offered", "caption_extension")),
         ({"epoch": None}, ("warning", "null", "epoch")),

@@ -16,9 +16,11 @@ from kohya_ext.presets.document import (
     bundled,
     dump_values,
     find_bundled,
+    other_kind,
     parse_values,
     read_values,
     tab_of,
+    without_slips,
 )
 
 
@@ -126,3 +128,53 @@ def test_the_tab_of_a_file() -> None:
     assert tab_of({"LoRA_type": "Standard"}, Path("a.json"), None) == "lora"
     assert tab_of({"train_data_dir": ""}, Path("a.json"), None) == "dreambooth"
     assert tab_of({}, Path("a.json"), None) == "finetune"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{\n "LoRA_type": "Standard",\n "network_dim": 8,\n}\n', "line 3, column 18: a comma with nothing behind it"),
+        ('{"a": [1, 2,\n]}', "line 1, column 12: a comma"),
+        ('{\n // mine\n "a": 1}', "line 2, column 2: JSON has no comments"),
+        ('{\n "a": 1 # mine\n}', "line 2, column 9: JSON has no comments"),
+    ],
+)
+def test_the_usual_slips_are_located_and_repaired_on_request(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "slip.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        read_values(path)
+    repairs: list[str] = []
+    assert read_values(path, repairs)
+    assert len(repairs) == 1
+
+
+def test_a_repair_leaves_texts_alone() -> None:
+    repairs: list[str] = []
+    data = without_slips(b'{"a": "x, } // # y \\" ,]", /* two\nlines */ "b": [1,],}', repairs)
+    assert parse_values(data, "x") == {"a": 'x, } // # y " ,]', "b": [1]}
+    comma = "line 2: a comma with nothing behind it"
+    assert repairs == ["line 1: a comment", comma, comma]
+    repairs = []
+    assert without_slips(b'{"a": 1}', repairs) == b'{"a": 1}'
+    assert repairs == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"img/a.png": {"caption": "a", "train_resolution": [64, 64]}, "img/b.png": {"caption": "b"}}, "in_json"),
+        ({"ss_network_dim": "8", "modelspec.title": "x"}, "trained file"),
+        ({"nodes": [], "links": []}, "ComfyUI"),
+        ({"compute_environment": "x"}, "accelerate"),
+        ({"colour": "red"}, "another program"),
+    ],
+)
+def test_other_kinds_of_file_are_named(values: dict[str, Any], said: str) -> None:
+    assert said in other_kind(values)
+    assert other_kind({**values, "learning_rate": 1}) == ""
+
+
+def test_every_preset_of_ours_is_a_preset() -> None:
+    assert [preset.name for preset in bundled() if other_kind(preset.values)] == []
+    assert other_kind({}) == ""

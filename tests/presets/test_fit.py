@@ -159,3 +159,52 @@ def test_fitting_twice_changes_nothing(values: dict[str, Any], schema: Schema) -
 def test_empty_texts_of_old_number_fields_mean_their_default() -> None:
     result = fitted({"optimizer": "Lion", "learning_rate": "", "epoch": ""}, EMBEDDED).values
     assert (result["learning_rate"], result["epoch"]) == (1e-5, 1)
+
+
+WIDE = Schema(
+    "lora",
+    "lora_gui.py",
+    {
+        one.key: one
+        for one in (
+            Field("LoRA_type", "Dropdown", choices=("Standard", "LyCORIS/LoKr"), default="Standard"),
+            Field("network_dim", "Slider", minimum=1, maximum=512, step=1, default=8),
+            Field("conv_dim", "Slider", minimum=0, maximum=512, step=1, default=1),
+            Field("optimizer", "Dropdown", choices=("AdamW",), default="AdamW"),
+            Field("optimizer_args", "Textbox", default=""),
+            Field("caption_extension", "Dropdown", choices=("", ".cap", ".caption", ".txt"), default=".txt"),
+            Field("additional_parameters", "Textbox", default=""),
+        )
+    },
+    presets_list=True,
+)
+SCRIPT_FLAGS = frozenset({"--network_dim", "--caption_extension"})
+
+
+def wide(gradio: int | None, **values: Any) -> dict[str, Any]:
+    return fit(Preset("mine", "lora", values), WIDE, arguments=SCRIPT_FLAGS, gradio=gradio).values
+
+
+def test_a_slider_keeps_what_its_gradio_takes() -> None:
+    full = {"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "conv_dim": 100000}
+    assert {key: wide(5, **full)[key] for key in full} == full
+    sixth = wide(6, **full)
+    assert (sixth["network_dim"], sixth["conv_dim"]) == (512, 512)
+    assert sixth["additional_parameters"] == "--network_dim=100000"  # conv_dim has no flag: fit says that it changes
+
+
+def test_caption_files_of_another_kind_are_never_read_instead() -> None:
+    assert wide(5, caption_extension=".none-use-foldername")["caption_extension"] == ""
+    other = wide(5, caption_extension=".tags")
+    assert (other["caption_extension"], other["additional_parameters"]) == ("", "--caption_extension=.tags")
+    assert wide(5, caption_extension=".cap")["caption_extension"] == ".cap"
+
+
+def test_blanks_between_arguments() -> None:
+    assert wide(5, optimizer_args=" a=1  b=2 ")["optimizer_args"] == "a=1 b=2"
+
+
+@pytest.mark.parametrize("values", [{"flux1_checkbox": True, "LoRA_type": "Flux1"}, {"LoRA_type": "Lumina"}])
+def test_a_family_that_the_release_lacks_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match="this release"):
+        wide(5, **values)

@@ -11,9 +11,10 @@ import toml
 
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
-from kohya_ext.presets.commandline import Project, as_sent, as_toml, commands, run, shell_line
+from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.rehearsal import as_sent
 from kohya_ext.presets.release import read_release
 from kohya_ext.presets.schema import Field
 from kohya_ext.pysource.sources import TextSources

@@ -1,0 +1,170 @@
+"""What a release would train with if a form were started: its own GUI followed, with a project that stands for any.
+
+Checks ask this instead of guessing what the GUI makes of a value: the script, and its arguments as it gets them.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from kohya_ext.core.errors import UnsupportedError
+from kohya_ext.presets.keys import PATHS, PERSONAL, SECRETS
+from kohya_ext.presets.launch_command import GuiRefusesError, Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.release import Release
+from kohya_ext.presets.schema import Field, Tab
+from kohya_ext.pysource.arguments import Argument, arguments_of
+from kohya_ext.pysource.values import Unknown
+
+# Where a tab takes the images from: a folder of images, or one of folders called REPEATS_NAME.
+DATA_KEYS: dict[Tab, str] = {
+    "finetune": "image_folder",
+    "lora": "train_data_dir",
+    "dreambooth": "train_data_dir",
+    "ti": "train_data_dir",
+}
+
+ANYWHERE = Surroundings("/kohya", "/env/bin/python", "/env/bin/accelerate", "20260101-000000")
+DATA = "/data"
+IMAGES = {"finetune": {DATA: ["a.png"]}}
+IN_CONCEPTS = {DATA: ["10_a"], f"{DATA}/10_a": ["a.png"]}
+KEPT = ("caption_metadata_filename", "latent_metadata_filename")
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """script: its file name. given: argument -> value, for those that the command sets. arguments: all that it has.
+
+    strays: words that argparse does not recognise. families without a script of their own have no arguments.
+    """
+
+    script: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    strays: tuple[str, ...] = ()
+
+    def value(self, name: str) -> Any:
+        """What the script has for an argument; None where it has none."""
+        if name in self.given:
+            return self.given[name]
+        argument = self.arguments.get(name)
+        return None if argument is None else _default(argument)
+
+    def namespace(self) -> dict[str, Any]:
+        """All of its arguments; unknown where a project decides, as for the folders that a preset never holds."""
+        values = {name: _default(argument) for name, argument in self.arguments.items()}
+        values.update({name: Unknown("a project's") for name, value in values.items() if value is None and _open(name)})
+        return {**values, **self.given}
+
+
+def _open(name: str) -> bool:
+    return name in PATHS or name in PERSONAL or name in SECRETS or name.endswith(("_dir", "_path", "_file", "_config"))
+
+
+def _default(argument: Argument) -> Any:
+    return False if argument.type == "bool" and argument.default is None else argument.default
+
+
+def rehearsed(form: Mapping[str, Any], release: Release) -> Rehearsed | None:
+    """What the GUI would run for a form, None where its code cannot be followed. Raises GuiRefusesError."""
+    if release.gui is None:
+        return None
+    tab = release.schema.tab
+    fields, gradio = release.schema.fields, release.gradio
+    blank = {key for key, value in form.items() if value is None or (isinstance(value, str) and _left_open(key))}
+    settings = {key: "" if key in blank else as_sent(form[key], fields.get(key), gradio) for key in form}
+    settings |= {DATA_KEYS[tab]: DATA, "pretrained_model_name_or_path": "/model.safetensors", "output_dir": "/output"}
+    settings |= {"output_name": "last", **({"train_dir": "/output"} if tab == "finetune" else {})}
+    try:
+        return rehearse(release.gui, tab, settings, IMAGES.get(tab, IN_CONCEPTS), ANYWHERE)
+    except GuiRefusesError:
+        raise
+    except UnsupportedError:
+        return None
+
+
+def _left_open(key: str) -> bool:
+    return key in SECRETS or key in PATHS or (key in PERSONAL and key not in KEPT)
+
+
+def as_sent(value: Any, one: Field | None, gradio: int | None) -> Any:
+    """A value as the browser sends it back: whole numbers without a point, in number fields of gradio 3 with.
+
+    It shows where a release writes numbers into a line of text. A text box has text, whatever was put into it.
+    """
+    if one is None or not isinstance(value, (int, float)):
+        number = one is not None and one.component == "Number" and gradio == 3 and isinstance(value, str)
+        return float(value) if number and one is not None and _is_float(value) else value
+    if one.component == "Textbox":
+        return str(value)
+    if isinstance(value, bool):
+        return value
+    if one.component == "Number" and one.precision is None and gradio == 3:
+        return float(value)
+    whole = one.component in ("Number", "Slider") and float(value).is_integer() and abs(value) < 2**53
+    return int(value) if whole else value
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def training_of(result: Rehearsed, release: Release) -> ScriptRun | None:
+    """The script that a command runs, and what it makes of its words; None where there is none to be seen."""
+    command = result.training
+    try:
+        words = shlex.split(command) if isinstance(command, str) else list(command or ())
+    except ValueError:  # a quote without its partner: the shell waits for it
+        return None
+    at = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
+    if at is None or release.training is None:
+        return None
+    script = PurePosixPath(words[at]).name
+    arguments = arguments_of(release.training, script)
+    given: dict[str, Any] = {}
+    for settings in result.toml.values():
+        given.update({key: value for key, value in _flat(settings).items() if key in arguments})
+    words, strays = words[at + 1 :], []
+    by_flag = {argument.flag: name for name, argument in arguments.items()}
+    while words:
+        word = words.pop(0)
+        flag, equals, text = word.partition("=")
+        near = [one for one in by_flag if one.startswith(flag)] if flag.startswith("--") and len(flag) > 2 else []
+        flag = flag if flag in by_flag or len(near) != 1 else near[0]  # argparse takes beginnings too
+        if flag not in by_flag:
+            strays.append(word)
+            continue
+        argument = arguments[by_flag[flag]]
+        if argument.type == "bool":
+            given[argument.name] = True
+        elif argument.nargs in ("*", "+"):
+            several = [text] if equals else []
+            while not equals and words and not words[0].startswith("--"):
+                several.append(words.pop(0))
+            given[argument.name] = several
+        else:
+            taken = text if equals else words.pop(0) if words and not words[0].startswith("--") else ""
+            given[argument.name] = _typed(taken, argument)
+    return ScriptRun(script, given, arguments, tuple(strays) if arguments else ())
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """sd-scripts takes the settings of each table as if they stood at the top."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(value if isinstance(value, dict) else {key: value})
+    return flat
+
+
+def _typed(text: str, argument: Argument) -> Any:
+    try:
+        return {"int": int, "float": float}.get(argument.type, str)(text)
+    except ValueError:
+        return text

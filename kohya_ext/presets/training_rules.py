@@ -1,0 +1,280 @@
+"""What stops a training or trains something else, judged on the arguments that the script gets.
+
+Whatever the script says about its arguments by itself is read from its text (`pysource.assertions`). The rules here are
+for what it finds out only with a data set, an optimizer or a network at hand, or does not notice at all.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.findings import Finding
+from kohya_ext.presets.keys import EXTRA, KEYS_OF_FLAGS, RATE_ONE
+from kohya_ext.presets.known_bugs import RULE as DEFECT
+from kohya_ext.presets.rehearsal import ScriptRun
+from kohya_ext.presets.release import Release
+from kohya_ext.presets.rules import OUR_FLAGS
+from kohya_ext.pysource.assertions import Refusal, refusals
+from kohya_ext.pysource.values import Unknown
+from kohya_ext.spec.optimizers import ours
+
+Form = Mapping[str, Any]
+TrainingRule = Callable[[ScriptRun, Form, Release], Iterator[Finding]]
+
+TRAINING_RULES: list[TrainingRule] = []
+LOW_RATE = 0.1  # what sd-scripts itself calls too low for an optimizer that finds its rate
+TEXT_ENCODER_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+_STEPS = re.compile(r"^(?!\s*#).*\.verify_bucket_reso_steps\((\d+)\)", re.MULTILINE)
+# The networks of one family, and the beginning of the scripts that can train them.
+FAMILY_NETWORKS = {
+    "networks.lora_flux": "flux_",
+    "networks.oft_flux": "flux_",
+    "networks.lora_sd3": "sd3_",
+    "networks.lora_lumina": "lumina_",
+    "networks.lora_anima": "anima_",
+    "networks.lora_hunyuan_image": "hunyuan_",
+}
+
+
+def training_rule(function: TrainingRule) -> TrainingRule:
+    """Have `training_findings` ask this function too."""
+    TRAINING_RULES.append(function)
+    return function
+
+
+def training_findings(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """What is wrong with a training. form: what the GUI's fields hold."""
+    for one in TRAINING_RULES:
+        yield from one(training, form, release)
+
+
+def key_of(argument: str, form: Form) -> str:
+    """The key of the field that an argument comes from; "additional parameters" where it is written there."""
+    if f"--{argument}" in str(form.get(EXTRA) or ""):
+        return EXTRA
+    named = KEYS_OF_FLAGS.get(argument, argument)
+    keys = [key for key in form if key in (argument, named) or key.endswith(f"_{argument}")]
+    return next((key for key in keys if form[key]), keys[0] if keys else named)
+
+
+@training_rule
+def _refused_by_script(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """The script's own checks of its arguments."""
+    if release.training is None or not training.arguments:
+        return
+    namespace = training.namespace()
+    if release.patched and ours(namespace.get("optimizer_type")) is not None:
+        namespace["optimizer_type"] = Unknown("ours")  # our hooks see to it that it may be fused
+    for refusal in refusals(release.training, training.script, namespace):
+        keys = list(dict.fromkeys(key_of(name, form) for name in refusal.arguments))
+        key = next((one for one in keys if form.get(one)), keys[0])
+        effect = f"{training.script} stops: {refusal.message}"
+        yield Finding("error", "training-stops", key, form.get(key), effect, _fix(refusal, keys))
+
+
+def _fix(refusal: Refusal, keys: list[str]) -> str:
+    if {"network_train_unet_only", "cache_text_encoder_outputs"} <= set(refusal.arguments):
+        return "set text_encoder_lr to 0 so that only the U-Net is trained, or switch the caching off"
+    return f"change {' or '.join(keys)}"
+
+
+@training_rule
+def _words(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """Words of the command line that the script does not take."""
+    for word in training.strays:
+        name = word.partition("=")[0].removeprefix("--")
+        if name.startswith(OUR_FLAGS):
+            continue
+        key = _holding(word, form) or (key_of(name, form) if word.startswith("--") else EXTRA)
+        effect = f"{training.script} stops: unrecognized arguments: {word}"
+        flag = next((one for one in training.arguments if one == name), None)
+        near = get_close_matches(name, training.arguments, n=1)
+        if not word.startswith("--") and (flag or near):
+            fix = f"write --{flag or near[0]}"
+        else:
+            fix = (
+                "remove it"
+                if isinstance(form.get(key), str) or key not in form
+                else f"set {key} to 0, or switch it off"
+            )
+        yield Finding("error", "unknown-flag", key, word if key == EXTRA else form.get(key), effect, fix)
+
+
+def _holding(word: str, form: Form) -> str:
+    """The key of the text that has a word in it, "" where the GUI itself writes it."""
+    texts = (EXTRA, "optimizer_args", "lr_scheduler_args", *form)
+    return next((key for key in texts if isinstance(form.get(key), str) and word in form[key].split()), "")
+
+
+@training_rule
+def _resolution(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    text = training.value("resolution")
+    if not isinstance(text, str) or not text:
+        return
+    key = key_of("resolution", form)
+    sizes = [parse_number(part) if part.strip() else None for part in text.split(",")]
+    whole = [int(size) for size in sizes if isinstance(size, int) and size > 0]
+    if len(whole) != len(sizes) or len(whole) > 2:
+        effect = f"{training.script} stops: a resolution is one whole number, or two with a comma between them"
+        numbers = re.findall(r"\d+", text)
+        fix = f"write {','.join(numbers[:2])}" if numbers else "write 1024,1024"
+        yield Finding("error", "resolution", key, form.get(key), effect, fix)
+        return
+    steps = training.value("bucket_reso_steps")
+    low, high = training.value("min_bucket_reso"), training.value("max_bucket_reso")
+    if not training.value("enable_bucket") or not all(isinstance(one, int) for one in (steps, low, high)) or steps < 1:
+        return
+    if low - low % steps > min(whole):
+        effect = f"{training.script} stops: min_bucket_reso must be equal or less than resolution ({min(whole)})"
+        key = key_of("min_bucket_reso", form)
+        yield Finding("error", "bucket-range", key, form.get(key), effect, f"set it to {min(whole)} or less")
+    if high + -high % steps < max(whole):
+        effect = f"{training.script} stops: max_bucket_reso must be equal or greater than resolution ({max(whole)})"
+        key = key_of("max_bucket_reso", form)
+        yield Finding("error", "bucket-range", key, form.get(key), effect, f"set it to {max(whole)} or more")
+    needed = _STEPS.search((release.training and release.training.read(training.script)) or "")
+    if needed is not None and steps % int(needed.group(1)):
+        effect = f"{training.script} stops: bucket_reso_steps must be a multiple of {needed.group(1)}"
+        key = key_of("bucket_reso_steps", form)
+        yield Finding("error", "bucket-range", key, form.get(key), effect, f"set it to {needed.group(1)} or 64")
+
+
+@training_rule
+def _nothing(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
+    """Values with which a model is saved that nothing has trained."""
+    epochs, steps = training.given.get("max_train_epochs"), training.given.get("max_train_steps")
+    for name, value in (("max_train_epochs", epochs), *((("max_train_steps", steps),) if epochs is None else ())):
+        if value is not None and parse_number(value) == 0:
+            key = key_of(name, form)
+            effect = f"{training.script} trains 0 steps and saves an untrained model: --{name}=0 is not `no limit`"
+            fix = "leave it empty, or set it to the number that you want"
+            yield Finding("error", "trains-nothing", key, form.get(key), effect, fix)
+    rates = [training.value(name) for name in ("learning_rate", "unet_lr", "text_encoder_lr", *TEXT_ENCODER_RATES)]
+    if "unet_lr" in training.arguments:
+        own = [
+            rate
+            for rate in (training.value("unet_lr"), *_listed(training.value("text_encoder_lr")))
+            if rate is not None
+        ]
+        own = own[:1] if training.value("network_train_unet_only") else own
+        trained = own or [training.value("learning_rate")]
+    else:
+        trained = [rate for rate in rates if rate is not None]
+    if trained and all(parse_number(rate) == 0 for rate in trained):
+        key = "unet_lr" if "unet_lr" in form else "learning_rate"
+        effect = f"every learning rate is 0: {training.script} saves an untrained model"
+        yield Finding("error", "trains-nothing", key, form.get(key), effect, "set a learning rate")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+@training_rule
+def _optimizer_words(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
+    """Arguments of optimizers and schedulers are split at `=`, and what follows is read as a Python literal."""
+    for name in ("optimizer_args", "lr_scheduler_args"):
+        key = key_of(name, form)
+        for word in training.value(name) or ():
+            fault = _fault(str(word))
+            if fault:
+                effect = f"{training.script} stops: {word!r} {fault}"
+                fix = "write key=value, as in weight_decay=0.01; texts in quotes"
+                yield Finding("error", "optimizer-args", key, form.get(key), effect, fix)
+
+
+def _fault(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or "=" in value:
+        return "is not one key=value pair"
+    if not key.isidentifier():
+        return "does not begin with the name of an argument"
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return "has a value that is neither a number, True or False nor a text in quotes"
+    return ""
+
+
+@training_rule
+def _own_rate(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """Optimizers that find their rate multiply it by the given one, and use only one of several."""
+    name = str(training.value("optimizer_type") or "")
+    short = name.rpartition(".")[2].casefold()
+    if not (short in RATE_ONE or short.startswith(("dadapt", "prodigy"))) or ours(name) is not None:
+        return
+    rates: dict[str, float] = {}
+    for one in ("learning_rate", "unet_lr", "text_encoder_lr", *TEXT_ENCODER_RATES):
+        key = key_of(one, form)
+        number = parse_number(form.get(key)) if form.get(key) not in (None, "") else None
+        if number is not None and one in training.given:
+            rates[key] = number
+    if "unet_lr" in rates:
+        rates.pop("learning_rate", None)  # it serves only what has no rate of its own
+    used = {key: rate for key, rate in rates.items() if rate}
+    for key, rate in used.items():
+        if rate <= LOW_RATE:
+            effect = f"{name} multiplies the rate that it finds by {rate:g}: sd-scripts warns that it is too low"
+            yield Finding("warning", "rate-too-low", key, form.get(key), effect, "set it to 1")
+    if len(set(used.values())) > 1:
+        several = ", ".join(f"{key} {rate:g}" for key, rate in used.items())
+        effect = f"{name} takes one rate for everything; of {several} only the first counts, or training stops"
+        key = list(used)[1]
+        yield Finding("warning", "rates-differ", key, form.get(key), effect, "set all of them to 1")
+
+
+@training_rule
+def _text_encoders(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """Cached outputs of a text encoder cannot change, and a rate for one that is not trained does nothing."""
+    network = [str(word).replace('"', "") for word in training.value("network_args") or ()]
+    if training.value("cache_text_encoder_outputs"):
+        if "train_t5xxl=True" in network and training.script.startswith(("flux", "sd3")):
+            effect = f"{training.script} stops: T5XXL is trained, so cache_text_encoder_outputs cannot be used"
+            yield Finding(
+                "error", "training-stops", "train_t5xxl", form.get("train_t5xxl"), effect, "switch one of the two off"
+            )
+        key = key_of("cache_text_encoder_outputs", form)
+        for name in ("shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate", "token_warmup_step"):
+            if parse_number(training.value(name) or 0):
+                effect = f"{training.script} stops: cached captions cannot change, as {name} would have them"
+                where = key_of(name, form)
+                fix = f"switch {key} or {name} off"
+                yield Finding("error", "cached-captions", where, form.get(where), effect, fix)
+    trains = training.value("train_text_encoder")
+    rates = [name for name in TEXT_ENCODER_RATES[1:] if parse_number(form.get(name) or 0)]
+    if training.script == "sdxl_train.py" and trains is False and release.schema.tab == "dreambooth" and rates:
+        effect = "this release never passes --train_text_encoder to sdxl_train.py: the text encoders are not trained"
+        fix = f"write --train_text_encoder into {EXTRA}, or set {' and '.join(rates)} to 0"
+        yield Finding("warning", DEFECT, rates[0], form.get(rates[0]), effect, fix)
+
+
+@training_rule
+def _scheduler(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """Schedulers that insist on an optimizer, or on no warm-up."""
+    scheduler, optimizer = (str(training.value(name) or "").casefold() for name in ("lr_scheduler", "optimizer_type"))
+    if scheduler.startswith("adafactor") and optimizer != "adafactor":
+        effect = f"{training.script} stops: the scheduler {scheduler} works with the optimizer Adafactor only"
+        fix = "choose constant or cosine, or the optimizer Adafactor"
+        yield Finding("error", "scheduler", key_of("lr_scheduler", form), form.get("lr_scheduler"), effect, fix)
+
+
+@training_rule
+def _network(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
+    """A kind of LoRA that belongs to another family than the script."""
+    if "network_module" not in training.arguments:
+        return
+    module = training.value("network_module")
+    begins = FAMILY_NETWORKS.get(str(module))
+    if not module:
+        effect = f"{training.script} gets no --network_module and stops: this release does not know the LoRA type"
+    elif begins is not None and not training.script.startswith(begins):
+        effect = f"{training.script} cannot train {module}: it belongs to another model family"
+    else:
+        return
+    fix = "choose a LoRA type of the model family, or the check box of its family"
+    yield Finding("error", "lora-type", "LoRA_type", form.get("LoRA_type"), effect, fix)
