@@ -34,6 +34,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 isolation = Isolation()
 isolation.begin()
 if systems.WINDOWS:
+    collect_ignore += ["fuzz", "upstream"]  # they need `resource`, and real trees with torch
     systems.skip_what_windows_lacks()
 
 
