@@ -37,7 +37,7 @@ class AuditSettings:
 class Audit:
     """What was found. buckets: images in each size. samples: those times their repeats, as Kohya counts.
 
-    tokens: captions under each of Kohya's limits; None beyond them.
+    tokens: captions under each of Kohya's limits; None beyond them. captions: the line that Kohya reads, by its file.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class Audit:
     styles: dict[str, int]
     views: dict[str, int]
     near_duplicates_checked: bool
+    captions: dict[Path, str]
 
     @property
     def problems(self) -> int:
@@ -102,6 +103,7 @@ def audit(
         styles,
         views,
         can_fingerprint(),
+        captions,
     )
 
 

@@ -21,10 +21,10 @@ def duplicates(pictures: Sequence[Picture]) -> Iterator[AuditFinding]:
         if first is picture:
             distinct.append(picture)
         else:
-            yield AuditFinding("duplicate", picture.path, f"is the same file as {first.path}")
+            yield AuditFinding("duplicate", picture.path, f"is the same file as {first.path}", other=first.path)
     for first, other, bits in _near(distinct):
         yield AuditFinding(
-            "near-duplicate", other.path, f"looks like {first.path} ({bits} of {BITS} bits differ)", ADVICE
+            "near-duplicate", other.path, f"looks like {first.path} ({bits} of {BITS} bits differ)", ADVICE, first.path
         )
 
 

@@ -12,16 +12,23 @@ ADVICE = "advice"  # the guide would do it otherwise
 
 @dataclass(frozen=True)
 class AuditFinding:
-    """One thing to look at. code: stable name for scripts. path: relative to the folder, "" for all of it."""
+    """One thing to look at. code: stable name for scripts. path: relative to the folder, "" for all of it.
+
+    other: the path of the image that this one was compared with.
+    """
 
     code: str
     path: str
     text: str
     level: str = PROBLEM
+    other: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The finding as `--json` prints it."""
-        return asdict(self)
+        document = asdict(self)
+        if not self.other:
+            del document["other"]
+        return document
 
 
 def numbered(findings: Sequence[AuditFinding]) -> tuple[str, str]:

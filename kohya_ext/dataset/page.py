@@ -17,6 +17,7 @@ from kohya_ext.files.image import decoding, opened
 
 THUMBNAIL = 160  # pixels
 MOST_THUMBNAILS = 500  # a page of some 5 MB
+LONGEST_CAPTION = 600  # characters of each that are shown
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
@@ -30,6 +31,8 @@ td:first-child { min-width: 7rem } td:nth-child(2) { min-width: 2.5rem; text-ali
 .card > div { min-width: 0; overflow-wrap: anywhere }
 .card img { width: 96px; height: 96px; object-fit: contain; background: #f3f3f3; flex: none }
 .problem { color: #b00020 } .advice { color: #8a6100 } .path { font-weight: 600 }
+.card { flex-wrap: wrap } .card > div { flex: 1 1 9rem } figure { margin: 0; width: 96px }
+figcaption { font-size: .75rem; overflow-wrap: anywhere } .caption { margin: .2rem 0; font-style: italic }
 ul { margin: .2rem 0; padding-left: 1.1rem }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #1b1b1b } .card, h2 { border-color: #444 }
   .card img { background: #333 } .problem { color: #ff7b8a } .advice { color: #e0b050 } }
@@ -81,21 +84,43 @@ def _bars(counts: dict[str, int]) -> str:
 
 
 def _cards(audit: Audit) -> Iterator[str]:
-    by_path: dict[str, list[AuditFinding]] = defaultdict(list)
+    """One card an image, with all that was found about it and about its caption; then the files without an image."""
     images = {Path(picture.path).with_suffix("").as_posix(): picture.path for picture in audit.pictures}
+    captions = {path.with_suffix("").as_posix(): text for path, text in audit.captions.items()}
     readable = {picture.path for picture in audit.pictures if picture.readable}
+    all_paths = {picture.path for picture in audit.pictures}
+    by_image: dict[str, list[AuditFinding]] = defaultdict(list)
     for finding in audit.findings:
         if finding.path:
-            by_path[finding.path].append(finding)
-    for number, (path, findings) in enumerate(by_path.items()):
-        image = path if path in readable else images.get(Path(path).with_suffix("").as_posix())
-        shown = _thumbnail(audit.folder / image) if image in readable and number < MOST_THUMBNAILS else ""
-        lines = "".join(f"<li class={one.level}>{html.escape(one.text)}</li>" for one in findings)
-        level = PROBLEM if any(one.level == PROBLEM for one in findings) else "advice"
-        yield (
-            f"<div class=card>{shown}<div><span class='path {level}'>{html.escape(path)}</span>"
-            f"<ul>{lines}</ul></div></div>"
-        )
+            stem = Path(finding.path).with_suffix("").as_posix()
+            by_image[finding.path if finding.path in all_paths else images.get(stem, finding.path)].append(finding)
+    made = 0
+    for path, findings in by_image.items():
+        others = dict.fromkeys(one.other for one in findings if one.other)  # copies side by side with it
+        shown = [one for one in (path, *others) if one in readable][: max(0, MOST_THUMBNAILS - made)]
+        made += len(shown)
+        thumbnails = "".join(_figure(audit.folder, one, named=bool(others)) for one in shown)
+        caption = captions.get(Path(path).with_suffix("").as_posix(), "") if path in all_paths else ""
+        yield _card(path, thumbnails, caption, findings)
+
+
+def _card(path: str, thumbnails: str, caption: str, findings: list[AuditFinding]) -> str:
+    lines = []
+    for one in findings:
+        about = f"{html.escape(one.path)} " if one.path != path else ""
+        lines.append(f"<li class={one.level}>{about}{html.escape(one.text)}</li>")
+    level = PROBLEM if any(one.level == PROBLEM for one in findings) else "advice"
+    said = caption if len(caption) <= LONGEST_CAPTION else f"{caption[:LONGEST_CAPTION]} ..."
+    quoted = f"<p class=caption>{html.escape(said)}</p>" if said else ""
+    return (
+        f"<div class=card>{thumbnails}<div><span class='path {level}'>{html.escape(path)}</span>{quoted}"
+        f"<ul>{''.join(lines)}</ul></div></div>"
+    )
+
+
+def _figure(folder: Path, path: str, *, named: bool) -> str:
+    image = _thumbnail(folder / path)
+    return f"<figure>{image}<figcaption>{html.escape(path)}</figcaption></figure>" if image and named else image
 
 
 def _thumbnail(path: Path) -> str:

@@ -83,3 +83,25 @@ def test_repeats_are_said(folder: Path, run: Run) -> None:
     assert run("audit", folder, "--resolution", "128,128", "--json").document["buckets"] == [
         {"width": 128, "height": 128, "images": 3, "with_repeats": 30}
     ]
+
+
+def test_a_card_has_image_caption_and_findings_and_copies_side_by_side(folder: Path, run: Run, tmp_path: Path) -> None:
+    (folder / "good 0000.txt").write_text("1girl, <b>ewpp</b>, solo, smile, red dress")
+    (folder / "twin.png").write_bytes((folder / "good 0000.png").read_bytes())
+    (folder / "orphan.txt").write_text("of no image")
+    run("audit", folder, "--html", tmp_path / "page.html", "--resolution", "128,128")
+    cards = (tmp_path / "page.html").read_text().split("<div class=card>")[1:]
+    (first,) = (card for card in cards if ">good 0000.png<" in card and ">twin.png<" not in card)
+    assert "1girl, &lt;b&gt;ewpp&lt;/b&gt;, solo" in first and "<b>" not in first
+    assert "good 0000.txt reads like a list of tags" in first and first.count("data:image/jpeg") == 1
+    (twin,) = (card for card in cards if ">twin.png<" in card)
+    assert twin.count("data:image/jpeg") == 2 and "<figcaption>good 0000.png" in twin
+    assert "no twin.txt" in twin and "is the same file as good 0000.png" in twin
+    (orphan,) = (card for card in cards if "orphan.txt" in card)
+    assert "data:image" not in orphan and "of no image" not in orphan
+
+
+def test_a_pair_has_its_other_in_json(folder: Path, run: Run) -> None:
+    (folder / "twin.png").write_bytes((folder / "good 0000.png").read_bytes())
+    (pair,) = (one for one in run("audit", folder, "--json").document["findings"] if one["code"] == "duplicate")
+    assert (pair["path"], pair["other"]) == ("twin.png", "good 0000.png")

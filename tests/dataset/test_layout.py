@@ -108,3 +108,18 @@ def test_a_colour_profile(tmp_path: Path) -> None:
     builder.save(tmp_path / "b.jpg", icc_profile=lab)
     builder.save(tmp_path / "c.jpg", icc_profile=b"\xff" * 200)
     assert found(tmp_path) == {("colour-profile", "b.jpg"), ("colour-profile", "c.jpg")}
+
+
+def test_a_data_set_as_users_have_it(tmp_path: Path) -> None:
+    """A caption whose first line is blank, an extension in mixed case, and a cache of an earlier image."""
+    numpy = pytest.importorskip("numpy")
+    folder = tmp_path / "10_x"
+    builder = Builder(folder, 128)
+    builder.save(folder / "blank.jpg", caption=b"\n\na photo of ewpp\nmore\n")
+    builder.save(folder / "mixed.Jpg")
+    builder.save(folder / "stale.jpg")
+    numpy.savez(folder / "stale.npz", latents=numpy.zeros((4, 8, 8)), original_size=numpy.array([64, 64]))
+    assert found(tmp_path) == {
+        ("blank-first-line", "10_x/blank.txt"), ("not-read", "10_x/mixed.Jpg"), ("stale-cache", "10_x/stale.npz"),
+    }  # fmt: skip
+    assert audit(tmp_path, SETTINGS, COUNTER).samples == {(128, 128): 20}
