@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ HALF = 128
 
 
 def check(folder: Path, files: list[Path], images: Mapping[Path, Size]) -> Iterator[AuditFinding]:
-    """The findings about the masks in folders called `masks` and the like, each against the images next to its folder.
+    """The findings about the masks in folders called `masks` and the like, each against its images.
 
     images: sizes in pixels, by path relative to the folder.
     """
@@ -25,7 +25,7 @@ def check(folder: Path, files: list[Path], images: Mapping[Path, Size]) -> Itera
         if layout.is_mask(path) and path.suffix.lower() in IMAGE_SUFFIXES:
             by_folder.setdefault(path.parent, {}).setdefault(path.stem, path)
     for parent, masks in sorted(by_folder.items()):
-        around = {path.stem: path for path in images if path.parent == parent.parent}
+        around = {path.stem: path for path in _images_for(parent, images)}
         for stem, path in sorted(around.items()):
             if stem not in masks:
                 text = f"has no mask in {parent.as_posix()}: Kohya stops at a missing mask"
@@ -35,6 +35,13 @@ def check(folder: Path, files: list[Path], images: Mapping[Path, Size]) -> Itera
                 yield AuditFinding("mask-without-image", mask.as_posix(), "has no image: Kohya stops at it")
             else:
                 yield from _one(folder, mask, images.get(around.get(stem, mask)))
+
+
+def _images_for(parent: Path, images: Iterable[Path]) -> list[Path]:
+    """The images that the masks in `parent` belong to: of the folder without `masks` in its path, or all below that."""
+    base = Path(*(part for part in parent.parts if part.lower() not in layout.MASK_FOLDERS))
+    all_below = [path for path in images if base in path.parents]
+    return [path for path in all_below if path.parent == base] or all_below
 
 
 def _one(folder: Path, path: Path, size: Size | None) -> Iterator[AuditFinding]:

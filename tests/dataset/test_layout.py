@@ -123,3 +123,13 @@ def test_a_data_set_as_users_have_it(tmp_path: Path) -> None:
         ("blank-first-line", "10_x/blank.txt"), ("not-read", "10_x/mixed.Jpg"), ("stale-cache", "10_x/stale.npz"),
     }  # fmt: skip
     assert audit(tmp_path, SETTINGS, COUNTER).samples == {(128, 128): 20}
+
+
+@pytest.mark.parametrize("masks", ["masks", "masks/10_x", "10_x/mask"])
+def test_masks_next_to_concept_folders(tmp_path: Path, masks: str) -> None:
+    builder = Builder(tmp_path / "10_x", 128)
+    (tmp_path / masks).mkdir(parents=True)
+    for name in ("a", "b"):
+        builder.save(tmp_path / "10_x" / f"{name}.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / masks / "a.png")
+    assert found(tmp_path) == {("no-mask", "10_x/b.png"), ("mask-size", f"{masks}/a.png")}
