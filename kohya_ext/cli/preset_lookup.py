@@ -39,6 +39,8 @@ def preset_named(name: str, tab: str | None, repairs: list[str] | None = None) -
     from kohya_ext.presets.document import as_preset, find_bundled, other_kind, read_values, tab_of
 
     path = Path(name)
+    if path.suffix.lower() == ".toml" and path.is_file():
+        raise UsageError(f"{path}: settings of sd-scripts as TOML, not a preset of the GUI, which is JSON")
     if (path.exists() and not path.is_dir()) or (path.suffix.lower() == ".json" and path.parent != Path()):
         values = read_values(path, repairs)
         if kind := other_kind(values):

@@ -198,6 +198,28 @@ def test_fit_into_nowhere_is_a_usage_error(checkout: Path, tmp_path: Path) -> No
         run("fit", "Lion-48GB", checkout, "--out", tmp_path / "no" / "such" / "folder.json")
 
 
+def test_fit_repairs_what_check_locates(capsys: pytest.CaptureFixture[str], checkout: Path, tmp_path: Path) -> None:
+    slip, target = tmp_path / "slip.json", tmp_path / "fitted.json"
+    slip.write_text('{\n "optimizer": "AdamW", // mine\n "learning_rate": 1e-6,\n}\n')
+    with pytest.raises(UsageError, match="line 2, column 24: JSON has no comments"):
+        run("check", slip, checkout, "--tab", "finetune")
+    code, document = as_json(capsys, "fit", slip, checkout, "--out", target, "--tab", "finetune")
+    assert (code, document["repairs"]) == (0, ["line 2: a comment", "line 3: a comma with nothing behind it"])
+    assert json.loads(target.read_text())["learning_rate"] == 1e-6
+
+
+@pytest.mark.parametrize("verb", ["check", "show"])
+def test_a_file_that_is_not_a_preset_is_named(verb: str, checkout: Path, tmp_path: Path) -> None:
+    path = tmp_path / "meta.json"
+    path.write_text('{"img/a.png": {"caption": "a", "train_resolution": [64, 64]}}')
+    with pytest.raises(UsageError, match="none of its keys is a setting"):
+        run(verb, path, *([checkout] if verb == "check" else []))
+    other = tmp_path / "train.toml"
+    other.write_text("pretrained_model_name_or_path = 'x'\n")
+    with pytest.raises(UsageError, match="settings of sd-scripts as TOML"):
+        run(verb, other, *([checkout] if verb == "check" else []))
+
+
 def test_an_unreadable_preset_among_all_is_a_finding(capsys: pytest.CaptureFixture[str], checkout: Path) -> None:
     (checkout / "presets" / "finetune" / "cut.json").write_text("{")
     code, document = as_json(capsys, "check", "--all", checkout)
