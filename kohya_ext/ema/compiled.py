@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import math
-import types
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from kohya_ext.tensors.compiled import WIDTH, any_rows, compile_kernel, rows_of, table_of
 
 # Smaller tensors are blended eagerly, many at once.
 SMALLEST = 1 << 15
@@ -21,9 +22,6 @@ HEAVIEST = 0.5
 WORTHWHILE = 16_000_000
 # Tensors a call: before each, torch checks its arguments, which takes as long as blending 100,000 weights.
 GROUP = 8
-# The kernels see tables of this width, so that they need not look for a loose end at every step of their loops; what is
-# left over is blended eagerly.
-WIDTH = 64
 # The first call sees large tensors, or torch would generate serial loops; no two are alike, or torch would take them
 # for always alike.
 _FIRST_ROWS = 1 << 12
@@ -62,24 +60,12 @@ def _blend_groups(kernel: _Kernel, shadows: list[Tensor], weights: list[Tensor],
         kernel(into, newest, weight)
 
 
-def _rows(elements: int) -> int:
-    """How many rows of the table; a single one would be compiled anew."""
-    rows = elements // WIDTH
-    return rows if rows > 1 else 0
-
-
 def _tables(flat: Sequence[Tensor]) -> list[Tensor]:
-    found = []
-    for tensor in flat:
-        rows = _rows(tensor.numel())
-        if rows:
-            whole = tensor if tensor.numel() == rows * WIDTH else tensor[: rows * WIDTH]
-            found.append(whole.view(rows, WIDTH))
-    return found
+    return [table_of(tensor) for tensor in flat if rows_of(tensor.numel())]
 
 
 def _ends(flat: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor[_rows(tensor.numel()) * WIDTH :] for tensor in flat]
+    return [tensor[rows_of(tensor.numel()) * WIDTH :] for tensor in flat]
 
 
 @functools.lru_cache(maxsize=8)
@@ -95,12 +81,14 @@ def _padding(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
 
 @functools.lru_cache(maxsize=16)
 def _kernel(shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int) -> _Kernel:
-    # torch caches compilations by code object and gives up after a few: each kernel gets its own
-    code = _guarded_lerp.__code__.replace(co_name=f"guarded_lerp_{_kernel.cache_info().misses}")
-    own = types.FunctionType(code, _guarded_lerp.__globals__, code.co_name)
-    try:
-        kernel: _Kernel = torch.compile(own, fullgraph=True)
+    right = False
+
+    def first_call(kernel: _Kernel) -> None:
+        nonlocal right
         right = _is_right(kernel, shadow_dtype, weights_dtype, device, tensors)
+
+    try:
+        kernel: _Kernel = compile_kernel(_guarded_lerp, f"guarded_lerp_{_kernel.cache_info().misses}", first_call)
     except Exception as error:  # the compilers raise whatever they like
         raise CannotCompileError(
             f"torch {torch.__version__} cannot compile the EMA update on {device} ({type(error).__name__}); "
@@ -120,8 +108,7 @@ def _is_right(
     weights = [torch.ones(size, dtype=weights_dtype, device=device) for size in sizes]
     for newest in weights:
         newest[5, 0], newest[6, 1], newest[-1, -1] = math.nan, math.inf, -math.inf
-    for table in (*shadows, *weights):
-        torch._dynamo.mark_dynamic(table, 0)
+    any_rows([*shadows, *weights])
     kernel(shadows, weights, _scalar(0.25, shadow_dtype, device))
     kept_out = all(shadow[place] == 0.25 for shadow in shadows for place in ((5, 0), (6, 1), (-1, -1)))
     return kept_out and all(int((shadow == 0.4375).sum()) == shadow.numel() - 3 for shadow in shadows)

@@ -8,24 +8,20 @@ the device.
 from __future__ import annotations
 
 import functools
-import types
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import compiler
 from kohya_ext.optim.foreach import Job
 from kohya_ext.optim.functional import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
+from kohya_ext.tensors.compiled import WIDTH, any_rows, compile_kernel, exact_options, table_of
 from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
 # Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
 SMALLEST = 1 << 12
 
-# The kernels see tables of this width, so that they need not look for a loose end at every step of their loops; what is
-# left over is stepped eagerly.
-_WIDTH = 64
 # torch generates code for the size it sees first, even with dynamic shapes: a small one would get serial loops.
 _FIRST_ROWS = (1 << 14) + 3
 
@@ -51,7 +47,7 @@ def step_many(rule: Rule, jobs: Sequence[Job]) -> list[Tensor]:
         size = GROUP if len(alike) > 1 else 1
         groups = (alike[first : first + size] for first in range(0, len(alike), size))
         counts += [_step_group(rule, kind, group, size) for group in groups]
-        counts += [_step_end(rule, job) for job in alike if job.weights.numel() % _WIDTH]
+        counts += [_step_end(rule, job) for job in alike if job.weights.numel() % WIDTH]
     return counts
 
 
@@ -59,7 +55,7 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     """Jobs of one kind, at most `size` of them, in one call: before each, torch checks its arguments for 50 us."""
     random = needs_words(rule, kind[0], kind[2])
     kernel = _kernel(_shape_of(rule), random, kind, size)
-    rows = [_table(job.weights, job.gradient, job.state["vt"]) for job in jobs]
+    rows = [[table_of(flat) for flat in (job.weights, job.gradient, job.state["vt"])] for job in jobs]
     rows += [_padding(kind)] * (size - len(rows))
     weights, gradients, sums = ([row[column] for row in rows] for column in range(3))
     keys = [stream_key(rule.seed, job.step, job.place) for job in jobs] if random else []
@@ -70,7 +66,7 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
 def _step_end(rule: Rule, job: Job) -> Tensor:
     """The same, eagerly, for the elements that fill no row."""
     vt = job.state["vt"]
-    start = job.weights.numel() // _WIDTH * _WIDTH
+    start = job.weights.numel() // WIDTH * WIDTH
     weights, gradient, end = job.weights[start:], job.gradient[start:], vt[start:]
     words = None
     if needs_words(rule, weights.dtype, vt.dtype):
@@ -83,15 +79,10 @@ def _step_end(rule: Rule, job: Job) -> Tensor:
     return (~new.usable).sum(dtype=torch.int32)
 
 
-def _table(*flat: Tensor) -> list[Tensor]:
-    rows = flat[0].numel() // _WIDTH
-    return [tensor[: rows * _WIDTH].view(rows, _WIDTH) for tensor in flat]
-
-
 @functools.lru_cache(maxsize=64)
 def _padding(kind: _Kind) -> list[Tensor]:
     """A stand-in that fills up a group: without a gradient it stays as it is."""
-    return [torch.zeros(2, _WIDTH, dtype=dtype, device=kind[3]) for dtype in kind[:3]]
+    return [torch.zeros(2, WIDTH, dtype=dtype, device=kind[3]) for dtype in kind[:3]]
 
 
 def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -155,28 +146,24 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
             skipped = skipped + (~new.usable).to(torch.int32).sum(dtype=torch.int32)
         return skipped
 
-    # torch caches compilations by code object and gives up after a few: each combination gets its own
-    code = step.__code__.replace(co_name=f"adacoor_step_{_kernel.cache_info().misses}")
-    own = types.FunctionType(code, step.__globals__, code.co_name, step.__defaults__, step.__closure__)
-    for options in compiler.options():
-        try:
-            kernel: _Kernel = torch.compile(own, fullgraph=True, options=options)
-            kernel(*_first_tables(kind, size), _numbers(rule, kind[2], kind[3]), _keys((0,) * size, kind[3]))
-            return kernel
-        except Exception as error:  # noqa: PERF203  (the compilers raise whatever they like)
-            failure = error
-    raise RuntimeError(
-        f"fused=True: torch {torch.__version__} cannot compile the step on {kind[3]} ({type(failure).__name__}); "
-        "it needs a recent torch and a C++ compiler or Triton. Omit `fused` to continue without it"
-    ) from failure
+    def first_call(kernel: _Kernel) -> None:
+        kernel(*_first_tables(kind, size), _numbers(rule, kind[2], kind[3]), _keys((0,) * size, kind[3]))
+
+    name = f"adacoor_step_{_kernel.cache_info().misses}"
+    try:
+        return compile_kernel(step, name, first_call, exact_options())
+    except Exception as error:
+        raise RuntimeError(
+            f"fused=True: torch {torch.__version__} cannot compile the step on {kind[3]} ({type(error).__name__}); "
+            "it needs a recent torch and a C++ compiler or Triton. Omit `fused` to continue without it"
+        ) from error
 
 
 def _first_tables(kind: _Kind, size: int) -> list[list[Tensor]]:
     """What the first call sees, and torch generates code for: of any number of rows, and no two alike."""
     columns = []
     for dtype in kind[:3]:
-        tables = [torch.zeros(_FIRST_ROWS + number, _WIDTH, dtype=dtype, device=kind[3]) for number in range(size)]
-        for table in tables:
-            torch._dynamo.mark_dynamic(table, 0)
+        tables = [torch.zeros(_FIRST_ROWS + number, WIDTH, dtype=dtype, device=kind[3]) for number in range(size)]
+        any_rows(tables)
         columns.append(tables)
     return columns

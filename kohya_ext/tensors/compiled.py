@@ -1,0 +1,110 @@
+"""Elementwise kernels compiled by torch, for tensors of any size: what the optimizer and the EMA need to make one.
+
+The kernels see tables of a fixed width, so that they need not look for a loose end at every step of their loops. What
+is left over is for the caller to do eagerly.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WIDTH = 64
+
+_SUMS = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
+
+
+def rows_of(elements: int) -> int:
+    """How many rows the table of a flat tensor has; 0 instead of a single one, which would be compiled anew."""
+    rows = elements // WIDTH
+    return rows if rows > 1 else 0
+
+
+def table_of(flat: Tensor) -> Tensor:
+    """The first elements of a flat tensor as rows of WIDTH."""
+    rows = rows_of(flat.numel())
+    return (flat if flat.numel() == rows * WIDTH else flat[: rows * WIDTH]).view(rows, WIDTH)
+
+
+def any_rows(tables: Iterable[Tensor]) -> None:
+    """Mark the tables of a first call as having any number of rows.
+
+    They are to be large, or torch would generate serial loops, and no two alike, or it would take them to be so always.
+    """
+    for table in tables:
+        torch._dynamo.mark_dynamic(table, 0)
+
+
+def compile_kernel(
+    function: Callable[..., Any],
+    name: str,
+    first_call: Callable[[Callable[..., Any]], object],
+    choices: Sequence[Mapping[str, Any]] = ({},),
+) -> Callable[..., Any]:
+    """The function, compiled by a first call with the first of some options that works.
+
+    Args:
+        function: what to compile, without breaks in its graph.
+        name: a name that no other kernel has.
+        first_call: calls the kernel it is given, which is when torch compiles.
+        choices: options of `torch.compile`, in the order in which they are to be tried.
+
+    Raises:
+        Exception: what the compiler raised under the last of the options; compilers raise whatever they like.
+    """
+    # torch caches compilations by code object and gives up after a few: each kernel gets its own
+    code = function.__code__.replace(co_name=name)
+    own = types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+    failure: Exception | None = None
+    for options in choices:
+        try:
+            kernel: Callable[..., Any] = torch.compile(own, fullgraph=True, options=dict(options))
+            first_call(kernel)
+            return kernel
+        except Exception as error:  # noqa: PERF203
+            failure = error
+    raise failure or ValueError("no options to compile with")
+
+
+def sums_last(graph: torch.fx.Graph) -> None:
+    """Move sums, and what is made of them, behind everything else that a graph does.
+
+    torch joins a reduction to an elementwise loop only where the loop comes first. A step writes weights and state at
+    the end of its graph, so the count of skipped elements would read every gradient again, in a loop of its own.
+    """
+    output = next(node for node in graph.nodes if node.op == "output")
+    moved: set[torch.fx.Node] = set()
+    for node in list(graph.nodes):
+        if node is not output and (node.target in _SUMS or moved.intersection(node.all_input_nodes)):
+            output.prepend(node)
+            moved.add(node)
+
+
+@functools.lru_cache(maxsize=1)
+def exact_options() -> tuple[dict[str, Any], ...]:
+    """Options for the bits of eager code and one loop, in the order of preference; the last are for any torch."""
+    # keeps a GPU from joining a product and a sum into one rounding; torch has it since 2.6 and needs 2.7 for it
+    exact: dict[str, Any] = {"emulate_precision_casts": True}
+    return {**exact, "post_grad_custom_post_pass": _graph_pass()}, exact, {}
+
+
+def _graph_pass() -> Any:
+    """`sums_last` in the form in which torch still keeps compilations on disk, where it has that form."""
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass
+    except ImportError:  # before torch 2.6
+        return sums_last
+
+    class SumsLast(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            sums_last(graph)
+
+        def uuid(self) -> str:
+            return "kohya_ext sums_last 2"
+
+    return SumsLast()

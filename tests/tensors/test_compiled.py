@@ -1,0 +1,45 @@
+"""What the compiled kernels of the optimizer and the EMA share. Their own tests, marked slow, compile for real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kohya_ext.tensors import compiled
+
+
+@pytest.mark.parametrize(("elements", "rows"), [(0, 0), (63, 0), (127, 0), (128, 2), (200, 3), (4096, 64)])
+def test_a_table_holds_whole_rows_in_place_and_never_a_single_one(elements: int, rows: int) -> None:
+    assert compiled.rows_of(elements) == rows
+    flat = torch.zeros(elements)
+    compiled.table_of(flat).fill_(1.0)
+    assert flat.sum() == rows * compiled.WIDTH
+    assert flat[: rows * compiled.WIDTH].all()
+
+
+def test_options_are_tried_in_order_and_each_kernel_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, Any]] = []
+
+    def stand_in(function: Callable[[int], int], fullgraph: bool, options: dict[str, Any]) -> Callable[[int], int]:
+        assert fullgraph
+        tried.append((function.__code__.co_name, options))
+        if "unknown" in options:
+            raise RuntimeError(f"unknown option {options}")
+        return function
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    offset = 2
+
+    def add(number: int) -> int:
+        return number + offset
+
+    calls: list[int] = []
+    kernel = compiled.compile_kernel(add, "add_7", lambda kernel: calls.append(kernel(1)), [{"unknown": 1}, {}, {}])
+    assert tried == [("add_7", {"unknown": 1}), ("add_7", {})]
+    assert calls == [3] and kernel(5) == 7
+    assert add.__code__.co_name == "add"
+    with pytest.raises(RuntimeError, match="'unknown': 3"):
+        compiled.compile_kernel(add, "add_8", lambda kernel: None, [{"unknown": 2}, {"unknown": 3}])
