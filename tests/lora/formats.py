@@ -455,8 +455,8 @@ def refused() -> list[LoraSpec]:
         _kohya_with("alpha_list", {f"{MODULE}.alpha": torch.ones(3)}, f"{MODULE}.alpha holds 3 values"),
         _kohya_with("alpha_nan", {f"{MODULE}.alpha": torch.tensor(torch.nan)}, f"{MODULE}.alpha is nan"),
         _kohya_with("alpha_inf", {f"{MODULE}.alpha": torch.tensor(torch.inf)}, f"{MODULE}.alpha is inf"),
-        _kohya_with("missing_down", {f"{MODULE}.lora_down.weight": None}, f"{MODULE}.lora_up.weight is there"),
-        _kohya_with("missing_up", {f"{MODULE}.lora_up.weight": None}, f"{MODULE}.lora_down.weight is there"),
+        _kohya_with("missing_down", {f"{MODULE}.lora_down.weight": None}, f"{MODULE}.lora_up.weight is present"),
+        _kohya_with("missing_up", {f"{MODULE}.lora_up.weight": None}, f"{MODULE}.lora_down.weight is present"),
         _kohya_with("split_dims", {f"{one}.lora_down.0.weight": torch.ones(2, 2)}, "spelling that is not known"),
         _kohya_with("rank_0", {f"{MODULE}.lora_down.weight": torch.ones(0, 32), f"{MODULE}.lora_up.weight":
             torch.ones(32, 0)}, f"{MODULE} has rank 0"),
