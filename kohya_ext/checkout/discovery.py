@@ -40,18 +40,6 @@ class AmbiguousError(UsageError):
         super().__init__(f"more than one checkout may be meant:\n{named}\nNothing was changed. Name the one you mean")
 
 
-def find(
-    argument: str | None,
-    environ: Mapping[str, str],
-    *,
-    proc_root: Path | None = None,
-    cwd: Path | None = None,
-    prefix: Path | None = None,
-) -> Checkout:
-    """The checkout that `search` finds."""
-    return search(argument, environ, proc_root=proc_root, cwd=cwd, prefix=prefix).checkout
-
-
 def search(
     argument: str | None,
     environ: Mapping[str, str],

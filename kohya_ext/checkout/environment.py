@@ -219,29 +219,14 @@ def _writable(folder: Path) -> bool:
 def find_uv(prefix: Path) -> Path | None:
     """The `uv` program: on PATH, where its installer puts it, or in the environment itself."""
     home = Path.home()
-    for folder in (
+    folders = (
         home / ".local/bin",
         home / ".cargo/bin",
         machine(os.environ) / "usr/local/bin",
         *(where / place for where in (prefix, Path(sys.prefix)) for place in ("bin", "Scripts")),
-    ):
-        found = shutil.which("uv") or shutil.which("uv", path=str(folder))
-        if found:
-            return Path(found)
-    return None
-
-
-def find(
-    checkout: Checkout,
-    argument: str | None,
-    environ: Mapping[str, str],
-    *,
-    proc_root: Path | None = None,
-    prefix: Path | None = None,
-    fallback: Path | None = None,
-) -> Environment:
-    """The environment that `search` finds."""
-    return search(checkout, argument, environ, proc_root=proc_root, prefix=prefix, fallback=fallback).environment
+    )
+    found = shutil.which("uv") or next(filter(None, (shutil.which("uv", path=str(folder)) for folder in folders)), None)
+    return None if found is None else Path(found)
 
 
 def search(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.checkout import Checkout, HalfCheckoutError
-from kohya_ext.checkout.discovery import AmbiguousError, FoundCheckout, find, search
+from kohya_ext.checkout.discovery import AmbiguousError, FoundCheckout, search
 from kohya_ext.core.errors import UNSUPPORTED, WRONG_USAGE, UnsupportedError
 from tests.checkout import trees
 from tests.checkout.pythons import process
@@ -28,9 +28,10 @@ def look(machine: Path, cwd: Path | None = None, environ: dict[str, str] | None 
 
 def test_the_argument_comes_before_everything(make: Make, machine: Path) -> None:
     here, there = make("embedded", "here"), make("bare", "there")
-    assert find(str(there.root), {}, proc_root=machine / "proc", cwd=here.root, prefix=machine) == there
+    found = search(str(there.root), {}, proc_root=machine / "proc", cwd=here.root, prefix=machine)
+    assert found.checkout == there
     with pytest.raises(UnsupportedError):
-        find(str(machine), {}, proc_root=machine / "proc", cwd=here.root, prefix=machine)
+        search(str(machine), {}, proc_root=machine / "proc", cwd=here.root, prefix=machine)
 
 
 def serve(machine: Path, checkout: Checkout, pid: int = 41, script: str = "./kohya_gui.py") -> None:
