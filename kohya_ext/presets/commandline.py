@@ -111,7 +111,7 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     form.update(_typed(project.fields, schema))
     form = {key: as_sent(value, schema.fields.get(key), release.gradio) for key, value in form.items()}
     pictures = project.pictures(schema.tab)
-    result = rehearse(FolderSources(checkout.root), schema.tab, form, pictures, where)
+    result = rehearse(release.gui or FolderSources(checkout.root), schema.tab, form, pictures, where)
     _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
     result.complaints += _complaints(preset, form, release, result)
     return result

@@ -10,7 +10,7 @@ from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.keys import EXTRA, RATES
+from kohya_ext.presets.keys import ADAPTIVE, EXTRA, RATES
 from kohya_ext.spec.optimizers import ADACOOR, ours
 
 # Key -> the value advised, and why.
@@ -70,7 +70,6 @@ ADVISED_RATES: dict[str, tuple[float, str]] = {
     "adamw": (1e-6, "anything higher ruins the model, anything lower learns too little"),
     "adamw8bit": (1e-6, "anything higher ruins the model, anything lower learns too little"),
 }
-ADAPTIVE = ("prodigy", "dadapt")
 EMA_DECAY = 0.9995
 
 

@@ -123,5 +123,8 @@ KEYS_OF_FLAGS = {
 # The learning rates of all tabs.
 RATES = ("learning_rate", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "text_encoder_lr", "unet_lr")
 
+# How the names of optimizers begin that find their own rate.
+ADAPTIVE = ("prodigy", "dadapt")
+
 # Rate 1 is right for these of Kohya's only.
 RATE_ONE = frozenset({"prodigy", "dadaptation", "dadaptadam", "prodigyplus.prodigyplusschedulefree"})

@@ -17,7 +17,7 @@ from kohya_ext.presets.keys import PATHS, PERSONAL, SECRETS
 from kohya_ext.presets.launch_command import GuiRefusesError, Rehearsed, Surroundings, rehearse
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.schema import Field, Tab
-from kohya_ext.pysource.arguments import Argument, arguments_of
+from kohya_ext.pysource.arguments import Argument
 from kohya_ext.pysource.values import Unknown
 
 # Where a tab takes the images from: a folder of images, or one of folders called REPEATS_NAME.
@@ -127,7 +127,7 @@ def training_of(result: Rehearsed, release: Release) -> ScriptRun | None:
     if at is None or release.training is None:
         return None
     script = PurePosixPath(words[at]).name
-    arguments = arguments_of(release.training, script)
+    arguments = release.arguments_of(script)
     given: dict[str, Any] = {}
     for settings in result.toml.values():
         given.update({key: value for key, value in _flat(settings).items() if key in arguments})

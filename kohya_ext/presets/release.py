@@ -70,13 +70,20 @@ class Release:
     refuses_no_upscale: bool = False
     training: Sources | None = None
     gui: Sources | None = None
+    _read: dict[str, Mapping[str, Argument]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def arguments_for(self, values: Mapping[str, Any]) -> Mapping[str, Argument]:
         """The arguments of the script that a form would run; empty where they are not known."""
         script = script_for(self.schema.tab, values)
         if script == SCRIPTS[self.schema.tab][0]:
             return self.arguments
-        return {} if self.training is None else arguments_of(self.training, script)
+        return self.arguments_of(script)
+
+    def arguments_of(self, script: str) -> Mapping[str, Argument]:
+        """The arguments of any script of the release, read once; empty where it has no such script."""
+        if script not in self._read and self.training is not None:
+            self._read[script] = arguments_of(self.training, script)
+        return self._read.get(script, {})
 
     @property
     def flags(self) -> frozenset[str]:

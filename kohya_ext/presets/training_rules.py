@@ -14,7 +14,7 @@ from typing import Any
 
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.keys import EXTRA, KEYS_OF_FLAGS, RATE_ONE
+from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
 from kohya_ext.presets.known_bugs import RULE as DEFECT
 from kohya_ext.presets.rehearsal import ScriptRun
 from kohya_ext.presets.release import Release
@@ -206,7 +206,7 @@ def _own_rate(training: ScriptRun, form: Form, release: Release) -> Iterator[Fin
     """Optimizers that find their rate multiply it by the given one, and use only one of several."""
     name = str(training.value("optimizer_type") or "")
     short = name.rpartition(".")[2].casefold()
-    if not (short in RATE_ONE or short.startswith(("dadapt", "prodigy"))) or ours(name) is not None:
+    if not (short in RATE_ONE or short.startswith(ADAPTIVE)) or ours(name) is not None:
         return
     rates: dict[str, float] = {}
     for one in ("learning_rate", "unet_lr", "text_encoder_lr", *TEXT_ENCODER_RATES):

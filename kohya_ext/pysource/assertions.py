@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from kohya_ext.pysource.arguments import block, imported
+from kohya_ext.pysource.arguments import block, function_in, imported
 from kohya_ext.pysource.interpreter import Interpreter
 from kohya_ext.pysource.parsing import parse
 from kohya_ext.pysource.sources import Sources
@@ -117,10 +117,8 @@ class _Trainer(Interpreter):
         return self._imports[path]
 
     def _function_at(self, path: str, name: str) -> Function | None:
-        lines = block(self.sources.read(path) or "", name)
-        tree = parse(lines).body if 0 < len(lines) <= MAX_CLASS else []
-        node = tree[0] if tree else None
-        return Function(node, Scope(self._module(path))) if isinstance(node, ast.FunctionDef) else None
+        node = function_in(self.sources.read(path) or "", name)
+        return None if node is None else Function(node, Scope(self._module(path)))
 
     # what is followed
 

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from kohya_ext.pysource.budget import Budget
 from kohya_ext.pysource.parsing import parse
@@ -34,6 +35,9 @@ MAX_DEPTH = 16  # calls within calls
 MOST_NAMES = 100  # that one component is bound to
 
 _MISSING = Unknown("name")
+
+# Text -> tree of the modules of each checkout, for reading only: its form is followed again for every preset.
+_TREES: WeakKeyDictionary[Sources, dict[str, ast.Module | None]] = WeakKeyDictionary()
 
 
 class Machine:
@@ -80,10 +84,13 @@ class Machine:
         if text is None:
             return None
         self.budget.read(text)
-        try:
-            return parse(text.lstrip("\ufeff"))
-        except SyntaxError:
-            return None
+        trees = _TREES.setdefault(self.sources, {})
+        if text not in trees:
+            try:
+                trees[text] = parse(text.lstrip("\ufeff"))
+            except SyntaxError:
+                trees[text] = None
+        return trees[text]
 
     # names
 
