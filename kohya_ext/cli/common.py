@@ -16,7 +16,7 @@ from kohya_ext.core.console import Output, agreed, at_terminal, chosen
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
     from kohya_ext.checkout.discovery import AmbiguousError, FoundCheckout
-    from kohya_ext.checkout.environment import Environment
+    from kohya_ext.checkout.environment import Environment, FoundEnvironment
     from kohya_ext.install.known import Known
     from kohya_ext.install.manifest import Manifest
 
@@ -116,11 +116,8 @@ def find_environment(checkout: Checkout, argument: str | None, out: Output) -> E
     from kohya_ext.checkout.environment import search
 
     found = search(checkout, argument, os.environ, fallback=Path(sys.executable))
-    environment = found.environment
-    _say(environment, "" if found.how == "given" else f", found in {found.how}", out)
-    for warning in found.warnings:
-        out.warn(warning)
-    return environment
+    _say_found(found, out)
+    return found.environment
 
 
 def training_allows(
@@ -177,9 +174,7 @@ def environments_to_install(
         if argument is not None or not wanted or not (found.warnings or found.how in WEAK_EVIDENCE):
             wanted.pop(found.environment.purelib, None)
             wanted[found.environment.purelib] = found.environment
-            _say(found.environment, "" if found.how == "given" else f", found in {found.how}", out)
-            for warning in found.warnings:
-                out.warn(warning)
+            _say_found(found, out)
             remembered = [one for one in remembered if one.purelib != found.environment.purelib]
     for environment in remembered:
         _say(environment, ", installed into before", out)
@@ -196,6 +191,12 @@ def environments_to_leave(checkout: Checkout, recorded: Manifest | None) -> list
         return known(checkout.root, recorded).environments
     found = known_environments(checkout, None).environments
     return [one for one in found if str(checkout.root) in read_register(one).checkouts]
+
+
+def _say_found(found: FoundEnvironment, out: Output) -> None:
+    _say(found.environment, "" if found.how == "given" else f", found in {found.how}", out)
+    for warning in found.warnings:
+        out.warn(warning)
 
 
 def _say(environment: Environment, how: str, out: Output) -> None:

@@ -281,7 +281,7 @@ def _restore(root: Path, path: str) -> str:
     command_line = states.git_restore(root, path)
     if command_line is None:
         return f"Copy {path} from the same release (this is not a git repository); then {_lower(reinstall(root))}"
-    return f"Run: {command_line} && {command('install', root)}"
+    return f"Run: {shell.in_turn(command_line, command('install', root))}"
 
 
 def _backup(root: Path, seen: states.Inspected, entry: ManifestEntry) -> tuple[str, str] | None:
