@@ -31,7 +31,15 @@ from kohya_ext.spec.flags import FLAGS  # noqa: E402
 
 PAGES = ("README.md", "docs/reference/flags.md", "docs/reference/presets.md", "docs/reference/commands.md")
 # every mention of the repository is this one address: a fork changes `about.REPOSITORY` and runs this script
-LINKED = ("README.md", "SECURITY.md", "CITATION.cff", "mkdocs.yml", "provisioning.yaml", "docs/**/*.md")
+LINKED = (
+    "README.md",
+    "pyproject.toml",
+    "SECURITY.md",
+    "CITATION.cff",
+    "mkdocs.yml",
+    "provisioning.yaml",
+    "docs/**/*.md",
+)
 SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
 REPOSITORY = re.compile(r"https://github\.com/[\w.-]+/kohya_ext\b")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.core import shell
-from kohya_ext.core.about import CONSOLE_SCRIPTS, PACKAGE
+from kohya_ext.core.about import NAME, PACKAGE
 from kohya_ext.core.console import Output, agreed, at_terminal, chosen
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def require_replaceable(arguments: argparse.Namespace) -> None:
     Raises ConflictError for the commands that do so, with the same command by another way.
     """
     started_by = Path(sys.argv[0]).with_suffix(".exe")
-    if os.name != "nt" or started_by.name.lower() != f"{next(iter(CONSOLE_SCRIPTS))}.exe" or not started_by.is_file():
+    if os.name != "nt" or started_by.name.lower() != f"{NAME}.exe" or not started_by.is_file():
         return
     if not hasattr(arguments, "no_package") or arguments.no_package or arguments.dry_run:
         return

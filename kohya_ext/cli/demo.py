@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.core import shell
-from kohya_ext.core.about import CONSOLE_SCRIPTS
+from kohya_ext.core.about import NAME
 from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
@@ -20,7 +20,6 @@ from kohya_ext.core.terminal import rewrite_line
 if TYPE_CHECKING:
     from kohya_ext.demo.run import Demo
 
-PROGRAM = next(iter(CONSOLE_SCRIPTS))
 BAR_WIDTH = 30
 TENTHS = 10
 
@@ -136,11 +135,11 @@ def take_off(checkout: str) -> str:
 
 def _command(verb: str, checkout: str, *, options: list[str]) -> str:
     script = PACKAGE_DIR.parent / "install.sh"
-    if shutil.which(PROGRAM) is None and script.is_file():
+    if shutil.which(NAME) is None and script.is_file():
         if os.name == "nt":
             return shell.line(sys.executable, PACKAGE_DIR, verb, checkout)
         return shell.line(script, *options, checkout)
-    return shell.line(PROGRAM, verb, checkout)
+    return shell.line(NAME, verb, checkout)
 
 
 def _document(demo: Demo, points: list[dict[str, float]], done: dict[str, int], seconds: float) -> dict[str, Any]:

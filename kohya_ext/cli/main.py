@@ -30,14 +30,14 @@ from kohya_ext.cli import (
 )
 from kohya_ext.cli.parser import Parser
 from kohya_ext.core import shell
-from kohya_ext.core.about import CONSOLE_SCRIPTS, REPOSITORY, SUMMARY, VERSION
+from kohya_ext.core.about import NAME, REPOSITORY, VERSION
 from kohya_ext.core.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
 from kohya_ext.core.terminal import OutputLostError, abandon_output, indented, named_in_one_line, safe_streams
 
-PROGRAM = next(iter(CONSOLE_SCRIPTS))
 GROUPS = (install, health, update, presets, basemodel, captions, audit, lora, prompts, grid, card, demo)
 INTERRUPTED = 130  # what shells report for Ctrl+C
 FRAMES_SHOWN = 4
+DESCRIPTION = "AdaCoor, an EMA of the weights and presets for the Kohya_ss or sd-scripts that you already have"
 EPILOG = """exit codes: 0 done or nothing to do; 1 a check found problems; 2 wrong usage or bad input;
 3 not a Kohya checkout, or unsupported; 4 conflict, nothing was changed; 5 an interrupted transaction was recovered"""
 
@@ -45,9 +45,9 @@ EPILOG = """exit codes: 0 done or nothing to do; 1 a check found problems; 2 wro
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = Parser(
-        prog=PROGRAM, description=SUMMARY, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=NAME, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
+    parser.add_argument("--version", action="version", version=f"{NAME} {VERSION}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for group in GROUPS:
         group.register(subparsers)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # whoever read our output has gone, or the disk it goes to is full
             if isinstance(error, OutputLostError):
                 with contextlib.suppress(OutputLostError, BrokenPipeError):
-                    print(f"{PROGRAM}: {error}", file=sys.stderr)
+                    print(f"{NAME}: {error}", file=sys.stderr)
             abandon_output()
             return FOUND_PROBLEMS
 
@@ -82,7 +82,7 @@ def _run(argv: Sequence[str]) -> int:
     except KohyaExtError as error:
         return _failed(error, arguments, words)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        print(f"{NAME}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         refusal = _of_the_system(error)
@@ -106,7 +106,7 @@ def _of_the_system(error: Exception) -> KohyaExtError | None:
 
 
 def _failed(error: KohyaExtError, arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    print(f"{PROGRAM}: {indented(named_in_one_line(str(error), words), 2)}", file=sys.stderr)
+    print(f"{NAME}: {indented(named_in_one_line(str(error), words), 2)}", file=sys.stderr)
     if getattr(arguments, "json", False):
         import json
 
@@ -123,11 +123,11 @@ def _unexpected(error: Exception, arguments: argparse.Namespace, argv: Sequence[
     files = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}" for frame in frames]
     where = " < ".join(reversed(files))
     lines = (
-        f"{PROGRAM}: internal error (a bug in kohya-ext). Please report these lines at {REPOSITORY}:",
+        f"{NAME}: internal error (a bug in kohya-ext). Please report these lines at {REPOSITORY}:",
         f"  {type(error).__name__}: {indented(str(error), 2)}",
         f"  at {where}",
-        f"  {PROGRAM} {VERSION}, Python {platform.python_version()} ({sys.executable}), {platform.platform()}",
-        f"  checkout: {getattr(arguments, 'checkout', None) or 'not given'}; command: {shell.line(PROGRAM, *argv)}",
+        f"  {NAME} {VERSION}, Python {platform.python_version()} ({sys.executable}), {platform.platform()}",
+        f"  checkout: {getattr(arguments, 'checkout', None) or 'not given'}; command: {shell.line(NAME, *argv)}",
         "  KOHYA_EXT_TRACEBACK=1 in the environment shows the whole trace.",
     )
     print("\n".join(lines), file=sys.stderr)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from kohya_ext.core import shell
-from kohya_ext.core.about import CONSOLE_SCRIPTS
+from kohya_ext.core.about import NAME
 from kohya_ext.core.bundle import PACKAGE_DIR
 
 INSTALLER = "install.ps1" if os.name == "nt" else "install.sh"
@@ -37,5 +37,4 @@ def pip_install(package: str) -> str:
 
 def console_script(scripts: Path) -> Path | None:
     """The program that pip has made for us in a folder of scripts."""
-    name = next(iter(CONSOLE_SCRIPTS))
-    return next((path for path in (scripts / name, scripts / f"{name}.exe") if path.is_file()), None)
+    return next((path for path in (scripts / NAME, scripts / f"{NAME}.exe") if path.is_file()), None)

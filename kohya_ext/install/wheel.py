@@ -11,11 +11,12 @@ import hashlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from kohya_ext.core import about
-from kohya_ext.core.bundle import DATA, PACKAGE_DIR, data_dir
+from kohya_ext.core.bundle import BUNDLED, FILES, FOLDERS, PACKAGE_DIR, data_dir, data_file
+from kohya_ext.files.toml import toml_loads
 
-BUNDLED = "bundled"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o100644 << 16
 
@@ -44,8 +45,10 @@ def dist_info() -> str:
 def package_files() -> dict[str, bytes]:
     """What an installation of this copy holds below site-packages: {posix path: content}, without the metadata."""
     files = {f"{about.PACKAGE}/{path}": data for path, data in _tree(PACKAGE_DIR)}
-    for name in DATA:
-        files.update((f"{about.PACKAGE}/{BUNDLED}/{name}/{path}", data) for path, data in _tree(data_dir(name)))
+    inside = f"{about.PACKAGE}/{BUNDLED}"
+    for name in FOLDERS:
+        files.update((f"{inside}/{name}/{path}", data) for path, data in _tree(data_dir(name)))
+    files.update((f"{inside}/{name}", data_file(name).read_bytes()) for name in FILES)
     return dict(sorted(files.items()))
 
 
@@ -58,32 +61,45 @@ def _tree(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _metadata() -> dict[str, bytes]:
-    requires = [f"Requires-Dist: {requirement}" for requirement in about.REQUIRES]
-    for extra, requirements in about.EXTRAS.items():
-        requires.append(f"Provides-Extra: {extra}")
-        requires += [f'Requires-Dist: {requirement} ; extra == "{extra}"' for requirement in requirements]
-    metadata = [
-        "Metadata-Version: 2.1",
-        f"Name: {about.NAME}",
-        f"Version: {about.VERSION}",
-        f"Summary: {about.SUMMARY}",
-        f"License: {about.LICENSE}",
-        f"Requires-Python: {about.REQUIRES_PYTHON}",
-        *requires,
-    ]
+    project = toml_loads(data_file("pyproject.toml").read_text(encoding="utf-8"))["project"]
     wheel = [
         "Wheel-Version: 1.0",
         f"Generator: {about.NAME} {about.VERSION}",
         "Root-Is-Purelib: true",
         "Tag: py3-none-any",
     ]
-    scripts = ["[console_scripts]", *(f"{name} = {target}" for name, target in about.CONSOLE_SCRIPTS.items())]
+    scripts = ["[console_scripts]", *(f"{name} = {target}" for name, target in project["scripts"].items())]
+    licenses = {f"{dist_info()}/licenses/{name}": data_file(name).read_bytes() for name in project["license-files"]}
     return {
-        f"{dist_info()}/METADATA": _lines(metadata),
+        f"{dist_info()}/METADATA": _lines(_headers(project)) + b"\n" + data_file(project["readme"]).read_bytes(),
         f"{dist_info()}/WHEEL": _lines(wheel),
         f"{dist_info()}/entry_points.txt": _lines(scripts),
         f"{dist_info()}/top_level.txt": _lines([about.PACKAGE]),
+        **licenses,
     }
+
+
+def _headers(project: Mapping[str, Any]) -> list[str]:
+    """The core metadata that setuptools makes of the same table (without the readme)."""
+    headers = [
+        "Metadata-Version: 2.4",
+        f"Name: {project['name']}",
+        f"Version: {about.VERSION}",
+        f"Summary: {project['description']}",
+        f"Author: {', '.join(author['name'] for author in project['authors'])}",
+        f"License-Expression: {project['license']}",
+        *(f"Project-URL: {name}, {address}" for name, address in project["urls"].items()),
+        f"Keywords: {','.join(project['keywords'])}",
+        *(f"Classifier: {classifier}" for classifier in project["classifiers"]),
+        f"Requires-Python: {project['requires-python']}",
+        "Description-Content-Type: text/markdown",
+        *(f"License-File: {name}" for name in project["license-files"]),
+        *(f"Requires-Dist: {requirement}" for requirement in project["dependencies"]),
+    ]
+    for extra, requirements in project["optional-dependencies"].items():
+        headers.append(f"Provides-Extra: {extra}")
+        headers += [f'Requires-Dist: {requirement}; extra == "{extra}"' for requirement in requirements]
+    return headers
 
 
 def _record(files: Mapping[str, bytes]) -> bytes:

@@ -60,9 +60,7 @@ class Site:
         """Everything of ours that is there, remains of a killed pip among them; the register is not."""
         patterns = (about.PACKAGE, record.INFO, *PIP_LEFTOVERS)
         found = [path for pattern in patterns for path in sorted(self.purelib.glob(pattern))]
-        for name in about.CONSOLE_SCRIPTS:
-            found += [path for suffix in ("", ".exe") if (path := self.scripts / f"{name}{suffix}").exists()]
-        return found
+        return found + [path for suffix in ("", ".exe") if (path := self.scripts / f"{about.NAME}{suffix}").exists()]
 
 
 @dataclass(frozen=True)

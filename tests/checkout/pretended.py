@@ -36,7 +36,7 @@ def run(environment: Environment, wheel: Path, scratch: Path) -> None:
         for name in names:
             if not name.endswith("/RECORD"):
                 _write(environment.purelib / name, archive.read(name))
-    script = environment.scripts / f"{next(iter(about.CONSOLE_SCRIPTS))}{'.exe' if WINDOWS else ''}"
+    script = environment.scripts / f"{about.NAME}{'.exe' if WINDOWS else ''}"
     text = f"#!{environment.python}\nfrom kohya_ext.cli.main import main\nraise SystemExit(main())\n".encode()
     _write(script, text)
     if not WINDOWS:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.cli import captions
-from kohya_ext.cli.main import PROGRAM, build_parser
+from kohya_ext.cli.main import build_parser
+from kohya_ext.core.about import NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,7 +21,7 @@ def shown(page: Path) -> list[str]:
     """The lines of a page's code blocks that begin with our program, continuations joined; those with `...` are cut."""
     blocks = FENCED.findall(page.read_text(encoding="utf-8"))
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith(f"{PROGRAM} ") and "..." not in line]
+    return [line for line in lines if line.startswith(f"{NAME} ") and "..." not in line]
 
 
 COMMANDS = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in shown(page)]
