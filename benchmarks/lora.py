@@ -30,9 +30,8 @@ from torch import Tensor
 from benchmarks import sdxl
 from benchmarks.timing import table
 from kohya_ext.lora import workers
-from kohya_ext.lora.factored_svd import decompose
 from kohya_ext.lora.layout import Architecture, targets
-from kohya_ext.lora.svd import LowRank, low_rank
+from kohya_ext.lora.svd import LowRank, low_rank, low_rank_product
 
 
 def _shapes() -> dict[tuple[int, int], int]:
@@ -185,7 +184,7 @@ def measure_resize(shape: tuple[int, int], rank: int, rounds: int, spectrum: Spe
     peer = peer_resize(rank)
 
     def run() -> list[LowRank]:
-        return list(workers.in_order(lambda pair: decompose(*pair, rank), pairs * 2, number))
+        return list(workers.in_order(lambda pair: low_rank_product(*pair, rank), pairs * 2, number))
 
     found = run()
     product = peer(*pairs[0])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.regular import JSON_LIMIT, read_regular
-from kohya_ext.lora import families, quantised
-from kohya_ext.lora.layout import Architecture, Target, targets
+from kohya_ext.lora import quantised
+from kohya_ext.lora.layout import Architecture, Target, architecture_of_file, architecture_of_unet, targets
 from kohya_ext.lora.tensorfile import TensorSource, open_tensors
 from kohya_ext.tensors.header import PICKLE_SUFFIXES
 
@@ -85,7 +85,7 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path, allow_pickle)
     source = quantised.of(open_tensors(path, allow_pickle=allow_pickle))
-    architecture = families.single_file(path, source.shapes)
+    architecture = architecture_of_file(path, source.shapes)
     weights = _collect(architecture, [("", source)])
     marks = frozenset(MARKS) & source.shapes.keys()
     return _checked(Checkpoint(path, architecture, weights, (path,), marks))
@@ -105,7 +105,7 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
         if (path / component).is_dir():
             parts += [(component, source) for source in _shards(path / component, allow_pickle)]
     keys = {key: shape for component, source in parts if component == "unet" for key, shape in source.shapes.items()}
-    architecture = families.unet(keys)
+    architecture = architecture_of_unet(keys)
     files = tuple(source.path for _, source in parts)
     return _checked(Checkpoint(path, architecture, _collect(architecture, parts), files))
 

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.largefile import explained
-from kohya_ext.lora import assemble, encoders, lorafile, metadata, output_files, rank, workers
-from kohya_ext.lora.assemble import Written
+from kohya_ext.lora import assemble, encoders, metadata, output_files, rank, workers
+from kohya_ext.lora.assemble import Progress, Written
 from kohya_ext.lora.checkpoint import Checkpoint, Weight, open_checkpoint, same_when_stored
 from kohya_ext.lora.factor_store import Spool, StoredModule
-from kohya_ext.lora.hashes import Hashing
-from kohya_ext.lora.lorafile import Progress
+from kohya_ext.lora.metadata import Hashing
 from kohya_ext.lora.svd import LowRank, low_rank
 
 NAMES_SHOWN = 3
@@ -182,7 +181,7 @@ def _ranks(modules: Sequence[StoredModule], settings: ExtractSettings, index: in
     if settings.energy is not None:
         return [rank.by_energy(spectrum, settings.energy) for spectrum in spectra]
     if settings.size is not None:
-        ranks = rank.by_size(spectra, settings.size - lorafile.header_room([module.name for module in modules]))
+        ranks = rank.by_size(spectra, settings.size - assemble.header_room([module.name for module in modules]))
         if ranks is None:
             raise UsageError(f"--size: even rank 1 of {len(modules)} modules takes more than {settings.size} bytes")
         return ranks

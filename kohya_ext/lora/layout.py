@@ -1,4 +1,4 @@
-"""Where a model keeps the weights that a LoRA can change, and what sd-scripts calls each of them.
+"""Which family a model is of, where it keeps the weights that a LoRA can change, and what sd-scripts calls them.
 
 A LoRA of SDXL names modules of the U-Net as the original (LDM) code does, one of SD 1 and 2 as diffusers does, whatever
 the file they were read from; so every key is brought to that one name, and a single file and a diffusers folder meet.
@@ -7,9 +7,43 @@ the file they were read from; so every key is brought to that one name, and a si
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+
+from kohya_ext.core.errors import UnsupportedError, UsageError
+from kohya_ext.tensors import adapters
+
+KNOWN = "SD 1, SD 2, SDXL and FLUX.1"
+_SD2_CONTEXT = 1024  # width of the text features that cross-attention reads; 768 in SD 1
+_START = r"(?:^|^model\.diffusion_model\.|^diffusion_model\.)"
+# families that share names with those we know, or that users try; the first that fits
+_OTHERS = tuple(
+    (name, re.compile(_START + sign))
+    for name, sign in (
+        ("SDXL refiner", r"conditioner\.embedders\.0\.model\."),
+        ("Chroma", r"distilled_guidance_layer\."),
+        ("FLUX.2", r"(?:double|single)_stream_modulation"),
+        ("HunyuanVideo", r"double_blocks\.\d+\.(?:img|txt)_attn_(?:qkv|proj)\."),
+        ("HunyuanVideo", r"txt_in\.individual_token_refiner\."),
+        ("HunyuanImage", r"(?:byt5_in\.|double_blocks\.\d+\.img_attn_[qkv]\.)"),
+        ("SD 3", r"joint_blocks\.\d"),
+        ("Lumina or Z-Image", r"(?:cap_embedder|noise_refiner)\."),
+        ("Qwen-Image", r"transformer_blocks\.\d+\.img_mlp\."),
+        ("Wan", r"blocks\.\d+\.cross_attn\."),
+        ("SD 3 or another transformer", r"transformer_blocks\.\d+\.(?:attn2|attn\.add_q_proj|norm1_context)"),
+        ("PixArt", r"(?:t_block|blocks\.\d+\.scale_shift_table)"),
+        ("Stable Cascade", r"(?:clip_txt_mapper|down_blocks\.0\.0\.)"),
+    )
+)
+_UNETS = tuple(
+    f"{prefix}{block}"
+    for prefix in ("model.diffusion_model.", "diffusion_model.", "")
+    for block in ("input_blocks.", "middle_block.", "output_blocks.", "down_blocks.")
+)
+_FLUX_SIGNS = re.compile(_START + r"double_blocks\.\d+\.(?:img_attn\.qkv|img_mod\.lin)\.weight$")
+_HF_FLUX_SIGNS = re.compile(r"^single_transformer_blocks\.\d+\.(?:attn\.to_q|proj_mlp)\.weight$")
 
 
 class Architecture(Enum):
@@ -224,3 +258,37 @@ def _hf_module(path: str) -> str | None:
     if kind == "attentions":
         return f"{place}.1.{rest}"
     return f"{place}.0.{_RESIDUAL_LDM[rest]}" if rest in _RESIDUAL_LDM else None
+
+
+def architecture_of_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """The family of a file. Raises UsageError for adapters, UnsupportedError for families that are not known."""
+    kinds = adapters.kinds(shapes)
+    if kinds:
+        kind = next(iter(kinds))
+        if kind == adapters.LORA:
+            raise UsageError(f"{path} is a LoRA, not a model; to make it smaller: kohya-ext lora resize")
+        raise UsageError(f"{path} is an adapter ({kind}: {kinds[kind]}), not a model")
+    flux = any(map(_FLUX_SIGNS.search, shapes)) or any(map(_HF_FLUX_SIGNS.search, shapes))
+    for name, sign in _OTHERS:
+        if flux and name.startswith(("SD 3 or", "Stable", "PixArt")):
+            continue
+        if key := next(filter(sign.search, shapes), None):
+            raise UnsupportedError(f"{path} is a {name} model ({key}): LoRAs can be extracted of {KNOWN}")
+    if flux:
+        return Architecture.FLUX
+    if _any(shapes, *_UNETS):
+        return architecture_of_unet(shapes)
+    raise UnsupportedError(f"{path} is not a model of {KNOWN} (its first tensor is {next(iter(shapes))})")
+
+
+def architecture_of_unet(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """SD 1, SD 2 or SDXL, by a U-Net in either naming."""
+    if _any(shapes, "conditioner.embedders.1.model.", "add_embedding.") or any("label_emb." in key for key in shapes):
+        return Architecture.SDXL
+    widths = {shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight") and len(shape) > 1}
+    second = _any(shapes, "cond_stage_model.model.") or widths == {_SD2_CONTEXT}
+    return Architecture.SD2 if second else Architecture.SD1
+
+
+def _any(keys: Iterable[str], *prefixes: str) -> bool:
+    return any(key.startswith(prefixes) for key in keys)

@@ -1,20 +1,24 @@
-"""What a LoRA says about itself: sd-scripts' `ss_*`, the modelspec fields, and where it comes from."""
+"""What a LoRA says about itself: sd-scripts' `ss_*`, the modelspec fields, and which files it comes from, by hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.core.about import VERSION
 from kohya_ext.lora.assemble import FinishedModule
 from kohya_ext.lora.checkpoint import Checkpoint
 from kohya_ext.lora.encoders import Decision
-from kohya_ext.lora.hashes import FileHash
 from kohya_ext.lora.layout import Architecture
 
+BLOCK = 1 << 22
+_OLD_START, _OLD_LENGTH, _OLD_DIGITS = 0x100000, 0x10000, 8  # the short hash that web UIs once told models by
 PREFIX = "kohya_ext_lora_"
 _MODELSPEC = {
     Architecture.SD1: ("stable-diffusion-v1/lora", "diffusers", "512x512"),
@@ -26,6 +30,59 @@ _MODELSPEC = {
     ),
     Architecture.FLUX: ("flux-1-dev/lora", "https://github.com/black-forest-labs/flux", "1024x1024"),
 }
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """sha256 of the whole file, and the old short hash of web UIs."""
+
+    sha256: str
+    short: str
+
+
+class Hashing:
+    """The hashes of `paths`, taken by a thread that reads each once, from front to end, while they are worked on.
+
+    It runs ahead of the extraction, which then finds the files' pages in memory. Leave the context early and the thread
+    ends early.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._found: dict[Path, FileHash] = {}
+        self._error: OSError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(tuple(dict.fromkeys(paths)),), daemon=True)
+
+    def __enter__(self) -> Hashing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def result(self) -> dict[Path, FileHash]:
+        """Wait for all of them. Raises OSError when a file could not be read to its end."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._found
+
+    def _run(self, paths: tuple[Path, ...]) -> None:
+        try:
+            for path in paths:
+                digest = hashlib.sha256()
+                with path.open("rb", buffering=0) as file:
+                    file.seek(_OLD_START)
+                    short = hashlib.sha256(file.read(_OLD_LENGTH)).hexdigest()[:_OLD_DIGITS]
+                    file.seek(0)
+                    while block := file.read(BLOCK):
+                        if self._stop.is_set():
+                            return
+                        digest.update(block)
+                self._found[path] = FileHash(digest.hexdigest(), short)
+        except OSError as error:
+            self._error = error
 
 
 def of_extraction(

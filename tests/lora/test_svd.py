@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kohya_ext.lora.factored_svd import decompose
-from kohya_ext.lora.svd import low_rank, seed_of
+from kohya_ext.lora.svd import low_rank, low_rank_product, seed_of
 
 ROUNDING = 2e-6  # float32, of the largest singular value
 
@@ -139,7 +138,7 @@ def test_small_core_is_the_svd_of_the_product(rows: int, columns: int, inner: in
         down[: inner // 2] = 0
     product = up.double() @ down.double()
     values = torch.linalg.svdvals(product)
-    found = decompose(up, down, rank)
+    found = low_rank_product(up, down, rank)
     kept = min(rank, rows, columns, inner)
     top = float(values[0])
     assert found.up.shape == (rows, kept) and found.down.shape == (kept, columns)
@@ -151,5 +150,5 @@ def test_small_core_is_the_svd_of_the_product(rows: int, columns: int, inner: in
 def test_small_core_holds_the_singular_values_to_a_hundred_thousandth() -> None:
     up, down = matrix(900, 64, decay=1.0), matrix(64, 700, decay=1.0, seed=1)
     values = torch.linalg.svdvals(up.double() @ down.double())
-    found = decompose(up, down, 16)
+    found = low_rank_product(up, down, 16)
     assert float(((found.values[:16] - values[:16]) / values[:16]).abs().max()) < 1e-8
