@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.basemodel import transfer
-from kohya_ext.basemodel.part import Part
 from kohya_ext.basemodel.remote import Remote, Wanted, look_up
+from kohya_ext.basemodel.transfer import Part
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import owner_for
 from kohya_ext.files.largefile import explained, sha256_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.basemodel import exchange
-from kohya_ext.basemodel.vae_names import PREFIX, in_checkpoint
+from kohya_ext.basemodel.exchange import PREFIX, in_checkpoint
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.tensors.header import read_header
 from tests.tensors.files import write

@@ -18,8 +18,8 @@ import pytest
 from kohya_ext.basemodel import fetch as fetching
 from kohya_ext.basemodel import transfer
 from kohya_ext.basemodel.fetch import Voice, fetch, part_of
-from kohya_ext.basemodel.part import Part
 from kohya_ext.basemodel.remote import SDXL, Remote, Wanted, look_up
+from kohya_ext.basemodel.transfer import Part
 from kohya_ext.core.errors import ConflictError, UsageError
 from tests.basemodel.hub import CDN, NAME, REPOSITORY, Hub, serving
 from tests.files.strangers import as_root
