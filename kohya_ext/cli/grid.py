@@ -16,11 +16,10 @@ from kohya_ext.core.terminal import rewrite_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from kohya_ext.evaluation.grid import Grid
+    from kohya_ext.evaluation.grid import Grid, Renderer
     from kohya_ext.evaluation.memorization import TrainingImages
     from kohya_ext.evaluation.models import Column
     from kohya_ext.evaluation.promptfile import Prompt
-    from kohya_ext.evaluation.rendering import Renderer
 
 PAGE, SHEET = "grid.html", "grid.png"
 
@@ -145,7 +144,7 @@ def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
 def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | None:
     if arguments.images is None:
         return None
-    from kohya_ext.dataset.images import images_in, require_folder
+    from kohya_ext.dataset.layout import images_in, require_folder
     from kohya_ext.evaluation.memorization import CLIP_MODEL, Clip, Hash, TrainingImages
 
     folder = require_folder(arguments.images)
@@ -189,14 +188,14 @@ def _exists(path: Path) -> bool:
 
 
 def _write(made: Grid, folder: Path) -> None:
-    from kohya_ext.evaluation import sheet, sheetpage
+    from kohya_ext.evaluation import sheet
     from kohya_ext.files.atomic import write_atomic
 
     names = sorted({column.name for column in made.columns})
     title = f"Grid of {', '.join(names[:3])}" + (" and others" if len(names) > 3 else "")
     try:
         write_atomic(folder / SHEET, sheet.draw(made, folder))
-        write_atomic(folder / PAGE, sheetpage.page(made, folder, title).encode("utf-8", "backslashreplace"))
+        write_atomic(folder / PAGE, sheet.page(made, folder, title).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConflictError(f"{folder} cannot be written to: {error.strerror or error}") from error
 

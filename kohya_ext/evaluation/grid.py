@@ -6,17 +6,26 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.evaluation.memorization import Nearest, TrainingImages
 from kohya_ext.evaluation.models import Column
 from kohya_ext.evaluation.promptfile import Prompt, line
-from kohya_ext.evaluation.rendering import Renderer
 from kohya_ext.files.atomic import replacing
 
 PICTURES = "images"
 Progress = Callable[[str, int, int], None]
+
+
+class Renderer(Protocol):
+    """Draws with one model at a time."""
+
+    def load(self, column: Column) -> None:
+        """Make `column` the current model. Raises UsageError when it cannot be used."""
+
+    def draw(self, prompt: Prompt) -> Any:
+        """The image (PIL, RGB, prompt.width x prompt.height) that the current model makes of `prompt`."""
 
 
 @dataclass(frozen=True)

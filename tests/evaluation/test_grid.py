@@ -13,7 +13,7 @@ pytest.importorskip("imagehash")
 from PIL import Image
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.evaluation import sheet, sheetpage
+from kohya_ext.evaluation import sheet
 from kohya_ext.evaluation.grid import PICTURES, Grid, render
 from kohya_ext.evaluation.memorization import Hash, TrainingImages
 from kohya_ext.evaluation.models import columns
@@ -116,7 +116,7 @@ def test_prompts_stay_beside_the_pictures(text: str) -> None:
 
 def test_the_page(tmp_path: Path, training: TrainingImages) -> None:
     grid = make(tmp_path, Painter({"femme": 3}, CAPTIONS), training)
-    page = sheetpage.page(grid, tmp_path / "out", "Grid of <femme>")
+    page = sheet.page(grid, tmp_path / "out", "Grid of <femme>")
     assert page.count("data:image/jpeg;base64") == 5 * 4 and page.count(f"href='{PICTURES}/") == 15
     assert "&lt;in&gt;" in page and "<in>" not in page and "Grid of <femme>" not in page
     assert "3 of 5" in page and page.count("class=copy") == 6
@@ -125,7 +125,7 @@ def test_the_page(tmp_path: Path, training: TrainingImages) -> None:
 
 def test_without_training_images(tmp_path: Path) -> None:
     grid = make(tmp_path, Painter({}, CAPTIONS))
-    page = sheetpage.page(grid, tmp_path / "out", "t")
+    page = sheet.page(grid, tmp_path / "out", "t")
     assert "near copies" not in page and page.count("data:image/jpeg") == 15
     assert (
         Image.open(io.BytesIO(sheet.draw(grid, tmp_path / "out"))).width < 4 * (sheet.CELL + sheet.GAP) + sheet.MARGIN
