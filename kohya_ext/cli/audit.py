@@ -54,7 +54,7 @@ def audit(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"audit needs Pillow to look at images ({error}): run it with Kohya's Python") from error
     from kohya_ext.dataset import tokens
-    from kohya_ext.dataset.images import require_folder
+    from kohya_ext.dataset.layout import require_folder
 
     out = Output("audit", arguments.json)
     folder = require_folder(arguments.folder)

@@ -13,7 +13,7 @@ from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError, did_you_mean
 
 if TYPE_CHECKING:
-    from kohya_ext.dataset.plan import EditPlan
+    from kohya_ext.dataset.history import EditPlan
     from kohya_ext.files.transaction import Recovery
 
 GROUP = "captions"
@@ -148,7 +148,7 @@ def replace_in_captions(arguments: argparse.Namespace) -> int:
 def undo_last(arguments: argparse.Namespace) -> int:
     """The last command on the folder, backwards."""
     from kohya_ext.dataset import history
-    from kohya_ext.dataset.images import require_folder
+    from kohya_ext.dataset.layout import require_folder
 
     out = Output("captions undo", arguments.json)
     folder = require_folder(arguments.folder)
@@ -182,7 +182,7 @@ def check_captions(arguments: argparse.Namespace) -> int:
     """The findings; exit 1 when one of them is a problem."""
     from kohya_ext.dataset import caption_check
     from kohya_ext.dataset.findings import numbered
-    from kohya_ext.dataset.images import require_folder
+    from kohya_ext.dataset.layout import require_folder
 
     out = Output("captions check", arguments.json)
     folder = require_folder(arguments.folder)
@@ -198,7 +198,7 @@ def check_captions(arguments: argparse.Namespace) -> int:
 
 def _do(arguments: argparse.Namespace, planned: Callable[[Path], EditPlan]) -> int:
     from kohya_ext.dataset import history
-    from kohya_ext.dataset.images import require_extension, require_folder
+    from kohya_ext.dataset.layout import require_extension, require_folder
 
     folder = require_folder(arguments.folder)
     require_extension(arguments.extension)

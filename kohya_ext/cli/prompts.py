@@ -47,7 +47,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def prompts(arguments: argparse.Namespace) -> int:
     """Read the captions, choose, write or print."""
-    from kohya_ext.dataset.images import require_folder
+    from kohya_ext.dataset.layout import require_folder
     from kohya_ext.evaluation import promptfile
     from kohya_ext.evaluation.prompts import PromptSettings, make
 
@@ -81,7 +81,7 @@ def _captions(folder: Path, suffix: str, out: Output) -> Iterator[CaptionedImage
     """The captions of the images; an image without a caption file speaks by its name, as the guide has it."""
     from kohya_ext.dataset import texts
     from kohya_ext.dataset.captions import series_by_folder
-    from kohya_ext.dataset.images import images_in, require_extension
+    from kohya_ext.dataset.layout import images_in, require_extension
     from kohya_ext.dataset.names import caption_of, is_camera_name
     from kohya_ext.evaluation.prompts import CaptionedImage
 

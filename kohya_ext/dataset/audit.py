@@ -14,10 +14,9 @@ from pathlib import Path
 from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.dataset import balance, caches, caption_check, layout, masks, texts
 from kohya_ext.dataset.buckets import Bucketing, Size
-from kohya_ext.dataset.duplicates import duplicates
 from kohya_ext.dataset.findings import ADVICE, PROBLEM, AuditFinding
-from kohya_ext.dataset.images import CAPTION_SUFFIX, IMAGE_SUFFIXES, require_extension
-from kohya_ext.dataset.picture import Picture, can_fingerprint, look_at
+from kohya_ext.dataset.images import Picture, can_fingerprint, duplicates, look_at
+from kohya_ext.dataset.layout import CAPTION_SUFFIX, IMAGE_SUFFIXES, require_extension
 from kohya_ext.dataset.tokens import LIMITS, TokenCounter, limit_for
 
 CROPPED = 0.2  # share of an image that the bucket cuts off, from which it is worth a word

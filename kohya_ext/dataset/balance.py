@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from kohya_ext.dataset.caption_lint import words_in
+from kohya_ext.dataset.caption_check import words_in
 from kohya_ext.dataset.findings import ADVICE, AuditFinding
 
 STYLES = {

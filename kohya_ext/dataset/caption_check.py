@@ -1,16 +1,32 @@
-"""Captions against their images, file by file, and against the guide's advice on wording."""
+"""Captions against their images, file by file, and what their text gives away: the guide's advice as rules."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from kohya_ext.core.errors import KohyaExtError
-from kohya_ext.dataset import caption_lint, layout, texts
+from kohya_ext.dataset import layout, texts
 from kohya_ext.dataset.findings import ADVICE, AuditFinding
-from kohya_ext.dataset.images import CAPTION_SUFFIX, IMAGE_SUFFIXES, files_in, require_extension
+from kohya_ext.dataset.layout import CAPTION_SUFFIX, IMAGE_SUFFIXES, files_in, require_extension
 from kohya_ext.files.text_encoding import BOM
+
+MOST_TAGS = 3  # more short pieces between commas than this read like a list of tags
+WORDS_OF_A_TAG = 3
+
+# The guide: what is named in a caption is not learnt as part of the concept, so these belong in one only when they are
+# to be asked for later.
+VIEW = (
+    "close-up", "closeup", "close up", "full body", "full length", "medium shot", "long shot", "wide shot",
+    "from above", "from below", "from behind", "side view", "front view", "back view", "rear view", "profile view",
+    "bird's eye view", "low angle", "high angle", "pov", "point of view", "headshot", "cowboy shot", "upper body",
+)  # fmt: skip
+BACKGROUND = (
+    "background", "backdrop", "in front of a wall", "white wall", "studio lighting", "blurred background", "bokeh",
+    "indoors", "outdoors",
+)  # fmt: skip
 
 
 def check(
@@ -74,7 +90,7 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
             "has an empty first line: Kohya reads only that one, and trains the image without a caption",
         )
         return
-    for oddity in caption_lint.oddities(caption.text):
+    for oddity in oddities(caption.text):
         yield AuditFinding("slip", name, oddity, ADVICE)
     yield from _advice(name, caption.first_line, token)
 
@@ -82,26 +98,58 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
 def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:
     if not unicodedata.is_normalized("NFC", text):
         yield AuditFinding("not-normalized", name, "is not in Unicode's usual form (NFC)", ADVICE)
-    if choice := caption_lint.wildcard_in(text):
+    if choice := wildcard_in(text):
         yield AuditFinding(
             "wildcard", name, f"holds {choice}: Kohya chooses one only with --enable_wildcard, and else trains it all",
             ADVICE,
         )  # fmt: skip
-    if caption_lint.is_tag_list(text):
+    if is_tag_list(text):
         yield AuditFinding("tag-list", name, "reads like a list of tags; the guide asks for a short sentence", ADVICE)
     for code, terms, what in (
-        ("view", caption_lint.VIEW, "point of view"),
-        ("background", caption_lint.BACKGROUND, "background"),
+        ("view", VIEW, "point of view"),
+        ("background", BACKGROUND, "background"),
     ):
-        found = caption_lint.words_in(text, terms)
+        found = words_in(text, terms)
         if found:
             advice = f"names the {what} ({', '.join(found)}): omit it unless you want to prompt for it"
             yield AuditFinding(code, name, advice, ADVICE)
     if not token:
         return
-    if not caption_lint.words_in(text, (token,)):
+    if not words_in(text, (token,)):
         yield AuditFinding("no-token", name, f"does not contain the token {token!r}")
     elif text.casefold().startswith(token.casefold()):
         yield AuditFinding(
             "token-first", name, f"begins with the token {token!r}: put it next to what it names", ADVICE
         )
+
+
+def words_in(text: str, terms: tuple[str, ...]) -> list[str]:
+    """Those of `terms` that stand in `text` as whole words, in any case."""
+    return [term for term in terms if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text, re.IGNORECASE)]
+
+
+def is_tag_list(text: str) -> bool:
+    """True for `1girl, solo, long hair, smile`: most of its pieces between commas have only a word or three."""
+    pieces = [piece.split() for piece in text.split(",") if piece.strip()]
+    short = sum(len(piece) <= WORDS_OF_A_TAG for piece in pieces)
+    return len(pieces) > MOST_TAGS and short * 3 >= len(pieces) * 2
+
+
+def wildcard_in(text: str) -> str:
+    """The first `{a|b}` in the text, "" where there is none; doubled braces are meant as braces."""
+    match = re.search(r"\{[^{}|]*\|[^{}]*\}", re.sub(r"\{\{|\}\}", "", text))
+    return match[0] if match else ""
+
+
+def oddities(text: str) -> Iterator[str]:
+    """What looks like a slip: nothing that Kohya would stop at."""
+    if "\n" in text.strip("\n"):
+        yield "has more than one line: Kohya reads only the first (with --enable_wildcard, one by chance)"
+    if "\t" in text or "  " in text:
+        yield "has tabs or spaces in a row"
+    if re.search(r",\s*,", text) or text.strip().startswith(","):
+        yield "has an empty piece between commas"
+    if text != text.strip():
+        yield "begins or ends with a space"
+    if "\N{REPLACEMENT CHARACTER}" in text or re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
+        yield "holds characters that cannot be meant"

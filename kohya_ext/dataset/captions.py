@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset import texts
-from kohya_ext.dataset.images import CAPTION_SUFFIX, files_in, images_in, require_extension
+from kohya_ext.dataset.history import EditPlan
+from kohya_ext.dataset.layout import CAPTION_SUFFIX, files_in, images_in, require_extension
 from kohya_ext.dataset.names import caption_of, is_camera_name, name_of, series_of
-from kohya_ext.dataset.plan import EditPlan
 from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, TooSlowError, substituted
 
 ROOM_FOR_NUMBER = len(" (9999)")

@@ -9,7 +9,7 @@ from typing import Any
 from kohya_ext.dataset import layout
 from kohya_ext.dataset.buckets import Size
 from kohya_ext.dataset.findings import AuditFinding
-from kohya_ext.dataset.images import IMAGE_SUFFIXES
+from kohya_ext.dataset.layout import IMAGE_SUFFIXES
 from kohya_ext.files import image as image_files
 
 HALF = 128

@@ -8,7 +8,7 @@ import pytest
 
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.dataset import captions, history
-from kohya_ext.dataset.plan import EditPlan
+from kohya_ext.dataset.history import EditPlan
 from kohya_ext.files.transaction import STATE_FOLDER
 from tests.dataset.folders import everything, folder_of
 from tests.files.faults import boundaries, failing_at, killed_at

@@ -13,7 +13,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from kohya_ext.dataset.picture import look_at
+from kohya_ext.dataset.images import look_at
 from kohya_ext.files import image as images
 from kohya_ext.files.image import TooManyPixelsError, decoding, opened
 from tests.bounds import MEGABYTES, needs_fork, within
