@@ -81,14 +81,14 @@ def report(outcomes: list[Outcome], chosen: list[Candidate]) -> None:
     fine, zoo = curves(outcomes, FINE_TUNE), curves(outcomes, ZOO)
     rows = []
     for candidate in chosen:
-        name, rate = candidate.name, candidate.recomrepaired
+        name, rate = candidate.name, candidate.recommended
         (fine_rate, fine_best), (zoo_rate, zoo_best) = best(fine[name]), best(zoo[name])
         near = sum(one.mean <= 1.25 * fine_best.mean for one in fine[name].values())
-        at_recomrepaired = (f"{rate:g}", str(fine[name][rate]))
+        at_recommended = (f"{rate:g}", str(fine[name][rate]))
         at_best = (f"{fine_rate:g}", str(fine_best), f"{near} of {len(fine[name])}")
-        rows.append((name, *at_recomrepaired, *at_best, str(zoo[name][rate]), f"{zoo_rate:g}", str(zoo_best)))
-    fine_columns = ("recomrepaired", "loss there", "best rate", "loss there", "within 25 %")
-    header = ("", *fine_columns, "zoo, recomrepaired", "best rate", "zoo there")
+        rows.append((name, *at_recommended, *at_best, str(zoo[name][rate]), f"{zoo_rate:g}", str(zoo_best)))
+    fine_columns = ("recommended", "loss there", "best rate", "loss there", "within 25 %")
+    header = ("", *fine_columns, "zoo, recommended", "best rate", "zoo there")
     print(table(rows, header))
     seconds = sum(outcome.seconds for outcome in outcomes)
     print(f"{len(outcomes)} runs of each task, {seconds / 60:.1f} CPU-minutes, torch {torch.__version__}")
@@ -117,7 +117,7 @@ def main() -> None:
     report(outcomes, chosen)
     if options.plot:
         panels = {FINE_TUNE: curves(outcomes, FINE_TUNE), ZOO: curves(outcomes, ZOO)}
-        plot(options.plot, panels, {candidate.name: candidate.recomrepaired for candidate in chosen})
+        plot(options.plot, panels, {candidate.name: candidate.recommended for candidate in chosen})
 
 
 if __name__ == "__main__":

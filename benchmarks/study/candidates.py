@@ -17,11 +17,11 @@ Make = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Candidate:
-    """recomrepaired: the rate its authors or the guide name; rates: the grid, which holds it."""
+    """recommended: the rate its authors or the guide name; rates: the grid, which holds it."""
 
     name: str
     make: Make
-    recomrepaired: float
+    recommended: float
     rates: tuple[float, ...]
 
 

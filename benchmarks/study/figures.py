@@ -28,19 +28,19 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def plot(path: Path, panels: dict[str, Curves], recomrepaired: dict[str, float]) -> None:
-    """One panel a task: result by rate as a multiple of the recomrepaired one, with its 95 % band. Needs matplotlib."""
+def plot(path: Path, panels: dict[str, Curves], recommended: dict[str, float]) -> None:
+    """One panel a task: result by rate as a multiple of the recommended one, with its 95 % band. Needs matplotlib."""
     figure, axes = pyplot().subplots(1, len(panels), figsize=(6 * len(panels) + 2, 5), layout="constrained")
     tops = (1.2, 0.5)  # what lies above has not learned anything
     for axis, top, (title, curves) in zip(axes, tops, panels.items(), strict=True):
         for number, (name, points) in enumerate(curves.items()):
-            known = [(rate / recomrepaired[name], one) for rate, one in points.items() if math.isfinite(one.mean)]
+            known = [(rate / recommended[name], one) for rate, one in points.items() if math.isfinite(one.mean)]
             x, y = [rate for rate, _ in known], [one.mean for _, one in known]
             line = axis.plot(x, y, marker="o", markersize=3, linestyle="-" if number < 4 else "--", label=name)[0]
             low, high = [one.mean - one.half for _, one in known], [one.mean + one.half for _, one in known]
             axis.fill_between(x, low, high, [value < top for value in y], color=line.get_color(), alpha=0.15)
         axis.axvline(1, color="grey", linewidth=0.5)
-        axis.set(title=title, xscale="log", xlabel="learning rate, as a multiple of the recomrepaired one")
+        axis.set(title=title, xscale="log", xlabel="learning rate, as a multiple of the recommended one")
     axes[0].set(ylabel="held-out loss by that before the fine-tune", ylim=(0, tops[0]))
     axes[-1].set(ylabel="log10 of f at the end by f at the start, mean of the zoo", ylim=(None, tops[1]))
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
