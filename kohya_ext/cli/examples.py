@@ -45,6 +45,11 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         f"presets command AdaCoor-48GB {KOHYA} --data images --model {SDXL} --output out",
         f"presets command AdaCoor-24GB {KOHYA} --data images --model {SDXL} --output out --set epoch=50 --run",
     ),
+    "presets rate": (
+        PRESETS,
+        "presets rate --like adamw 1e-4 --steps 2000",
+        "presets rate --like adamw8bit 1e-5 --steps 6000 --json",
+    ),
     "presets install": (PRESETS, f"presets install AdaCoor-48GB {KOHYA}", f"presets install {KOHYA} --dry-run"),
     "base-model": (BASE_MODEL, f"base-model --to {KOHYA}/models", "base-model --dry-run"),
     "base-model build": (

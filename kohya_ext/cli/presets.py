@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MISSING_SHOWN = 3
 ONE_LINE = {"missing-key": "missing", "neutral-key": ""}  # rule -> what the line says of its keys
+MOST_STEPS = 10**9
 WIDTH = 100  # of running text, next to its label
 
 
@@ -75,6 +76,23 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     _register_check(verbs)
     presets_apply.register(verbs)
+    _register_rate(verbs)
+
+
+def _register_rate(verbs: argparse._SubParsersAction[Any]) -> None:
+    verb = verbs.add_parser("rate", help="AdaCoor's learning rate for what you know of another optimizer")
+    verb.add_argument(
+        "--like",
+        dest="reference",
+        nargs=2,
+        required=True,
+        metavar=("OPTIMIZER", "RATE"),
+        help="an optimizer and its learning rate, for example: adamw 1e-4",
+    )
+    verb.add_argument("--steps", required=True, type=int, metavar="N", help="optimizer steps of the whole training")
+    verb.add_argument("--eps", type=float, default=1e-8, help="AdaCoor's eps (default: the guide's 1e-8)")
+    add_json(verb)
+    verb.set_defaults(run=rate)
 
 
 def _register_check(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -218,6 +236,33 @@ def check(arguments: argparse.Namespace) -> int:
         out.row(_total(reports, checkout.release))
     failed = any(finding["level"] == "error" for report in reports for finding in report["findings"])
     return out.finish(FOUND_PROBLEMS if failed else DONE, release=checkout.release, presets=reports)
+
+
+def rate(arguments: argparse.Namespace) -> int:
+    """The rate at which AdaCoor moves weights as far as another optimizer does at its own."""
+    from kohya_ext.presets.convert import parse_number
+    from kohya_ext.presets.rates import STEPS_OF_RATE, matching
+
+    name, text = arguments.reference
+    known = next((one for one in STEPS_OF_RATE if one.casefold() == name.casefold()), None)
+    if known is None:
+        raise UsageError(f"no formula for {name}; there is one for {', '.join(STEPS_OF_RATE)}")
+    theirs = parse_number(text)
+    if theirs is None or not 0 < theirs <= 1:
+        raise UsageError(f"{text} is not a learning rate of {known}: give a number above 0 and up to 1, such as 1e-4")
+    if not 0 < arguments.steps <= MOST_STEPS:
+        raise UsageError(f"--steps {arguments.steps}: give the number of steps of the training, such as 2000")
+    if not 0 < arguments.eps <= 1:
+        raise UsageError(f"--eps {arguments.eps:g}: give a number above 0 and up to 1, such as 1e-8")
+    out = Output("presets rate", arguments.json)
+    ours = matching(theirs, arguments.steps, arguments.eps)
+    out.row(f"{ours:.2g}")
+    out.row(
+        f"In {arguments.steps:,} steps AdaCoor at {ours:.2g} (eps {arguments.eps:g}) moves the weights as far as {known} "
+        f"at {theirs:g}."
+    )
+    out.row("AdaCoor's steps shrink with their number: for another number of steps, ask again.")
+    return out.finish(DONE, learning_rate=ours, like=known, rate=theirs, steps=arguments.steps, eps=arguments.eps)
 
 
 def _checked(preset: Preset, release: Release) -> list[Finding]:

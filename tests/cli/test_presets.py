@@ -289,3 +289,30 @@ executor = None
 def train_model(headless, print_only, optimizer):
     executor.execute_command(run_cmd=[PYTHON, "-c", "raise SystemExit(7)", "launch", optimizer])
 """.replace("PYTHON", repr(sys.executable))
+
+
+def test_rate_answers_with_a_number_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("rate", "--like", "ADAMW", "1e-4", "--steps", "2000") == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == "22"
+    assert "2,000 steps" in second and "AdamW at 0.0001" in second
+    code, document = as_json(capsys, "rate", "--like", "lion", "3e-5", "--steps", "500", "--eps", "1e-10")
+    assert code == 0
+    assert document["learning_rate"] == pytest.approx(3e-5 * 500**0.5 / 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--like", "prodigy", "1", "--steps", "10"), "no formula for prodigy"),
+        (("--like", "adamw", "fast", "--steps", "10"), "fast is not a learning rate"),
+        (("--like", "adamw", "0", "--steps", "10"), "0 is not a learning rate"),
+        (("--like", "adamw", "nan", "--steps", "10"), "nan is not a learning rate"),
+        (("--like", "adamw", "1e-4", "--steps", "0"), "--steps 0"),
+        (("--like", "adamw", "1e-4", "--steps", "10", "--eps", "0"), "--eps 0"),
+        (("--like", "adamw", "1e-4", "--steps", "10", "--eps", "nan"), "--eps nan"),
+    ],
+)
+def test_rate_refuses_what_it_has_no_formula_for(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        run("rate", *words)

@@ -34,6 +34,7 @@ KINDS = {
     "dtype": "choice",
     "dynamic": "choice",
     "energy": "number",
+    "eps": "number",
     "extension": "extension",
     "fields": "setting",
     "files": "preset",
@@ -68,6 +69,7 @@ KINDS = {
     "prompts": "text file",
     "python": "python",
     "rank": "number",
+    "reference": "text",
     "resolution": "size",
     "sampler": "text",
     "second": "preset",
@@ -283,7 +285,7 @@ def arguments(
 def _count(action: argparse.Action, chance: random.Random) -> int:
     if action.nargs in ("*", "+"):
         return chance.choice((0, 1, 1, 1, 2, 3))
-    return 1
+    return action.nargs if isinstance(action.nargs, int) and chance.random() < 0.95 else 1
 
 
 def value(action: argparse.Action, chance: random.Random, places: Places) -> str:
