@@ -258,8 +258,8 @@ def rate(arguments: argparse.Namespace) -> int:
     ours = matching(theirs, arguments.steps, arguments.eps)
     out.row(f"{ours:.2g}")
     out.row(
-        f"In {arguments.steps:,} steps AdaCoor at {ours:.2g} (eps {arguments.eps:g}) moves the weights as far as {known} "
-        f"at {theirs:g}."
+        f"In {arguments.steps:,} steps AdaCoor at {ours:.2g} (eps {arguments.eps:g}) moves the weights as far as "
+        f"{known} at {theirs:g}."
     )
     out.row("AdaCoor's steps shrink with their number: for another number of steps, ask again.")
     return out.finish(DONE, learning_rate=ours, like=known, rate=theirs, steps=arguments.steps, eps=arguments.eps)
