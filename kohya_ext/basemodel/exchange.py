@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
-from kohya_ext.files.largefile import explained, sha256_of
+from kohya_ext.files.disk import explained_target, sha256_of
 from kohya_ext.tensors.header import Header, TensorEntry, encode, is_pickle, read_header
 
 BLOCK = 1 << 22  # bytes copied at a time
@@ -81,7 +81,7 @@ def write(made: VaeExchange, path: Path, progress: Progress = lambda *_: None) -
     """Write the new checkpoint, or nothing. Raises ConflictError."""
     metadata = {key: value for key, value in made.checkpoint.metadata.items() if key not in _STALE}
     total = max(entry.end for entry in made.entries.values())
-    with explained(path):
+    with explained_target(path):
         metadata[VAE_HASH] = sha256_of(made.vae.path)
         with replacing(path, mode=NEW_FILE_MODE) as file, _readers(made) as readers:
             file.write(encode(made.entries, metadata))

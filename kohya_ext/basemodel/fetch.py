@@ -13,7 +13,7 @@ from kohya_ext.basemodel.remote import Remote, Wanted, look_up
 from kohya_ext.basemodel.transfer import Part
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import owner_for
-from kohya_ext.files.largefile import explained, sha256_of
+from kohya_ext.files.disk import explained_target, sha256_of
 from kohya_ext.files.lock import locked
 
 LEFT_FREE = 100 << 20  # bytes that a download leaves on the disk
@@ -65,7 +65,7 @@ def fetch(wanted: Wanted, folder: Path, *, overwrite: bool = False, voice: Voice
                     f"{target} is another file than {wanted.repository} publishes ({what}): half a download, or one of "
                     "your own. Move it away, or give --overwrite"
                 )
-        with explained(target):
+        with explained_target(target):
             return _download(wanted, target, voice)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.core.commands import pip_install
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
+from kohya_ext.core.shell import pip_install
 from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def fetch(arguments: argparse.Namespace) -> int:
 def build(arguments: argparse.Namespace) -> int:
     """Match, copy."""
     from kohya_ext.basemodel import exchange
-    from kohya_ext.files.largefile import check_target
+    from kohya_ext.files.disk import check_target
 
     out = Output("base-model build", arguments.json)
     check_target(arguments.out, arguments.overwrite or arguments.dry_run)

@@ -62,7 +62,7 @@ def card(arguments: argparse.Namespace) -> int:
     from kohya_ext.card import model as models
     from kohya_ext.card import training
     from kohya_ext.card.page import page, title
-    from kohya_ext.files.largefile import sha256_of
+    from kohya_ext.files.disk import sha256_of
 
     out = Output("card", arguments.json)
     before = _check_target(arguments.output, arguments.model, arguments.overwrite)

@@ -233,7 +233,7 @@ def _offer_warmup(
 
 def _what_next(out: Output, checkout: Checkout, environment: Environment | None, patch_set: str) -> str:
     from kohya_ext.checkout.known_locations import restart_hint
-    from kohya_ext.core.commands import console_script
+    from kohya_ext.core.shell import console_script
     from kohya_ext.install.requirements import numbers
     from kohya_ext.spec.optimizers import ADACOOR
 

@@ -105,7 +105,7 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
 
 def extract(arguments: argparse.Namespace) -> int:
     """Plan, say what goes in and what does not, extract, report."""
-    from kohya_ext.files.largefile import check_target
+    from kohya_ext.files.disk import check_target
     from kohya_ext.lora import output_files
 
     out = Output("lora extract", arguments.json)
@@ -211,7 +211,7 @@ def _check_input(path: Path, *, folder: bool = False) -> None:
 
 def resize(arguments: argparse.Namespace) -> int:
     """Resize and report by module."""
-    from kohya_ext.files.largefile import check_target
+    from kohya_ext.files.disk import check_target
 
     out = Output("lora resize", arguments.json)
     _check_resize(arguments)

@@ -1,14 +1,22 @@
-"""Commands to print, quoted for the shell they will be pasted into: a POSIX one, PowerShell, or the old cmd."""
+"""Commands to print, quoted for the shell they will be pasted into: a POSIX one, PowerShell, or the old cmd.
+
+Those of ours are complete: they run as they are pasted, from any folder.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import sys
+from pathlib import Path
 from typing import Literal
 
+from kohya_ext.core.about import NAME
+from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.terminal import printable
 
+INSTALLER = "install.ps1" if os.name == "nt" else "install.sh"
 Style = Literal["posix", "powershell", "cmd"]
 
 # What neither PowerShell nor cmd takes for more than itself. (In PowerShell a comma makes a list, and a word that
@@ -80,8 +88,8 @@ def remove(path: object) -> str:
 
 def install_again(python: object) -> str:
     """What to run where we are damaged and only the file name of our installer is known."""
-    name, option = ("install.ps1", "-Python") if os.name == "nt" else ("install.sh", "--python")
-    return f"run {name} of kohya_ext again with {option} {quoted(python)}"
+    option = "-Python" if os.name == "nt" else "--python"
+    return f"run {INSTALLER} of kohya_ext again with {option} {quoted(python)}"
 
 
 def make_writable(path: object) -> str:
@@ -99,3 +107,30 @@ def more_rights() -> str:
 def example_python() -> str:
     """Where a virtual environment has its interpreter."""
     return r"venv\Scripts\python.exe" if os.name == "nt" else "venv/bin/python"
+
+
+def command(verb: str, *words: object) -> str:
+    """The command line that runs `verb` of this very copy of kohya_ext.
+
+    From a clone that is its install.sh, which finds a Python by itself, or for other verbs and on Windows its folder
+    kohya_ext, which Python can run; where we are installed, the script that pip made for the Python that runs us now,
+    since `kohya-ext` alone need not be on PATH.
+    """
+    clone = PACKAGE_DIR.parent
+    in_clone = (clone / INSTALLER).is_file()
+    if in_clone and os.name != "nt" and verb in ("install", "uninstall"):
+        return line(clone / INSTALLER, *(["--uninstall"] if verb == "uninstall" else []), *words)
+    script = None if in_clone else console_script(Path(sys.executable).parent)
+    # by its path: `python -m` would take modules from the folder that the user stands in
+    start = [script] if script is not None else [sys.executable, PACKAGE_DIR]
+    return line(*start, verb, *words)
+
+
+def pip_install(package: str) -> str:
+    """The command line that installs `package` into the Python that runs us now."""
+    return line(sys.executable, "-m", "pip", "install", package)
+
+
+def console_script(scripts: Path) -> Path | None:
+    """The program that pip has made for us in a folder of scripts."""
+    return next((path for path in (scripts / NAME, scripts / f"{NAME}.exe") if path.is_file()), None)

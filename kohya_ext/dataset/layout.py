@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kohya_ext.core.commands import pip_install
 from kohya_ext.core.errors import UsageError
+from kohya_ext.core.shell import pip_install
 from kohya_ext.dataset.findings import ADVICE, PROBLEM, AuditFinding
 from kohya_ext.files.regular import folder_fault
 

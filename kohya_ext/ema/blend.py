@@ -11,16 +11,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from kohya_ext.ema import compiled
-from kohya_ext.ema.gathered import blend_gathered
-from kohya_ext.ema.host_transfer import Staging
-from kohya_ext.tensors.elements import DEVICE_SLICE, flat_views, slice_size, slices
+from kohya_ext.ema.device import Staging
+from kohya_ext.tensors.elements import DEVICE_SLICE, flat_views, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, round_stochastically, stream_key
 
 # Parameters up to this size are checked and blended together: their number, not their size, costs time.
@@ -135,7 +134,7 @@ class Blender:
             for newest, shadow in zip(weights, shadows, strict=True):
                 self._skipped += _lerp_finite(shadow, newest, weight)
             return
-        blend_gathered(shadows, weights, lambda shadow, newest: self._lerp(shadow, newest, weight))
+        _blend_gathered(shadows, weights, lambda shadow, newest: self._lerp(shadow, newest, weight))
 
     def _blend_one(self, index: int, weights: Tensor, shadow: Tensor, update: Update) -> None:
         views = flat_views(weights, shadow)
@@ -220,3 +219,15 @@ def _lerp_finite(shadow: Tensor, weights: Tensor, weight: float) -> int:
     finite = torch.isfinite(weights)
     shadow.copy_(torch.where(finite, torch.lerp(shadow, weights, weight), shadow))
     return int(finite.numel() - finite.sum())
+
+
+def _blend_gathered(
+    shadows: Sequence[Tensor], weights: Sequence[Tensor], lerp: Callable[[Tensor, Tensor], None]
+) -> None:
+    """Call `lerp(shadow, weights)` once, on flat copies of all of these, and bring the results back into `shadows`.
+
+    All flat, on one device; the shadows of one dtype, in which `lerp` gets the weights too.
+    """
+    gathered = torch.cat(list(shadows))
+    lerp(gathered, torch.cat(list(weights)).to(gathered.dtype))
+    scatter(gathered, shadows)

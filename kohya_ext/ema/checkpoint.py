@@ -1,4 +1,4 @@
-"""The EMA's state as a file: safetensors keyed by parameter name, the rest as JSON in its header.
+"""The EMA's state: as a file (safetensors keyed by parameter name, the rest as JSON in its header), and checked.
 
 Written as a stream, because the usual writers first collect a copy of every tensor in host memory.
 """
@@ -6,6 +6,7 @@ Written as a stream, because the usual writers first collect a copy of every ten
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,11 +16,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kohya_ext.files.atomic import replacing
-from kohya_ext.tensors.elements import DEVICE_SLICE, slices
+from kohya_ext.tensors.elements import DEVICE_SLICE, slice_size, slices
+from kohya_ext.tensors.header import TensorEntry, encode
 
 FILE_NAME = "kohya_ext_ema.safetensors"
 _HEADER_KEY = "kohya_ext_ema"
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# More steps than any run has; a number beyond is damage.
+_MOST_STEPS = 1 << 40
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -45,6 +49,41 @@ def load(path: Path) -> dict[str, Any]:
     return {**_settings(path, settings), "shadow": shadow}
 
 
+def counts(state: Mapping[str, Any]) -> tuple[int, int]:
+    """(real steps, those of them that are averaged) of a saved state. Raises ValueError for what no run has counted."""
+    for key, lowest in (("step", 0), ("updates", 0), ("update_every", 1)):
+        count = state.get(key)
+        if isinstance(count, bool) or not isinstance(count, int) or not lowest <= count <= _MOST_STEPS:
+            found = f"{key} is {count!r}" if key in state else f"it has no {key!r}"
+            raise ValueError(f"damaged EMA state: {found}, not a number of steps")
+    if state["updates"] > state["step"]:
+        raise ValueError(f"damaged EMA state: {state['updates']} updates in {state['step']} steps")
+    return state["step"], state["updates"] * state["update_every"]
+
+
+def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The shadows of a saved state by name. Raises ValueError where they are missing or something else."""
+    shadows = state.get("shadow")
+    if not isinstance(shadows, dict):
+        raise ValueError("damaged EMA state: it has no weights under 'shadow'")
+    strange = [name for name, shadow in shadows.items() if not isinstance(shadow, Tensor)]
+    if strange:
+        raise ValueError(f"damaged EMA state: {strange[0]!r} is not a tensor")
+    return shadows
+
+
+def refuse_unusable(shadows: Mapping[str, Tensor]) -> None:
+    """A value that is not finite would never leave the EMA again: updates keep such values out of it."""
+    for name, shadow in shadows.items():
+        if not (shadow.is_floating_point() and shadow.layout == torch.strided):
+            raise ValueError(f"damaged EMA state: {name!r} is {shadow.dtype}, {shadow.layout}")
+        flat = shadow.detach().reshape(-1)
+        parts = (flat[start : start + length] for start, length in slices(flat.numel(), slice_size(flat.device)))
+        # a finite sum has finite summands only; where it overflows, each is looked at
+        if not all(math.isfinite(float(part.sum())) or bool(part.isfinite().all()) for part in parts):
+            raise ValueError(f"damaged EMA state: {name!r} holds NaN or infinite values")
+
+
 def _settings(path: Path, text: str) -> dict[str, Any]:
     try:
         settings = json.loads(text)
@@ -62,15 +101,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    entries: dict[str, TensorEntry] = {}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
+        entries[name] = TensorEntry(_TYPES[tensor.dtype], tuple(tensor.shape), begin, end)
+    file.write(encode(entries, metadata))
     for tensor in tensors.values():
         flat = tensor.detach().reshape(-1)
         for start, length in slices(flat.numel(), DEVICE_SLICE):

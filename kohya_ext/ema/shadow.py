@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -11,19 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kohya_ext.ema import checkpoint
 from kohya_ext.ema.blend import Blender, Update, copy_finite
 from kohya_ext.ema.device import Placement, place
 from kohya_ext.ema.schedules import Schedule
 from kohya_ext.ema.swap import Swap
-from kohya_ext.tensors.elements import repeats, slice_size, slices
+from kohya_ext.tensors.elements import repeats
 
 FORMAT = 1
 
 # How often bringing the raw weights back is begun again after an interruption before it counts as a failure.
 _PATIENCE = 10
-
-# More steps than any run has; a number beyond is damage.
-_MOST_STEPS = 1 << 40
 
 # (place among the parameters, weights, shadow)
 _Averaged = tuple[int, Tensor, Tensor]
@@ -239,10 +236,10 @@ class Shadow:
         self._refuse_if_swapped("load_state_dict")
         if state.get("format") != FORMAT:
             raise ValueError(f"EMA state of format {state.get('format')!r}; this version reads format {FORMAT}")
-        step, averaged = _counts(state)
-        shadows: dict[str, Tensor] = _tensors(state)
+        step, averaged = checkpoint.counts(state)
+        shadows: dict[str, Tensor] = checkpoint.tensors(state)
         self._check_names(shadows)
-        _refuse_unusable(shadows)
+        checkpoint.refuse_unusable(shadows)
         notes = self._differences(state)
         loaded = {name: shadows[name].detach().clone() for name in self._names if name in shadows}
         # from here on nothing can fail
@@ -352,40 +349,6 @@ def _named(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str,
         seen.add(id(parameter))
         named[name] = parameter
     return named
-
-
-def _counts(state: Mapping[str, Any]) -> tuple[int, int]:
-    """(real steps, those of them that are averaged) of a saved state. Raises ValueError for what no run has counted."""
-    for key, lowest in (("step", 0), ("updates", 0), ("update_every", 1)):
-        count = state.get(key)
-        if isinstance(count, bool) or not isinstance(count, int) or not lowest <= count <= _MOST_STEPS:
-            found = f"{key} is {count!r}" if key in state else f"it has no {key!r}"
-            raise ValueError(f"damaged EMA state: {found}, not a number of steps")
-    if state["updates"] > state["step"]:
-        raise ValueError(f"damaged EMA state: {state['updates']} updates in {state['step']} steps")
-    return state["step"], state["updates"] * state["update_every"]
-
-
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    shadows = state.get("shadow")
-    if not isinstance(shadows, dict):
-        raise ValueError("damaged EMA state: it has no weights under 'shadow'")
-    strange = [name for name, shadow in shadows.items() if not isinstance(shadow, Tensor)]
-    if strange:
-        raise ValueError(f"damaged EMA state: {strange[0]!r} is not a tensor")
-    return shadows
-
-
-def _refuse_unusable(shadows: Mapping[str, Tensor]) -> None:
-    """A value that is not finite would never leave the EMA again: updates keep such values out of it."""
-    for name, shadow in shadows.items():
-        if not (shadow.is_floating_point() and shadow.layout == torch.strided):
-            raise ValueError(f"damaged EMA state: {name!r} is {shadow.dtype}, {shadow.layout}")
-        flat = shadow.detach().reshape(-1)
-        parts = (flat[start : start + length] for start, length in slices(flat.numel(), slice_size(flat.device)))
-        # a finite sum has finite summands only; where it overflows, each is looked at
-        if not all(math.isfinite(float(part.sum())) or bool(part.isfinite().all()) for part in parts):
-            raise ValueError(f"damaged EMA state: {name!r} holds NaN or infinite values")
 
 
 def _check_dtype(dtype: torch.dtype, stochastic: bool) -> None:

@@ -1,8 +1,8 @@
 """Swaps the EMA in for the raw weights and back, bit for bit, whatever happens.
 
 Where weights and shadow have one dtype they are *exchanged*, slice by slice through the host, which needs no memory of
-the size of the model anywhere. bfloat16 weights go into their float32 shadow bit by bit (see `packing`), which needs
-none either. Otherwise the raw weights wait in host memory. An interruption between any two operations (Ctrl-C, a signal
+the size of the model anywhere. bfloat16 weights go into their float32 shadow bit by bit (see `pack`), which needs none
+either. Otherwise the raw weights wait in host memory. An interruption between any two operations (Ctrl-C, a signal
 handler that raises) leaves a state from which `bring_back` still gets everything right.
 """
 
@@ -16,8 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kohya_ext.ema import bf16_swap
 from kohya_ext.tensors.elements import DEVICE_SLICE, flat_views, slices
+
+_LOW = 0xFFFF
+_HALF = 0x8000
+
+Pair = tuple[Tensor, Tensor]
 
 
 class _Slice(NamedTuple):
@@ -61,7 +65,7 @@ class Swap:
         """The EMA goes into the weights."""
         with torch.no_grad():
             for where in self._order:
-                self._exchange(where, self._progress.done + 1, bf16_swap.put_in)
+                self._exchange(where, self._progress.done + 1, pack)
             for number, (weights, shadow) in enumerate(self._copied):
                 self._raw[number] = weights.detach().to("cpu", copy=True)
                 _copy_sliced(shadow, weights)
@@ -77,7 +81,7 @@ class Swap:
                     weights.data.copy_(raw)
                     self._raw[number] = None
             while self._progress.done:
-                self._exchange(self._order[self._progress.done - 1], self._progress.done - 1, bf16_swap.take_out)
+                self._exchange(self._order[self._progress.done - 1], self._progress.done - 1, unpack)
         changed = [n for n, (weights, _) in enumerate(self._exchanged) if weights.dtype != self._dtypes[n]]
         if changed:
             warnings.warn(
@@ -86,7 +90,7 @@ class Swap:
                 stacklevel=2,
             )
 
-    def _exchange(self, where: _Slice, done_after: int, packed: Callable[[Tensor, Tensor], bf16_swap.Pair]) -> None:
+    def _exchange(self, where: _Slice, done_after: int, packed: Callable[[Tensor, Tensor], Pair]) -> None:
         weights, shadow = self._views(where)
         crossing = _Crossing(where, weights.to("cpu", copy=True), shadow.to("cpu", copy=True))
         self._progress = _Progress(self._progress.done, crossing)
@@ -118,7 +122,7 @@ class Swap:
 
 
 def _can_exchange(weights: Tensor, shadow: Tensor) -> bool:
-    alike = weights.dtype == shadow.dtype or bf16_swap.fits(weights, shadow)
+    alike = weights.dtype == shadow.dtype or packable(weights, shadow)
     return alike and flat_views(weights.data, shadow) is not None
 
 
@@ -135,3 +139,28 @@ def _slice_pairs(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor
         return
     for start, length in slices(first.numel(), DEVICE_SLICE):
         yield views[0][start : start + length], views[1][start : start + length]
+
+
+def packable(weights: Tensor, shadow: Tensor) -> bool:
+    """True for the one combination of dtypes that `pack` is for: bfloat16 weights, a float32 shadow."""
+    return weights.dtype == torch.bfloat16 and shadow.dtype == torch.float32
+
+
+def pack(weights: Tensor, shadow: Tensor) -> Pair:
+    """(the EMA as bfloat16, a float32 tensor that holds the rest) from (raw weights, a finite average).
+
+    A float32 is a bfloat16 with 16 more bits. While the EMA stands in the weights (its upper bits, rounded), its shadow
+    holds the raw weights in the upper half of each element and the EMA's own lower bits in the lower half. Rounding is
+    half away from zero, not to even: that can be told from the lower bits alone, so the EMA comes back bit for bit too.
+    """
+    average, raw = shadow.view(torch.int32), weights.view(torch.int16).to(torch.int32)
+    rounded = ((average + _HALF) >> 16).to(torch.int16).view(torch.bfloat16)
+    return rounded, ((raw << 16) | (average & _LOW)).view(torch.float32)
+
+
+def unpack(weights: Tensor, shadow: Tensor) -> Pair:
+    """(raw weights, average) from what `pack` returned."""
+    held = shadow.view(torch.int32)
+    low = held & _LOW
+    upper = weights.view(torch.int16).to(torch.int32) - (low >= _HALF).to(torch.int32)
+    return (held >> 16).to(torch.int16).view(torch.bfloat16), ((upper << 16) | low).view(torch.float32)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from kohya_ext.core import shell
-from kohya_ext.core.commands import pip_install
 from kohya_ext.core.errors import UsageError
+from kohya_ext.core.shell import pip_install
 from kohya_ext.evaluation.models import FOLDER, LORA, Column
 from kohya_ext.evaluation.promptfile import Prompt
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kohya_ext.core.commands import pip_install
 from kohya_ext.core.errors import UsageError
+from kohya_ext.core.shell import pip_install
 
 BITS = 64
 NEAR_BITS = 10  # of 64; unrelated images differ in 32, with a standard deviation of about 4

@@ -195,6 +195,17 @@ class Folder:
         if self._descriptor is not None:
             give(self._descriptor, owner, stat.S_IMODE(self.stat().st_mode))
 
+    def give_mode(self, name: str, mode: int) -> None:
+        """Give the regular file `name` these permissions, where it has others."""
+        found = self.lstat(name)
+        if found is None or stat.S_IMODE(found.st_mode) == mode & PERMISSIONS:
+            return
+        descriptor = self.open_file(name)
+        try:
+            give(descriptor, None, mode & PERMISSIONS)
+        finally:
+            os.close(descriptor)
+
     def open_file(self, name: str, *, writing: bool = False) -> int:
         """A descriptor of the regular file `name`, to be closed by the caller. Raises NotRegularError, OSError."""
         with self._telling(name):

@@ -8,10 +8,11 @@ are the user's own files (what is written goes through `folder`, which follows n
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from kohya_ext.core.errors import UsageError
 
@@ -125,3 +126,25 @@ def _reason(error: OSError) -> str:
 
 def _told(limit: int) -> str:
     return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} kB"
+
+
+def toml_loads(text: str) -> dict[str, Any]:
+    """TOML by whatever reads it here: Python's own from 3.11 on, else what Kohya or pip bring along.
+
+    Raises ValueError when `text` is not TOML, UsageError when nothing here reads it.
+    """
+    for module in ("tomllib", "tomli", "toml", "pip._vendor.tomli"):
+        try:
+            reader = importlib.import_module(module)
+        except ImportError:
+            continue
+        try:
+            document: dict[str, Any] = reader.loads(text)
+        except ValueError:
+            raise
+        except (RecursionError, MemoryError) as error:
+            raise ValueError("nested too deeply") from error
+        except Exception as error:  # `toml` raises IndexErrors and others
+            raise ValueError(f"not TOML ({type(error).__name__}: {error})") from error
+        return document
+    raise UsageError("no TOML reader in this Python: install `toml` there (pip install toml), then run again")

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files import journal as journals
 from kohya_ext.files.atomic import TEMPORARY_SUFFIX, clear_leftovers, write_into, write_new
+from kohya_ext.files.disk import explained, reason
 from kohya_ext.files.faultpoints import crossed
-from kohya_ext.files.folder import PERMISSIONS, Folder, give, in_use, opened
+from kohya_ext.files.folder import Folder, opened
 from kohya_ext.files.journal import Change, ChangeRecord, Effect, Journal, Operation, Side, Step, state_in
 from kohya_ext.files.paths import real_inside
 
@@ -230,7 +230,7 @@ class Transaction:
         found = state_in(staged, side.blob)
         if found is None or not side.matches(found):
             raise ConflictError(f"{staged.path / side.blob} does not match the journal: stop whatever changes it")
-        _give_mode(staged, side.blob, found.mode)  # nothing else than permissions
+        staged.give_mode(side.blob, found.mode)  # nothing else than permissions
         try:
             staged.replace(side.blob, folder, name)
         except OSError as error:
@@ -246,7 +246,7 @@ class Transaction:
                 self._roll_back(journal)
             except OSError as error:
                 raise ConflictError(
-                    f"{_reason(error, self.root)}. "
+                    f"{reason(error, self.root)}. "
                     "Not everything could be rolled back: remove the cause, then run the command again"
                 ) from error
         with contextlib.suppress(OSError):
@@ -288,7 +288,7 @@ class Transaction:
         if before is not None and before.matches(current):
             if current is not None and current.mode != before.mode:
                 with self._folder_of(record.path) as (folder, name):
-                    _give_mode(folder, name, before.mode & ~(0o002 & ~current.mode))
+                    folder.give_mode(name, before.mode & ~(0o002 & ~current.mode))
             return True
         if current is not None and (after is None or not after.matches(current)):
             return False
@@ -389,41 +389,5 @@ class Transaction:
         return self.operations[effect.name]
 
 
-def _give_mode(folder: Folder, name: str, mode: int) -> None:
-    """Give the regular file `name` these permissions, where it has others."""
-    found = folder.lstat(name)
-    if found is None or stat.S_IMODE(found.st_mode) == mode & PERMISSIONS:
-        return
-    descriptor = folder.open_file(name)
-    try:
-        give(descriptor, None, mode & PERMISSIONS)
-    finally:
-        os.close(descriptor)
-
-
 def _remains(names: Sequence[str]) -> bool:
     return STAGED in names or any(name.endswith(TEMPORARY_SUFFIX) for name in names)
-
-
-@contextlib.contextmanager
-def explained(root: Path) -> Iterator[None]:
-    """Turn an OSError into a ConflictError that says the cause and the fix."""
-    try:
-        yield
-    except OSError as error:
-        raise ConflictError(f"{_reason(error, root)}. Nothing was changed") from error
-
-
-def _reason(error: OSError, root: Path) -> str:
-    where = error.filename2 or error.filename or root
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the disk (or quota) that holds {root}: free some and run again"
-    if in_use(error):
-        return (
-            f"{where} is open in another program, or may not be written: close Kohya, editors, terminals and run again"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"no permission to write {where}: {shell.more_rights()}"
-    if error.errno == errno.EROFS:
-        return f"{where} lies on a read-only file system: mount it writable and run again"
-    return f"{where}: {error.strerror or error}"

@@ -10,10 +10,11 @@ from typing import Any
 from kohya_ext.checkout import git
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import Environment
-from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError
+from kohya_ext.core.shell import command
+from kohya_ext.files.disk import explained
 from kohya_ext.files.lock import locked
-from kohya_ext.files.transaction import Recovery, Transaction, explained
+from kohya_ext.files.transaction import Recovery, Transaction
 from kohya_ext.install import known, manifest, patchset
 from kohya_ext.install import package as packages
 from kohya_ext.install.known import Known

@@ -16,8 +16,7 @@ from kohya_ext.checkout.known_locations import ENVIRONMENTS_IN_CHECKOUT, machine
 from kohya_ext.checkout.processes import processes_of, running_guis
 from kohya_ext.core.errors import ConflictError, KohyaExtError, UsageError
 from kohya_ext.files.atomic import write_atomic
-from kohya_ext.files.regular import TEXT_LIMIT, read_regular, read_text
-from kohya_ext.files.toml import toml_loads
+from kohya_ext.files.regular import TEXT_LIMIT, read_regular, read_text, toml_loads
 from kohya_ext.install import manifest
 
 TEXT_SLIDER_RELEASES = ((25, 0, 1), (26, 0, 0))

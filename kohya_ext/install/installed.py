@@ -30,7 +30,7 @@ FAULTS_SHOWN = 3
 # What the lines in Kohya's files lead to, before torch is needed.
 IMPORT = """
 import json
-import kohya_ext, kohya_ext.runtime, kohya_ext.runtime.importhook, kohya_ext.runtime.wrapping
+import kohya_ext, kohya_ext.runtime, kohya_ext.runtime.wrapping
 print()
 print(json.dumps({"file": kohya_ext.__file__}))
 """

@@ -9,8 +9,8 @@ from typing import Any
 
 from kohya_ext.checkout.environment import Environment, inspect
 from kohya_ext.core.bundle import PACKAGE_DIR
-from kohya_ext.core.commands import INSTALLER
 from kohya_ext.core.errors import UsageError
+from kohya_ext.core.shell import INSTALLER
 from kohya_ext.install.manifest import Manifest
 
 ENVIRONMENTS = "environments"

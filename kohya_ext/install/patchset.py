@@ -15,8 +15,8 @@ from kohya_ext.core import bundle
 from kohya_ext.core.about import PACKAGE
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.atomic import sha256
+from kohya_ext.files.regular import toml_loads
 from kohya_ext.files.text_encoding import appended, same_text
-from kohya_ext.files.toml import toml_loads
 from kohya_ext.pysource import parsing
 from kohya_ext.spec.hooks import TRAINING_PACKAGE
 

@@ -8,8 +8,8 @@ from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import Environment
 from kohya_ext.core import about
+from kohya_ext.files.disk import explained
 from kohya_ext.files.lock import locked
-from kohya_ext.files.transaction import explained
 from kohya_ext.install import apply, package, worksite
 from kohya_ext.install.installed import compare
 from kohya_ext.install.known import Known

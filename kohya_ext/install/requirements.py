@@ -17,7 +17,7 @@ from typing import Any, Literal
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import Environment, inspect
 from kohya_ext.core import about, shell
-from kohya_ext.core.commands import command
+from kohya_ext.core.shell import command
 from kohya_ext.files.regular import MODULE_LIMIT, TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.install import gui_gradio, package
 from kohya_ext.pysource.parsing import parse

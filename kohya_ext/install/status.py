@@ -13,8 +13,8 @@ from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import Environment
 from kohya_ext.checkout.sources import SourceFiles
 from kohya_ext.core import about, errors, shell
-from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError, KohyaExtError
+from kohya_ext.core.shell import command
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
 from kohya_ext.files.transaction import Transaction

@@ -16,8 +16,8 @@ from kohya_ext.checkout import git, gitcommand, merging
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import Environment
 from kohya_ext.core import shell
-from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError, KohyaExtError, UnsupportedError
+from kohya_ext.core.shell import command
 from kohya_ext.files.lock import locked
 from kohya_ext.install import apply, patchset, pending
 from kohya_ext.install import package as packages

@@ -15,7 +15,7 @@ from typing import Any
 
 from kohya_ext.core import about
 from kohya_ext.core.bundle import BUNDLED, FILES, FOLDERS, PACKAGE_DIR, data_dir, data_file
-from kohya_ext.files.toml import toml_loads
+from kohya_ext.files.regular import toml_loads
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o100644 << 16

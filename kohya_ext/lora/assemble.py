@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
-from kohya_ext.files.largefile import explained
+from kohya_ext.files.disk import explained_target
 from kohya_ext.lora.factor_store import Spool, StoredModule
 from kohya_ext.lora.tensorfile import DTYPE_NAMES
 
@@ -201,7 +201,7 @@ def write(
             yield from _tensors(item, spool, dtype, clamp, keys(item.module.name))
         yield from carried.values()
 
-    with explained(path):
+    with explained_target(path):
         full = _write_tensors(path, entries, tensors(), metadata)
         return Written(path, tuple(kept), path.stat().st_size, full)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.files.largefile import explained
+from kohya_ext.files.disk import explained_target
 from kohya_ext.lora import assemble, encoders, metadata, output_files, rank, workers
 from kohya_ext.lora.assemble import Progress, Written
 from kohya_ext.lora.checkpoint import Checkpoint, Weight, open_checkpoint, same_when_stored
@@ -97,7 +97,7 @@ def run(found: ExtractionPlan, path: Path, settings: ExtractSettings, progress: 
     """Extract and write. Raises UsageError (weights that are not numbers, no difference) and ConflictError (disk)."""
     files = [*found.base.files, *found.tuned.files]
     exact = settings.clamp is not None or settings.alpha is not None or _mixed(found, settings)
-    with Hashing(files) as hashing, explained(path), Spool(path, settings.dtype, exact=exact) as spool:
+    with Hashing(files) as hashing, explained_target(path), Spool(path, settings.dtype, exact=exact) as spool:
         done = _decompose(found, settings, spool, progress)
         if not done.modules:
             raise UsageError(f"{found.base.path} and {found.tuned.path} do not differ: there is nothing to extract")

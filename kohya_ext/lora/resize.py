@@ -20,7 +20,7 @@ from torch import Tensor
 from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
-from kohya_ext.files.largefile import explained
+from kohya_ext.files.disk import explained_target
 from kohya_ext.lora import adapterconfig, assemble, metadata, rank, workers
 from kohya_ext.lora.assemble import FinishedModule, Keys, Progress, Written, with_one_alpha
 from kohya_ext.lora.factor_store import Spool, StoredModule
@@ -144,7 +144,7 @@ def run(found: LoraFile, path: Path, settings: ResizeSettings, progress: Progres
     types = {_dtype(pair, settings) for pair in found.pairs}
     dtype = types.copy().pop() if len(types) == 1 else torch.float32
     form = Form.of(found, dtype)
-    with explained(path), Spool(path, dtype, exact=len(types) > 1 or _mixed(found, settings)) as spool:
+    with explained_target(path), Spool(path, dtype, exact=len(types) > 1 or _mixed(found, settings)) as spool:
         modules, spectra = _decompose(found, settings, spool, progress)
         known = {key: value for key, value in found.source.metadata.items() if key != adapterconfig.METADATA}
         others = {key: found.source.load(key) for key in found.others} | _biases(found)

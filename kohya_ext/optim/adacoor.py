@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import accumulator, loading, settings
-from kohya_ext.optim.eager import SlicedStep
-from kohya_ext.optim.nonfinite import SkipCount
+from kohya_ext.optim.eager import SkipCount, SlicedStep
 from kohya_ext.optim.plan import Due, GroupPlan
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.foreach import Job
+from kohya_ext.optim.eager import Job
 from kohya_ext.optim.functional import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
 from kohya_ext.tensors.compiled import WIDTH, any_rows, compile_kernel, exact_options, table_of
 from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key

@@ -1,5 +1,7 @@
 """The eager path: one tensor after the other, slice by slice, with scratch memory that is reused.
 
+By `foreach`, many small tensors are gathered into one slice, stepped together, and scattered back.
+
 Temporary memory does not depend on the size of the model, and on a CPU all of it stays in the cache. The most common
 cases (no random bits, weights and gradient of one dtype on a CPU) have a quick step: a function prepared once for a
 group's settings, with preallocated outputs, which gives the bits of the formula in `functional`.
@@ -8,15 +10,16 @@ group's settings, with preallocated outputs, which gives the bits of the formula
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kohya_ext.optim import blockwise
 from kohya_ext.optim.functional import Constants, Rule, constants, needs_words, step_full, step_half
-from kohya_ext.optim.nonfinite import SkipCount
-from kohya_ext.tensors.elements import slice_size, slices
+from kohya_ext.tensors.elements import scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 # The dtypes of weights, gradient and accumulator, and their device: with a group's settings, all that decides the path.
@@ -164,3 +167,95 @@ def _pieces(size: int, weights: Tensor, gradient: Tensor, vt: Tensor) -> Iterabl
     # not `split`, whose views may not be written to in some versions of torch
     bounds = range(0, weights.numel(), size)
     return [(weights[at : at + size], gradient[at : at + size], vt[at : at + size]) for at in bounds]
+
+
+class Job(NamedTuple):
+    """One flat tensor to step, with everything this takes. place: its index among the parameters."""
+
+    weights: Tensor
+    gradient: Tensor
+    state: dict[str, Tensor]
+    step: int
+    place: int
+
+
+def step_many(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
+    """One step of each of the jobs, all under one rule. No two of them have weights in common.
+
+    A LoRA has hundreds of tensors of a few thousand elements, where the number of calls costs more than the arithmetic.
+    Tensors larger than half a slice gain nothing from being gathered, and are stepped by themselves.
+    """
+    kinds: dict[Kind, list[Job]] = defaultdict(list)
+    for job in jobs:
+        weights = job.weights
+        kinds[weights.dtype, job.gradient.dtype, job.state["vt"].dtype, weights.device].append(job)
+    for (weights_dtype, _, state_dtype, device), alike in kinds.items():
+        most = slice_size(device)
+        # random bits depend on a tensor's own index and elements
+        largest = 0 if needs_words(rule, weights_dtype, state_dtype) else most // 2
+        batch: list[Job] = []
+        size = 0
+        for job in alike:
+            elements = job.weights.numel()
+            if elements > largest:
+                sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.place)
+                continue
+            if size + elements > most:
+                _step_batch(sliced, rule, batch)
+                batch, size = [], 0
+            batch.append(job)
+            size += elements
+        if batch:
+            _step_batch(sliced, rule, batch)
+
+
+def _step_batch(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
+    all_weights = [job.weights for job in jobs]
+    all_vt = [job.state["vt"] for job in jobs]
+    weights, gradient, vt = torch.cat(all_weights), torch.cat([job.gradient for job in jobs]), torch.cat(all_vt)
+    sliced.step(rule, weights, gradient, {"vt": vt}, 0, 0)
+    scatter(weights, all_weights)
+    scatter(vt, all_vt)
+
+
+class SkipCount:
+    """Counts the gradient elements, on every device, that could not be used, and the steps in which none could.
+
+    Adding to it makes no device wait.
+    """
+
+    def __init__(self) -> None:
+        self._on_cpu = 0
+        self._elsewhere: dict[torch.device, Tensor] = {}
+        self._before: int | Tensor = 0
+        self._whole_steps: int | Tensor = 0
+
+    def add(self, usable: Tensor) -> None:
+        """Count the elements that are False."""
+        if usable.device.type == "cpu":
+            self._on_cpu += usable.numel() - int(usable.sum())
+            return
+        self.add_count(usable.numel() - usable.sum())
+
+    def add_count(self, count: Tensor) -> None:
+        """Count what a 0-dimensional integer tensor says, when it is ready."""
+        total = self._elsewhere.get(count.device)
+        if total is None:
+            total = self._elsewhere[count.device] = torch.zeros((), dtype=torch.int64, device=count.device)
+        total += count
+
+    def end_step(self, elements: int) -> None:
+        """A step with this many gradient elements is over: note whether all of them were skipped."""
+        total: int | Tensor = self._on_cpu
+        for count in self._elsewhere.values():
+            total = total + count if isinstance(total, int) else total + count.to(total.device, non_blocking=True)
+        self._whole_steps = self._whole_steps + (total - self._before == elements)
+        self._before = total
+
+    def whole_steps(self) -> int:
+        """How many steps so far used no element at all. Waits for the device."""
+        return int(self._whole_steps)
+
+    def total(self) -> int:
+        """How many elements so far. Waits for the device."""
+        return self._on_cpu + sum(int(total) for total in self._elsewhere.values())

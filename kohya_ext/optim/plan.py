@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import accumulator, compiled, torch_adagrad
-from kohya_ext.optim.eager import Kind, QuickStep, SlicedStep
-from kohya_ext.optim.foreach import Job, step_many
+from kohya_ext.optim.eager import Job, Kind, QuickStep, SkipCount, SlicedStep, step_many
 from kohya_ext.optim.functional import Rule
-from kohya_ext.optim.nonfinite import SkipCount
 from kohya_ext.tensors.elements import flat_views, overlap
 
 # index, parameter, gradient, state (None before the first step): a plain tuple, one a parameter and step

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.eager import Kind, SlicedStep
-from kohya_ext.optim.foreach import Job
+from kohya_ext.optim.eager import Job, Kind, SlicedStep
 from kohya_ext.optim.functional import Rule, constants
 
 # Measured: larger slices fall out of the cache between check and kernel, smaller ones cost calls and waits for threads.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kohya_ext.files.toml import toml_loads
+from kohya_ext.files.regular import toml_loads
 from kohya_ext.pysource.sources import Sources
 from kohya_ext.pysource.values import Setting, Unknown, Value, known
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kohya_ext.runtime.report import not_hooked
+from kohya_ext.runtime.run import not_hooked
 
 __all__ = ["activate", "install"]
 
@@ -22,10 +22,9 @@ def activate(package: str, *, guarded: bool = False) -> None:
     guarded: the caller deals with whatever is raised, as our lines do since their second form; else nothing is raised.
     """
     try:
-        from kohya_ext.runtime.importhook import watch
-        from kohya_ext.runtime.wrapping import wrap_module
+        from kohya_ext.runtime.wrapping import watch
 
-        watch(package, wrap_module)
+        watch(package)
     except (Exception, SystemExit) as error:
         if guarded:
             raise

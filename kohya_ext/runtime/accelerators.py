@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kohya_ext.runtime import averaging, guard, options, sampling, telemetry
-from kohya_ext.runtime.interruption import unwinding_on_sigterm
-from kohya_ext.runtime.report import stop, warn_again_at_end
+from kohya_ext.runtime.run import stop, warn_again_at_end
+from kohya_ext.runtime.safe_save import unwinding_on_sigterm
 from kohya_ext.spec.optimizers import ours
 
 
@@ -54,20 +54,20 @@ def _load_all() -> None:
 
 def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOptions) -> None:
     """Wrap the *instance's* prepare and save/load_state: this is the one accelerator of the run."""
-    from kohya_ext.runtime import controlnets, embeddings, networks
+    from kohya_ext.runtime import savers
     from kohya_ext.runtime.ema_outputs import Twins
 
     twins = Twins(args, settings)
-    embeddings.wrap_saver_of_script(twins)
-    controlnets.wrap_saver_of_script(twins)
+    savers.wrap_saver_of_embeddings(twins)
+    savers.wrap_saver_of_lllite(twins)
     prepare, save_state, load_state = accelerator.prepare, accelerator.save_state, accelerator.load_state
 
     @functools.wraps(prepare)
     def prepare_and_meet(*models: Any, **named: Any) -> Any:
         for model in models:
             averaging.meet(model)
-            networks.save_average_too(model, twins)
-            controlnets.wrap_writers(model, args, twins)
+            savers.wrap_saver_of_network(model, twins)
+            savers.wrap_writers(model, args, twins)
         return prepare(*models, **named)
 
     @functools.wraps(save_state)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from kohya_ext import __version__
 from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
 from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
-from kohya_ext.runtime.blockswap import finish_moves
 from kohya_ext.runtime.options import EmaOptions
-from kohya_ext.runtime.report import is_main_process, say, stop
-from kohya_ext.runtime.timing import Stopwatch
+from kohya_ext.runtime.run import is_main_process, say, stop
 
 # Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
 UPDATES_TO_MOVE = 100
+
+# Steps of averaging before the measurement: by then whatever is compiled has been. Power averages take longest.
+SETTLED = 30
+# Updates that are measured.
+MEASURED = 10
 
 METADATA_PREFIX = "kohya_ext_ema_"
 
@@ -309,3 +313,54 @@ class _Track:
                 frozen_too=True,  # what an optimizer holds may be thawed at any step
             )
         return self.shadow
+
+
+def finish_moves(models: Iterable[Any]) -> None:
+    """Wait until no block of these models is moving (`--blocks_to_swap`).
+
+    Kohya moves blocks between GPU and host in threads of its own, also after the backward pass. A move re-points a
+    weight's data and fills the memory it leaves with another block's weights, so whoever reads or writes weights
+    between two steps first waits here. Kohya's own waits for the same moves find them done.
+    """
+    for model in models:
+        for offloader in list(getattr(model, "__dict__", {}).values()):
+            moving, wait = getattr(offloader, "futures", None), getattr(offloader, "_wait_blocks_move", None)
+            if isinstance(moving, dict) and callable(wait):
+                for block in list(moving):
+                    wait(block)
+
+
+class Stopwatch:
+    """Measures `MEASURED` updates of one shadow; only while it does so it waits for the device.
+
+    In a fused backward pass an update is made of many parts, each of which is measured.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._begun_at: int | None = None
+        self.milliseconds: float | None = None  # a step, once it is known
+
+    @contextmanager
+    def around(self, shadow: Shadow) -> Iterator[None]:
+        """Around every update of `shadow`, or part of one."""
+        averaged = shadow.step - shadow.start_step
+        if self.milliseconds is not None or averaged < SETTLED:
+            yield
+            return
+        if self._begun_at is None:
+            self._begun_at = averaged
+        if averaged - self._begun_at >= MEASURED * shadow.update_every:
+            self.milliseconds = 1e3 * self._seconds / (averaged - self._begun_at)
+            yield
+            return
+        _finish_queued_work()
+        begin = time.perf_counter()
+        yield
+        _finish_queued_work()
+        self._seconds += time.perf_counter() - begin
+
+
+def _finish_queued_work() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -8,31 +8,31 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from kohya_ext.runtime import averaging, naming, safe_save, skips
-from kohya_ext.runtime.interruption import unwinding_on_sigterm
+from kohya_ext.runtime import averaging, ema_outputs, safe_save, telemetry
+from kohya_ext.runtime.safe_save import unwinding_on_sigterm
 
 
 def save_during_training(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
     """Kohya's saver at the end of an epoch or after a number of steps."""
     call = inspect.signature(original).bind(*positional, **named)
     on_epoch_end = call.arguments.get("on_epoch_end", True)  # sd-scripts 0.6 saves at the end of an epoch only
-    return _save_both(original, call, naming.EPOCH if on_epoch_end else naming.STEP)
+    return _save_both(original, call, ema_outputs.EPOCH if on_epoch_end else ema_outputs.STEP)
 
 
 def save_at_end(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
     """Kohya's saver at the end of training; the accelerator is gone by then."""
-    return _save_both(original, inspect.signature(original).bind(*positional, **named), naming.LAST)
+    return _save_both(original, inspect.signature(original).bind(*positional, **named), ema_outputs.LAST)
 
 
 def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, default_name: str) -> Any:
-    skips.report()
+    telemetry.report_skips()
     average = averaging.current()
     only = average is not None and average.options.save == "only"
     if average is None or not average.ready(say_so=only):
         return original(*call.args, **call.kwargs)
     result = None if only else original(*call.args, **call.kwargs)
     if not only:
-        call.arguments["args"] = naming.args_of_average(call.arguments["args"], default_name)
+        call.arguments["args"] = ema_outputs.args_of_average(call.arguments["args"], default_name)
     savers = [name for name in ("sd_saver", "diffusers_saver") if name in call.arguments]
     for saver in savers:
         call.arguments[saver] = _whole_or_nothing(call.arguments[saver])
@@ -48,7 +48,7 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
         if not only:
             return result
         whole = nullcontext() if savers else safe_save.whole_files()
-        with safe_save.kept_going(unless=default_name == naming.LAST), unwinding_on_sigterm(), whole:
+        with safe_save.kept_going(unless=default_name == ema_outputs.LAST), unwinding_on_sigterm(), whole:
             result = original(*call.args, **call.kwargs)
         return result
     average.tell_health()

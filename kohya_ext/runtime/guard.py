@@ -18,8 +18,7 @@ from typing import Any
 
 import kohya_ext
 from kohya_ext.core import shell
-from kohya_ext.runtime.report import say, stop, warn_again_at_end
-from kohya_ext.runtime.run import run
+from kohya_ext.runtime.run import run, say, stop, warn_again_at_end
 from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY
 from kohya_ext.spec.hooks import HOOKS, Definition, hooks_in
 from kohya_ext.spec.optimizers import ours

@@ -1,15 +1,21 @@
-"""`--optimizer_type` with one of ours, and the place where an optimizer's weights begin to be averaged."""
+"""`--optimizer_type` with one of ours, where an optimizer's weights begin to be averaged, and `--fused_backward_pass`.
+
+In a fused backward pass a parameter is stepped, averaged and freed as soon as its gradient is there.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kohya_ext.runtime import averaging, guard, legacy, options, skips, telemetry
-from kohya_ext.runtime.report import stop
+from kohya_ext.runtime import averaging, guard, legacy, options, telemetry
+from kohya_ext.runtime.run import stop
 from kohya_ext.spec.optimizers import ours
+
+if TYPE_CHECKING:
+    from kohya_ext.runtime.average import Average
 
 
 def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
@@ -27,7 +33,7 @@ def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest:
     # trainable_params may be a one-shot iterator and is used up by now: the optimizer knows its parameters
     averaging.follow(result[-1])
     telemetry.follow(result[-1])
-    skips.follow(result[-1])
+    telemetry.count_skips(result[-1])
     return result
 
 
@@ -44,3 +50,28 @@ def _as_dotted_path(args: argparse.Namespace, path: str) -> Iterator[None]:
         args.optimizer_type = typed
         if fused is not None:
             args.fused_backward_pass = fused
+
+
+def patch_fused_backward(original: Callable[..., Any], optimizer: Any) -> Any:
+    """Kohya's `patch_adafactor_fused(optimizer)`: gives the (accelerated) optimizer a `step_param(tensor, group)`."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    result = None
+    if hasattr(inner, "step_param"):
+        # AdaCoor's own looks the group up again: the one in the caller's hand is stale once a state has been loaded
+        optimizer.step_param = inner.step_param
+    else:
+        result = original(optimizer)
+    optimizer.step_param = telemetry.around(optimizer.step_param)
+    average = averaging.current()
+    if average is not None:
+        optimizer.step_param = _then_average(optimizer.step_param, average)
+    return result
+
+
+def _then_average(step_param: Callable[..., None], average: Average) -> Callable[..., None]:
+    def step_and_average(parameter: Any, group: dict[str, Any]) -> None:
+        average.before_step_of(parameter)
+        step_param(parameter, group)
+        average.after_step_of(parameter)
+
+    return step_and_average

@@ -1,18 +1,33 @@
-"""The settings of a run, read from Kohya's `args`: converted, checked, refused with a reason.
+"""Our command-line flags: added to every training script, read from Kohya's `args`, checked, refused with a reason.
 
-Kohya reads its TOML files into the same namespace as the command line, without converting anything.
+They are added where Kohya adds its optimizer's. It reads its TOML files into the same namespace as the command line,
+without converting anything.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import legacy
-from kohya_ext.runtime.report import say, stop
-from kohya_ext.runtime.run import run
-from kohya_ext.spec.flags import BY_KEY, EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY, Flag, Values, faults, without_ema
+from kohya_ext.runtime.run import run, say, stop
+from kohya_ext.spec.flags import (
+    BY_KEY,
+    EMA,
+    ENABLE_EMA,
+    FEATURES,
+    LOG_EVERY,
+    TELEMETRY,
+    Flag,
+    Values,
+    faults,
+    without_ema,
+)
 from kohya_ext.spec.optimizers import ours
 
 # beta of the schedule exp where it was chosen by its name
@@ -20,6 +35,53 @@ EXP_BETA = 15.0
 
 # All of them step in the backward pass: before gradients are accumulated, and before a loss scale is taken out.
 _FUSED_FLAGS = ("fused_backward_pass", "fused_optimizer_groups", "blockwise_fused_optimizers")
+
+
+def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.ArgumentParser) -> Any:
+    """Kohya's optimizer flags, then ours. In a tree with old replaced files: Kohya's only, or the end of the run."""
+    result = original(parser)
+    if legacy.found():
+        # a TOML may ask for them as well: options.read decides when that has been read
+        if any(word.partition("=")[0].removeprefix("--") in BY_KEY for word in sys.argv if word.startswith("--")):
+            stop(legacy.message(), CONFLICT)
+        say(legacy.message())
+        return result
+    _add_when_parsing(parser)
+    return result
+
+
+def _add_when_parsing(parser: argparse.ArgumentParser) -> None:
+    """Ours come last, as the command line is read: by then a fork has added its own, which win."""
+    if "parse_known_args" in vars(parser):
+        return
+    parse, matching = parser.parse_known_args, parser._get_option_tuples
+    added: set[argparse.Action] = set()
+
+    @functools.wraps(parse)
+    def parse_known_args(*args: Any, **kwargs: Any) -> Any:
+        if not added:
+            added.update(_add(parser))
+        return parse(*args, **kwargs)
+
+    @functools.wraps(matching)
+    def get_option_tuples(word: str) -> list[Any]:
+        # what is short for a flag of Kohya's alone stays so: --enable_b is not made ambiguous by --enable_ema
+        found = matching(word)
+        return [match for match in found if match[0] not in added] or found
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    parser._get_option_tuples = get_option_tuples  # type: ignore[assignment,method-assign]
+
+
+def _add(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    group = parser.add_argument_group("kohya_ext")
+    for feature, flags in FEATURES.items():
+        theirs = next((flag.name for flag in flags if flag.name in parser._option_string_actions), None)
+        if theirs is None:
+            yield from (group.add_argument(flag.name, **flag.settings) for flag in flags)
+        elif feature not in run.yielded:
+            run.yielded[feature] = theirs
+            say(f"this fork has a {theirs} of its own: {feature} of kohya_ext is not available in it")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Model files that hold the EMA: written whole or not at all, and marked in their metadata."""
+"""Model files that hold the EMA: written whole or not at all, and marked in their metadata.
+
+SIGTERM in the middle of a save undoes what is under way first, then ends the process by the signal.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import functools
 import inspect
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
-from kohya_ext.runtime.report import warn_again_at_end
+from kohya_ext.runtime.run import warn_again_at_end
 
 fcntl: ModuleType | None
 try:
@@ -231,3 +236,34 @@ def _attribute(module: ModuleType, name: str, wrap: Callable[[Writer], Writer]) 
         yield
     finally:
         setattr(module, name, writer)
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come; raised where the main thread is, so that files and weights are put right on the way out."""
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[None]:
+    """While this lasts, SIGTERM unwinds the stack before it ends the process.
+
+    Only where it would end the process right there: a handler of somebody else's stays. Outside the main thread nothing
+    can be done, and nothing is.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the unwinding
+        raise Terminated(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    except Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kohya_ext.runtime import averaging, naming
+from kohya_ext.runtime import averaging, ema_outputs
 from kohya_ext.runtime.guard import unwrapped_hooks, wrapped
 from kohya_ext.spec.hooks import SAMPLE
 
@@ -26,7 +26,7 @@ def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) 
         return original(*positional, **named)
     if average.options.sample == "both":
         original(*positional, **named)
-    call.arguments["args"] = naming.args_of_average(args, naming.LAST)
+    call.arguments["args"] = ema_outputs.args_of_average(args, ema_outputs.LAST)
     with average.in_place():
         return original(*call.args, **call.kwargs)
 

@@ -1,22 +1,28 @@
-"""`--kohya_ext_log_every N`: what the optimizer does to the weights, in Kohya's own logs.
+"""`--kohya_ext_log_every N`: what the optimizer does to the weights, in Kohya's own logs; and what AdaCoor skipped.
 
 Kohya hands its losses to the accelerator's trackers right after each step, by ways that differ from release to release.
 All of them end in a tracker's `log`, so that is where our figures join: same tracker, same step.
+
+Gradient elements that AdaCoor skipped because they were not finite are reported with each checkpoint and at the end,
+also without that flag. Their count may lie on a GPU: it is read where the run waits for the disk anyway, never within a
+step.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.runtime import averaging
-from kohya_ext.runtime.report import is_main_process, stop
-from kohya_ext.runtime.run import run
+from kohya_ext.runtime.run import is_main_process, run, say, stop
 
 if TYPE_CHECKING:
     from kohya_ext.optim.update_stats import MovementMeter
+
 
 PREFIX = "kohya_ext/"
 
@@ -126,3 +132,29 @@ def around(step_param: Callable[..., None]) -> Callable[..., None]:
     """A `step_param` of a fused backward pass, measured if this run measures."""
     telemetry: Telemetry | None = run.telemetry
     return step_param if telemetry is None or not is_main_process() else telemetry.around(step_param)
+
+
+def count_skips(optimizer: Any) -> None:
+    """Remember the count of `optimizer`, if it keeps one; the optimizer itself may go."""
+    count = getattr(optimizer, "skip_count", None)
+    if count is None:
+        return
+    if not run.skip_counts:
+        atexit.register(_report_skips_at_exit)
+    run.skip_counts.append(count)
+
+
+def report_skips() -> None:
+    """Say how many there were so far, if there are more than last time."""
+    elements = sum(count.total() for count in run.skip_counts)
+    if elements <= run.skips_told:
+        return
+    run.skips_told = elements
+    whole = max(count.whole_steps() for count in run.skip_counts)
+    steps = f", {whole} whole steps among them" if whole else ""
+    say(f"AdaCoor skipped {elements} gradient elements so far that were not finite{steps}")
+
+
+def _report_skips_at_exit() -> None:
+    with contextlib.suppress(Exception):  # the device may have failed, and that is what ends the run
+        report_skips()

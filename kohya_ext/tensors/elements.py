@@ -42,6 +42,16 @@ def slices(numel: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(size, numel - start)
 
 
+def scatter(gathered: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy a flat tensor back into the flat ones that it was concatenated from."""
+    parts = list(gathered.split([target.numel() for target in targets]))
+    if hasattr(torch, "_foreach_copy_"):
+        torch._foreach_copy_(list(targets), parts)
+        return
+    for target, part in zip(targets, parts, strict=True):
+        target.copy_(part)
+
+
 def repeats(tensor: Tensor) -> bool:
     """True where several elements lie in one place (an expanded view), or where the strides do not rule it out."""
     if not tensor.numel():

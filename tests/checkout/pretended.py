@@ -20,7 +20,6 @@ SMALL = {
     "kohya_ext/__init__.py": b"",
     "kohya_ext/core/about.py": b'VERSION = "%s"\n' % about.VERSION.encode(),
     "kohya_ext/runtime/__init__.py": b"def activate(name): pass\ndef install(names): pass\n",
-    "kohya_ext/runtime/importhook.py": b"",
     "kohya_ext/runtime/wrapping.py": b"",
 }
 

@@ -9,8 +9,8 @@ import pytest
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import inspect
-from kohya_ext.core.commands import command
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
+from kohya_ext.core.shell import command
 from kohya_ext.install import apply, package
 from tests.checkout import trees
 from tests.checkout.pythons import IN_A_VENV, SITE

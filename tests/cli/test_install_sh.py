@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.checkout import Checkout, describe
-from kohya_ext.core import commands
+from kohya_ext.core import shell
 from kohya_ext.install import apply
 from tests.checkout import pythons, trees
 from tests.files.strangers import as_root, give
@@ -190,7 +190,7 @@ def test_nothing_of_the_current_folder_is_run(
     done = started(["/bin/bash", str(SCRIPT), str(checkout.root), "--yes"], hostile, filled)
     assert done.returncode == 0, done.stderr
     assert not (hostile / "mark").exists(), (hostile / "mark").read_text()
-    for printed in (commands.command("status"), commands.command("install")):
+    for printed in (shell.command("status"), shell.command("install")):
         started([*shlex.split(printed), str(checkout.root)], hostile, filled)
         if "PATH" not in variables and "PYTHONPATH" not in variables:
             assert not (hostile / "mark").exists(), (hostile / "mark").read_text()

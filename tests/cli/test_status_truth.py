@@ -216,7 +216,7 @@ def test_the_lines_without_a_package_are_a_problem(make: Make, with_venv: WithVe
 
 def test_the_commands_that_are_printed_run(make: Make, tmp_path: Path) -> None:
     """Real processes, from another folder: the clone's install.sh, and our module with the clone on its path."""
-    from kohya_ext.core.commands import command
+    from kohya_ext.core.shell import command
 
     root = make("bare", "with space").root
     for verb in ("status", "doctor"):

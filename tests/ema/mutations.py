@@ -154,14 +154,14 @@ MUTATIONS = (
     ),
     Mutation(
         "weights are averaged, or exchanged, while a thread of Kohya's moves their block",
-        "runtime/blockswap.py",
+        "runtime/average.py",
         "                    wait(block)\n",
         "                    pass\n",
         "tests/runtime/test_blockswap.py",
     ),
     Mutation(
         "in a fused backward pass a parameter is averaged before its step",
-        "runtime/fused.py",
+        "runtime/optimizers.py",
         "        step_param(parameter, group)\n        average.after_step_of(parameter)\n",
         "        average.after_step_of(parameter)\n        step_param(parameter, group)\n",
         "tests/runtime/test_average.py -k fused",
@@ -175,10 +175,10 @@ MUTATIONS = (
     ),
     Mutation(
         "raw bfloat16 weights or their average come back with other bits",
-        "ema/bf16_swap.py",
+        "ema/swap.py",
         " - (low >= _HALF).to(torch.int32)",
         "",
-        "tests/ema/test_packing.py",
+        "tests/ema/test_swap.py -k bfloat16",
     ),
     Mutation(
         "the resume state holds the EMA in place of the raw weights",
@@ -196,7 +196,7 @@ MUTATIONS = (
     ),
     Mutation(
         "SIGTERM within a save ends the process on the spot",
-        "runtime/interruption.py",
+        "runtime/safe_save.py",
         "    signal.signal(signal.SIGTERM, unwind)\n",
         "",
         "tests/runtime/test_interrupted_saves.py -k sigterm",
@@ -217,7 +217,7 @@ MUTATIONS = (
     ),
     Mutation(
         "textual inversion saves the raw rows twice",
-        "runtime/embeddings.py",
+        "runtime/savers.py",
         "            call.arguments[_PARAMETER] = rows_of_average(average, raw)\n",
         "            call.arguments[_PARAMETER] = raw\n",
         "tests/runtime/test_script_miniatures.py -k 'saves and v26-train_textual'",

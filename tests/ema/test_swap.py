@@ -188,3 +188,42 @@ def test_an_exchange_takes_no_memory_of_the_size_of_the_model(monkeypatch: pytes
             live += event.nbytes()
             peak = max(peak, live)
     assert 0 < peak < 40 * 2**20
+
+
+def every_bfloat16() -> torch.Tensor:
+    return torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+
+
+def finite_averages(count: int) -> torch.Tensor:
+    """Finite float32 numbers: random bits, and those at which rounding changes its mind."""
+    generator = torch.Generator().manual_seed(0)
+    upper = torch.randint(-(1 << 15), 1 << 15, (count,), generator=generator, dtype=torch.int32)
+    low = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1234], dtype=torch.int32).repeat(count // 7 + 1)[:count]
+    found = ((upper << 16) | low).view(torch.float32)
+    return torch.where(torch.isfinite(found), found, 1.5)
+
+
+def test_every_bit_comes_back_of_packed_bfloat16() -> None:
+    raw = every_bfloat16()  # infinities and all NaN among them
+    average = finite_averages(len(raw))
+    inside, held = swap.pack(raw, average)
+    back, average_back = swap.unpack(inside, held)
+    assert torch.equal(back.view(torch.int16), raw.view(torch.int16))
+    assert torch.equal(average_back.view(torch.int32), average.view(torch.int32))
+
+
+def test_the_average_packed_as_bfloat16_is_rounded_to_the_nearest() -> None:
+    average = finite_averages(1 << 16)
+    inside, _ = swap.pack(torch.zeros(len(average), dtype=torch.bfloat16), average)
+    tie = (average.view(torch.int32) & 0xFFFF) == 0x8000
+    assert torch.equal(inside[~tie], average[~tie].to(torch.bfloat16))
+    ties = inside[tie].double() - average[tie].double()
+    even = average[tie].to(torch.bfloat16).double() - average[tie].double()
+    same_size = (ties.abs() == even.abs()) | torch.isinf(inside[tie])
+    assert same_size.all()
+
+
+def test_only_bfloat16_next_to_float32_is_packed() -> None:
+    full, half, other = (torch.zeros(1, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+    assert swap.packable(half, full)
+    assert not any(swap.packable(*pair) for pair in ((full, full), (other, full), (half, half), (full, half)))

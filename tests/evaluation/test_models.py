@@ -8,7 +8,7 @@ import pytest
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.models import CHECKPOINT, FOLDER, LORA, columns
-from kohya_ext.runtime.naming import SUFFIX, file_of_average
+from kohya_ext.runtime.ema_outputs import SUFFIX, file_of_average
 from tests.evaluation.painter import LORA_KEYS, models
 
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.files.regular import TooLargeError, folder_fault, open_regular, read_regular, read_text
+from kohya_ext.files.regular import TooLargeError, folder_fault, open_regular, read_regular, read_text, toml_loads
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs FIFOs and devices")
 
@@ -85,3 +86,17 @@ def test_what_stands_where_a_folder_is_needed(tmp_path: Path) -> None:
     ):
         assert folder_fault(path) == f"is a {what}, a folder is needed here"
     assert folder_fault(tmp_path / "file" / "below") == "cannot be read: Not a directory"
+
+
+@pytest.mark.parametrize("hidden", [(), ("tomllib",), ("tomllib", "tomli"), ("tomllib", "tomli", "toml")])
+def test_any_toml_reader_will_do(hidden: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in hidden:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert toml_loads("a = '''\nx\n'''") == {"a": "x\n"}
+
+
+def test_no_toml_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tomllib", "tomli", "toml", "pip._vendor.tomli"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match="pip install toml"):
+        toml_loads("a = 1")

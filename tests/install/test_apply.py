@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.checkout import Checkout
-from kohya_ext.core.commands import INSTALLER
 from kohya_ext.core.errors import UnsupportedError, UsageError
+from kohya_ext.core.shell import INSTALLER
 from kohya_ext.install import apply
 from kohya_ext.install.manifest import NAME
 from tests.checkout import trees

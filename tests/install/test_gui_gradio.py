@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kohya_ext.core.errors import ConflictError
-from kohya_ext.files.toml import toml_loads
+from kohya_ext.files.regular import toml_loads
 from kohya_ext.install.gui_gradio import installed_version, warmup_is_number, with_warmup, write_warmup
 from kohya_ext.install.requirements import check
 from tests.install.test_requirements import PACKAGES, Make, environment, named

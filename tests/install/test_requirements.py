@@ -9,7 +9,7 @@ import pytest
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import MODULES, Environment
-from kohya_ext.core.commands import command
+from kohya_ext.core.shell import command
 from kohya_ext.install import package, requirements
 from kohya_ext.install.requirements import Check, check, numbers, pip_command, worst
 from tests.systems import HAS_GIT

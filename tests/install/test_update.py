@@ -10,8 +10,8 @@ import pytest
 
 from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout, describe
-from kohya_ext.core.commands import command
 from kohya_ext.core.errors import ConflictError, UnsupportedError
+from kohya_ext.core.shell import command
 from kohya_ext.install import apply, pending, update
 from kohya_ext.install.status import status
 from tests.checkout import trees

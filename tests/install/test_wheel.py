@@ -18,7 +18,7 @@ import pytest
 
 from kohya_ext.checkout.environment import clean_environ
 from kohya_ext.core import about
-from kohya_ext.files.toml import toml_loads
+from kohya_ext.files.regular import toml_loads
 from kohya_ext.install import wheel
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kohya_ext.demo.checkout import BY_NAME, Era, build, files, training_root
-from kohya_ext.demo.templates import ERAS
+from kohya_ext.demo.checkout import BY_NAME, ERAS, Era, build, files, training_root
 
 __all__ = ["BY_NAME", "ERAS", "Era", "build", "files", "training_root"]

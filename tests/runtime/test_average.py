@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 import torch
 
 from kohya_ext.runtime import average as average_module
-from kohya_ext.runtime import averaging, fused
+from kohya_ext.runtime import averaging, optimizers
 from kohya_ext.runtime.average import Average
 from tests.runtime.conftest import Run, close, same
 
@@ -166,7 +166,7 @@ def test_fused_backward_averages_each_parameter_after_its_step(begin: Begin) -> 
         optimizer.step_param = step_param
 
     accelerated = Accelerated()
-    fused.patch_fused_backward(patch, accelerated)
+    optimizers.patch_fused_backward(patch, accelerated)
     for group in run.optimizer.param_groups:
         for parameter in group["params"]:
 

@@ -17,7 +17,8 @@ pytest.importorskip("torch")
 
 import safetensors.torch
 
-from kohya_ext.runtime import accelerators, averaging, checkpoints, options, report, safe_save
+from kohya_ext.runtime import accelerators, averaging, checkpoints, options, safe_save
+from kohya_ext.runtime import run as run_module
 from kohya_ext.runtime.ema_outputs import Twins
 from tests.runtime.conftest import Run, close, same
 
@@ -171,7 +172,7 @@ def test_a_fault_of_the_disk_or_of_ours_leaves_training_alone(
     assert same(run.weights(), run.history[-1])
     assert left_over(tmp_path) == []
     assert "No space left on device" in capsys.readouterr().err
-    report._remind()
+    run_module._remind()
     assert "REMINDER" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.checkout.checkout import describe
-from kohya_ext.demo.pictures import write_pictures
+from kohya_ext.demo.run import write_pictures
 from kohya_ext.install import apply
 from tests.miniatures.build import ERAS, build, training_root
 from tests.miniatures.run import Launcher, Run

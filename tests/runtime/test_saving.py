@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from kohya_ext.runtime import checkpoints, networks, options, sampling
+from kohya_ext.runtime import checkpoints, options, sampling, savers
 from kohya_ext.runtime.ema_outputs import Twins
 from tests.runtime.conftest import Run, close, same
 
@@ -139,8 +139,8 @@ def prepared(run: Run) -> Network:
     settings = options.read(run.args)
     assert settings is not None
     twins = Twins(run.args, settings)
-    networks.save_average_too(network, twins)
-    networks.save_average_too(network, twins)
+    savers.wrap_saver_of_network(network, twins)
+    savers.wrap_saver_of_network(network, twins)
     return network
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.checkout.checkout import describe
-from kohya_ext.demo.templates import exists, render
+from kohya_ext.demo.checkout import exists, render
 from kohya_ext.install import apply
 from tests.miniatures.build import build, training_root
 from tests.miniatures.run import Launcher, Run

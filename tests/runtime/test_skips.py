@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime import checkpoints, skips
+from kohya_ext.runtime import checkpoints, telemetry
 from kohya_ext.runtime.run import run
 
 torch = pytest.importorskip("torch")
@@ -41,18 +41,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_save_says_what_was_left_out_and_only_once(capsys: pytest.CaptureFixture[str]) -> None:
     nan = float("nan")
-    skips.follow(stepped(1.0, 2.0))
+    telemetry.count_skips(stepped(1.0, 2.0))
     assert said(capsys) == ""
-    skips.follow(stepped(1.0, nan))
+    telemetry.count_skips(stepped(1.0, nan))
     assert "skipped 1 gradient elements so far that were not finite\n" in said(capsys)
     assert said(capsys) == ""
-    skips.follow(stepped(nan, nan))
+    telemetry.count_skips(stepped(nan, nan))
     assert "skipped 3 gradient elements so far that were not finite, 1 whole steps among them\n" in said(capsys)
 
 
 def test_the_count_goes_on_after_a_resume(capsys: pytest.CaptureFixture[str]) -> None:
     optimizer = stepped(1.0, float("inf"))
-    skips.follow(optimizer)
+    telemetry.count_skips(optimizer)
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
     optimizer.step()
@@ -60,7 +60,7 @@ def test_the_count_goes_on_after_a_resume(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_other_optimizers_keep_no_count(capsys: pytest.CaptureFixture[str]) -> None:
-    skips.follow(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0))
+    telemetry.count_skips(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0))
     assert said(capsys) == ""
 
 
@@ -69,10 +69,10 @@ def test_the_end_of_a_run_says_it_too() -> None:
     program = """
 import torch
 from kohya_ext.optim import AdaCoor
-from kohya_ext.runtime import skips
+from kohya_ext.runtime import telemetry
 one = torch.nn.Parameter(torch.ones(2))
 optimizer = AdaCoor([one])
-skips.follow(optimizer)
+telemetry.count_skips(optimizer)
 one.grad = torch.tensor([1.0, float("nan")])
 optimizer.step()
 del optimizer

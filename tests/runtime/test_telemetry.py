@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.runtime import accelerators, fused, optimizers
+from kohya_ext.runtime import accelerators, optimizers
 from kohya_ext.runtime.run import run
 
 torch = pytest.importorskip("torch")
@@ -125,7 +125,7 @@ def test_in_a_fused_backward_pass(begin: Callable[..., Any]) -> None:
     accelerator, args = begin(kohya_ext_log_every=2)
     one = weights()
     optimizer = optimizer_of(args, {"params": [one]})
-    fused.patch_fused_backward(lambda _: None, optimizer)
+    optimizers.patch_fused_backward(lambda _: None, optimizer)
     for step in (1, 2, 3):
         one.grad = torch.ones(50)
         optimizer.step_param(one, {"stale": "group"})

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kohya_ext.runtime import averaging, checkpoints, fused, timing  # noqa: E402
+from kohya_ext.runtime import average, averaging, checkpoints, optimizers  # noqa: E402
 from kohya_ext.runtime.telemetry import Telemetry  # noqa: E402
 from tests.runtime.conftest import Run  # noqa: E402
 
@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock finds it 3 ms on: so an update, between two looks, takes as long."""
     times = iter(n * 3e-3 for n in range(10_000))
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    monkeypatch.setattr(timing, "SETTLED", 4)
+    monkeypatch.setattr(average, "SETTLED", 4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema_update_every": 3}, {"ema_start_step": 5}])
@@ -43,7 +43,7 @@ def test_a_fused_backward_pass_costs_the_sum_of_its_parts(
     wrapped = type("Wrapped", (), {})()
     wrapped.optimizer = run.optimizer
     wrapped.step_param = lambda parameter, group: None
-    step_param = fused._then_average(wrapped.step_param, averaging.current())  # type: ignore[arg-type]
+    step_param = optimizers._then_average(wrapped.step_param, averaging.current())  # type: ignore[arg-type]
     for _ in range(20):
         for parameter in run.model.parameters():
             parameter.data += 1

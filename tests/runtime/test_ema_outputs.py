@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.runtime.naming import args_of_average, file_of_average, outlived_by
+from kohya_ext.runtime.ema_outputs import args_of_average, file_of_average, outlived_by
 
 
 @pytest.mark.parametrize(

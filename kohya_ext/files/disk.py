@@ -1,4 +1,4 @@
-"""Large files: refused early when they cannot be written, and what the disk says, with the fix, when it does late."""
+"""What the disk says, with the fix: when files of a tree cannot be written, and before and while large ones are."""
 
 from __future__ import annotations
 
@@ -8,14 +8,41 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kohya_ext.core import shell
 from kohya_ext.core.errors import ConflictError, UsageError
+from kohya_ext.files.folder import in_use
 from kohya_ext.files.regular import open_regular
 
 _BLOCK = 1 << 22  # bytes read at a time
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(root: Path) -> Iterator[None]:
+    """Turn an OSError of a command that changes `root` into a ConflictError that says the cause and the fix."""
+    try:
+        yield
+    except OSError as error:
+        raise ConflictError(f"{reason(error, root)}. Nothing was changed") from error
+
+
+def reason(error: OSError, root: Path) -> str:
+    """Why a file below `root` could not be written, and the fix."""
+    where = error.filename2 or error.filename or root
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk (or quota) that holds {root}: free some and run again"
+    if in_use(error):
+        return (
+            f"{where} is open in another program, or may not be written: close Kohya, editors, terminals and run again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no permission to write {where}: {shell.more_rights()}"
+    if error.errno == errno.EROFS:
+        return f"{where} lies on a read-only file system: mount it writable and run again"
+    return f"{where}: {error.strerror or error}"
+
+
+@contextlib.contextmanager
+def explained_target(path: Path) -> Iterator[None]:
     """Turn an OSError of the disk that holds `path` into a ConflictError that says the fix."""
     try:
         yield
