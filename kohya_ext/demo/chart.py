@@ -64,6 +64,7 @@ class Axes:
         self.steps = max([step for step, _ in figure.losses] + [point.step for point in figure.checkpoints] + [1])
 
     def at(self, step: float, loss: float) -> tuple[float, float]:
+        """The point of the image, in pixels; a loss beyond the axis is drawn at its end."""
         left, top, right, bottom = CHART
         share = (math.log10(max(loss, 1e-12)) - self.low) / (self.high - self.low)
         return left + (right - left) * step / self.steps, bottom - (bottom - top) * min(max(share, 0.0), 1.0)

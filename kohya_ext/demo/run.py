@@ -49,22 +49,27 @@ class Demo:
 
     @property
     def checkout(self) -> Path:
+        """The miniature of Kohya that is patched and trains."""
         return self.folder / "kohya_ss"
 
     @property
     def output(self) -> Path:
+        """The folder of the trained models."""
         return self.folder / "output"
 
     @property
     def log(self) -> Path:
+        """What the training run has printed."""
         return self.folder / "train.log"
 
     @property
     def picture(self) -> Path:
+        """The image of losses and samples."""
         return self.folder / "demo.png"
 
     @property
     def ema_decay(self) -> float:
+        """The decay whose EMA covers `EMA_SHARE` of the run."""
         return round(1 - 1 / max(2.0, self.steps * EMA_SHARE), 4)
 
     def command(self) -> list[str]:

@@ -27,13 +27,29 @@ _MOST_STEPS = 1 << 40
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a `Shadow.state_dict()`. The file appears whole or not at all; raises OSError when it cannot be written."""
+    """Write an EMA's state. The file appears whole or not at all.
+
+    Args:
+        path: of the file.
+        state: from `Shadow.state_dict()`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     settings = {key: value for key, value in state.items() if key != "shadow"}
     write_tensors(path, state["shadow"], {_HEADER_KEY: json.dumps(settings, sort_keys=True)})
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote. Raises ValueError when the file is damaged or not an EMA state."""
+    """Read what `save` wrote.
+
+    Returns:
+        What `Shadow.load_state_dict` takes, all tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not an EMA state.
+    """
     try:
         with safe_open(str(path), framework="pt") as opened:
             settings = (opened.metadata() or {}).get(_HEADER_KEY)

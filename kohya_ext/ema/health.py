@@ -21,9 +21,14 @@ class FrozenShadowError(RuntimeError):
 
 
 def relative_distance(*shadows: Shadow) -> float:
-    """||average - weights|| / ||weights|| over all parameters; 0 for an EMA that sits on the weights.
+    """How far the EMA is from the weights. Reads everything once, and waits for the device.
 
-    Non-finite weights are skipped. Reads everything once, and waits for the device.
+    Args:
+        *shadows: of one run, all together.
+
+    Returns:
+        ||average - weights|| / ||weights|| over all parameters; 0 for an EMA that sits on the weights. A weight that is
+        not finite counts as 0.
     """
     apart = size = 0.0
     for _, weights, average in itertools.chain.from_iterable(shadow.pairs() for shadow in shadows):
@@ -47,6 +52,10 @@ class FrozenCheck:
 
     No fault, and not counted: weights that did not move (a learning rate of 0), and steps without an update (a late
     start, an interval).
+
+    Args:
+        shadow: whose EMA is watched; a sample of each parameter is copied to the CPU.
+        after: updates from one look to the next.
     """
 
     def __init__(self, shadow: Shadow, after: int = 20) -> None:

@@ -29,7 +29,18 @@ class Schedule(Protocol):
         """True when the first update replaces the shadow, so that the start model has no share in the EMA."""
 
     def weight(self, update: int, every: int = 1) -> float:
-        """The w of `shadow = lerp(shadow, p, w)` at update 1, 2, ... when one update stands for `every` real steps."""
+        """The w of `shadow = lerp(shadow, p, w)`.
+
+        Args:
+            update: which update, counted from 1.
+            every: real steps that one update stands for.
+
+        Returns:
+            The share of the newest weights, above 0 and at most 1.
+
+        Raises:
+            ValueError: either of them is below 1.
+        """
 
     def horizon(self, steps: int) -> float:
         """How many of the last steps the EMA covers after `steps` steps: the 1 / (1 - decay) of that moment."""
@@ -39,7 +50,15 @@ class Schedule(Protocol):
 
 
 def describe(schedule: Schedule, total_steps: int) -> str:
-    """What the EMA will cover, for people: `last ~2,000 of 6,000 steps; start model 0 %`."""
+    """What the EMA will cover, for people.
+
+    Args:
+        schedule: of the EMA.
+        total_steps: real steps that are averaged in all.
+
+    Returns:
+        A phrase such as `last ~2,000 of 6,000 steps; start model 0 %`.
+    """
     if total_steps < 1:
         return "no step to average"
     covered = min(total_steps, max(1, _round_to_two_digits(schedule.horizon(total_steps))))
@@ -54,6 +73,12 @@ class Debiased:
     """Constant decay with the start model's share divided out, like Adam's bias correction.
 
     After n steps the EMA is exactly sum(decay**(n-i) * p_i) / sum(decay**(n-i)).
+
+    Args:
+        decay: of one real step, at least 0 and below 1.
+
+    Reference:
+        Kingma, Ba: Adam, 2015, section 3, https://arxiv.org/abs/1412.6980.
     """
 
     decay: float
@@ -64,6 +89,7 @@ class Debiased:
         _check_decay(self.decay)
 
     def weight(self, update: int, every: int = 1) -> float:
+        """See `Schedule.weight`."""
         _check_update(update, every)
         if self.decay == 0:
             return 1.0
@@ -71,15 +97,21 @@ class Debiased:
         return math.expm1(rate) / math.expm1(update * rate)
 
     def horizon(self, steps: int) -> float:
+        """See `Schedule.horizon`."""
         return 1 / (1 - self.decay)
 
     def start_share(self, steps: int) -> float:
+        """See `Schedule.start_share`."""
         return 0.0 if steps > 0 else 1.0
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same decay at every step; the start model fades as decay**n."""
+    """The same decay at every step; the start model fades as decay**n.
+
+    Args:
+        decay: of one real step, at least 0 and below 1.
+    """
 
     decay: float
     name = "constant"
@@ -89,19 +121,29 @@ class Constant:
         _check_decay(self.decay)
 
     def weight(self, update: int, every: int = 1) -> float:
+        """See `Schedule.weight`."""
         _check_update(update, every)
         return 1.0 if self.decay == 0 else -math.expm1(every * math.log(self.decay))
 
     def horizon(self, steps: int) -> float:
+        """See `Schedule.horizon`."""
         return 1 / (1 - self.decay)
 
     def start_share(self, steps: int) -> float:
+        """See `Schedule.start_share`."""
         return self.decay**steps
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """The ramp min(decay, (1 + t) / (10 + t)) known from many trainers."""
+    """The ramp min(decay, (1 + t) / (10 + t)) known from many trainers.
+
+    Args:
+        decay: of one real step t, once the ramp has reached it; at least 0 and below 1.
+
+    Reference:
+        TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+    """
 
     decay: float
     name = "warmup"
@@ -111,12 +153,15 @@ class Warmup:
         _check_decay(self.decay)
 
     def weight(self, update: int, every: int = 1) -> float:
+        """See `Schedule.weight`."""
         return _compounded(self._decay_at, update, every)
 
     def horizon(self, steps: int) -> float:
+        """See `Schedule.horizon`."""
         return 1 / (1 - self._decay_at(steps))
 
     def start_share(self, steps: int) -> float:
+        """See `Schedule.start_share`."""
         return math.prod(self._decay_at(step) for step in range(1, steps + 1))
 
     def _decay_at(self, step: int) -> float:
@@ -127,7 +172,10 @@ class Warmup:
 class Exponential:
     """decay * (1 - exp(-beta * t / max_steps)): what old command lines ask for with `--ema_exp_beta`.
 
-    max_steps: the planned number of real steps. beta: how early the decay is reached; must be positive.
+    Args:
+        decay: what the decay of real step t tends to, at least 0 and below 1.
+        beta: how early it is reached, above 0.
+        max_steps: the planned number of real steps, at least 1.
     """
 
     decay: float
@@ -144,12 +192,15 @@ class Exponential:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps!r}")
 
     def weight(self, update: int, every: int = 1) -> float:
+        """See `Schedule.weight`."""
         return _compounded(self._decay_at, update, every)
 
     def horizon(self, steps: int) -> float:
+        """See `Schedule.horizon`."""
         return 1 / (1 - self._decay_at(steps))
 
     def start_share(self, steps: int) -> float:
+        """See `Schedule.start_share`."""
         return math.prod(self._decay_at(step) for step in range(1, steps + 1))
 
     def _decay_at(self, step: int) -> float:
@@ -158,9 +209,14 @@ class Exponential:
 
 @dataclass(frozen=True)
 class Power:
-    """The power-function average of Karras et al. 2023: its width is a fixed share of the run, however long it gets.
+    """The power-function average: its width is a fixed share of the run, however long it gets.
 
-    sigma_rel: standard deviation of the EMA's profile relative to the steps so far, 0 < sigma_rel < 0.288.
+    Args:
+        sigma_rel: standard deviation of the EMA's profile relative to the steps so far, 0 < sigma_rel < 0.288.
+
+    Reference:
+        Karras et al.: Analyzing and Improving the Training Dynamics of Diffusion Models, 2023, section 3,
+        https://arxiv.org/abs/2312.02696.
     """
 
     sigma_rel: float
@@ -183,14 +239,17 @@ class Power:
         return (low + high) / 2
 
     def weight(self, update: int, every: int = 1) -> float:
+        """See `Schedule.weight`."""
         # ((t - k) / t)**(gamma + 1) for t = update * k: the interval cancels out
         _check_update(update, every)
         return 1.0 if update == 1 else -math.expm1((self.exponent + 1) * math.log1p(-1 / update))
 
     def horizon(self, steps: int) -> float:
+        """See `Schedule.horizon`."""
         return 1 / self.weight(steps)
 
     def start_share(self, steps: int) -> float:
+        """See `Schedule.start_share`."""
         return 0.0 if steps > 0 else 1.0
 
 

@@ -29,20 +29,28 @@ _Averaged = tuple[int, Tensor, Tensor]
 class Shadow:
     """A running average of parameters, updated after each real optimizer step.
 
-    params: tensors, or (name, tensor) pairs; names key the saved state. A tensor that occurs twice counts once.
-    schedule: see `kohya_ext.ema.schedules`. update_every: real steps an update; the decay is compensated.
-    start_step: real steps before averaging begins. dtype: float32 or float64, or bfloat16 with `stochastic=True`.
-    device: None (next to each parameter), `auto` (there, if memory allows, else in host memory) or a device.
-    seed: of the stochastic rounding. compiled: True for compiled passes over all but small float32 and float64
-    averages, which take some seconds at the first update and a C++ compiler or Triton; None for the same where it pays
-    (from 16 million weights on) and where torch can compile. guarded: keep non-finite weights out; False only where the
-    weights are known to be finite.
-
     Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
-    moved its weights. Parameters that need no gradient at that moment are skipped, for good, unless `frozen_too`:
-    DyLoRA freezes and thaws its own at every step.
+    moved its weights. Parameters that need no gradient at that moment are skipped, for good, unless `frozen_too`.
 
-    Raises ValueError for settings out of range and for dtypes in which an average would stand still.
+    Args:
+        params: dense floating-point tensors of any shape, or (name, tensor) pairs; names key the saved state. A tensor
+            that occurs twice counts once.
+        schedule: the decay of each step, see `kohya_ext.ema.schedules`.
+        update_every: real steps an update, at least 1; the decay is compensated.
+        start_step: real steps before averaging begins, at least 0.
+        dtype: of the shadow: float32, float64, or bfloat16 with `stochastic`.
+        stochastic: round a bfloat16 shadow stochastically, without which it would stand still.
+        device: None (next to each parameter), `auto` (there, if memory allows, else in host memory) or a device.
+        seed: of the stochastic rounding.
+        compiled: True for compiled passes over all but small float32 and float64 shadows, which take some seconds at
+            the first update and a C++ compiler or Triton; None for the same where it pays (from 16 million weights on)
+            and where torch can compile.
+        guarded: keep non-finite weights out; False only where the weights are known to be finite.
+        frozen_too: average parameters that need no gradient too: DyLoRA freezes and thaws its own at every step.
+
+    Raises:
+        ValueError: settings out of range, or a dtype in which an average would stand still.
+        TypeError: a parameter that is not dense and real, or whose elements share memory.
     """
 
     def __init__(
@@ -228,10 +236,14 @@ class Shadow:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
-        """Continue from `state`. Settings stay those of this object; returns one sentence for each that differs.
+        """Continue from what `state_dict` returned. Settings stay those of this object.
 
-        Raises ValueError when the state belongs to another model, is of another format or is damaged; nothing is
-        changed then.
+        Returns:
+            One sentence for each setting that differs in the state.
+
+        Raises:
+            ValueError: the state belongs to another model, is of another format or is damaged; nothing is changed then.
+            RuntimeError: the EMA is in the place of the weights.
         """
         self._refuse_if_swapped("load_state_dict")
         if state.get("format") != FORMAT:

@@ -44,15 +44,16 @@ class Effect:
 
 
 class Operation(Protocol):
-    """How an effect is done and taken back; `finish` comes after the commit, for what must wait until nothing is taken
-    back any more. All must be harmless when repeated, and `revert` when never applied.
-    """
+    """How an effect is done and taken back. All of it must be harmless when repeated."""
 
-    def apply(self, root: Path, arguments: Mapping[str, Any]) -> None: ...
+    def apply(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Do it, before the commit."""
 
-    def revert(self, root: Path, arguments: Mapping[str, Any]) -> None: ...
+    def revert(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """Take it back; harmless where it was never applied."""
 
-    def finish(self, root: Path, arguments: Mapping[str, Any]) -> None: ...
+    def finish(self, root: Path, arguments: Mapping[str, Any]) -> None:
+        """What must wait until nothing is taken back any more: it comes after the commit."""
 
 
 Step = Change | Effect

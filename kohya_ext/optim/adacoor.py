@@ -17,21 +17,41 @@ from kohya_ext.optim.plan import Due, GroupPlan
 class AdaCoor(torch.optim.Optimizer):
     """Adagrad with learning rate lr * sqrt(eps), epsilon sqrt(eps) and an accumulator of 2 bytes a weight.
 
-    With float32 weights, lr 1 and the defaults its trajectory is that of the published AdaCoor, bit for bit.
+    With v the sum of the squared gradients of an element, a step is
 
-    params: parameters or groups; every argument below can differ from group to group.
-    lr: multiplies the update (the published one ignores it). eps: see above; must be positive.
-    weight_decay: decoupled; each step multiplies weights by 1 - lr * sqrt(eps) * weight_decay.
-    vt_rate: multiplies what each gradient adds to the accumulator.
-    state_bits: 32, 16 or 8 for each element of the accumulator; float64 weights always get 64. 8 bits are always
-    rounded stochastically. stochastic_state: round 16 bits stochastically, which keeps the accumulator unbiased.
-    stochastic_weights: round float16 and bfloat16 weights stochastically, without which they stop moving.
-    seed: of all rounding, which depends on (seed, step, parameter index, element) and nothing else.
-    maximize: ascend. foreach: gather small tensors (on a GPU unless False). fused: True for compiled kernels (needs
-    a C++ compiler or Triton); None for torch's own fused Adagrad where it does the same (32 bits, CPU).
+        v = v + vt_rate * g**2
+        p = p * (1 - lr * sqrt(eps) * weight_decay) - lr * sqrt(eps) * g / (sqrt(v) + sqrt(eps))
 
-    A gradient element that is not finite, or whose square is not, leaves its weight and its state as they were;
-    `skipped` counts them. Raises TypeError and ValueError that name the argument or the parameter.
+    With float32 weights, lr 1 and the defaults its trajectory is that of the published AdaCoor, bit for bit: 16 bits
+    hold eps * v in bfloat16, with the roundings of that optimizer. A gradient element that is not finite, or whose
+    square is not, leaves its weight and its state as they were; `skipped` counts them.
+
+    Args:
+        params: dense float16, bfloat16, float32 or float64 tensors of any shape, or groups of them. Every argument
+            below can differ from group to group.
+        lr: factor of the update, at least 0. The published optimizer ignores it.
+        eps: its root is the longest step at lr 1, and the size of gradient above which steps are adapted. Above 0, as a
+            bfloat16 too.
+        weight_decay: decoupled weight decay, at least 0, relative to lr * sqrt(eps).
+        vt_rate: factor of what each gradient adds to the accumulator, at least 0.
+        state_bits: 32, 16 or 8 for each element of the accumulator; float64 weights always get 64. 8 bits take one
+            float32 scale for each 256 elements as well, and are always rounded stochastically.
+        stochastic_state: round a 16-bit accumulator stochastically, which keeps it unbiased.
+        stochastic_weights: round float16 and bfloat16 weights stochastically, without which they stop moving.
+        seed: of all rounding, which depends on (seed, step, parameter index, element) and nothing else.
+        maximize: ascend.
+        foreach: gather small tensors into one step. None: on a GPU, unless `fused`.
+        fused: True for compiled kernels, which need a C++ compiler or Triton, and no 8 bits. None: torch's own fused
+            Adagrad where it does the same (32 bits, on a CPU).
+
+    Raises:
+        TypeError: an argument, or a parameter, of a type that cannot be used; it is named.
+        ValueError: a number out of range, or arguments that exclude each other.
+
+    Reference:
+        Duchi, Hazan, Singer: Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, 2011,
+        https://jmlr.org/papers/v12/duchi11a.html; decoupled decay: https://arxiv.org/abs/1711.05101; 8 bits in blocks:
+        https://arxiv.org/abs/2110.02861.
     """
 
     def __init__(
@@ -106,9 +126,16 @@ class AdaCoor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient. Returns what `closure` returns, if there is one.
+        """One step of every parameter that has a gradient.
 
-        Raises RuntimeError, before any parameter is stepped, where a gradient or a state cannot be used.
+        Args:
+            closure: computes the loss and the gradients, and is called first; None where the gradients are there.
+
+        Returns:
+            What `closure` returns, None without one.
+
+        Raises:
+            RuntimeError: a gradient that is not dense, or a shape that has changed; no parameter has been stepped then.
         """
         loss = None
         if closure is not None:
@@ -131,8 +158,14 @@ class AdaCoor(torch.optim.Optimizer):
     def step_param(self, parameter: Tensor, group: dict[str, Any] | None = None) -> None:
         """Step one parameter, as soon as its gradient is there (fused backward). Nothing without a gradient.
 
-        group: accepted for the sake of callers who hold one; the settings are those of the parameter's own group
-        today, which `load_state_dict` may have replaced since.
+        Args:
+            parameter: one of this optimizer's.
+            group: accepted for the sake of callers who hold one; the settings are those of the parameter's own group
+                today, which `load_state_dict` may have replaced since.
+
+        Raises:
+            ValueError: a parameter of another optimizer.
+            RuntimeError: as in `step`.
         """
         if parameter.grad is None:
             return
@@ -193,7 +226,12 @@ class AdaCoor(torch.optim.Optimizer):
         Unlike torch's, this does not cast the accumulator to the type of the weights. An accumulator of another width
         is converted, and that is said in a warning. `state_bits`, `foreach` and `fused` stay those of this object; from
         a state of the published optimizer only the accumulators are taken. Hooks run as torch's optimizers run them.
-        Raises ValueError that names what does not fit or is damaged; the optimizer is then as it was before.
+
+        Args:
+            state_dict: its groups hold as many parameters as those of this optimizer, in the same order.
+
+        Raises:
+            ValueError: what does not fit or is damaged, by name; the optimizer is then as it was before.
         """
         converted: list[int] = []
 

@@ -6,6 +6,8 @@ when the block outgrows it: so a value that does not change stays exactly where 
 rounded again each time its neighbour grows. And a value is rounded to one of its two neighbouring codes at random, so
 that its expected value is exact; only a positive sum never becomes code 0, for a sum of 0 means a step as large as the
 gradient itself.
+
+Reference: Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022, https://arxiv.org/abs/2110.02861.
 """
 
 from __future__ import annotations

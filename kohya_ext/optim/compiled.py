@@ -1,4 +1,4 @@
-"""The `fused` path: the formula of `rule`, compiled into one kernel by torch (C++ on a CPU, Triton on a GPU).
+"""The `fused` path: the formula of `functional`, compiled into one kernel by torch (C++ on a CPU, Triton on a GPU).
 
 Elementwise code that reads and writes everything once runs near the memory's speed. It has the bits of the eager path:
 roundings to bfloat16 are written as integer arithmetic, which no compiler leaves out, and the constants are those of

@@ -7,7 +7,7 @@ the sum of squared gradients times eps in bfloat16. The three forms of the accum
 - 32 and 64 bits: sum(g**2), exact eps
 - 8 bits: sum(g**2) as one code an element and one scale a block, see `blockwise`
 
-The formula here is the reference for all paths of one device: `compiled` compiles it, `sliced` runs it slice by slice
+The formula here is the reference for all paths of one device: `compiled` compiles it, `eager` runs it slice by slice
 and has a faster equivalent for the commonest case.
 """
 
@@ -48,6 +48,7 @@ class Rule:
 
     @property
     def root_eps(self) -> float:
+        """The epsilon of the equivalent Adagrad, and the factor of its learning rate."""
         return math.sqrt(self.eps)
 
     def added_eps(self, device: torch.device) -> float:
@@ -96,9 +97,18 @@ def step_half(
     words: Tensor | None,
     rounded: Callable[[Tensor], Tensor] = as_bfloat16,
 ) -> Stepped:
-    """One step with a bfloat16 accumulator. words: random bits (int32) for whatever is rounded stochastically.
+    """One step with a bfloat16 accumulator.
 
-    rounded: rounds float32 to the nearest bfloat16 and leaves it in float32; the ways of `rounding` have one result.
+    Args:
+        weights: in any floating dtype but float64.
+        gradient: of the same shape; the arithmetic is in float32.
+        vt: eps * sum(g**2) in bfloat16.
+        numbers: of `rule`, see `constants`.
+        rule: the settings of the group.
+        words: int32 random bits, one an element, for whatever is rounded stochastically; None where nothing is. The
+            upper 16 bits round the accumulator, the lower ones the weights.
+        rounded: rounds float32 to the nearest bfloat16 and leaves it in float32; the ways of `rounding` have one
+            result.
     """
     up, usable = _usable(gradient, torch.float32, rule)
     growth = up * up * numbers.growth

@@ -44,6 +44,11 @@ class MovementMeter:
 
     It hooks into the optimizer's `step`. Where parameters are stepped one by one instead, in the backward pass, call
     `before` and `after` around each of these; a parameter's own steps are counted then.
+
+    Args:
+        optimizer: any of torch's kind.
+        every: steps from one measurement to the next.
+        sample: elements of a parameter group that are looked at; 2**20 by default.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, every: int, sample: int = SAMPLE) -> None:

@@ -38,6 +38,7 @@ class Original:
         self.error: BaseException | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function, and note what becomes of it."""
         self.error = None
         try:
             self.result = self.__wrapped__(*args, **kwargs)

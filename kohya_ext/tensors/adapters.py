@@ -66,6 +66,7 @@ class Factors:
 
     @property
     def alpha(self) -> str:
+        """The key of the scale times the rank; a file need not have it."""
         return f"{self.module}.alpha"
 
     @property
@@ -80,7 +81,14 @@ class Factors:
 
 
 def kinds(keys: Iterable[str]) -> dict[str, str]:
-    """The kinds of adapters in a file, each with the first key that shows it."""
+    """The kinds of adapters in a file.
+
+    Args:
+        keys: the names of its tensors.
+
+    Returns:
+        Kind, such as `LORA` -> the first key, in alphabetical order, that shows it.
+    """
     names = frozenset(keys)
     found: dict[str, str] = {}
     for kind, sign in _KINDS:

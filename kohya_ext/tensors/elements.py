@@ -24,9 +24,15 @@ def slice_size(device: torch.device) -> int:
 
 
 def flat_views(*tensors: Tensor) -> list[Tensor] | None:
-    """One-dimensional views of tensors of one shape, elements in the same order in each; None where there are none.
+    """One-dimensional views of tensors of one shape, elements in the same order in each.
 
-    The order is that of memory, so tensors in a channels-last layout are views as well, as long as all share it.
+    The order is that of memory, so tensors in a channels-last layout have views as well, as long as all share it.
+
+    Args:
+        *tensors: at least one, of any dtypes and devices.
+
+    Returns:
+        A view of each, None where their layouts differ or have gaps.
     """
     if all(tensor.is_contiguous() for tensor in tensors):
         return [tensor.view(-1) for tensor in tensors]

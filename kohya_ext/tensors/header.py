@@ -59,7 +59,20 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of `path`. Raises UsageError when the file is not one, is damaged, or is shorter than it says."""
+    """The header of a safetensors file.
+
+    Args:
+        path: of a regular file; its header has 32 MB at most.
+
+    Returns:
+        Its metadata and tensors; none of the weights are read.
+
+    Raises:
+        UsageError: the file is not one, is damaged, or is shorter than it says.
+
+    Reference:
+        https://github.com/huggingface/safetensors#format
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size

@@ -15,9 +15,16 @@ _WORD = 0xFFFFFFFF
 
 
 def stream_key(seed: int, step: int, index: int, use: int = 0) -> int:
-    """The key of one tensor at one step, a signed 32-bit number.
+    """The key of the random bits of one tensor at one step.
 
-    use: tells streams apart that one tensor needs at one step (state, weights).
+    Args:
+        seed: of the run; its lower 64 bits count.
+        step: of this tensor.
+        index: of the tensor among the parameters.
+        use: tells streams apart that one tensor needs at one step.
+
+    Returns:
+        A signed 32-bit number.
     """
     key = _mix(seed & _WORD ^ _mix(seed >> 32 & _WORD))
     for part in (step, index, use):
@@ -26,9 +33,14 @@ def stream_key(seed: int, step: int, index: int, use: int = 0) -> int:
 
 
 def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
-    """32 random bits for each element, as int32.
+    """32 random bits for each element.
 
-    key: from `stream_key`, a number or a 0-dimensional int32 tensor. elements: int32 indices, wrapped beyond 2**31.
+    Args:
+        key: from `stream_key`, a number or a 0-dimensional int32 tensor.
+        elements: int32 indices, wrapped beyond 2**31.
+
+    Returns:
+        int32, in the shape of `elements`.
     """
     # Two rounds of a multiply-xorshift finaliser; int32 products wrap. `>>` keeps the sign, hence the masks.
     word = elements * -1640531535 + key
@@ -46,9 +58,21 @@ def element_indices(start: int, length: int, device: torch.device) -> Tensor:
 
 
 def round_stochastically(values: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 values to bfloat16 or float16, up or down with the probability that makes the mean exact.
+    """Round to 16 bits, up or down with the probability that makes the mean exact.
 
-    words: one int32 a value, of which the lower 16 bits decide. Infinities and NaN are not for here: callers mask them.
+    Args:
+        values: float32, all finite: callers mask infinities and NaN.
+        words: one int32 a value, of which the lower 16 bits decide.
+        dtype: bfloat16 or float16.
+
+    Returns:
+        The rounded values in `dtype`.
+
+    Raises:
+        TypeError: another dtype.
+
+    Reference:
+        Gupta et al.: Deep Learning with Limited Numerical Precision, 2015, https://arxiv.org/abs/1502.02551.
     """
     if dtype == torch.bfloat16:
         return ((values.view(torch.int32) + (words & 0xFFFF)) & -0x10000).view(torch.float32).to(torch.bfloat16)
