@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.core.console import Output
+from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
 from kohya_ext.core.shell import pip_install
-from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from kohya_ext.dataset.audit import Audit
@@ -62,7 +59,13 @@ def audit(arguments: argparse.Namespace) -> int:
     settings = audits.AuditSettings(bucketing, arguments.token, arguments.extension)
     if arguments.html:
         _check_page(arguments.html)
-    found = audits.audit(folder, settings, tokens.counter(arguments.tokenizer), _progress())
+    with Progress() as progress:
+        found = audits.audit(
+            folder,
+            settings,
+            tokens.counter(arguments.tokenizer),
+            lambda done, total: progress.show(done, total, f"{done} of {total} images"),
+        )
     _report(out, found, every=arguments.all)
     if arguments.html:
         _write_page(arguments.html, found)
@@ -100,17 +103,6 @@ def _resolution(text: str) -> tuple[int, int]:
     if not 64 <= min(width, height) <= max(width, height) <= 2048:
         raise UsageError(f"--resolution {text!r}: give width,height from 64 to 2048 pixels, as in 1024,1024")
     return width, height
-
-
-def _progress() -> Callable[[int, int], None]:
-    """A counter on the terminal, nothing anywhere else."""
-    if not sys.stderr.isatty():
-        return lambda *_: None
-
-    def show(done: int, total: int) -> None:
-        rewrite_line(f"{done} of {total} images", end="\n" if done == total else "")
-
-    return show
 
 
 def _report(out: Output, found: Audit, *, every: bool) -> None:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.core.console import Output
+from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, ConflictError, UsageError
-from kohya_ext.core.terminal import rewrite_line
 from kohya_ext.files.regular import folder_fault
 
-if TYPE_CHECKING:
-    from kohya_ext.basemodel.fetch import Voice
-
 DEFAULT_FOLDER = Path("pretrained")
-STEP = 0.1  # part of the file after which a log without a terminal gets a line
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,8 +69,9 @@ def fetch(arguments: argparse.Namespace) -> int:
         remote = look_up(wanted)
         out.item("would fetch", f"{wanted.repository}: {wanted.name}, {_bytes(remote.size)}, to {folder}")
         return out.finish(DONE, path=str(target), exists=False, bytes=remote.size, sha256=remote.sha256)
-    with _made(folder):
-        found = fetching.fetch(wanted, folder, overwrite=arguments.overwrite, voice=_voice(out))
+    with _made(folder), Progress() as progress:
+        voice = fetching.Voice(say=lambda text: out.item("note", text), bytes=_Transfer(progress).show)
+        found = fetching.fetch(wanted, folder, overwrite=arguments.overwrite, voice=voice)
     if found.reused:
         out.item("there already", f"{found.path}: the published file, SHA-256 {found.sha256}")
     else:
@@ -104,8 +98,9 @@ def build(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         out.item("would write", str(arguments.out))
         return out.finish(DONE, **document)
-    shown = _TransferProgress(out)
-    exchange.write(made, arguments.out, lambda done, total: shown.show("writing", done, total))
+    with Progress() as progress:
+        shown = _Transfer(progress)
+        exchange.write(made, arguments.out, lambda done, total: shown.show("writing", done, total))
     out.item("written", f"{arguments.out}: {_bytes(arguments.out.stat().st_size)}")
     return out.finish(DONE, **document)
 
@@ -136,35 +131,22 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
-def _voice(out: Output) -> Voice:
-    from kohya_ext.basemodel.fetch import Voice
-
-    shown = _TransferProgress(out)
-    return Voice(say=lambda text: out.item("note", text), bytes=shown.show)
-
-
 def _bytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-class _TransferProgress:
-    """A line that moves on a terminal; elsewhere a line every tenth, so that logs stay short."""
+class _Transfer:
+    """Bytes on their way: the part that has come, and how fast."""
 
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self._moves = sys.stderr.isatty()
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._begun: dict[str, tuple[float, int]] = {}
-        self._said: dict[str, float] = {}
 
     def show(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` bytes."""
         now = time.monotonic()
         begun, first = self._begun.setdefault(what, (now, done))
         rate = (done - first) / max(1e-9, now - begun)
         part = done / max(1, total)
         line = f"{what}: {part:.0%} of {_bytes(total)}, {rate / 1e6:.1f} MB/s"
-        if self._moves:
-            rewrite_line(line, end="\n" if done == total else "")
-        elif part >= self._said.get(what, 0.0) + STEP:
-            self._said[what] = part
-            if total > 1 << 28:
-                print(line, file=sys.stderr, flush=True)
+        self._progress.show(done, total, line, what)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.cli.preset_lookup import NAME_HELP, preset_named
-from kohya_ext.core.console import Output
+from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, ConflictError, UsageError
-from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from kohya_ext.card.page import Author, Page
@@ -70,7 +68,11 @@ def card(arguments: argparse.Namespace) -> int:
     preset = _preset(arguments.preset)
     model = models.read(arguments.model)
     if arguments.hash:
-        model = replace(model, sha256=sha256_of(arguments.model, _show))
+        with Progress() as progress:
+            digest = sha256_of(
+                arguments.model, lambda done, total: progress.show(done, total, f"SHA-256: {done / max(1, total):.0%}")
+            )
+        model = replace(model, sha256=digest)
     made = page(model, author, arguments.site, preset=preset, before=before)
     if arguments.output:
         _write(arguments.output, made, out)
@@ -142,8 +144,3 @@ def _write(path: Path, made: Page, out: Output) -> None:
         out.item("kept", f"your text: {', '.join(made.kept)}")
     if made.missing:
         out.item("to fill in", ", ".join(made.missing))
-
-
-def _show(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        rewrite_line(f"SHA-256: {done / max(1, total):.0%}", end="\n" if done == total else "")

@@ -7,21 +7,18 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.core import shell
 from kohya_ext.core.about import NAME
 from kohya_ext.core.bundle import PACKAGE_DIR
-from kohya_ext.core.console import Output
+from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, UsageError
-from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from kohya_ext.demo.run import Demo
-
-BAR_WIDTH = 30
-TENTHS = 10
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     out.item("checkout", f"a miniature of kohya_ss v26.0.0, {demo.checkout}")
     out.item("patched", f"by the real installer: {done['changed']} files, {done['hooks']} hooks in the release")
     out.item("training", f"its own sdxl_train.py, all output in {demo.log}")
-    bar = Bar(steps, shown=not arguments.json)
-    demonstration.train(demo, bar.show)
-    bar.close()
+    with Progress(shown=not arguments.json) as progress:
+        progress.show(0, steps, "starting")
+        demonstration.train(demo, _shown(progress, steps))
     points = demonstration.evaluate(demo)
     seconds = time.monotonic() - began
     _report(out, demo, points, seconds)
@@ -69,37 +66,17 @@ def _require_packages() -> None:
         )
 
 
-class Bar:
-    """A progress bar on standard error; without a terminal, a line for every tenth of the way."""
+def _shown(progress: Progress, steps: int) -> Callable[[int, float], None]:
+    """What the training run tells after each step: the loss as a running mean, and the time so far."""
+    began = time.monotonic()
+    mean: float | None = None
 
-    def __init__(self, steps: int, *, shown: bool) -> None:
-        self.steps = steps
-        self.shown = shown
-        self.terminal = sys.stderr.isatty()
-        self.tenths = 0
-        self.mean: float | None = None
-        self.began = time.monotonic()
-        self._print(0, "starting")
+    def show(step: int, loss: float) -> None:
+        nonlocal mean
+        mean = loss if mean is None else 0.95 * mean + 0.05 * loss
+        progress.show(step, steps, f"step {step} of {steps}  loss {mean:.3f}  {time.monotonic() - began:3.0f} s")
 
-    def show(self, step: int, loss: float) -> None:
-        """One more step is done."""
-        self.mean = loss if self.mean is None else 0.95 * self.mean + 0.05 * loss
-        self._print(step, f"loss {self.mean:.3f}  {time.monotonic() - self.began:3.0f} s")
-
-    def close(self) -> None:
-        if self.shown and self.terminal:
-            print(file=sys.stderr)
-
-    def _print(self, step: int, text: str) -> None:
-        if not self.shown:
-            return
-        if self.terminal:
-            filled = BAR_WIDTH * step // self.steps
-            line = f"{'':<12} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {step}/{self.steps}  {text}"
-            rewrite_line(line)
-        elif TENTHS * step // self.steps > self.tenths:
-            self.tenths = TENTHS * step // self.steps
-            print(f"{'':<12} step {step} of {self.steps}  {text}", file=sys.stderr, flush=True)
+    return show
 
 
 def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: float) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.core.console import Output
+from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, ConflictError, UsageError
-from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,10 +78,9 @@ def grid(arguments: argparse.Namespace) -> int:
         return out.finish(DONE, models=[str(column.path) for column in columns], prompts=len(prompts))
     training = _training(arguments, out)
     renderer, salt = make_renderer(arguments, columns)
-    with _made(arguments.output):
-        made = grids.render(
-            columns, prompts, renderer, arguments.output, training=training, salt=salt, progress=_progress()
-        )
+    with _made(arguments.output), Progress() as progress:
+        shown = _counted(progress)
+        made = grids.render(columns, prompts, renderer, arguments.output, training=training, salt=salt, progress=shown)
     _write(made, arguments.output)
     for place, column in enumerate(columns if made.images else ()):
         copies, total = made.copies(place)
@@ -149,7 +146,8 @@ def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | No
 
     folder = require_folder(arguments.images)
     measure = Hash() if arguments.clip is None else Clip(arguments.clip or CLIP_MODEL)
-    training = TrainingImages(folder, images_in(folder, recursive=True), measure, _progress())
+    with Progress() as progress:
+        training = TrainingImages(folder, images_in(folder, recursive=True), measure, _counted(progress))
     if training.unreadable:
         out.warn(
             f"{len(training.unreadable)} training images cannot be read, e.g. {training.unreadable[0]}: see `audit`"
@@ -220,15 +218,5 @@ def _document(made: Grid, folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _progress() -> Callable[[str, int, int], None]:
-    """A counter on the terminal; elsewhere a line for each model."""
-    moves, said = sys.stderr.isatty(), set()
-
-    def show(what: str, done: int, total: int) -> None:
-        if moves:
-            rewrite_line(f"{done} of {total}: {what[:60]}", end="\n" if done == total else "")
-        elif what not in said:
-            said.add(what)
-            print(f"{done} of {total}: {what}", file=sys.stderr, flush=True)
-
-    return show
+def _counted(progress: Progress) -> Callable[[str, int, int], None]:
+    return lambda what, done, total: progress.show(done, total, f"{done} of {total}: {what}")

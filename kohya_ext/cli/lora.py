@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import add_json
-from kohya_ext.core.console import Output
+from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, UsageError
-from kohya_ext.core.terminal import rewrite_line
 
 if TYPE_CHECKING:
     from kohya_ext.lora import extract as extracting
@@ -141,8 +140,8 @@ def extract(arguments: argparse.Namespace) -> int:
             out.item("would write", str(target))
         return out.finish(DONE, **head, modules=len(found.pairs), files=[str(target) for target in targets])
     began = time.monotonic()
-    with _Bar(not arguments.json) as bar:
-        result = extracting.run(found, arguments.out, settings, bar.show)
+    with Progress(shown=not arguments.json) as progress:
+        result = extracting.run(found, arguments.out, settings, _modules(progress))
     seconds = time.monotonic() - began
     if result.unchanged:
         out.item("unchanged", f"{len(result.unchanged)} modules do not differ and are skipped")
@@ -232,8 +231,8 @@ def resize(arguments: argparse.Namespace) -> int:
         out.item("would write", str(arguments.output))
         return out.finish(DONE, modules=len(found.pairs), files=[str(arguments.output)])
     began = time.monotonic()
-    with _Bar(not arguments.json) as bar:
-        result = resizing.run(found, arguments.output, settings, bar.show)
+    with Progress(shown=not arguments.json) as progress:
+        result = resizing.run(found, arguments.output, settings, _modules(progress))
     seconds = time.monotonic() - began
     for note in result.notes:
         out.item("note", note)
@@ -314,27 +313,8 @@ def _document(written: Written) -> dict[str, Any]:
     }
 
 
-class _Bar:
-    """Progress on standard error, on a terminal only."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._shown = wanted and sys.stderr.isatty()
-        self._next = 0.0
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            rewrite_line("")
-
-    def show(self, done: int, total: int, name: str) -> None:
-        """At most ten times a second."""
-        now = time.monotonic()
-        if not self._shown or (now < self._next and done < total):
-            return
-        self._next = now + 0.1
-        rewrite_line(f"{done}/{total} {name}"[:100])
+def _modules(progress: Progress) -> Callable[[int, int, str], None]:
+    return lambda done, total, name: progress.show(done, total, f"{done}/{total} {name}")
 
 
 def _dtype(name: str | None) -> Any:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from kohya_ext.core.about import VERSION
-from kohya_ext.core.terminal import document, indented, printable
+from kohya_ext.core.terminal import document, indented, printable, rewrite_line
 
 LABEL_WIDTH = 12
+BAR_WIDTH = 20
+TENTHS = 10
+REDRAW_SECONDS = 0.1
+QUIET_SECONDS = 2.0  # what takes no longer needs no lines in a log
 
 
 class Output:
@@ -57,6 +63,45 @@ class Output:
             head = {"command": self.command, "version": VERSION, "exit_code": exit_code}
             print(json.dumps({**head, **document, "warnings": self.warnings}, indent=2))
         return exit_code
+
+
+class Progress:
+    """How far a command is, on standard error: a bar that moves on a terminal, elsewhere some lines.
+
+    shown: False where programs read what the command prints.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._moves = shown and sys.stderr is not None and sys.stderr.isatty()
+        self._logged = shown and not self._moves and sys.stderr is not None
+        self._begun = time.monotonic()
+        self._redraw_at = 0.0
+        self._open = False  # there is a line on the terminal that has not ended
+        self._tenths: dict[str, int] = {}
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            rewrite_line("")
+
+    def show(self, done: int, total: int, text: str, what: str = "") -> None:
+        """`done` of `total` are done, as `text` says. what: in a log, each gets a line for every tenth of its way."""
+        last, now = done >= total, time.monotonic()
+        if self._moves:
+            if now < self._redraw_at and not last:
+                return
+            self._redraw_at = now + REDRAW_SECONDS
+            filled = BAR_WIDTH if last else BAR_WIDTH * done // total
+            bar = f"{'':<{LABEL_WIDTH}} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {printable(text, one_line=True)}"
+            rewrite_line(bar[: shutil.get_terminal_size().columns - 1], end="\n" if last else "")
+            self._open = not last
+        elif self._logged and now >= self._begun + QUIET_SECONDS:
+            tenth = TENTHS if last else TENTHS * done // total
+            if tenth > self._tenths.get(what, 0):
+                self._tenths[what] = tenth
+                print(f"{'':<{LABEL_WIDTH}} {printable(text, one_line=True)}", file=sys.stderr, flush=True)
 
 
 def at_terminal() -> bool:
