@@ -10,13 +10,15 @@ from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES
+from kohya_ext.presets.rates import equivalent, matching
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
-from kohya_ext.spec.optimizers import OPTIMIZERS, ours
+from kohya_ext.spec.optimizers import OPTIMIZERS, Optimizer, ours
 
 Values = Mapping[str, Any]
 
 HIGH_RATE = 0.1
+USUAL_STEPS = 2000  # where a preset leaves it to the number of images
 OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
 # the GUI has words of its own for the default, or means accelerate, which takes others
 GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
@@ -49,20 +51,46 @@ def _number(values: Values, key: str) -> float:
 
 
 @rule
-def _rates(values: Values, _: Release) -> Iterator[Finding]:
+def _rates(values: Values, release: Release) -> Iterator[Finding]:
     optimizer, own = _optimizer(values), ours(values.get("optimizer"))
     for key in RATES:
         if values.get(key) is None:
             continue
         rate = _number(values, key)
         if own is not None:
-            if own.rate != rate:
-                effect = f"{own.name} multiplies its steps by it; the guide's settings were found with {own.rate:g}"
-                fix = f"set it to {own.rate:g}"
-                yield Finding("error", f"{own.name.lower()}-rate", key, values[key], effect, fix)
+            yield from _our_rate(own, key, rate, values, release)
         elif rate >= HIGH_RATE and not _finds_its_rate(optimizer, values):
             effect = f"a rate of {rate} with {values.get('optimizer')} destroys the model within a few steps"
             yield Finding("error", "rate-too-high", key, values[key], effect, "1e-6 for AdamW, 1e-7 for Lion")
+
+
+def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Release) -> Iterator[Finding]:
+    """What a rate means with an optimizer of ours, told in the rate of AdamW that moves the weights as far."""
+    given = 0 if _number(values, "max_train_epochs") else _number(values, "max_train_steps")
+    steps = int(given) if 1 <= given <= 10**9 else USUAL_STEPS
+    like = equivalent(rate, steps)
+    effect = f"{own.name} at {rate:g} moves the weights in {steps:,} steps as far as AdamW at {like:.1e}"
+    rule_name = f"{own.name.lower()}-rate"
+    guides = f"set it to {own.rate:g}, the guide's"
+    if like >= HIGH_RATE / 10:
+        yield Finding("error", rule_name, key, values[key], f"{effect}: the model is destroyed", guides)
+    elif 0 < rate < HIGH_RATE:
+        fix = f"{guides}, or for what AdamW does at {rate:g} {_written(key, matching(rate, steps), release)}"
+        yield Finding("error", rule_name, key, values[key], f"{effect}: it learns next to nothing", fix)
+    elif rate and release.schema.tab == "lora":
+        fix = f"for 1e-4, usual for LoRA, {_written(key, matching(1e-4, steps), release)}"
+        yield Finding("note", rule_name, key, values[key], effect, fix)
+    elif rate and rate != own.rate:
+        fix = "none, if it is meant; `kohya-ext presets rate` tells the one for a rate of AdamW that you know"
+        yield Finding("note", rule_name, key, values[key], effect, fix)
+
+
+def _written(key: str, rate: float, release: Release) -> str:
+    """What to write where; the GUI's fields for learning rates end at 1."""
+    field = release.schema.fields.get(key)
+    if field is not None and field.maximum is not None and rate > field.maximum:
+        return f"write --{key} {rate:.2g} into the additional parameters (the field ends at {field.maximum:g})"
+    return f"set it to {rate:.2g}"
 
 
 def _finds_its_rate(optimizer: str, values: Values) -> bool:

@@ -27,6 +27,7 @@ FIELDS = [
     Field("learning_rate", "Number", minimum=0, maximum=1, default=1e-6),
     Field("learning_rate_te1", "Number", minimum=0, maximum=1, default=1e-6),
     Field("epoch", "Number", precision=0, default=1),
+    Field("max_train_steps", "Number", precision=0, default=0),
     Field("clip_skip", "Slider", minimum=1, maximum=12, step=1, default=1),
     Field("cache_latents", "Checkbox", default=False),
     Field("random_crop", "Checkbox", default=False),
@@ -137,6 +138,41 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
 )
 def test_each_fault_is_found(changes: dict[str, Any], expected: tuple[str, str, str]) -> None:
     assert expected in rules(changes)
+
+
+@pytest.mark.parametrize(
+    ("rate", "level", "says"),
+    [
+        (1e-5, "error", "learns next to nothing"),
+        (1e-12, "error", "learns next to nothing"),
+        (3, "note", "as far as AdamW at 1.3e-05"),
+        (22, "note", "as far as AdamW at 9.8e-05"),
+        (5000, "error", "destroyed"),
+    ],
+)
+def test_a_rate_of_ours_is_told_in_that_of_adamw(rate: float, level: str, says: str) -> None:
+    [found] = of_the_rate({"optimizer": "AdaCoor", "learning_rate": rate})
+    assert found.level == level
+    assert says in found.effect
+
+
+def of_the_rate(changes: dict[str, Any], release: Release = RELEASE) -> list[Finding]:
+    found = findings({"learning_rate_te1": 1, **changes}, release)
+    return [one for one in found if one.rule == "adacoor-rate"]
+
+
+def test_the_fix_for_a_rate_of_adamw_goes_by_the_steps() -> None:
+    changes = {"optimizer": "AdaCoor", "learning_rate": 1e-4, "max_train_steps": 500, "max_train_epochs": 0}
+    [found] = of_the_rate(changes)
+    assert "in 500 steps" in found.effect
+    assert "--learning_rate 11 into the additional parameters" in found.fix  # the field ends at 1
+
+
+def test_a_lora_at_the_guides_rate_is_told_what_it_means() -> None:
+    lora = replace(RELEASE, schema=replace(SCHEMA, tab="lora"))
+    assert not of_the_rate({"optimizer": "AdaCoor", "learning_rate": 1})
+    [found] = [one for one in of_the_rate({"optimizer": "AdaCoor", "learning_rate": 1}, lora) if one.key[-1] == "e"]
+    assert found.level == "note" and "AdamW at 4.5e-06" in found.effect and "--learning_rate 22" in found.fix
 
 
 def test_every_finding_says_what_happens_and_the_fix_and_hides_secrets() -> None:
