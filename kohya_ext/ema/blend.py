@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kohya_ext.ema import compiled
 from kohya_ext.ema.device import Staging
-from kohya_ext.tensors.elements import DEVICE_SLICE, flat_views, scatter, slice_size, slices
+from kohya_ext.tensors.elements import DEVICE_SLICE, DeviceCount, flat_views, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, round_stochastically, stream_key
 
 # Parameters up to this size are checked and blended together: their number, not their size, costs time.
@@ -63,7 +63,7 @@ class Blender:
         self._guarded = guarded
         self._staging = Staging()
         self._skipped = 0
-        self._skipped_on: dict[torch.device, Tensor] = {}
+        self._skipped_elsewhere = DeviceCount()
 
     def size_up(self, elements: int) -> None:
         """Learn how many weights there are, before the first of them is blended."""
@@ -72,7 +72,7 @@ class Blender:
 
     def skipped(self) -> int:
         """How many non-finite weights were kept out so far. Waits for the device."""
-        return self._skipped + sum(int(count) for count in self._skipped_on.values())
+        return self._skipped + self._skipped_elsewhere.total()
 
     def blend(self, averaged: list[tuple[int, Tensor, Tensor]], update: Update) -> None:
         """Update the shadow of every (index, weights, shadow). To be called without gradients."""
@@ -180,13 +180,7 @@ class Blender:
         """The same without looking at a result, for devices that work in the background."""
         finite = torch.isfinite(weights)
         shadow.copy_(torch.where(finite, torch.lerp(shadow, weights, weight), shadow))
-        self._count(finite.numel() - finite.sum())
-
-    def _count(self, skipped: Tensor) -> None:
-        total = self._skipped_on.get(skipped.device)
-        if total is None:
-            total = self._skipped_on[skipped.device] = torch.zeros((), dtype=torch.int64, device=skipped.device)
-        total += skipped
+        self._skipped_elsewhere.add(finite.numel() - finite.sum())
 
 
 def copy_finite(weights: Tensor, shadow: Tensor) -> None:

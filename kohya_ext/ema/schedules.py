@@ -8,7 +8,6 @@ All schedules count real steps from the one at which averaging starts; the first
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -134,8 +133,31 @@ class Constant:
         return self.decay**steps
 
 
+class _Ramp:
+    """What schedules share whose decay grows from step to step; the start model is in the EMA from the first."""
+
+    starts_fresh = False
+
+    def weight(self, update: int, every: int = 1) -> float:
+        """See `Schedule.weight`."""
+        _check_update(update, every)
+        last = update * every
+        return 1 - math.prod(self._decay_at(step) for step in range(last - every + 1, last + 1))
+
+    def horizon(self, steps: int) -> float:
+        """See `Schedule.horizon`."""
+        return 1 / (1 - self._decay_at(steps))
+
+    def start_share(self, steps: int) -> float:
+        """See `Schedule.start_share`."""
+        return math.prod(self._decay_at(step) for step in range(1, steps + 1))
+
+    def _decay_at(self, step: int) -> float:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Warmup:
+class Warmup(_Ramp):
     """The ramp min(decay, (1 + t) / (10 + t)) known from many trainers.
 
     Args:
@@ -147,29 +169,16 @@ class Warmup:
 
     decay: float
     name = "warmup"
-    starts_fresh = False
 
     def __post_init__(self) -> None:
         _check_decay(self.decay)
-
-    def weight(self, update: int, every: int = 1) -> float:
-        """See `Schedule.weight`."""
-        return _compounded(self._decay_at, update, every)
-
-    def horizon(self, steps: int) -> float:
-        """See `Schedule.horizon`."""
-        return 1 / (1 - self._decay_at(steps))
-
-    def start_share(self, steps: int) -> float:
-        """See `Schedule.start_share`."""
-        return math.prod(self._decay_at(step) for step in range(1, steps + 1))
 
     def _decay_at(self, step: int) -> float:
         return min(self.decay, (1 + step) / (10 + step))
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(_Ramp):
     """decay * (1 - exp(-beta * t / max_steps)): what old command lines ask for with `--ema_exp_beta`.
 
     Args:
@@ -182,7 +191,6 @@ class Exponential:
     beta: float
     max_steps: int
     name = "exp"
-    starts_fresh = False
 
     def __post_init__(self) -> None:
         _check_decay(self.decay)
@@ -190,18 +198,6 @@ class Exponential:
             raise ValueError(f"beta must be a positive number, got {self.beta!r}; 0 means the schedule `warmup`")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps!r}")
-
-    def weight(self, update: int, every: int = 1) -> float:
-        """See `Schedule.weight`."""
-        return _compounded(self._decay_at, update, every)
-
-    def horizon(self, steps: int) -> float:
-        """See `Schedule.horizon`."""
-        return 1 / (1 - self._decay_at(steps))
-
-    def start_share(self, steps: int) -> float:
-        """See `Schedule.start_share`."""
-        return math.prod(self._decay_at(step) for step in range(1, steps + 1))
 
     def _decay_at(self, step: int) -> float:
         return -self.decay * math.expm1(-self.beta * step / self.max_steps)
@@ -280,12 +276,6 @@ def power(sigma_rel: float) -> Power:
 
 def _sigma_rel(gamma: float) -> float:
     return (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)
-
-
-def _compounded(decay_at: Callable[[int], float], update: int, every: int) -> float:
-    _check_update(update, every)
-    last = update * every
-    return 1 - math.prod(decay_at(step) for step in range(last - every + 1, last + 1))
 
 
 def _check_decay(decay: float) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kohya_ext.optim import blockwise
 from kohya_ext.optim.functional import Constants, Rule, constants, needs_words, step_full, step_half
-from kohya_ext.tensors.elements import scatter, slice_size, slices
+from kohya_ext.tensors.elements import DeviceCount, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 # The dtypes of weights, gradient and accumulator, and their device: with a group's settings, all that decides the path.
@@ -226,7 +226,7 @@ class SkipCount:
 
     def __init__(self) -> None:
         self._on_cpu = 0
-        self._elsewhere: dict[torch.device, Tensor] = {}
+        self._elsewhere = DeviceCount()
         self._before: int | Tensor = 0
         self._whole_steps: int | Tensor = 0
 
@@ -239,15 +239,12 @@ class SkipCount:
 
     def add_count(self, count: Tensor) -> None:
         """Count what a 0-dimensional integer tensor says, when it is ready."""
-        total = self._elsewhere.get(count.device)
-        if total is None:
-            total = self._elsewhere[count.device] = torch.zeros((), dtype=torch.int64, device=count.device)
-        total += count
+        self._elsewhere.add(count)
 
     def end_step(self, elements: int) -> None:
         """A step with this many gradient elements is over: note whether all of them were skipped."""
         total: int | Tensor = self._on_cpu
-        for count in self._elsewhere.values():
+        for count in self._elsewhere.parts():
             total = total + count if isinstance(total, int) else total + count.to(total.device, non_blocking=True)
         self._whole_steps = self._whole_steps + (total - self._before == elements)
         self._before = total
@@ -258,4 +255,4 @@ class SkipCount:
 
     def total(self) -> int:
         """How many elements so far. Waits for the device."""
-        return self._on_cpu + sum(int(total) for total in self._elsewhere.values())
+        return self._on_cpu + self._elsewhere.total()

@@ -58,6 +58,28 @@ def scatter(gathered: Tensor, targets: Sequence[Tensor]) -> None:
         target.copy_(part)
 
 
+class DeviceCount:
+    """A count that is kept where what is counted lies, so that no device is waited for until it is asked for."""
+
+    def __init__(self) -> None:
+        self._totals: dict[torch.device, Tensor] = {}
+
+    def add(self, count: Tensor) -> None:
+        """Count what a 0-dimensional integer tensor says, when it is ready."""
+        total = self._totals.get(count.device)
+        if total is None:
+            total = self._totals[count.device] = torch.zeros((), dtype=torch.int64, device=count.device)
+        total += count
+
+    def parts(self) -> list[Tensor]:
+        """The 0-dimensional counts, one a device."""
+        return list(self._totals.values())
+
+    def total(self) -> int:
+        """Of all devices. Waits for them."""
+        return sum(int(total) for total in self._totals.values())
+
+
 def repeats(tensor: Tensor) -> bool:
     """True where several elements lie in one place (an expanded view), or where the strides do not rule it out."""
     if not tensor.numel():
