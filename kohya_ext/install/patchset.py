@@ -20,7 +20,9 @@ from kohya_ext.files.text_encoding import appended, same_text
 from kohya_ext.pysource import parsing
 from kohya_ext.spec.hooks import TRAINING_PACKAGE
 
-FORMAT = 1
+FORMAT = 2
+BLOCK = "block.py"
+CALL = "CALL"  # stands there for what a patch set calls
 DEFAULT = "hook"
 INLINE = "inline"
 MARKER = b"# >>> kohya_ext "
@@ -88,27 +90,30 @@ def names() -> list[str]:
 
 def load(name: str) -> PatchSet:
     """The patch set `name`. Raises UsageError when there is none, or when its file is wrong."""
-    path = bundle.data_dir("patches") / f"{name}.toml"
+    folder = bundle.data_dir("patches")
+    path = folder / f"{name}.toml"
     if name not in names():
         raise UsageError(f"there is no patch set {name!r}; there are: {', '.join(names())}")
-    return parse(path.read_text(encoding="utf-8"), path)
+    return parse(path.read_text(encoding="utf-8"), path, (folder / BLOCK).read_text(encoding="utf-8"))
 
 
-def parse(text: str, path: Path) -> PatchSet:
-    """The patch set in `text`; `path` is named in errors. Raises UsageError."""
+def parse(text: str, path: Path, lines: str) -> PatchSet:
+    """The patch set in `text`, which puts in `lines` with a call of its own; `path` is named in errors.
+
+    Raises UsageError.
+    """
     try:
         document = toml_loads(text)
         if document["format"] != FORMAT:
             raise UsageError(f"{path}: format {document['format']!r} is not known, only {FORMAT}")
         edits = tuple(_edit(row, path) for row in document["edit"])
-        block = str(document["block"]["text"])
+        block = lines.replace(CALL, str(document["block"]["call"])) if edits else lines
         result = PatchSet(str(document["name"]), str(document["summary"]), edits, block)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: {error!r} is missing or of the wrong kind") from error
     except ValueError as error:  # every TOML reader's error is one
         raise UsageError(f"{path}: {error}") from error
-    lines = block.encode().splitlines()
-    if not lines or not lines[0].startswith(MARKER) or lines[-1] != END_MARKER or not block.endswith("\n"):
+    if not _is_block(block.encode()) or not block.endswith("\n"):
         raise UsageError(f"{path}: the block must begin with {MARKER.decode()!r} and end with {END_MARKER.decode()!r}")
     return result
 
@@ -149,7 +154,7 @@ def unpatched(data: bytes, *, sha256_before: str | None = None, head: bytes | No
 def _is_block(data: bytes) -> bool:
     """Whether `data` is a block of ours and nothing else: both marks, and Python between them that imports us."""
     lines = data.splitlines()
-    if lines[-1] != END_MARKER or not _FIRST_LINE.match(lines[0]):
+    if not lines or lines[-1] != END_MARKER or not _FIRST_LINE.match(lines[0]):
         return False
     try:
         body = list(ast.walk(ast.parse(b"\n".join(lines[1:-1]))))

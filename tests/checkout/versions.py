@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.core import about, bundle
-from kohya_ext.install import package, wheel
+from kohya_ext.install import package, patchset, wheel
 from tests.checkout import pretended
 
 
@@ -33,10 +33,9 @@ def being(version: str, folder: Path, files: Mapping[str, bytes] | None = None) 
     patches = folder / f"patches {version}"
     if not patches.is_dir():
         shutil.copytree(bundle.data_dir("patches"), patches)
-        for path in patches.glob("*.toml"):
-            text = path.read_text(encoding="utf-8")
-            form = version.split(".")[1]
-            path.write_text(text.replace("# >>> kohya_ext ", f"# >>> kohya_ext {form}"), encoding="utf-8")
+        block, form = patches / patchset.BLOCK, version.split(".")[1]
+        text = block.read_text(encoding="utf-8")
+        block.write_text(text.replace("# >>> kohya_ext ", f"# >>> kohya_ext {form}"), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(about, "VERSION", version)
         patch.setattr(bundle, "data_dir", lambda name: patches if name == "patches" else folder)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "install.sh", "install.ps1", "docs/**/*.md", "patches/*.toml")
+PAGES = ("README.md", "CONTRIBUTING.md", "install.sh", "install.ps1", "docs/**/*.md", "patches/*")
 COMPARED = "longer more less other fewer larger smaller wider better worse newer older higher lower slower faster"
 
 # What gives a translated text away -> what to write instead.

@@ -28,6 +28,13 @@ OTHER_BLOCKS = {
         b'    print("no AdaCoor, no EMA")\nelse:\n    kohya_ext.runtime.activate(__name__)\n    del kohya_ext\n'
         b"# <<< kohya_ext <<<\n"
     ),
+    "the second": (
+        b"# >>> kohya_ext 2 >>> added by the kohya-ext installer; `kohya-ext uninstall` removes it\n"
+        b"def _kohya_ext():\n    try:\n        import kohya_ext.runtime\n\n"
+        b"        return kohya_ext.runtime.activate(__name__, guarded=True)\n"
+        b"    except (Exception, SystemExit) as error:\n        problem = str(error)\n    print(problem)\n\n\n"
+        b"_kohya_ext()\ndel _kohya_ext\n# <<< kohya_ext <<<\n"
+    ),
     "a later one": (
         b"# >>> kohya_ext 27 >>> other words\nfrom kohya_ext import guard\nguard.go(__name__)\ndel guard\n"
         b"# <<< kohya_ext <<<\n"

@@ -17,7 +17,9 @@ from kohya_ext.files.atomic import sha256
 from kohya_ext.install import patchset
 
 SETS = ("hook", "inline")
-HEAD = "format = 1\nname = 'x'\nsummary = ''\n"
+HEAD = "format = 2\nname = 'x'\nsummary = ''\n"
+EDIT = "edit = [{kind = 'empty_module', root = 'gui', files = '*'}]\n"
+LINES = "# >>> kohya_ext 9 >>>\nimport kohya_ext.runtime\n\nkohya_ext.runtime.CALL\n# <<< kohya_ext <<<\n"
 
 
 def targets(checkout: Checkout, name: str) -> list[str]:
@@ -79,22 +81,36 @@ def test_block_is_old_python_and_leaves_no_name(name: str, monkeypatch: pytest.M
     assert set(names) == {"__name__", "__builtins__"}
 
 
+def test_the_lines_get_the_call_of_their_patch_set() -> None:
+    made = patchset.parse(HEAD + EDIT + "[block]\ncall = 'go(1)'", Path("some.toml"), LINES)
+    assert made.block == LINES.replace("CALL", "go(1)")
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        "format = 1",
-        HEAD.replace("1", "2") + "edit = []\n[block]\ntext = ''",
-        HEAD + "edit = []\n[block]\ntext = 'import os\\n'",
-        HEAD + "edit = [{kind = 'delete', root = 'training', files = '*'}]\n[block]\ntext = ''",
-        HEAD + "edit = [{kind = 'append_to_definers', root = 'gui', files = '*'}]\n[block]\ntext = ''",
-        HEAD + "edit = 3\n[block]\ntext = ''",
+        "format = 2",
+        HEAD.replace("2", "3") + EDIT + "[block]\ncall = 'go()'",
+        HEAD + EDIT + "[block]\ntext = 'go()'",
+        HEAD + EDIT + "[block]\ncall = 'go('",
+        HEAD + "edit = [{kind = 'delete', root = 'training', files = '*'}]\n[block]\ncall = 'go()'",
+        HEAD + "edit = [{kind = 'append_to_definers', root = 'gui', files = '*'}]\n[block]\ncall = 'go()'",
+        HEAD + "edit = 3\n[block]\ncall = 'go()'",
         "format = = 1",
     ],
 )
 def test_wrong_files(text: str) -> None:
     with pytest.raises(UsageError, match=r"some\.toml"):
-        patchset.parse(text, Path("some.toml"))
+        patchset.parse(text, Path("some.toml"), LINES)
+
+
+@pytest.mark.parametrize(
+    "lines", ["", "import kohya_ext\n", LINES.strip(), LINES + "\n", LINES.replace("kohya_ext.", "x.")]
+)
+def test_wrong_lines(lines: str) -> None:
+    with pytest.raises(UsageError, match="the block must begin"):
+        patchset.parse(HEAD + EDIT + "[block]\ncall = 'go()'", Path("some.toml"), lines)
 
 
 def test_unknown_name() -> None:

@@ -52,6 +52,7 @@ def test_it_holds_the_package_and_its_data(built: Path) -> None:
         "kohya_ext/checkout/probe.py",
         "kohya_ext/bundled/patches/hook.toml",
         "kohya_ext/bundled/patches/inline.toml",
+        "kohya_ext/bundled/patches/block.py",
     } <= set(names)
     assert any(name.startswith("kohya_ext/bundled/presets/finetune/") for name in names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
