@@ -34,7 +34,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     "presets show": (PRESETS, "presets show AdaCoor-48GB", "presets show my-preset.json"),
     "presets diff": (PRESETS, "presets diff AdaCoor-48GB Lion-48GB", "presets diff AdaCoor-48GB my-preset.json"),
     "presets schema": (PRESETS, f"presets schema {KOHYA}", f"presets schema {KOHYA} --tab lora --json"),
-    "presets check": (PRESETS, f"presets check --all {KOHYA}", f"presets check my-preset.json {KOHYA} --guide"),
+    "presets check": (PRESETS, f"presets check --all {KOHYA}", f"presets check my-preset.json train.toml {KOHYA}"),
     "presets fit": (
         PRESETS,
         f"presets fit my-preset.json {KOHYA} --out fitted.json",

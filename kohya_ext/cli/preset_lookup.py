@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from kohya_ext.presets.release import Release
 
 TABS = ("finetune", "lora", "dreambooth", "ti")
-NAME_HELP = "a bundled preset, or a preset file"
+NAME_HELP = "a bundled preset, a preset file, or a TOML file of sd-scripts"
 
 
 def written(value: Any) -> str:
     """A value as it stands in a preset file; `...` is an absent one."""
     return "(absent)" if value is ... else json.dumps(value, ensure_ascii=False)
+
+
+def is_toml(name: str) -> bool:
+    """Whether an argument names a TOML file of sd-scripts, not a preset."""
+    return Path(name).suffix.lower() == ".toml" and not Path(name).is_dir()
 
 
 def release_of(checkout: Checkout, tab: Any, gradio: int | None = None) -> Release:
@@ -39,8 +44,6 @@ def preset_named(name: str, tab: str | None, repairs: list[str] | None = None) -
     from kohya_ext.presets.document import as_preset, find_bundled, other_kind, read_values, tab_of
 
     path = Path(name)
-    if path.suffix.lower() == ".toml" and path.is_file():
-        raise UsageError(f"{path}: settings of sd-scripts as TOML, not a preset of the GUI, which is JSON")
     if (path.exists() and not path.is_dir()) or (path.suffix.lower() == ".json" and path.parent != Path()):
         values = read_values(path, repairs)
         if kind := other_kind(values):

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli import presets_apply
-from kohya_ext.cli.common import add_checkout, add_json, find_gui
+from kohya_ext.cli import presets_apply, presets_toml
+from kohya_ext.cli.common import add_checkout, add_json, find_checkout, find_gui
 from kohya_ext.cli.parser import Parser
-from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, presets_of, release_of, written
+from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, presets_of, release_of, written
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
 
@@ -104,6 +104,7 @@ def _register_check(verbs: argparse._SubParsersAction[Any]) -> None:
     verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
     verb.add_argument("--guide", action="store_true", help="also say where a preset departs from the guide's advice")
     verb.add_argument("--gradio", type=int, metavar="MAJOR", help="gradio's major version, if not the one pinned")
+    presets_toml.add_script(verb)
     add_json(verb)
     verb.set_defaults(run=check)
 
@@ -127,6 +128,8 @@ def show(arguments: argparse.Namespace) -> int:
     """One preset, grouped like the GUI."""
     from kohya_ext.presets.settings import described, grouped
 
+    if is_toml(arguments.name):
+        return presets_toml.show(arguments)
     out = Output("presets show", arguments.json)
     preset = preset_named(arguments.name, None)
     _show_about(preset, out)
@@ -171,18 +174,26 @@ def diff(arguments: argparse.Namespace) -> int:
     from kohya_ext.presets.settings import described, grouped
 
     out = Output("presets diff", arguments.json)
-    first, second = preset_named(arguments.first, None), preset_named(arguments.second, None)
-    keys = sorted(set(first.values) | set(second.values))
-    differing = [key for key in keys if not _same(first.values.get(key), second.values.get(key))]
+    (first, before_all), (second, after_all) = _compared(arguments.first), _compared(arguments.second)
+    keys = sorted(set(before_all) | set(after_all))
+    differing = [key for key in keys if not _same(before_all.get(key), after_all.get(key))]
     for section, members in grouped(differing).items():
         out.row(section)
         for key in members:
-            before, after = (written(preset.values.get(key, ...)) for preset in (first, second))
+            before, after = (written(values.get(key, ...)) for values in (before_all, after_all))
             out.row(f"  {key:<34} {before:<16} -> {after:<16} {described(key)}".rstrip())
     if not differing:
         out.line("no difference")
-    rows = {key: [first.values.get(key), second.values.get(key)] for key in differing}
-    return out.finish(DONE, first=first.name, second=second.name, differences=rows)
+    rows = {key: [before_all.get(key), after_all.get(key)] for key in differing}
+    return out.finish(DONE, first=first, second=second, differences=rows)
+
+
+def _compared(name: str) -> tuple[str, Mapping[str, Any]]:
+    """Name and settings of a preset, or of a TOML file."""
+    if is_toml(name):
+        return presets_toml.named_values(name)
+    preset = preset_named(name, None)
+    return preset.name, preset.values
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -217,20 +228,27 @@ def check(arguments: argparse.Namespace) -> int:
     names = [name for name in arguments.files if name not in folders]
     if len(folders) > 1 or not (names or arguments.all):
         raise UsageError("name the presets to check, or --all; and at most one checkout")
-    checkout = find_gui(folders[0] if folders else None, out)
+    files = [name for name in names if is_toml(name)]
+    names = [name for name in names if name not in files]
+    find = find_gui if names or arguments.all else find_checkout  # files of sd-scripts need no GUI
+    checkout = find(folders[0] if folders else None, out)
     releases: dict[str, Release] = {}
     reports: list[dict[str, Any]] = []
+
+    def report(name: str, reader: str | None, findings: list[Finding]) -> None:
+        _say(name, reader, findings, out)
+        reports.append({"preset": name, "tab": reader, "findings": [finding.as_json() for finding in findings]})
+
+    for name in files:
+        report(*presets_toml.checked(name, arguments.script, checkout))
     for item in presets_of(checkout) if arguments.all else [preset_named(name, arguments.tab) for name in names]:
         if isinstance(item, Finding):
-            name, tab, findings = item.key, None, [item]
-        else:
-            name, tab = item.name, item.tab
-            if item.tab not in releases:
-                releases[item.tab] = release_of(checkout, item.tab, arguments.gradio)
-            findings = _checked(item, releases[item.tab])
-            findings += list(departures(item)) if arguments.guide else []
-        _say(name, tab, findings, out)
-        reports.append({"preset": name, "tab": tab, "findings": [finding.as_json() for finding in findings]})
+            report(item.key, None, [item])
+            continue
+        if item.tab not in releases:
+            releases[item.tab] = release_of(checkout, item.tab, arguments.gradio)
+        findings = _checked(item, releases[item.tab])
+        report(item.name, item.tab, findings + (list(departures(item)) if arguments.guide else []))
     if arguments.all:
         out.line()
         out.row(_total(reports, checkout.release))

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.cli import presets_toml
 from kohya_ext.cli.common import add_changing, add_checkout, add_json, find_checkout, find_environment, find_gui
-from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, preset_named, release_of, written
+from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, release_of, written
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
 
@@ -19,6 +20,7 @@ def register(verbs: argparse._SubParsersAction[Any]) -> None:
     verb.add_argument("--out", metavar="FILE", required=True, help="where to write it")
     verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
     verb.add_argument("--dry-run", action="store_true", help="show what would be changed, write nothing")
+    presets_toml.add_script(verb)
     add_checkout(verb)
     add_json(verb)
     verb.set_defaults(run=fit)
@@ -38,6 +40,7 @@ def _register_command(verbs: argparse._SubParsersAction[Any]) -> None:
         "--set", dest="fields", metavar="KEY=VALUE", action="append", default=[], help="any other field of the tab"
     )
     verb.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
+    presets_toml.add_script(verb)
     verb.add_argument("--tab", choices=TABS, help="when the path does not tell it")
     verb.add_argument(
         "--toml", action="store_true", help="print the TOML file that training reads (kohya_ss v24 and later)"
@@ -68,6 +71,8 @@ def fit(arguments: argparse.Namespace) -> int:
     from kohya_ext.presets.fit import fit as fit_preset
     from kohya_ext.presets.schema import offering_ours
 
+    if is_toml(arguments.name):
+        return presets_toml.fit(arguments)
     out = Output("presets fit", arguments.json)
     repairs: list[str] = []
     preset = preset_named(arguments.name, arguments.tab, repairs)
@@ -146,6 +151,8 @@ def command(arguments: argparse.Namespace) -> int:
 
     from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line, surroundings
 
+    if is_toml(arguments.name):
+        return presets_toml.command(arguments)
     out = Output("presets command", arguments.json)
     quiet = Output("presets command", as_json=True)  # the commands alone go to standard output
     checkout = find_checkout(arguments.checkout, quiet)

@@ -59,7 +59,7 @@ def _unknown(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             yield Finding("warning", "renamed-key", key, values[key], effect, fix)
         elif key in DEAD:
             yield Finding("note", "dead-key", key, values[key], "ignored by every release", "remove it")
-        elif _says_nothing(key, values[key]):
+        elif says_nothing(key, values[key]):
             effect = f"ignored: {release.name} has no such field, and the value asks for nothing"
             yield Finding("note", "neutral-key", key, values[key], effect, "leave it, or remove it")
         else:
@@ -67,7 +67,7 @@ def _unknown(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
             yield Finding("warning", "unknown-key", key, values[key], effect, "remove it; `kohya-ext presets fit` does")
 
 
-def _says_nothing(key: str, value: Any) -> bool:
+def says_nothing(key: str, value: Any) -> bool:
     """Switched off, empty, 0; or a heading or remark of the author, which no GUI has a field for."""
     remark = not key.isidentifier() or key.startswith("_")
     if isinstance(value, str):

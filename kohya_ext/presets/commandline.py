@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -25,6 +24,7 @@ from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions
 from kohya_ext.presets.schema import Schema, Tab, offering_ours
 from kohya_ext.presets.start import WORDS
+from kohya_ext.presets.toml_document import toml_value
 from kohya_ext.presets.training_rules import training_findings
 from kohya_ext.pysource.sources import FolderSources
 
@@ -176,17 +176,7 @@ def shell_line(command: str | Sequence[str]) -> str:
 
 def as_toml(settings: Mapping[str, Any]) -> str:
     """Settings as TOML; strings, numbers, switches and lists of these are all a training script takes."""
-    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in settings.items())
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml_value(item) for item in value)}]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in settings.items())
 
 
 def run(rehearsed: Rehearsed, checkout: Checkout, python: Path, output: Path) -> int:

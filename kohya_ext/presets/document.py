@@ -73,7 +73,7 @@ def parse_values(data: bytes, origin: str) -> dict[str, Any]:
         raise UsageError(f"{origin}: holds a {type(values).__name__}, a preset is an object of settings")
     if len(values) > MAX_KEYS:
         raise UsageError(f"{origin}: {len(values)} settings, no preset has more than {MAX_KEYS}")
-    if _depth(values) > MAX_DEPTH:
+    if depth(values) > MAX_DEPTH:
         raise UsageError(f"{origin}: nested too deeply to be a preset")
     return values
 
@@ -134,7 +134,7 @@ def other_kind(values: Mapping[str, Any]) -> str:
     return "perhaps it belongs to another program"
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """How deeply lists and objects are nested; without recursion, since the input is not ours."""
     level, depth = [value], 0
     while level and depth <= MAX_DEPTH:

@@ -39,6 +39,17 @@ FAMILIES = {
 }
 
 
+# Scripts that no tab runs, or only for networks of another kind.
+OTHER_TRAINERS = (
+    "sdxl_train_leco.py",
+    "train_leco.py",
+    "train_controlnet.py",
+    "sdxl_train_control_net.py",
+    "sdxl_train_control_net_lllite.py",
+    "flux_train_control_net.py",
+)
+
+
 def script_for(tab: Tab, values: Mapping[str, Any]) -> str:
     """The script that the tab runs for a form."""
     if any(values.get(key) is True for key in SDXL):
@@ -85,6 +96,12 @@ class Release:
             self._read[script] = arguments_of(self.training, script)
         return self._read.get(script, {})
 
+    def trainers(self) -> list[str]:
+        """The training scripts that the release has: of networks, of whole models, of embeddings, of ControlNets."""
+        names = [script for pair in SCRIPTS.values() for script in pair]
+        names += [f"{name}{ending}.py" for name in FAMILIES.values() for ending in ("_network", "")]
+        return [name for name in dict.fromkeys((*names, *OTHER_TRAINERS)) if self.arguments_of(name)]
+
     @property
     def flags(self) -> frozenset[str]:
         return frozenset(argument.flag for argument in self.arguments.values())
@@ -117,6 +134,14 @@ def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, g
         training,
         sources,
     )
+
+
+def read_training(checkout: Checkout, *, patched: bool | None = None) -> Release:
+    """The training code of `checkout` alone, kohya_ss or bare sd-scripts, for settings that no GUI reads."""
+    if patched is None:
+        patched = (checkout.root / MANIFEST).is_file()
+    training = FolderSources(checkout.training_root)
+    return Release(checkout.release, Schema("lora", "", {}, presets_list=False), patched=patched, training=training)
 
 
 def pinned_gradio(sources: Sources) -> int | None:

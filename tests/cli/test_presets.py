@@ -214,10 +214,6 @@ def test_a_file_that_is_not_a_preset_is_named(verb: str, checkout: Path, tmp_pat
     path.write_text('{"img/a.png": {"caption": "a", "train_resolution": [64, 64]}}')
     with pytest.raises(UsageError, match="none of its keys is a setting"):
         run(verb, path, *([checkout] if verb == "check" else []))
-    other = tmp_path / "train.toml"
-    other.write_text("pretrained_model_name_or_path = 'x'\n")
-    with pytest.raises(UsageError, match="settings of sd-scripts as TOML"):
-        run(verb, other, *([checkout] if verb == "check" else []))
 
 
 def test_an_unreadable_preset_among_all_is_a_finding(capsys: pytest.CaptureFixture[str], checkout: Path) -> None:

@@ -73,6 +73,7 @@ KINDS = {
     "resolution": "size",
     "sampler": "text",
     "second": "preset",
+    "script": "text",
     "seed": "number",
     "site": "choice",
     "size": "size",

@@ -1,0 +1,172 @@
+"""The `presets` commands on TOML files of sd-scripts: settings of a training, and data set configurations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.cli.common import find_checkout, find_environment
+from kohya_ext.cli.preset_lookup import written
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.checkout.checkout import Checkout
+    from kohya_ext.presets.findings import Finding
+    from kohya_ext.presets.fit import Fitted
+    from kohya_ext.presets.release import Release
+    from kohya_ext.presets.toml_document import TomlDocument
+
+DATASET = "dataset"
+SCRIPT_HELP = "for a TOML file of settings: the training script that reads it, when its settings do not tell"
+
+
+def add_script(verb: argparse.ArgumentParser) -> None:
+    """The option --script."""
+    verb.add_argument("--script", metavar="NAME", help=SCRIPT_HELP)
+
+
+def checked(name: str, given: str | None, checkout: Checkout) -> tuple[str, str, list[Finding]]:
+    """Name of the file, what reads it, and the findings. Raises UsageError, UnsupportedError."""
+    from kohya_ext.presets.dataset_config import dataset_findings
+    from kohya_ext.presets.release import read_training
+    from kohya_ext.presets.script_config import config_findings
+    from kohya_ext.presets.toml_document import read_document
+
+    document, release = read_document(Path(name)), read_training(checkout)
+    if document.kind == DATASET:
+        return document.path.name, "--dataset_config", dataset_findings(document, release)
+    script = _script(document, given, release)
+    return document.path.name, script, config_findings(document, script, release)
+
+
+def _script(document: TomlDocument, given: str | None, release: Release) -> str:
+    from kohya_ext.presets.script_choice import script_named, script_of
+    from kohya_ext.presets.script_config import settings_of
+
+    return script_named(given, release) if given else script_of(document, settings_of(document.content).values, release)
+
+
+def fit(arguments: argparse.Namespace) -> int:
+    """Put one TOML file right and write it."""
+    from kohya_ext.files.atomic import write_atomic
+    from kohya_ext.presets.release import read_training
+    from kohya_ext.presets.toml_document import dump_toml, read_document
+
+    out = Output("presets fit", arguments.json)
+    repairs: list[str] = []
+    document = read_document(Path(arguments.name), repairs)
+    for repair in repairs:
+        out.item("repaired", repair)
+    release = read_training(find_checkout(arguments.checkout, out))
+    reader, fitted = _fitted(document, arguments.script, release)
+    out.item("read by", reader)
+    for step in fitted.steps:
+        after = "" if step.action in ("dropped", "renamed", "moved") else f" -> {step.after!r}"
+        out.item(step.action, f"{step.key}: {step.before!r}{after} ({step.reason})")
+    target = Path(arguments.out)
+    if target.suffix.lower() != ".toml":
+        raise UsageError(f"{target}: a TOML file stays one; call it {target.with_suffix('.toml').name}")
+    if not arguments.dry_run:
+        try:
+            write_atomic(target, dump_toml(fitted.values).encode())
+        except OSError as error:
+            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+    out.item("would write" if arguments.dry_run else "written", str(target))
+    steps = [step.as_json() for step in fitted.steps]
+    return out.finish(DONE, file=str(target), reader=reader, values=fitted.values, repairs=repairs, steps=steps)
+
+
+def _fitted(document: TomlDocument, given: str | None, release: Release) -> tuple[str, Fitted]:
+    from kohya_ext.presets.dataset_config import fit_dataset
+    from kohya_ext.presets.script_config import fit_config
+
+    if document.kind == DATASET:
+        return "--dataset_config", fit_dataset(document, release)
+    script = _script(document, given, release)
+    return script, fit_config(document, script, release)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print the command that trains with a file of settings, or run it and pass its exit code on."""
+    from kohya_ext.presets.commandline import run, shell_line, surroundings
+    from kohya_ext.presets.launch_command import Rehearsed
+    from kohya_ext.presets.release import read_training
+    from kohya_ext.presets.script_config import Launch, config_findings, launch_words
+    from kohya_ext.presets.toml_document import read_document
+
+    out, quiet = Output("presets command", arguments.json), Output("presets command", as_json=True)
+    document = read_document(Path(arguments.name))
+    if document.kind == DATASET:
+        raise UsageError(f"{document.path}: a data set configuration starts no training: give it to a file of settings")
+    if arguments.fields or arguments.toml:
+        raise UsageError("--set and --toml are for presets of the GUI: a TOML file of settings is read as it is")
+    checkout = find_checkout(arguments.checkout, quiet)
+    python = find_environment(checkout, arguments.python, quiet).python
+    release = read_training(checkout)
+    script = _script(document, arguments.script, release)
+    for finding in config_findings(document, script, release):
+        if finding.level == "error":
+            out.warn(f"{finding.key}: {finding.effect}; {finding.fix}")
+    model = Path(arguments.model)
+    launch = Launch(
+        str(arguments.data.resolve()),
+        str(model.resolve()) if model.exists() else arguments.model,
+        str(arguments.output.resolve()),
+        arguments.output_name,
+    )
+    words = launch_words(document, script, str(checkout.training_root), surroundings(checkout, python, ""), launch)
+    if arguments.run_it:
+        return run(Rehearsed(training=words), checkout, python, arguments.output.resolve())
+    out.document(shell_line(words) + "\n")
+    return out.finish(DONE, folder=str(checkout.root), preparation=[], training=words, toml={})
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """The settings of a TOML file, by section, with what each does."""
+    from kohya_ext.presets.settings import grouped
+    from kohya_ext.presets.toml_document import read_document
+
+    out = Output("presets show", arguments.json)
+    document = read_document(Path(arguments.name))
+    values = values_of(document)
+    out.row(
+        f"{document.path.name} ({'a data set configuration' if document.kind == DATASET else 'settings of sd-scripts'})"
+    )
+    groups = grouped(list(values))
+    for section, keys in groups.items():
+        out.line()
+        out.row(section)
+        for key in keys:
+            out.row(f"  {key:<34} {written(values[key]):<16} {_meaning(key)}".rstrip())
+    return out.finish(DONE, name=document.name, tab=None, about={}, values=values, sections=groups)
+
+
+def values_of(document: TomlDocument) -> dict[str, Any]:
+    """Every setting by one name: of a data set configuration by the table that it stands in, too."""
+    from kohya_ext.presets.dataset_config import flat
+    from kohya_ext.presets.script_config import settings_of
+
+    if document.kind == DATASET:
+        return flat(document.content)
+    settings = settings_of(document.content)
+    nested = {f"{name}.{key}": value for name, table in settings.nested.items() for key, value in table.items()}
+    return {**settings.values, **nested}
+
+
+def _meaning(key: str) -> str:
+    """What a setting does, by the script's name for it or by the GUI's."""
+    from kohya_ext.presets.keys import KEYS_OF_FLAGS
+    from kohya_ext.presets.settings import described
+
+    name = key.rpartition(".")[2]
+    return described(name) or described(KEYS_OF_FLAGS.get(name, ""))
+
+
+def named_values(name: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a TOML file, for a comparison."""
+    from kohya_ext.presets.toml_document import read_document
+
+    document = read_document(Path(name))
+    return document.name, values_of(document)
