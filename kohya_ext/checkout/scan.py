@@ -12,6 +12,7 @@ from kohya_ext.checkout.sources import SourceFiles, SourceFunction
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.spec.flags import FEATURES
 from kohya_ext.spec.hooks import (
+    ADVANCED_CLASS,
     HOOKS,
     OPTIMIZER_LABEL,
     OPTIMIZER_LANDMARK,
@@ -26,13 +27,15 @@ Outcome = Literal["found", "older", "n/a", "missing", "ambiguous"]
 
 OWN_SAMPLER_KEY = "own_sampler"
 OPTIMIZER_LIST_KEY = "optimizer_list"
+EMA_SECTION_KEY = "ema_section"
+GUI_KEYS = (OPTIMIZER_LIST_KEY, EMA_SECTION_KEY)
 
 
 @dataclass(frozen=True)
 class HookRow:
     """One row of the table of hooks.
 
-    key: the hook's name in `kohya_ext.spec.hooks`, or own_sampler, optimizer_list. status: found; older, under a former
+    key: the name in `kohya_ext.spec.hooks`, own_sampler, or one of GUI_KEYS. status: found; older, under a former
     name; n/a, where the release lacks the feature; missing; ambiguous, defined more than once. file: posix, relative to
     the checkout. line: counted from 1.
     """
@@ -51,14 +54,14 @@ class HookRow:
 
 
 def scan(checkout: Checkout, sources: SourceFiles | None = None) -> list[HookRow]:
-    """Every hook of the checkout, then the families' own samplers, then the GUI's optimizer lists."""
+    """Every hook of the checkout, then the families' own samplers, then what we add to in the GUI."""
     sources = sources or SourceFiles()
     places = _places(checkout, sources)
     rows = [_row(hook, places[hook.key], checkout, sources) for hook in HOOKS]
     main = {(row.name, row.file, row.line) for row in rows}
     own = [place for place in places[SAMPLE.key] if (place.name, place.file, place.line) not in main]
     rows += [HookRow(OWN_SAMPLER_KEY, "found", place.name, place.file, place.line) for place in own]
-    return rows + _optimizer_lists(checkout, sources)
+    return rows + _optimizer_lists(checkout, sources) + _advanced_settings(checkout, sources)
 
 
 def flags_of_fork(checkout: Checkout, sources: SourceFiles) -> list[str]:
@@ -80,7 +83,7 @@ def flags_of_fork(checkout: Checkout, sources: SourceFiles) -> list[str]:
 
 def require(rows: Sequence[HookRow], checkout: Checkout) -> None:
     """Raises UnsupportedError, naming the functions, when a hook is missing or defined more than once."""
-    bad = [row for row in rows if row.status in ("missing", "ambiguous") and row.key != OPTIMIZER_LIST_KEY]
+    bad = [row for row in rows if row.status in ("missing", "ambiguous") and row.key not in GUI_KEYS]
     if not bad:
         return
     reasons = "; ".join(
@@ -169,3 +172,16 @@ def _optimizer_lists(checkout: Checkout, sources: SourceFiles) -> list[HookRow]:
             if dropdown.label == OPTIMIZER_LABEL and OPTIMIZER_LANDMARK in dropdown.choices
         ]
     return rows or [HookRow(OPTIMIZER_LIST_KEY, "missing", OPTIMIZER_LABEL)]
+
+
+def _advanced_settings(checkout: Checkout, sources: SourceFiles) -> list[HookRow]:
+    """The class that the EMA's fields are added to."""
+    if checkout.gui_package is None:
+        return []
+    wanted = f"class {ADVANCED_CLASS}"
+    for path in sources.holding(checkout.root / checkout.gui_package, "*.py", (wanted,)):
+        for number, line in enumerate(sources.data(path).decode("utf-8", "replace").splitlines(), 1):
+            if line.startswith((f"{wanted}:", f"{wanted}(")):
+                file = path.relative_to(checkout.root).as_posix()
+                return [HookRow(EMA_SECTION_KEY, "found", ADVANCED_CLASS, file, number)]
+    return [HookRow(EMA_SECTION_KEY, "missing", ADVANCED_CLASS)]

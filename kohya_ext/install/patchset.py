@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.checkout.checkout import Checkout
-from kohya_ext.checkout.scan import OPTIMIZER_LIST_KEY, HookRow
+from kohya_ext.checkout.scan import GUI_KEYS, HookRow
 from kohya_ext.core import bundle
 from kohya_ext.core.about import PACKAGE
 from kohya_ext.core.errors import UnsupportedError, UsageError
@@ -33,7 +33,7 @@ EMPTY_MODULE = "empty_module"
 APPEND_TO_DEFINERS = "append_to_definers"
 KINDS = (EMPTY_MODULE, APPEND_TO_DEFINERS)
 ROOTS = ("training", "gui")
-DEFINES = ("hooks", "optimizer_list")
+DEFINES = ("hooks", *GUI_KEYS)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _files(edit: Edit, checkout: Checkout, hooks: Sequence[HookRow]) -> list[Pat
     root = checkout.training_root if edit.root == "training" else checkout.root
     pattern = edit.files.format(gui_package=checkout.gui_package or TRAINING_PACKAGE)
     if edit.kind == APPEND_TO_DEFINERS:
-        wanted = [row for row in hooks if row.file and (row.key == OPTIMIZER_LIST_KEY) == (edit.defines != "hooks")]
+        wanted = [row for row in hooks if row.file and (row.key if row.key in GUI_KEYS else "hooks") == edit.defines]
         paths = dict.fromkeys(checkout.root / str(row.file) for row in wanted)
         return [path for path in paths if path.is_relative_to(root) and path.relative_to(root).match(pattern)]
     path = root / pattern

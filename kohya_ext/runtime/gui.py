@@ -1,4 +1,4 @@
-"""Our optimizers in the GUI's optimizer lists.
+"""Our optimizers in the GUI's optimizer lists, and the section of the EMA in its tabs.
 
 The lists are literals inside functions, `gr.Dropdown(label="Optimizer", choices=[...])`. Three tabs have one in v26. We
 leave the functions alone and give the module a `gr` that adds our entries as the Dropdown is made.
@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kohya_ext.spec.hooks import OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
+from kohya_ext.runtime.guard import MARK, wrapped
+from kohya_ext.spec.hooks import ADVANCED_CLASS, OPTIMIZER_LABEL, OPTIMIZER_LANDMARK
 from kohya_ext.spec.optimizers import NAMES
 
 
@@ -32,10 +33,27 @@ class GradioWithOurs:
 
 
 def offer_ours(namespace: dict[str, Any]) -> None:
-    """Give the module our `gr` if its source holds an optimizer list; a second call changes nothing."""
+    """Add ours to what the module with these globals defines of the GUI; a second call changes nothing."""
+    _offer_optimizers(namespace)
+    _offer_ema(namespace)
+
+
+def _offer_optimizers(namespace: dict[str, Any]) -> None:
+    """Give the module our `gr` if its source holds an optimizer list."""
     gradio = namespace.get("gr")
     if not isinstance(gradio, ModuleType) or not namespace.get("__file__"):
         return
     source = Path(namespace["__file__"]).read_text(encoding="utf-8-sig", errors="replace")
     if OPTIMIZER_LANDMARK in source and OPTIMIZER_LABEL in source:
         namespace["gr"] = GradioWithOurs(gradio)
+
+
+def _offer_ema(namespace: dict[str, Any]) -> None:
+    """Wrap the constructor that makes the field for additional flags."""
+    advanced = namespace.get(ADVANCED_CLASS)
+    if isinstance(advanced, type) and advanced.__module__ == namespace["__name__"]:
+        from kohya_ext.runtime import ema_section  # here: only the GUI needs it
+
+        constructor = vars(advanced).get("__init__")
+        if constructor is not None and not hasattr(constructor, MARK):
+            advanced.__init__ = wrapped(constructor, ema_section.advanced_training)  # type: ignore[misc]

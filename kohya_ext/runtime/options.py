@@ -22,6 +22,7 @@ from kohya_ext.spec.flags import (
     ENABLE_EMA,
     FEATURES,
     LOG_EVERY,
+    NO_EMA,
     TELEMETRY,
     Flag,
     Values,
@@ -117,7 +118,7 @@ def read(args: argparse.Namespace) -> EmaOptions | None:
     if not wanted:
         ignored = without_ema(given)
         if ignored is not None:
-            say(f"{ignored} is set, but --enable_ema is not: this run keeps no EMA")
+            say(f"{ignored} {NO_EMA}")
         return None
     _refuse_what_cannot_work(args)
     for _, fault in faults(given):

@@ -1,6 +1,7 @@
 """Our flags on every training script: the one table of them.
 
-It feeds argparse, the run's options, `presets check` and the reference page; a new flag is one more row.
+It feeds argparse, the run's options, `presets check`, the fields in the GUI and the reference page; a new flag is one
+more row.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any
 Values = Mapping[str, Any]
 
 EMA, TELEMETRY = "EMA", "telemetry"
+POWER = "power"  # the schedule that has a width
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What values a flag takes. type: argparse's. convert: value -> value; raises ValueError with what is expected.
+    """What values a flag takes: one of choices, a number, or nothing (a switch).
+
+    type: argparse's. convert: value -> value; raises ValueError with what is expected.
 
     Kohya reads its TOML files into the same namespace as the command line without converting, and a preset holds text,
     so `convert` takes whatever it is given.
@@ -26,6 +30,14 @@ class Kind:
     type: Callable[[str], Any] | None
     convert: Callable[[Any], Any]
     choices: tuple[str, ...] = ()
+    numbers: Range | None = None
+
+    @property
+    def expected(self) -> str:
+        """Which values it takes, in words."""
+        if self.numbers is not None:
+            return self.numbers.expected
+        return f"expected one of {', '.join(self.choices)}" if self.choices else "expected no value"
 
 
 def _switch(value: Any) -> bool:
@@ -45,48 +57,45 @@ def _number(value: Any, expected: str) -> float:
     return number
 
 
-def _decay(value: Any) -> float:
-    expected = "expected a number from 0 up to, not including, 1 (0.9995 is usual)"
-    number = _number(value, expected)
-    if not 0.0 <= number < 1.0:
-        raise ValueError(expected)
-    return number
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a flag takes. expected: them in words. excluded: a bound that is not one of them."""
+
+    expected: str
+    least: float = 0.0
+    most: float = math.inf
+    excluded: float | None = None
+    whole: bool = False
+
+    def convert(self, value: Any) -> Any:
+        """The number in a value; raises ValueError with what is expected."""
+        number = _number(value, self.expected)
+        if not self.least <= number <= self.most or number == self.excluded or (self.whole and number != int(number)):
+            raise ValueError(self.expected)
+        return int(number) if self.whole else number
 
 
-def _width(value: Any) -> float:
-    expected = "expected a number above 0 and up to 0.28 (0.05 to 0.15 is usual)"
-    number = _number(value, expected)
-    if not 0.0 < number <= 0.28:
-        raise ValueError(expected)
-    return number
+def _in(numbers: Range) -> Kind:
+    return Kind(int if numbers.whole else float, numbers.convert, numbers=numbers)
 
 
-def _not_negative(value: Any) -> float:
-    expected = "expected a number of at least 0"
-    number = _number(value, expected)
-    if number < 0.0:
-        raise ValueError(expected)
-    return number
+def _whole_from(least: int) -> Kind:
+    return _in(Range(f"expected a whole number of at least {least}", least, whole=True))
 
 
-def _whole_from(least: int) -> Callable[[Any], int]:
-    def convert(value: Any) -> int:
-        expected = f"expected a whole number of at least {least}"
-        number = _number(value, expected)
-        if number != int(number) or number < least:
-            raise ValueError(expected)
-        return int(number)
-
-    return convert
+DECAYS = Range("expected a number from 0 up to, not including, 1 (0.9995 is usual)", most=1.0, excluded=1.0)
+WIDTHS = Range("expected a number above 0 and up to 0.28 (0.05 to 0.15 is usual)", most=0.28, excluded=0.0)
+NOT_NEGATIVE = Range("expected a number of at least 0")
 
 
 def _one_of(*choices: str) -> Kind:
     def convert(value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}")
+            raise ValueError(kind.expected)
         return str(value)
 
-    return Kind(None, convert, choices)
+    kind = Kind(None, convert, choices)
+    return kind
 
 
 SWITCH = Kind(None, _switch)
@@ -97,6 +106,7 @@ class Flag:
     """One flag. name: with its dashes. default: what a run uses when it is not given, None where that depends.
 
     since: the version of kohya_ext that has it first. help: as argparse prints it ("%%" for a percent sign).
+    label: of its field in the GUI; "" where it has none.
     """
 
     name: str
@@ -105,6 +115,7 @@ class Flag:
     default: Any
     since: str
     help: str
+    label: str = ""
 
     @property
     def key(self) -> str:
@@ -135,43 +146,44 @@ class Flag:
 
 ENABLE_EMA = Flag(
     "--enable_ema", EMA, SWITCH, False, "0.1.0",
-    "keep an exponential moving average (EMA) of the trained weights and save it next to them",
+    "keep an exponential moving average (EMA) of the trained weights and save it next to them", "Enable EMA",
 )  # fmt: skip
 SCHEDULE = Flag(
-    "--ema_schedule", EMA, _one_of("debiased", "constant", "warmup", "exp", "power"), "debiased", "0.1.0",
-    "how the EMA starts: debiased (default) removes the start model's share, constant is the plain EMA",
+    "--ema_schedule", EMA, _one_of("debiased", "constant", "warmup", "exp", POWER), "debiased", "0.1.0",
+    "how the EMA starts: debiased (default) removes the start model's share, constant is the plain EMA", "EMA schedule",
 )  # fmt: skip
 SIGMA_REL = Flag(
-    "--ema_sigma_rel", EMA, Kind(float, _width), None, "0.1.0",
-    "relative width of the EMA for --ema_schedule power, 0 to 0.28",
+    "--ema_sigma_rel", EMA, _in(WIDTHS), None, "0.1.0",
+    "relative width of the EMA for --ema_schedule power, 0 to 0.28", "EMA width (power)",
 )  # fmt: skip
 EXP_BETA = Flag(
-    "--ema_exp_beta", EMA, Kind(float, _not_negative), None, "0.1.0",
+    "--ema_exp_beta", EMA, _in(NOT_NEGATIVE), None, "0.1.0",
     "old command lines: selects the schedule exp (0: warmup)",
 )  # fmt: skip
 LOG_EVERY = Flag(
-    "--kohya_ext_log_every", TELEMETRY, Kind(int, _whole_from(0)), 0, "0.1.0",
+    "--kohya_ext_log_every", TELEMETRY, _whole_from(0), 0, "0.1.0",
     "every N steps, log the effective learning rate and the share of weights that moved (default 0: never)",
+    "Log effective rate every N steps",
 )  # fmt: skip
 
 FLAGS: tuple[Flag, ...] = (
     ENABLE_EMA,
     Flag(
-        "--ema_decay", EMA, Kind(float, _decay), 0.9995, "0.1.0",
-        "decay of the EMA for each optimizer step (default 0.9995)",
+        "--ema_decay", EMA, _in(DECAYS), 0.9995, "0.1.0",
+        "decay of the EMA for each optimizer step (default 0.9995)", "EMA decay",
     ),
     SCHEDULE,
     Flag(
-        "--ema_update_every", EMA, Kind(int, _whole_from(1)), 1, "0.1.0",
+        "--ema_update_every", EMA, _whole_from(1), 1, "0.1.0",
         "update the EMA every N optimizer steps, decay compensated (default 1)",
     ),
     Flag(
-        "--ema_start_step", EMA, Kind(int, _whole_from(0)), 0, "0.1.0",
-        "exclude the first N optimizer steps from the EMA (default 0)",
+        "--ema_start_step", EMA, _whole_from(0), 0, "0.1.0",
+        "exclude the first N optimizer steps from the EMA (default 0)", "EMA start step",
     ),
     Flag(
         "--ema_device", EMA, _one_of("auto", "cuda", "cpu"), "auto", "0.1.0",
-        "where the EMA is kept: auto (default) takes the GPU if at least 20 %% of its memory stays free",
+        "where the EMA is kept: auto (default) takes the GPU if at least 20 %% of its memory stays free", "EMA device",
     ),
     Flag(
         "--ema_dtype", EMA, _one_of("float32", "bfloat16"), "float32", "0.1.0",
@@ -183,7 +195,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "--ema_sample", EMA, _one_of("raw", "ema", "both"), "raw", "0.1.0",
-        "weights that sample images are made from (default raw)",
+        "weights that sample images are made from (default raw)", "Sample from",
     ),
     SIGMA_REL,
     EXP_BETA,
@@ -193,6 +205,9 @@ FLAGS: tuple[Flag, ...] = (
     ),
     LOG_EVERY,
 )  # fmt: skip
+TWO_SCHEDULES = f"{SCHEDULE.name} and the old {EXP_BETA.name} both choose a schedule; give one of them"
+WIDTH_WITHOUT_POWER = f"{SIGMA_REL.name} belongs to {SCHEDULE.name} {POWER}: give both or neither"
+NO_EMA = f"is set, but {ENABLE_EMA.name} is not: this run keeps no EMA"
 BY_KEY = {flag.key: flag for flag in FLAGS}
 
 # Each stays away as a whole where a fork has a flag of the same name: half of it would be read from the fork's flag.
@@ -207,9 +222,9 @@ def faults(values: Values) -> Iterator[tuple[Flag, str]]:
         return
     given = {flag.key for flag in FLAGS if values.get(flag.key) is not None}
     if {SCHEDULE.key, EXP_BETA.key} <= given:
-        yield EXP_BETA, f"{SCHEDULE.name} and the old {EXP_BETA.name} both choose a schedule; give one of them"
-    elif (SIGMA_REL.key in given) != (SCHEDULE.read(values) == "power"):
-        yield SIGMA_REL, f"{SIGMA_REL.name} belongs to {SCHEDULE.name} power: give both or neither"
+        yield EXP_BETA, TWO_SCHEDULES
+    elif (SIGMA_REL.key in given) != (SCHEDULE.read(values) == POWER):
+        yield SIGMA_REL, WIDTH_WITHOUT_POWER
 
 
 def without_ema(values: Values) -> str | None:

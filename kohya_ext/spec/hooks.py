@@ -91,3 +91,11 @@ GUI_PACKAGES = ("kohya_gui", "library")
 # The GUI's optimizer lists: the Dropdown with this label whose choices hold this entry. v26 has three such modules.
 OPTIMIZER_LABEL = "Optimizer"
 OPTIMIZER_LANDMARK = "AdamW8bit"
+
+# The GUI's class whose constructor makes the field for additional flags, in every tab that has one; that field; and the
+# function that puts it on the command line. Since v24 that function takes the words so far, as a list, and splits the
+# field at white space; before, the command is a text for the shell.
+ADVANCED_CLASS = "AdvancedTraining"
+ADDITIONAL_PARAMETERS = "additional_parameters"
+ADVANCED_COMMAND = "run_cmd_advanced_training"
+WORDS_SO_FAR = "run_cmd"

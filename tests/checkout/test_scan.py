@@ -8,7 +8,7 @@ from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.scan import flags_of_fork, require, scan
 from kohya_ext.checkout.sources import SourceFiles
 from kohya_ext.core.errors import UnsupportedError
-from kohya_ext.install import apply
+from kohya_ext.install import apply, patchset
 from kohya_ext.install.status import status
 from tests.checkout import trees
 
@@ -84,8 +84,20 @@ def test_no_optimizer_list_is_no_obstacle(make: Make) -> None:
     checkout = make("embedded")
     (checkout.library / "class_basic_training.py").write_text("# AdamW8bit Dropdown\n")
     rows = scan(checkout)
-    assert rows[-1].status == "missing"
+    assert [(row.key, row.status) for row in rows[-2:]] == [("optimizer_list", "missing"), ("ema_section", "missing")]
     require(rows, checkout)
+
+
+def test_the_advanced_settings(make: Make) -> None:
+    checkout = make("split")
+    file = checkout.root / "kohya_gui/class_advanced_training.py"
+    file.write_text("import gradio as gr\n\n\nclass AdvancedTraining:\n    pass\n")
+    assert table(checkout)["ema_section"] == [("found", "AdvancedTraining", "kohya_gui/class_advanced_training.py")]
+    assert next(row.line for row in scan(checkout) if row.key == "ema_section") == 4
+    assert "kohya_gui/class_advanced_training.py" in [
+        target.path.relative_to(checkout.root).as_posix()
+        for target in patchset.load("inline").targets(checkout, scan(checkout))
+    ]
 
 
 @pytest.mark.parametrize("era", ["bare", "embedded", "split"])

@@ -50,6 +50,7 @@ def test_it_holds_the_package_and_its_data(built: Path) -> None:
         "kohya_ext/__init__.py",
         "kohya_ext/py.typed",
         "kohya_ext/checkout/probe.py",
+        "kohya_ext/runtime/ema_form.js",
         "kohya_ext/bundled/patches/hook.toml",
         "kohya_ext/bundled/patches/inline.toml",
         "kohya_ext/bundled/patches/block.py",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kohya_ext.checkout.checkout import describe
-from kohya_ext.checkout.scan import OWN_SAMPLER_KEY, scan
+from kohya_ext.checkout.scan import GUI_KEYS, OWN_SAMPLER_KEY, scan
 from kohya_ext.runtime.guard import names_in
 from kohya_ext.spec.hooks import HOOKS, SAMPLE, Definition, hooks_in
 from tests.runtime.test_renamed_upstream import NEW_ROW, ROW, install
@@ -48,7 +48,7 @@ def test_both_choose_the_same(repository: str, revision: str, tmp_path: Path) ->
                 if library in path.parents or hook is SAMPLE:
                     key = hook.key
                     wrapped.add((key, name, path.relative_to(checkout.root).as_posix()))
-    rows = [row for row in scan(checkout) if row.status in ("found", "older") and row.key != "optimizer_list"]
+    rows = [row for row in scan(checkout) if row.status in ("found", "older") and row.key not in GUI_KEYS]
     scanned = {(SAMPLE.key if row.key == OWN_SAMPLER_KEY else row.key, row.name, row.file) for row in rows}
     assert wrapped == scanned
 
