@@ -17,7 +17,8 @@ UPSTREAM = ("KOHYA_SS_GIT", "SD_SCRIPTS_GIT", "SD_SCRIPTS_FORK_GIT")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 # Installer, presets and command line must work in a Python without torch, and are tested there too.
-collect_ignore = [] if HAS_TORCH else ["ema", "optim", "demo", "lora", "upstream/test_lora.py"]
+NEED_TORCH = ["ema", "optim", "demo", "lora", "tensors/test_compiled.py", "upstream/test_lora.py"]
+collect_ignore = [] if HAS_TORCH else NEED_TORCH
 collect_ignore_glob = [] if HAS_TORCH else ["upstream/*rig*.py"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.files.regular import read_up_to
+
 Owner = tuple[int, int]
 
 LARGEST = 1 << 28  # bytes of a file that is read as a whole; what we read so has some kilobytes
@@ -82,7 +84,7 @@ class Folder:
                 found = os.fstat(descriptor)
                 _require_regular(found, self.path / name)
                 self._require_ours(found, name)
-                data = file.read(LARGEST + 1)
+                data = read_up_to(file, LARGEST + 1)
             if len(data) > LARGEST:
                 raise OSError(errno.EFBIG, f"has more than {LARGEST} bytes", str(self.path / name))
             return data, found

@@ -19,6 +19,7 @@ from kohya_ext.core.errors import UsageError
 MODULE_LIMIT = 8 << 20  # bytes; the largest module of any Kohya release has 0.4 MB
 TEXT_LIMIT = 8 << 20  # bytes; of prompts, change logs, requirements, settings
 JSON_LIMIT = 64 << 20  # bytes; the index of a sharded model has a few hundred kB
+_PIECE = 1 << 18  # bytes
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _FLAGS |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -87,12 +88,24 @@ def read_regular(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            data = b"" if size > limit else file.read(limit + 1)
+            data = b"" if size > limit else read_up_to(file, limit + 1)
         except OSError as error:
             raise NotReadableError(f"{path} cannot be read: {_reason(error)}") from error
     if size > limit or len(data) > limit:
         raise TooLargeError(f"{path} is larger than {_told(limit)}, too large for a file of this kind; it was not read")
     return data
+
+
+def read_up_to(file: BinaryIO, count: int) -> bytes:
+    """The next `count` bytes of `file`, fewer where it ends before.
+
+    In pieces: Windows touches every page of the buffer that a read is given, however small the file is.
+    """
+    pieces = []
+    while count and (piece := file.read(min(count, _PIECE))):
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
 
 
 def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:

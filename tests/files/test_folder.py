@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,18 @@ def tree(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     (tmp_path / "inner").mkdir()
     (tmp_path / "file").write_bytes(b"content")
     return tmp_path
+
+
+def test_a_small_file_needs_little_memory(tree: Path) -> None:
+    """Windows touches every page of the buffer that a read is given."""
+    with opened(tree) as folder:
+        tracemalloc.start()
+        try:
+            assert folder.read("file") is not None
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_what_is_in_it(tree: Path) -> None:
