@@ -20,6 +20,7 @@ from tests.checkout import trees
 from tests.checkout.pythons import SITE, copy_venv
 from tests.checkout.versions import being
 from tests.cli.conftest import PRESET, Ran
+from tests.systems import HAS_GIT
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -98,13 +99,24 @@ def pasted(command: str, run: Run) -> None:
             assert run("install", *arguments[1:]).code == DONE
         elif ours := [number for number, word in enumerate(arguments) if Path(word).name == "kohya_ext"]:
             run(*arguments[ours[0] + 1 :])
-        else:
-            subprocess.run(arguments, check=True)
+        else:  # `move` is a word of cmd's own
+            subprocess.run(part if os.name == "nt" else arguments, shell=os.name == "nt", check=True)
+
+
+def followed(problem: str, checkout: Checkout, run: Run, release: Path) -> None:
+    """Do what the message says. release: an untouched tree, to copy from where git cannot bring a file back."""
+    by_hand = re.search(r"Copy (\S+) from the same release \(this is not a git repository\); then run: (.+)", problem)
+    if by_hand is None:
+        pasted(problem.rpartition("Run: ")[2], run)
+        return
+    assert not HAS_GIT
+    shutil.copyfile(release / by_hand[1], checkout.root / by_hand[1])
+    pasted(by_hand[2], run)
 
 
 @pytest.mark.parametrize("damage", list(DAMAGE))
 def test_damage_is_seen_and_the_command_mends_it(
-    installed: Checkout, kohya_venv: Path, run: Run, damage: str, monkeypatch: pytest.MonkeyPatch
+    installed: Checkout, make: Make, kohya_venv: Path, run: Run, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act, words = DAMAGE[damage]
     if damage == "another release":
@@ -123,8 +135,9 @@ def test_damage_is_seen_and_the_command_mends_it(
     assert trees.whole(installed.root) == before  # it only looks
     document = run("status", installed.root, "--json").document
     assert document["exit_code"] == FOUND_PROBLEMS and not document["clean"]
+    untouched = make("submodule", "untouched").root
     for problem in document["problems"]:
-        pasted(problem.rpartition("Run: ")[2], run)
+        followed(problem, installed, run, untouched)
     done = run("status", installed.root)
     assert done.code == DONE, done.text
 
