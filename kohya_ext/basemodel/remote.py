@@ -129,8 +129,19 @@ def _explained(error: Exception, wanted: Wanted) -> ConflictError | UsageError:
         )
     if status in _MISSING or name in ("EntryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError"):
         return UsageError(f"{wanted.repository} has no {wanted.name} at revision {wanted.revision} ({name})")
-    first = (str(error).splitlines() or [""])[0][:200]
-    return ConflictError(f"the hub cannot be reached ({name}: {first}). Is this machine online? {_by_hand(wanted)}")
+    return ConflictError(
+        f"the hub cannot be reached ({name}: {_reason(error)}). Is this machine online? {_by_hand(wanted)}"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, where that is underneath: the libraries wrap it in the texts of all their classes."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        below = below.__cause__ or below.__context__
+    return (str(error).splitlines() or [""])[0][:200]
 
 
 def _by_hand(wanted: Wanted) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kohya_ext.basemodel import fetch as fetching
-from kohya_ext.basemodel import transfer
+from kohya_ext.basemodel import remote, transfer
 from kohya_ext.basemodel.fetch import Fetched, Voice, fetch, part_of
 from kohya_ext.basemodel.remote import Remote, Wanted
 from kohya_ext.core.errors import ConflictError
@@ -171,3 +171,20 @@ def test_any_moods(moods: list[str], kept: int, hub: Hub, tmp_path: Path) -> Non
     else:
         assert target.read_bytes() == CONTENT and names(tmp_path) == [NAME]
     assert not hub.seen_early
+
+
+def test_what_keeps_the_hub_away_is_said_in_the_systems_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """requests and urllib3 wrap it in three exceptions whose texts quote each other."""
+    hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(*_: object, **__: object) -> None:
+        try:
+            raise OSError(113, "No route to host")
+        except OSError as error:
+            raise RuntimeError(f"(MaxRetryError('HTTPSConnectionPool(... {error!r}'))") from error
+
+    for name in remote.OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    with pytest.raises(ConflictError, match=r"the hub cannot be reached \(RuntimeError: No route to host\)\. Is this"):
+        remote.look_up(Wanted(REPOSITORY, NAME))
