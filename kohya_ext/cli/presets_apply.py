@@ -161,6 +161,8 @@ def command(arguments: argparse.Namespace) -> int:
     release = release_of(checkout, preset.tab)
     fields = _fields(arguments.fields)
     project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name, fields)
+    if arguments.run_it and project.model_is_missing:
+        raise UsageError(f"--model {project.model}: there is no such file; nothing was run")
     where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
     result = commands(preset, release, checkout, project, where)
     for complaint in result.complaints:

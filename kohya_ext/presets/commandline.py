@@ -39,6 +39,7 @@ MERGE = "merge_captions_to_metadata.py"  # the step that writes the captions' me
 # Up to v23.1 commands are lines for a shell; what means something there, and what still does between double quotes.
 SHELL_CHARACTERS = ("$", "`", "\\", ";", "|", "&", "<", ">", "\n", "\r")
 QUOTE = '"'
+MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Project:
             "output_name": self.name,
             **({"train_dir": output} if tab == "finetune" else {}),
         }
+
+    @property
+    def model_is_missing(self) -> bool:
+        """Whether the model is named as a file that is not there; a name on a hub may be any other text."""
+        return Path(self.model).suffix.lower() in MODEL_FILES and not Path(self.model).exists()
 
     def pictures(self, tab: Tab) -> dict[str, list[str]]:
         """Folder -> names in it, for every folder that the GUI looks into. Raises UsageError without an image."""
@@ -113,6 +119,8 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     pictures = project.pictures(schema.tab)
     result = rehearse(release.gui or FolderSources(checkout.root), schema.tab, form, pictures, where)
     _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
+    if project.model_is_missing:
+        result.complaints.append(f"--model {project.model}: there is no such file")
     result.complaints += _complaints(preset, form, release, result)
     return result
 

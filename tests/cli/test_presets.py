@@ -259,7 +259,7 @@ def test_command_prints_what_the_gui_would_run(
     data = tmp_path / "pictures"
     data.mkdir()
     (data / "a.png").touch()
-    words = (
+    words: tuple[str | Path, ...] = (
         "command",
         "Lion-48GB",
         "--data",
@@ -277,6 +277,11 @@ def test_command_prints_what_the_gui_would_run(
     with pytest.raises(UsageError, match="no TOML file"):
         run(*words, "--toml", checkout)
     assert run(*words, "--run", checkout) == 7
+    absent = [*words, "--model", tmp_path / "absent.safetensors", checkout]
+    assert run(*absent) == 0
+    assert f"{tmp_path / 'absent.safetensors'}: there is no such file" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="there is no such file"):
+        run(*absent, "--run")
 
 
 TRAIN = """
