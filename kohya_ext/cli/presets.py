@@ -152,7 +152,7 @@ def _show_about(preset: Preset, out: Output) -> None:
             out.item(label, _wrapped(about[label]))
     memory = about.get("vram")
     if isinstance(memory, dict):
-        out.item("memory", f"{memory.get('tier_gb')} GB\n{_wrapped(memory.get('reckoning', ''))}")
+        out.item("memory", f"{memory.get('tier_gb')} GB\n{_wrapped(memory.get('estimate', ''))}")
     for label, key in (("requires", "requires"), ("fill in", "fill_in")):
         if isinstance(about.get(key), list) and about[key]:
             out.item(label, _wrapped(", ".join(map(str, about[key]))))

@@ -51,7 +51,7 @@ ADVICE: dict[str, tuple[Any, str]] = {
     "bucket_no_upscale": (False, "small images should be upscaled by hand beforehand"),
     "full_fp16": (False, "it costs much quality"),
     "full_bf16": (False, "it costs much quality"),
-    "gradient_checkpointing": (False, "only where memory forces it; memory-saving attention comes first"),
+    "gradient_checkpointing": (False, "only where memory requires it; memory-saving attention comes first"),
     "keep_tokens": (0, "left off"),
     "block_lr": ("", "for those who know exactly what they do"),
     "save_state": (False, "resumed runs never went well, and states take much disk"),

@@ -16,7 +16,10 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "install.sh", "install.ps1", "docs/**/*.md", "patches/*")
+PAGES = (
+    *("*.md", "*.toml", "*.yaml", "*.yml", "Makefile", "install.sh", "install.ps1", "setup.py"),
+    *("docs/**/*.md", "patches/*", "presets/**/*.json", ".github/**/*.*"),
+)
 COMPARED = "longer more less other fewer larger smaller wider better worse newer older higher lower slower faster"
 
 # What gives a translated text away -> what to write instead.
@@ -51,8 +54,6 @@ class Allowed(NamedTuple):
 ALLOWED = (
     Allowed("kohya_ext/dataset/names.py", "|pic|picture|", "what cameras and phones call their files"),
     Allowed("CONTRIBUTING.md", " | ", "the glossary's table of words to avoid"),
-    Allowed("kohya_ext/cli/presets.py", "reckoning", "a key of the preset files, which installed ones have, too"),
-    Allowed("docs/reference/presets.md", "`reckoning`", "a key of the preset files, which installed ones have, too"),
     Allowed("kohya_ext/spec/flags.py", "beside", "a value of --ema_save, which command lines have"),
     Allowed("docs/reference/flags.md", "beside", "a value of --ema_save, which command lines have"),
     Allowed("kohya_ext/files/atomic.py", "`beside`", "the name of an argument"),

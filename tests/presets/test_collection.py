@@ -69,8 +69,8 @@ def test_every_preset_says_where_it_comes_from_and_what_it_needs() -> None:
             assert isinstance(about[key], str) and about[key]
         date.fromisoformat(about["date"])
         assert f"{about['vram']['tier_gb']}GB" in preset.name
-        assert "GB" in about["vram"]["reckoning"]
-        assert "measured" in about["vram"]["reckoning"]
+        assert "GB" in about["vram"]["estimate"]
+        assert "measured" in about["vram"]["estimate"]
         assert set(preset.requires) <= {"AdaCoor", "EMA", "fused_backward_pass"}
         assert ("AdaCoor" in preset.requires) is (preset.values["optimizer"] == "AdaCoor")
         assert ("EMA" in preset.requires) is ("--enable_ema" in preset.values["additional_parameters"])
