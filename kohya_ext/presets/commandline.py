@@ -19,6 +19,7 @@ from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
 from kohya_ext.presets.known_bugs import training_defects
 from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.rehearsal import DATA_KEYS, as_sent, training_of
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions
@@ -110,7 +111,9 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     for key, one in schema.fields.items():
         start = shown_at_start(one)
         form[key] = "" if key in SECRETS or not start.usable else start.value
-    fitted = fit(preset, schema, arguments=release.flags, keep_personal=True, gradio=release.gradio)
+    zeroed = Migration(zeroed=release.migration.zeroed)
+    flags = release.flags
+    fitted = fit(preset, schema, arguments=flags, migration=zeroed, keep_personal=True, gradio=release.gradio)
     form.update(fitted.values)
     form.update({key: preset.values[key] for key in WORDS if isinstance(preset.values.get(key), str) and key in form})
     form.update(project.settings(schema.tab))

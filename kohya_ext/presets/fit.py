@@ -20,6 +20,8 @@ from kohya_ext.presets.privacy import without_paths, without_secrets
 from kohya_ext.presets.schema import Field, Schema
 
 ADAPTIVE_NOISE = "adaptive_noise_scale"
+CAPTIONS = "caption_extension"
+TEXTS_REFUSED = 5  # gradio's major version from which a list refuses what it does not offer
 
 Action = Literal["dropped", "renamed", "converted", "changed", "filled", "moved"]
 
@@ -66,7 +68,8 @@ def fit(
 ) -> Fitted:
     """The preset for the tab that `schema` describes.
 
-    gradio: its major version; up to 5 sliders take values outside their limits, and those stay. None = not known.
+    gradio: its major version; up to 5 sliders take values outside their limits, up to 4 lists take texts that they do
+    not offer, and those stay. None = not known.
 
     keep_personal: leave paths and what belongs to one machine as they are, where the field takes them; secrets never.
     migration: what the release does to values while it loads them, None when the preset is not going to be loaded.
@@ -82,8 +85,12 @@ def fit(
     _drop(given, schema, fitted, SECRETS if keep_personal else PRIVATE)
     _clean(given, fitted, keep_personal=keep_personal)
     _spaced(given, fitted)
-    _caption_files(given, schema, arguments, fitted)
+    _zeroed(given, schema, migration, fitted)
     fields = dict(schema.fields)
+    if gradio is not None and gradio < TEXTS_REFUSED and CAPTIONS in fields:
+        fields[CAPTIONS] = replace(fields[CAPTIONS], custom=True)
+    else:
+        _caption_files(given, schema, arguments, fitted)
     for key, value in tuple(given.items()):
         number, one = parse_number(value), fields[key]
         if one.component != "Slider" or number is None or isinstance(value, bool) or value == "":
@@ -148,9 +155,22 @@ def _spaced(given: dict[str, Any], fitted: Fitted) -> None:
             fitted.note("changed", key, text, given[key], "the GUI wants single spaces between arguments")
 
 
+def _zeroed(given: dict[str, Any], schema: Schema, migration: Migration | None, fitted: Fitted) -> None:
+    """What the release sets to 0 when a preset does not have it: the GUI's default would be another training.
+
+    Not the learning rate, without which nothing would be trained.
+    """
+    for key in sorted(migration.zeroed if migration else ()):
+        one = schema.fields.get(key)
+        if one is not None and one.wired_to is None and key != "learning_rate" and not given.get(key):
+            if given.get(key) is None:
+                fitted.note("filled", key, None, 0, "absent; this release sets it to 0")
+            given[key] = 0
+
+
 def _caption_files(given: dict[str, Any], schema: Schema, arguments: Collection[str] | None, fitted: Fitted) -> None:
     """A kind of caption file that the list does not offer: never another kind, whose files may lie there."""
-    key = "caption_extension"
+    key = CAPTIONS
     one, value = schema.fields.get(key), given.get(key)
     if one is None or not isinstance(value, str) or not value or not one.choices or one.custom:
         return
@@ -197,7 +217,13 @@ def _renamed(values: Mapping[str, Any], schema: Schema, fitted: Fitted) -> dict[
             if source in given and source not in schema.fields and target in schema.fields and target not in given:
                 before = given.pop(source)
                 given[target] = _translated(target, before)
-                fitted.note("renamed", source, before, given[target], f"this release calls it {target}")
+                if target == "log_with" and before in (True, "true"):
+                    reason = (
+                        f"every release loses it in loading; choose wandb under {target} once you are logged in there"
+                    )
+                    fitted.note("dropped", source, before, None, reason)
+                else:
+                    fitted.note("renamed", source, before, given[target], f"this release calls it {target}")
     if not given.get("optimizer") and "optimizer" in schema.fields:
         given["optimizer"] = "AdamW8bit" if given.get("use_8bit_adam") is True else OPTIMIZER_WHEN_ABSENT
         fitted.note("filled", "optimizer", None, given["optimizer"], "what every release takes when it is absent")
@@ -209,7 +235,7 @@ def _renamed(values: Mapping[str, Any], schema: Schema, fitted: Fitted) -> dict[
 
 def _translated(target: str, value: Any) -> Any:
     if target == "log_with":
-        return "wandb" if value in (True, "True", "true") else ""
+        return "wandb" if value == "True" else ""  # the releases look for this text
     if target == "use_wandb":
         return value == "wandb"
     return value

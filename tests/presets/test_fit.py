@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -198,6 +199,29 @@ def test_caption_files_of_another_kind_are_never_read_instead() -> None:
     other = wide(5, caption_extension=".tags")
     assert (other["caption_extension"], other["additional_parameters"]) == ("", "--caption_extension=.tags")
     assert wide(5, caption_extension=".cap")["caption_extension"] == ".cap"
+
+
+@pytest.mark.parametrize("kind", [".tags", ".none-use-foldername"])
+def test_up_to_gradio_4_a_list_takes_any_kind_of_caption_file(kind: str) -> None:
+    kept = wide(4, caption_extension=kind)
+    assert (kept["caption_extension"], kept["additional_parameters"]) == (kind, "")
+
+
+def test_what_a_release_zeroes_when_it_is_absent_stays_so() -> None:
+    numbers = {key: Field(key, "Number", default=10) for key in ("lr_warmup", "epoch", "learning_rate")}
+    schema = replace(WIDE, fields={**WIDE.fields, **numbers})
+    migration = Migration(zeroed=frozenset({*numbers, "unet_lr"}))
+    result = fit(Preset("mine", "lora", {"epoch": 3}), schema, migration=migration)
+    assert {key: result.values[key] for key in numbers} == {"lr_warmup": 0, "epoch": 3, "learning_rate": 10}
+    assert [step.reason for step in result.steps if step.key == "lr_warmup"] == ["absent; this release sets it to 0"]
+    assert fit(Preset("mine", "lora", {"epoch": 3}), schema).values["lr_warmup"] == 10
+
+
+@pytest.mark.parametrize(("given", "kept"), [(True, ""), ("True", "wandb"), (False, ""), ("", "")])
+def test_a_logger_that_no_release_would_have_switched_on_stays_off(given: Any, kept: str) -> None:
+    log = Field("log_with", "Dropdown", choices=("", "wandb"), default="")
+    result = fit(Preset("mine", "lora", {"use_wandb": given}), replace(WIDE, fields={**WIDE.fields, "log_with": log}))
+    assert result.values["log_with"] == kept
 
 
 def test_blanks_between_arguments() -> None:
