@@ -27,6 +27,7 @@ from tests.isolation import REPOSITORY, guard
 
 Make = Callable[..., Checkout]
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+PYTESTS_FOLDER = Path(pytest.__file__).parents[1]  # which the session's PYTHONPATH may have led to
 OUTSIDE = REPOSITORY / "nobody-may-write-here"
 
 IN_PROCESS: dict[str, Callable[[], object]] = {
@@ -111,7 +112,7 @@ def test_a_swallowed_refusal_fails_the_test(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [*PYTEST, f"--basetemp={tmp_path}/temporary", str(tmp_path)],
-        env=outside_of_the_guard() | {"PYTHONPATH": str(REPOSITORY)},
+        env=outside_of_the_guard() | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(PYTESTS_FOLDER)])},
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "1 passed, 1 error" in done.stdout, done.stdout
