@@ -16,7 +16,7 @@ from kohya_ext.install import apply, pending, update
 from kohya_ext.install.status import status
 from tests.checkout import trees
 from tests.files.faults import boundaries, held_elsewhere, killed_at
-from tests.systems import IS_ROOT
+from tests.systems import HAS_GIT, IS_ROOT
 
 Make = Callable[..., Checkout]
 
@@ -267,7 +267,8 @@ def test_an_update_after_a_killed_one_does_its_work(make: Make, tmp_path: Path) 
 
 def test_a_copy_without_git_says_how(make: Make) -> None:
     checkout = make("embedded")
-    shutil.rmtree(checkout.root / ".git")
+    if HAS_GIT:
+        shutil.rmtree(checkout.root / ".git")
     put_on(checkout)
     before = trees.snapshot(checkout.root)
     with pytest.raises(UnsupportedError, match="is not a git repository"):
