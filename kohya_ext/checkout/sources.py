@@ -12,7 +12,7 @@ from typing import TypeVar
 from kohya_ext.checkout.merging import has_markers
 from kohya_ext.core.errors import ConflictError, UnsupportedError
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
-from kohya_ext.pysource.parsing import parse
+from kohya_ext.pysource.sources import parse
 
 Answer = TypeVar("Answer")
 

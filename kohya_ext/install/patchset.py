@@ -17,7 +17,7 @@ from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.regular import toml_loads
 from kohya_ext.files.text_encoding import appended, same_text
-from kohya_ext.pysource import parsing
+from kohya_ext.pysource import sources
 from kohya_ext.spec.hooks import TRAINING_PACKAGE
 
 FORMAT = 2
@@ -121,7 +121,7 @@ def parse(text: str, path: Path, lines: str) -> PatchSet:
 def is_empty_module(data: bytes) -> bool:
     """True when `data` is a Python module without a statement, a docstring aside."""
     try:
-        body = parsing.parse(data).body
+        body = sources.parse(data).body
     except SyntaxError:
         return False
     return not body or (

@@ -20,7 +20,7 @@ from kohya_ext.core import about, shell
 from kohya_ext.core.shell import command
 from kohya_ext.files.regular import MODULE_LIMIT, TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.install import gui_gradio, package
-from kohya_ext.pysource.parsing import parse
+from kohya_ext.pysource.sources import parse
 from kohya_ext.spec.hooks import TRAINING_PACKAGE
 
 Level = Literal["ok", "warning", "problem"]

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kohya_ext.pysource.arguments import function_in
-from kohya_ext.pysource.folders import FOLLOWED, listings
-from kohya_ext.pysource.gui_config import read_config
+from kohya_ext.pysource.gui_files import FOLLOWED, listings, read_config
 from kohya_ext.pysource.interpreter import Interpreter
 from kohya_ext.pysource.sources import FolderSources, Sources
 from kohya_ext.pysource.values import (

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from kohya_ext.pysource.parsing import parse
-from kohya_ext.pysource.sources import Sources
+from kohya_ext.pysource.sources import Sources, parse
 
 ENTRY = "setup_parser"
 MAX_FUNCTIONS = 100

@@ -16,8 +16,7 @@ from typing import Any
 
 from kohya_ext.pysource.arguments import block, function_in, imported
 from kohya_ext.pysource.interpreter import Interpreter
-from kohya_ext.pysource.parsing import parse
-from kohya_ext.pysource.sources import Sources
+from kohya_ext.pysource.sources import Sources, parse
 from kohya_ext.pysource.values import (
     ClassValue,
     Function,

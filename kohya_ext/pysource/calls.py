@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 
-from kohya_ext.pysource.budget import joined_size, replaced_size
 from kohya_ext.pysource.expressions import Expressions
-from kohya_ext.pysource.gui_config import setting
-from kohya_ext.pysource.machine import MAX_DEPTH
+from kohya_ext.pysource.gui_files import setting
+from kohya_ext.pysource.machine import MAX_DEPTH, joined_size, replaced_size
 from kohya_ext.pysource.values import (
     MOST_SIZE,
     BoundMethod,

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kohya_ext.install.known import Known
 
 from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout, describe
@@ -42,7 +43,6 @@ from kohya_ext.checkout.environment import Environment
 from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.files import atomic
 from kohya_ext.install import apply, installed, installer, known, package, repair, update, wheel
-from kohya_ext.install.known import Known
 from kohya_ext.install.worksite import REGISTER
 from tests.checkout import pretended, trees, versions
 from tests.files import faults

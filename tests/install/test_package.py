@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kohya_ext.install.wheel import package_files
 
 from kohya_ext.checkout.environment import Environment, clean_environ, inspect
 from kohya_ext.core import about
@@ -23,7 +24,6 @@ from kohya_ext.install import installer, known, package, wheel
 from kohya_ext.install.installed import Installed, examine
 from kohya_ext.install.manifest import Manifest
 from kohya_ext.install.package import PackageResult
-from kohya_ext.install.wheel import package_files
 from kohya_ext.install.worksite import REGISTER
 from tests.checkout import pretended
 from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend

@@ -6,7 +6,7 @@ import pytest
 
 from kohya_ext.presets.migration import LoadError, Migration, read_migration
 from kohya_ext.presets.schema import read_schema
-from kohya_ext.pysource import parsing
+from kohya_ext.pysource import sources
 from kohya_ext.pysource.arguments import arguments_of
 from kohya_ext.pysource.interpreter import Interpreter
 from kohya_ext.pysource.sources import TextSources
@@ -140,11 +140,11 @@ def test_a_form_with_such_source_still_has_its_keys(name: str) -> None:
 @needs_fork
 def test_a_module_larger_than_any_release_has_is_not_parsed() -> None:
     source = LOADER + "a\n" * 600_000
-    assert parsing.tokens_in(source) > parsing.MOST_TOKENS
+    assert sources.tokens_in(source) > sources.MOST_TOKENS
     schema = within(lambda: (read_schema(TextSources({TAB: source}), "finetune") or 1) and "read")
     assert schema == "read"
     with pytest.raises(SyntaxError, match="more than"):
-        parsing.parse(b"a\n" * 600_000)
+        sources.parse(b"a\n" * 600_000)
 
 
 @needs_fork

@@ -1,4 +1,4 @@
-"""What a GUI's own functions find in the folders of its checkout: its presets, models, earlier outputs.
+"""What a GUI finds in the folders of its checkout: its presets, models, earlier outputs, and its `config.toml`.
 
 The GUI fills some lists from folders when it starts. These functions answer as its own do, from the same folders
 (`list_dirs`, `list_files`: the same in every release that has them). How presets are listed differs, so the release's
@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.pysource.values import StandIn, Unknown
+from kohya_ext.files.regular import toml_loads
+from kohya_ext.pysource.sources import Sources
+from kohya_ext.pysource.values import Setting, StandIn, Unknown, Value, known
 
 FOLLOWED = frozenset({"list_presets"})
 MAX_ENTRIES = 10_000  # a larger folder is left unknown
 HIDDEN = ("__pycache__",)
+MOST_PARTS = 20  # of a key with dots
+CONFIG = "config.toml"  # in the folder that the GUI runs in; its option `--config` can name another, unseen from here
 
 
 def listings(root: Path) -> dict[str, StandIn]:
@@ -85,3 +89,24 @@ def _chosen(base: str, paths: Collection[str], extensions: Collection[str]) -> l
 
 def _natural(path: str) -> list[int | str]:
     return [int(part) if re.fullmatch("[0-9]+", part) else part.lower() for part in re.split("([0-9]+)", path)]
+
+
+def read_config(sources: Sources) -> tuple[dict[str, Any], str]:
+    """The values, and what is wrong with the file ("" for nothing, a missing file included)."""
+    text = sources.read(CONFIG)
+    if text is None:
+        return {}, ""
+    try:
+        return toml_loads(text), ""
+    except Exception as error:  # readers of TOML raise what they like: `toml` has IndexErrors, the others recurse
+        return {}, f"{CONFIG} cannot be read, the GUI will not start with it: {error}"
+
+
+def setting(values: Mapping[str, Any], key: str, default: Value) -> Value:
+    """What the GUI finds under a key with dots: the file's value, else the default of the source."""
+    found: Any = values
+    for part in key.split(".", MOST_PARTS):
+        if not isinstance(found, Mapping) or part not in found:
+            return Setting(key, default)
+        found = found[part]
+    return Setting(key, found if known(found) else Unknown(f"{key} in {CONFIG}"))

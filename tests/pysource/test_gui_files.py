@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.presets.schema import read_schema
-from kohya_ext.pysource import folders
-from kohya_ext.pysource.folders import listings
+from kohya_ext.pysource import gui_files
+from kohya_ext.pysource.gui_files import listings
 from kohya_ext.pysource.sources import FolderSources
 from kohya_ext.pysource.values import Unknown
 
@@ -80,7 +80,7 @@ def test_a_folder_that_is_missing_or_huge_is_not_claimed(gui: Path, monkeypatch:
     (gui / "models").mkdir()
     for number in range(4):
         (gui / "models" / f"{number}.ckpt").touch()
-    monkeypatch.setattr(folders, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(gui_files, "MAX_ENTRIES", 3)
     schema = read_schema(FolderSources(gui), "finetune")
     assert schema is not None
     assert not schema.fields["vae"].exact
