@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from kohya_ext.install.wheel import write_wheel
+from kohya_ext.install.installer import write_wheel
 
 Damage = Callable[[Path], None]
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
     from kohya_ext.checkout.discovery import AmbiguousError, FoundCheckout
     from kohya_ext.checkout.environment import Environment, FoundEnvironment
-    from kohya_ext.install.known import Known
-    from kohya_ext.install.manifest import Manifest
+    from kohya_ext.install.manifest import Known, Manifest
 
 CHECKOUT_HELP = (
     "kohya_ss or sd-scripts folder; when omitted: the current folder's, a running GUI's, the templates' places"
@@ -161,7 +160,7 @@ def environments_to_install(
     """
     from kohya_ext.checkout.environment import search
     from kohya_ext.core.errors import UsageError
-    from kohya_ext.install.known import known
+    from kohya_ext.install.manifest import known
 
     remembered = known(checkout.root, recorded).environments
     wanted = {environment.purelib: environment for environment in remembered}
@@ -186,7 +185,7 @@ def environments_to_leave(checkout: Checkout, recorded: Manifest | None) -> list
     from kohya_ext.install.package import read_register
 
     if recorded is not None:
-        from kohya_ext.install.known import known
+        from kohya_ext.install.manifest import known
 
         return known(checkout.root, recorded).environments
     found = known_environments(checkout, None).environments
@@ -209,7 +208,7 @@ def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
     """
     from kohya_ext.checkout.environment import search
     from kohya_ext.core.errors import UsageError
-    from kohya_ext.install.known import Known, known
+    from kohya_ext.install.manifest import Known, known
 
     found = known(checkout.root, recorded)
     if found.present:

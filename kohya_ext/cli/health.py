@@ -20,7 +20,7 @@ from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, UsageError
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
     from kohya_ext.checkout.environment import Environment
-    from kohya_ext.install.known import Known
+    from kohya_ext.install.manifest import Known
     from kohya_ext.install.requirements import Check
     from kohya_ext.install.status import Status
 
@@ -103,7 +103,7 @@ def _environments(arguments: argparse.Namespace, checkout: Checkout) -> Known:
 
     from kohya_ext.checkout.environment import inspect
     from kohya_ext.install import apply
-    from kohya_ext.install.known import Known
+    from kohya_ext.install.manifest import Known
 
     recorded = apply.installed(checkout)
     if arguments.python is None:

@@ -104,7 +104,7 @@ def install(arguments: argparse.Namespace) -> int:
     """Install presets by name, keeping the others. Raises UnsupportedError when the release cannot take one."""
     from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.install import apply
-    from kohya_ext.install.known import known
+    from kohya_ext.install.manifest import known
     from kohya_ext.presets.collection import collect_all
     from kohya_ext.presets.document import bundled, find_bundled
 

@@ -36,7 +36,7 @@ def update(arguments: argparse.Namespace) -> int:
     from kohya_ext.checkout.known_locations import restart_hint
     from kohya_ext.install import apply
     from kohya_ext.install import update as updating
-    from kohya_ext.install.known import known
+    from kohya_ext.install.manifest import known
 
     out = Output("update", arguments.json)
     checkout = find_checkout(arguments.checkout, out)

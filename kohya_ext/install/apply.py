@@ -15,9 +15,9 @@ from kohya_ext.core.shell import command
 from kohya_ext.files.disk import explained
 from kohya_ext.files.lock import locked
 from kohya_ext.files.transaction import Recovery, Transaction
-from kohya_ext.install import known, manifest, patchset
+from kohya_ext.install import manifest, patchset
 from kohya_ext.install import package as packages
-from kohya_ext.install.known import Known
+from kohya_ext.install.manifest import Known
 from kohya_ext.install.package import PackageResult, Packages
 from kohya_ext.install.plan import InstallPlan, plan_install, plan_uninstall
 from kohya_ext.install.status import Status
@@ -87,7 +87,7 @@ def install(
         remembered = package
         if environments:
             put = [(one, None if packages.state(one) == "editable" else packages.digest()) for one in environments]
-            remembered = known.record(checkout.root, manifest.read(checkout.root), put)
+            remembered = manifest.package_entry(checkout.root, manifest.read(checkout.root), put)
         return plan_install(checkout, patch_set, presets, remembered)
 
     if dry_run:

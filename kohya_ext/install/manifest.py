@@ -1,17 +1,23 @@
-"""The record of an installation, `.kohya_ext/manifest.json`: what was changed, and what it was before."""
+"""The record of an installation, `.kohya_ext/manifest.json`: what was changed, and what it was before.
+
+It also remembers the environments that our package was put into, `--python` or found.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kohya_ext.checkout.environment import Environment, inspect
 from kohya_ext.core.about import VERSION
-from kohya_ext.core.errors import ConflictError
+from kohya_ext.core.bundle import PACKAGE_DIR
+from kohya_ext.core.errors import ConflictError, UsageError
+from kohya_ext.core.shell import INSTALLER
 from kohya_ext.files.folder import leads_elsewhere
 from kohya_ext.files.paths import checked
 from kohya_ext.files.transaction import STATE_FOLDER
@@ -22,6 +28,7 @@ BACKUP = f"{STATE_FOLDER}/backup"
 
 PATCHED: Literal["patched"] = "patched"
 PRESET: Literal["preset"] = "preset"
+ENVIRONMENTS = "environments"
 
 
 @dataclass(frozen=True)
@@ -182,3 +189,66 @@ def _exclusion(row: Mapping[str, Any] | None) -> Exclusion | None:
 
 def _folder(folder: str, source: str) -> str:
     return folder if folder == os.curdir else checked(folder, source)
+
+
+@dataclass(frozen=True)
+class Known:
+    """present: can be used, each with the digest of the package that was put there. gone: interpreters that cannot be
+    run any more, each with the reason.
+    """
+
+    present: tuple[tuple[Environment, str | None], ...] = ()
+    gone: tuple[str, ...] = ()
+
+    @property
+    def environments(self) -> list[Environment]:
+        """Those that can be used."""
+        return [environment for environment, _ in self.present]
+
+
+def rows(package: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What a manifest remembers: [{"python": interpreter, "home": HOME to run it with or None, "digest": ...}]."""
+    found = (package or {}).get(ENVIRONMENTS)
+    return [dict(row) for row in found if isinstance(row, dict) and "python" in row] if isinstance(found, list) else []
+
+
+def known(root: Path, recorded: Manifest | None) -> Known:
+    """The environments in `recorded`, of the checkout that is at `root` now."""
+    return remembered(root, recorded.package, recorded.root) if recorded else Known()
+
+
+def remembered(root: Path, package: Mapping[str, Any] | None, old_root: str | None) -> Known:
+    """The environments that `package` names, of a checkout that lay at `old_root` and is at `root` now."""
+    present, gone = [], []
+    for row in rows(package):
+        home, digest = row.get("home"), row.get("digest")
+        try:
+            environment = inspect(_here(Path(str(row["python"])), root, old_root), home=home and str(home))
+        except UsageError as error:
+            gone.append(str(error))
+        else:
+            present.append((environment, digest and str(digest)))
+    return Known(tuple(present), tuple(gone))
+
+
+def package_entry(
+    root: Path, recorded: Manifest | None, put: Iterable[tuple[Environment, str | None]]
+) -> dict[str, Any]:
+    """What the manifest shall remember once the package is in the environments of `put` as well (and its digest)."""
+    kept = {str(environment.python): (environment, digest) for environment, digest in known(root, recorded).present}
+    kept |= {str(environment.python): (environment, digest) for environment, digest in put}
+    environments = [
+        {"python": python, "home": environment.home, "digest": digest} for python, (environment, digest) in kept.items()
+    ]
+    # our lines in Kohya's files name it where the package does not work
+    installer = PACKAGE_DIR.parent / INSTALLER
+    return {ENVIRONMENTS: environments, **({"installer": str(installer)} if installer.is_file() else {})}
+
+
+def _here(python: Path, root: Path, old_root: str | None) -> Path:
+    """In a tree that was copied or moved, the environment that came along, not the one of the old place."""
+    old = Path(old_root) if old_root else root
+    if old == root or not python.is_relative_to(old):
+        return python
+    moved = root / python.relative_to(old)
+    return moved if moved.exists() or moved.is_symlink() else python

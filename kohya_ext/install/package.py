@@ -28,8 +28,8 @@ from kohya_ext.files.regular import read_text
 from kohya_ext.files.transaction import DONE, JOURNAL, STATE_FOLDER
 from kohya_ext.install import installer, manifest, worksite
 from kohya_ext.install.installed import compare, is_link
-from kohya_ext.install.known import rows
-from kohya_ext.install.wheel import package_files, write_wheel
+from kohya_ext.install.installer import package_files, write_wheel
+from kohya_ext.install.manifest import rows
 from kohya_ext.install.worksite import REGISTER, Site, make_folder
 
 State = Literal["absent", "same", "other", "editable"]

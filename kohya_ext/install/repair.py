@@ -12,7 +12,7 @@ from kohya_ext.files.disk import explained
 from kohya_ext.files.lock import locked
 from kohya_ext.install import apply, package, worksite
 from kohya_ext.install.installed import compare
-from kohya_ext.install.known import Known
+from kohya_ext.install.manifest import Known
 from kohya_ext.install.status import PRESETS_ONLY
 
 

@@ -20,8 +20,7 @@ from kohya_ext.files.journal import read_state
 from kohya_ext.files.transaction import Transaction
 from kohya_ext.install import manifest, patchset, pending, states
 from kohya_ext.install.installed import Condition, Installed, examine
-from kohya_ext.install.known import Known
-from kohya_ext.install.manifest import PATCHED, PRESET, Manifest, ManifestEntry
+from kohya_ext.install.manifest import PATCHED, PRESET, Known, Manifest, ManifestEntry
 from kohya_ext.install.plan import relative, unrecorded
 from kohya_ext.install.states import State, is_blank, is_damaged_preset
 

@@ -22,7 +22,7 @@ from kohya_ext.files.lock import locked
 from kohya_ext.install import apply, patchset, pending
 from kohya_ext.install import package as packages
 from kohya_ext.install.apply import Outcome
-from kohya_ext.install.known import remembered
+from kohya_ext.install.manifest import remembered
 from kohya_ext.install.status import PRESETS_ONLY
 
 PULL = ("pull", "--ff-only")

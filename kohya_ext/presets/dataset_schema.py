@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kohya_ext.pysource.arguments import block, literal
-from kohya_ext.pysource.parsing import parse
-from kohya_ext.pysource.sources import Sources
+from kohya_ext.pysource.sources import Sources, parse
 
 FILE = "library/config_util.py"
 CLASS = "ConfigSanitizer"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.core import about, bundle
-from kohya_ext.install import package, patchset, wheel
+from kohya_ext.install import installer, package, patchset
 from tests.checkout import pretended
 
 
@@ -39,6 +39,6 @@ def being(version: str, folder: Path, files: Mapping[str, bytes] | None = None) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(about, "VERSION", version)
         patch.setattr(bundle, "data_dir", lambda name: patches if name == "patches" else folder)
-        for module in (package, wheel):
+        for module in (package, installer):
             patch.setattr(module, "package_files", lambda: dict(files or files_of(version)))
         yield

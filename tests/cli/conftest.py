@@ -12,7 +12,7 @@ import pytest
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.cli import main as cli
-from kohya_ext.install import installer, package, wheel
+from kohya_ext.install import installer, package
 from tests.checkout import pretended
 from tests.checkout.conftest import make, public, templates  # noqa: F401 - fixtures
 from tests.checkout.pythons import KOHYA, SITE, copy_venv, make_venv, pretend
@@ -73,7 +73,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return {PRESET: b'{"optimizer": "AdaCoor"}\n'} if checkout.gui_root else {}
 
     monkeypatch.setattr(presets, "collect", collect)
-    for module in (package, wheel):
+    for module in (package, installer):
         monkeypatch.setattr(module, "package_files", lambda: pretended.SMALL)
     monkeypatch.setattr(installer, "run", pretended.run)
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "WORKSPACE"):

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kohya_ext.install.wheel import package_files
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
 from kohya_ext.install import apply
+from kohya_ext.install.installer import package_files
 from tests.checkout import trees
 from tests.checkout.pythons import SITE, copy_venv
 from tests.checkout.versions import being

@@ -35,14 +35,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kohya_ext.install.known import Known
 
 from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import Environment
 from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.files import atomic
-from kohya_ext.install import apply, installed, installer, known, package, repair, update, wheel
+from kohya_ext.install import apply, installed, installer, package, repair, update
+from kohya_ext.install import manifest as manifests
+from kohya_ext.install.manifest import Known
 from kohya_ext.install.worksite import REGISTER
 from tests.checkout import pretended, trees, versions
 from tests.files import faults
@@ -71,7 +72,7 @@ class World:
     @property
     def known(self) -> Known:
         recorded = apply.installed(self.checkout)
-        return known.known(self.checkout.root, recorded) if recorded else Known(((self.environment, None),))
+        return manifests.known(self.checkout.root, recorded) if recorded else Known(((self.environment, None),))
 
 
 def environment_at(folder: Path) -> Environment:
@@ -107,9 +108,9 @@ def light() -> Iterator[None]:
         return {PRESET: fitted} if checkout.presets_dir else {}
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (package, known):
+        for module in (package, manifests):
             patch.setattr(module, "inspect", inspect)
-        for module in (package, wheel):
+        for module in (package, installer):
             patch.setattr(module, "package_files", lambda: pretended.SMALL)
         patch.setattr(installer, "run", pretended.run)
         patch.setattr(installed, "_import_fault", lambda *_, **__: None)

@@ -8,7 +8,7 @@ import pytest
 
 from kohya_ext.checkout.environment import Environment, inspect
 from kohya_ext.core import about
-from kohya_ext.install import package, wheel
+from kohya_ext.install import installer, package
 from kohya_ext.install.installed import examine
 from tests.checkout import pretended
 from tests.checkout.pythons import KOHYA, copy_venv, make_venv
@@ -24,12 +24,12 @@ def small_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def environment(small_venv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     """With a small package of ours that can be imported."""
-    for module in (package, wheel):
+    for module in (package, installer):
         monkeypatch.setattr(module, "package_files", lambda: SMALL)
     found = inspect(copy_venv(small_venv, tmp_path / "venv"))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    pretended.run(found, wheel.write_wheel(scratch), scratch)
+    pretended.run(found, installer.write_wheel(scratch), scratch)
     shutil.rmtree(scratch)
     return found
 
@@ -113,9 +113,9 @@ def test_a_copy_that_comes_first_on_the_path(environment: Environment) -> None:
 def test_one_that_cannot_be_imported(environment: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whole by its RECORD, and broken: a build of ours that does not work with that Python."""
     broken = {**SMALL, "kohya_ext/runtime/wrapping.py": b"import surely_absent\n"}
-    monkeypatch.setattr(wheel, "package_files", lambda: broken)
+    monkeypatch.setattr(installer, "package_files", lambda: broken)
     (tmp_path / "scratch").mkdir()
-    pretended.run(environment, wheel.write_wheel(tmp_path), tmp_path / "scratch")
+    pretended.run(environment, installer.write_wheel(tmp_path), tmp_path / "scratch")
     found = examine(environment)
     assert found.condition == "unimportable"
     assert "surely_absent" in found.said

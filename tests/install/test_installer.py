@@ -19,7 +19,7 @@ import pytest
 from kohya_ext.checkout.environment import clean_environ
 from kohya_ext.core import about
 from kohya_ext.files.regular import toml_loads
-from kohya_ext.install import wheel
+from kohya_ext.install import installer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IGNORED = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "site", "htmlcov")
@@ -36,12 +36,12 @@ needs_setuptools = pytest.mark.skipif(_setuptools_version() < 77, reason="needs 
 
 
 def metadata_of(archive: zipfile.ZipFile) -> Message:
-    return message_from_string(archive.read(f"{wheel.dist_info()}/METADATA").decode("utf-8"))
+    return message_from_string(archive.read(f"{installer.dist_info()}/METADATA").decode("utf-8"))
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheel.write_wheel(tmp_path_factory.mktemp("wheel"))
+    return installer.write_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_it_holds_the_package_and_its_data(built: Path) -> None:
@@ -62,7 +62,7 @@ def test_it_holds_the_package_and_its_data(built: Path) -> None:
 
 def test_every_file_is_recorded_with_its_hash(built: Path) -> None:
     archive = zipfile.ZipFile(built)
-    rows = list(csv.reader(io.StringIO(archive.read(f"{wheel.dist_info()}/RECORD").decode())))
+    rows = list(csv.reader(io.StringIO(archive.read(f"{installer.dist_info()}/RECORD").decode())))
     assert sorted(row[0] for row in rows) == sorted(archive.namelist())
     for name, digest, size in rows:
         if not name.endswith("/RECORD"):
@@ -80,9 +80,11 @@ def test_it_says_what_it_is(built: Path) -> None:
     assert f"Repository, {about.REPOSITORY}" in metadata.get_all("Project-URL", [])
     assert "Programming Language :: Python :: 3.10" in metadata.get_all("Classifier", [])
     assert metadata.get_payload() == (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert archive.read(f"{wheel.dist_info()}/licenses/LICENSE") == (REPOSITORY / "LICENSE").read_bytes()
-    assert f"{about.NAME} = kohya_ext.cli.main:main".encode() in archive.read(f"{wheel.dist_info()}/entry_points.txt")
-    assert b"Tag: py3-none-any" in archive.read(f"{wheel.dist_info()}/WHEEL")
+    assert archive.read(f"{installer.dist_info()}/licenses/LICENSE") == (REPOSITORY / "LICENSE").read_bytes()
+    assert f"{about.NAME} = kohya_ext.cli.main:main".encode() in archive.read(
+        f"{installer.dist_info()}/entry_points.txt"
+    )
+    assert b"Tag: py3-none-any" in archive.read(f"{installer.dist_info()}/WHEEL")
 
 
 @pytest.mark.parametrize("reader", ["tomllib", "tomli", "toml", "pip._vendor.tomli"])
@@ -92,7 +94,7 @@ def test_whatever_reads_toml_in_an_environment_reads_our_metadata(reader: str) -
 
 
 def test_the_same_content_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
-    assert wheel.write_wheel(tmp_path).read_bytes() == built.read_bytes()
+    assert installer.write_wheel(tmp_path).read_bytes() == built.read_bytes()
 
 
 def test_an_installed_copy_writes_the_same_wheel_with_no_repository_near(built: Path, tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_an_installed_copy_writes_the_same_wheel_with_no_repository_near(built: 
     zipfile.ZipFile(built).extractall(site)
     out.mkdir()
     code = (
-        "import pathlib, sys; from kohya_ext.install.wheel import write_wheel; write_wheel(pathlib.Path(sys.argv[1]))"
+        "import pathlib, sys; from kohya_ext.install import installer; installer.write_wheel(pathlib.Path(sys.argv[1]))"
     )
     environ = {**clean_environ(), "PYTHONPATH": str(site)}
     subprocess.run([sys.executable, "-c", code, str(out)], check=True, env=environ, cwd=tmp_path)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kohya_ext.install.wheel import package_files
 
 from kohya_ext.checkout.environment import Environment, clean_environ, inspect
 from kohya_ext.core import about
@@ -20,8 +19,9 @@ from kohya_ext.core.errors import CONFLICT, ConflictError
 from kohya_ext.core.shell import console_script
 from kohya_ext.files.lock import locked
 from kohya_ext.files.transaction import Transaction
-from kohya_ext.install import installer, known, package, wheel
+from kohya_ext.install import installer, manifest, package
 from kohya_ext.install.installed import Installed, examine
+from kohya_ext.install.installer import package_files
 from kohya_ext.install.manifest import Manifest
 from kohya_ext.install.package import PackageResult
 from kohya_ext.install.worksite import REGISTER
@@ -57,7 +57,7 @@ def take(environment: Environment, root: Path) -> PackageResult:
 def checkout_with(root: Path, environment: Environment) -> Path:
     """A folder whose manifest says that it uses the package in `environment`."""
     (root / ".kohya_ext").mkdir(parents=True)
-    package = known.record(root, None, [(environment, None)])
+    package = manifest.package_entry(root, None, [(environment, None)])
     record = Manifest("hook", "v1", (), {}, None, (), package, root=str(root))
     (root / ".kohya_ext" / "manifest.json").write_bytes(record.to_json())
     return root
@@ -76,7 +76,7 @@ def there(first: Path) -> None:
 
 def consist_of(patch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
     patch.setattr(package, "package_files", lambda: files)
-    patch.setattr(wheel, "package_files", lambda: files)
+    patch.setattr(installer, "package_files", lambda: files)
 
 
 @pytest.fixture(scope="session")
