@@ -21,6 +21,7 @@ from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions
 from kohya_ext.presets.schema import Field
 from kohya_ext.presets.start import Start, harmless_texts, start_findings, text_defects
+from kohya_ext.presets.toml_document import data_set_finding
 
 NEUTRAL_WORDS = ("", "0", "0.0", "false", "no", "none")
 
@@ -45,6 +46,7 @@ def check(preset: Preset, release: Release) -> list[Finding]:
         *release_defects(form, release),
         *text_defects(loaded, values, start),
         *contradictions(form, release),
+        *data_set_finding(loaded),
     ]
     wrong = {finding.key for finding in findings if finding.level == "error"}
     findings += [one for one in start_findings(loaded, start) if one.level != "error" or one.key not in wrong]

@@ -18,6 +18,7 @@ from kohya_ext.pysource.sources import Sources
 
 FILE = "common_gui.py"
 FUNCTION = "update_my_data"
+LOCON = ("LoCon", "LyCORIS/LoCon")  # what it was called in 2023, and since
 
 
 class LoadError(Exception):
@@ -33,7 +34,8 @@ class Migration:
     """whole, real: key -> what a text becomes that is not one. digits: keys whose text of digits is converted.
 
     zeroed: keys that become 0 when absent. switches_xformers: a true/false there becomes the name of a method.
-    takes_wandb: `use_wandb` becomes `log_with`. takes_lora_weights: `lora_network_weights` is renamed.
+    takes_wandb: `use_wandb` becomes `log_with`. takes_lora_weights: `lora_network_weights` is renamed. takes_locon: the
+    LoRA type LoCon gets its name since 2023.
     """
 
     whole: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class Migration:
     switches_xformers: bool = False
     takes_wandb: bool = False
     takes_lora_weights: bool = False
+    takes_locon: bool = False
 
     def apply(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings as the form gets them. Raises LoadError where the GUI would fail."""
@@ -70,6 +73,8 @@ class Migration:
             del result["use_wandb"]
         if self.takes_lora_weights and result.get("lora_network_weights") is not None:
             result["network_weights"] = result.pop("lora_network_weights")
+        if self.takes_locon and result.get("LoRA_type") == LOCON[0]:
+            result["LoRA_type"] = LOCON[1]
         return result
 
 
@@ -121,6 +126,7 @@ def _migration(function: ast.FunctionDef) -> Migration:
         switches_xformers="xformers_value" in body,
         takes_wandb="use_wandb" in body,
         takes_lora_weights="lora_network_weights" in body,
+        takes_locon=all(f"'{name}'" in body for name in LOCON),
     )
 
 

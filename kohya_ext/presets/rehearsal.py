@@ -32,6 +32,8 @@ ANYWHERE = Surroundings("/kohya", "/env/bin/python", "/env/bin/accelerate", "202
 DATA = "/data"
 IMAGES = {"finetune": {DATA: ["a.png"]}}
 IN_CONCEPTS = {DATA: ["10_a"], f"{DATA}/10_a": ["a.png"]}
+WEIGHTS = ("lora_network_weights", "network_weights", "resume")  # paths that only become a flag
+GIVEN = "/given.safetensors"
 WORDS_OF_A_PROJECT = {"token_string": "token", "init_word": "cat"}  # of a textual inversion
 KEPT = ("caption_metadata_filename", "latent_metadata_filename")
 
@@ -80,6 +82,7 @@ def rehearsed(form: Mapping[str, Any], release: Release) -> Rehearsed | None:
     settings = {key: "" if key in blank else as_sent(form[key], fields.get(key), gradio) for key in form}
     settings |= {DATA_KEYS[tab]: DATA, "pretrained_model_name_or_path": "/model.safetensors", "output_dir": "/output"}
     settings |= {"output_name": "last", **({"train_dir": "/output"} if tab == "finetune" else {})}
+    settings |= {key: GIVEN for key in WEIGHTS if form.get(key)}
     settings |= WORDS_OF_A_PROJECT if tab == "ti" else {}
     try:
         return rehearse(release.gui, tab, settings, IMAGES.get(tab, IN_CONCEPTS), ANYWHERE)

@@ -21,7 +21,7 @@ from kohya_ext.presets.rehearsal import ScriptRun
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import OUR_FLAGS
 from kohya_ext.presets.script_values import converted_value, fault_of
-from kohya_ext.presets.toml_document import TomlDocument, alike, reader_findings
+from kohya_ext.presets.toml_document import TomlDocument, alike, data_set_finding, reader_findings
 from kohya_ext.presets.training_rules import training_findings
 from kohya_ext.pysource.arguments import Argument
 from kohya_ext.spec.optimizers import ours
@@ -70,7 +70,7 @@ def config_findings(document: TomlDocument, script: str, release: Release) -> li
     """Everything that is wrong or doubtful about settings for a script, the worst first."""
     arguments = release.arguments_of(script)
     settings = settings_of(document.content)
-    findings = [*reader_findings(document), *_placed(settings, arguments, script)]
+    findings = [*reader_findings(document), *data_set_finding(settings.values), *_placed(settings, arguments, script)]
     types = argument_types(release.training)
     for key, value in settings.values.items():
         argument = arguments.get(key)

@@ -102,6 +102,30 @@ def kind_of(content: Mapping[str, Any], path: Path) -> Kind:
     return "training"
 
 
+def wrong_data_set(value: Any) -> str:
+    """Why a file cannot be a data set configuration, "" where nothing is known against it."""
+    path = Path(value) if isinstance(value, str) and value else None
+    if path is None or path.suffix.lower() != ".toml" or not path.is_file():
+        return ""
+    try:
+        document = read_document(path)
+    except UsageError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return (
+        "" if document.kind == "dataset" else "it holds settings of a training, for --config_file, and no [[datasets]]"
+    )
+
+
+def data_set_finding(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """A file given as the data set configuration that is something else."""
+    key = "dataset_config"
+    if reason := wrong_data_set(values.get(key)):
+        effect = f"training stops when it reads this as a data set configuration: {reason}"
+        yield Finding(
+            "error", "not-a-data-set", key, values[key], effect, "name a file with [[datasets]], or leave it empty"
+        )
+
+
 def _without_dates(value: Any) -> Any:
     """Dates and times, which no setting takes, as texts."""
     if isinstance(value, dict):

@@ -16,7 +16,7 @@ from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
 from kohya_ext.presets.known_bugs import RULE as DEFECT
-from kohya_ext.presets.rehearsal import ScriptRun
+from kohya_ext.presets.rehearsal import GIVEN, WEIGHTS, ScriptRun
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import OUR_FLAGS
 from kohya_ext.pysource.assertions import Refusal, refusals
@@ -29,6 +29,21 @@ TrainingRule = Callable[[ScriptRun, Form, Release], Iterator[Finding]]
 TRAINING_RULES: list[TrainingRule] = []
 LOW_RATE = 0.1  # what sd-scripts itself calls too low for an optimizer that finds its rate
 TEXT_ENCODER_RATES = ("learning_rate_te", "learning_rate_te1", "learning_rate_te2")
+# Those of diffusers and transformers; a release may know others.
+SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_warmup_with_min_lr",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "piecewise_constant",
+    "polynomial",
+    "reduce_lr_on_plateau",
+    "warmup_stable_decay",
+)
 _STEPS = re.compile(r"^(?!\s*#).*\.verify_bucket_reso_steps\((\d+)\)", re.MULTILINE)
 # The networks of one family, and the beginning of the scripts that can train them.
 FAMILY_NETWORKS = {
@@ -91,7 +106,8 @@ def _words(training: ScriptRun, form: Form, release: Release) -> Iterator[Findin
         if name.startswith(OUR_FLAGS):
             continue
         key = _holding(word, form) or (key_of(name, form) if word.startswith("--") else EXTRA)
-        effect = f"{training.script} stops: unrecognized arguments: {word}"
+        shown = word.replace(GIVEN, str(form.get(key))) if word.endswith(GIVEN) else word
+        effect = f"{training.script} stops: unrecognized arguments: {shown}"
         flag = next((one for one in training.arguments if one == name), None)
         near = get_close_matches(name, training.arguments, n=1)
         if not word.startswith("--") and (flag or near):
@@ -107,6 +123,8 @@ def _words(training: ScriptRun, form: Form, release: Release) -> Iterator[Findin
 
 def _holding(word: str, form: Form) -> str:
     """The key of the text that has a word in it, "" where the GUI itself writes it."""
+    if word.endswith(GIVEN):
+        return next((key for key in WEIGHTS if form.get(key)), "")
     texts = (EXTRA, "optimizer_args", "lr_scheduler_args", *form)
     return next((key for key in texts if isinstance(form.get(key), str) and word in form[key].split()), "")
 
@@ -186,6 +204,15 @@ def _optimizer_words(training: ScriptRun, form: Form, _: Release) -> Iterator[Fi
                 effect = f"{training.script} stops: {word!r} {fault}"
                 fix = "write key=value, as in weight_decay=0.01; texts in quotes"
                 yield Finding("error", "optimizer-args", key, form.get(key), effect, fix)
+    switches = {name for name, argument in training.arguments.items() if argument.type == "bool"}
+    for word in training.value("optimizer_args") or ():
+        name = str(word).partition("=")[0]
+        if name in switches:
+            key = key_of("optimizer_args", form)
+            effect = f"{training.script} stops: no optimizer has an argument {name}; it is a flag of the script"
+            yield Finding(
+                "error", "optimizer-args", key, form.get(key), effect, f"remove it there, and set {name} itself"
+            )
 
 
 def _fault(word: str) -> str:
@@ -261,6 +288,12 @@ def _scheduler(training: ScriptRun, form: Form, release: Release) -> Iterator[Fi
         effect = f"{training.script} stops: the scheduler {scheduler} works with the optimizer Adafactor only"
         fix = "choose constant or cosine, or the optimizer Adafactor"
         yield Finding("error", "scheduler", key_of("lr_scheduler", form), form.get("lr_scheduler"), effect, fix)
+    name = str(training.value("lr_scheduler") or "")
+    near = get_close_matches(name.casefold(), SCHEDULERS, n=1, cutoff=0.8)
+    if near and name not in SCHEDULERS and not training.value("lr_scheduler_type"):
+        effect = f"{training.script} stops: there is no scheduler {name}"
+        key = key_of("lr_scheduler", form)
+        yield Finding("error", "scheduler", key, form.get(key), effect, f"write {near[0]}")
 
 
 @training_rule

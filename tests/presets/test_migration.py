@@ -72,3 +72,14 @@ def test_what_the_gui_would_stumble_over_is_an_error() -> None:
 
 def test_no_function_changes_nothing_but_the_optimizer() -> None:
     assert read_migration(TextSources({})).apply({"epoch": "1"}) == {"epoch": "1", "optimizer": "AdamW"}
+
+
+def test_locon_gets_its_name_of_today_where_the_release_gives_it() -> None:
+    renaming = NEW.replace(
+        "    return my_data",
+        """    if my_data.get("LoRA_type") == "LoCon":
+        my_data["LoRA_type"] = "LyCORIS/LoCon"
+    return my_data""",
+    )
+    assert migration(renaming).apply({"LoRA_type": "LoCon"})["LoRA_type"] == "LyCORIS/LoCon"
+    assert migration(NEW).apply({"LoRA_type": "LoCon"})["LoRA_type"] == "LoCon"

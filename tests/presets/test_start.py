@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ KEYS = [
     "optimizer", "optimizer_args", "lr_scheduler", "learning_rate", "unet_lr", "text_encoder_lr", "max_resolution",
     "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "enable_bucket", "clip_skip", "max_train_epochs",
     "epoch", "sdxl_cache_text_encoder_outputs", "shuffle_caption", "noise", "LoRA_type", "additional_parameters",
-    "train_data_dir", "output_dir", "stop_text_encoder_training",
+    "train_data_dir", "output_dir", "stop_text_encoder_training", "network_weights",
 ]  # fmt: skip
 SHELL_TAB = f"""
 import os
@@ -64,6 +65,8 @@ def train_model(headless, print_only, {", ".join(KEYS)}):
     run_cmd += f" --optimizer_type={{optimizer}}"
     if optimizer_args != "":
         run_cmd += f" --optimizer_args {{optimizer_args}}"
+    if network_weights:
+        run_cmd += f" --old_weights={{network_weights}}"
     run_cmd += f" {{additional_parameters}}"
     executor.execute_command(run_cmd=run_cmd)
 """
@@ -134,6 +137,7 @@ FIELDS = [
     Field("enable_bucket", "Checkbox", default=True),
     Field("clip_skip", "Slider", minimum=1, maximum=12, step=1, default=1),
     Field("max_train_epochs", "Textbox", default=""),
+    Field("network_weights", "Textbox", default=""),
     Field("epoch", "Number", precision=0, default=1),
     Field("sdxl_cache_text_encoder_outputs", "Checkbox", default=False),
     Field("shuffle_caption", "Checkbox", default=False),
@@ -157,6 +161,8 @@ SHELL = Release(
 LIST = replace(
     SHELL, name="v24", gradio=4, gui=TextSources({"kohya_gui/lora_gui.py": LIST_TAB, "kohya_gui/common_gui.py": COMMON})
 )
+DATA_FIELD = {"dataset_config": Field("dataset_config", "Textbox", default="")}
+WITH_DATA = replace(SHELL, schema=replace(SCHEMA, fields={**SCHEMA.fields, **DATA_FIELD}))
 COMPLETE = {field.key: field.default for field in FIELDS if not field.key.endswith("_dir")}
 
 
@@ -211,6 +217,16 @@ def told(changes: dict[str, Any], release: Release) -> set[tuple[str, str, str]]
             {("warning", "rates-differ", "text_encoder_lr")},
         ),
         ({"optimizer_args": "weight_decay=0.05 betas=(0.9,0.99)"}, set()),
+        (
+            {"optimizer": "Adafactor", "optimizer_args": "relative_step=False shuffle_caption=True"},
+            {("error", "optimizer-args", "optimizer_args")},
+        ),
+        (
+            {"additional_parameters": "--lr_scheduler=cosin"},
+            {("error", "scheduler", "additional_parameters")},
+        ),
+        ({"additional_parameters": "--lr_scheduler=mine.Schedule"}, set()),
+        ({"additional_parameters": "--lr_scheduler=cosine_with_restarts"}, set()),
         ({"optimizer_args": "weight_decay=much"}, {("error", "optimizer-args", "optimizer_args")}),
     ],
 )  # fmt: skip
@@ -273,3 +289,22 @@ def test_neutral_keys_and_headings_are_notes() -> None:
 def test_a_family_that_the_release_lacks_is_refused(values: dict[str, Any]) -> None:
     (key,) = values
     assert told(values, SHELL) == {("error", "refused", key)}
+
+
+def test_a_path_that_becomes_a_flag_which_the_script_does_not_take() -> None:
+    found = [one for one in findings({"network_weights": "/mine/last.safetensors"}, SHELL) if one.level == "error"]
+    assert [(one.rule, one.key) for one in found] == [("unknown-flag", "network_weights")]
+    assert "--old_weights=/mine/last.safetensors" in found[0].effect
+
+
+def test_a_file_that_is_no_data_set_configuration(tmp_path: Path) -> None:
+    mine, data = tmp_path / "train.toml", tmp_path / "data.toml"
+    mine.write_text("learning_rate = 1e-5\n")
+    data.write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\n")
+    for path, expected in (
+        (mine, {("error", "not-a-data-set", "dataset_config")}),
+        (data, set()),
+        ("gone.toml", set()),
+    ):
+        found = told({"dataset_config": str(path)}, WITH_DATA)
+        assert {one for one in found if one[1] not in ("path", "unknown-key")} == expected
