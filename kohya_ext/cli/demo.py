@@ -80,6 +80,7 @@ def _shown(progress: Progress, steps: int) -> Callable[[int, float], None]:
 
 
 def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: float) -> None:
+    from kohya_ext.spec.flags import ENABLE_EMA, SECTION
     from kohya_ext.spec.optimizers import ADACOOR
 
     last = points[-1]
@@ -96,7 +97,7 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
     out.item("next steps", "the same in your own Kohya:")
     out.item("", put_on("/path/to/kohya_ss"))
     out.item("", f"then in the Finetune tab: {ADACOOR.setting},")
-    out.item("", "additional parameters --enable_ema --ema_decay=0.9995 (or one of the presets)")
+    out.item("", f"{ENABLE_EMA.label} under {SECTION} (or one of the presets)")
     out.item("uninstall", f"{take_off(str(demo.checkout))}   (the miniature; byte-identical to before)")
 
 

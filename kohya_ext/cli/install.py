@@ -235,6 +235,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
     from kohya_ext.checkout.known_locations import restart_hint
     from kohya_ext.core.shell import console_script
     from kohya_ext.install.requirements import numbers
+    from kohya_ext.spec.flags import ENABLE_EMA, SECTION
     from kohya_ext.spec.optimizers import ADACOOR
 
     restart = restart_hint(checkout.root, os.environ)
@@ -246,7 +247,7 @@ def _what_next(out: Output, checkout: Checkout, environment: Environment | None,
     how = "choose a preset under user_presets" if listed else "open one of presets/finetune/user_presets with Load"
     if patch_set in PATCH_SETS:
         out.item("", f"Finetune tab: {how}, or {ADACOOR.setting}.")
-        out.item("", "EMA: --enable_ema --ema_decay=0.9995 in Additional parameters.")
+        out.item("", f"EMA: tick {ENABLE_EMA.label} under {SECTION}.")
     else:
         out.item("", f"Finetune tab: {how}.")
     if environment is not None:

@@ -27,6 +27,7 @@ from kohya_ext.spec.flags import (
     NO_EMA,
     POWER,
     SCHEDULE,
+    SECTION,
     SIGMA_REL,
     TWO_SCHEDULES,
     WIDTH_WITHOUT_POWER,
@@ -34,7 +35,6 @@ from kohya_ext.spec.flags import (
 )
 from kohya_ext.spec.hooks import ADDITIONAL_PARAMETERS, ADVANCED_COMMAND, GUI_PACKAGES, WORDS_SO_FAR
 
-TITLE = "EMA (kohya_ext)"
 HINT = "The fields write flags into Additional parameters, and show those that stand there."
 TEXTS = {
     "noEma": NO_EMA,
@@ -92,7 +92,7 @@ def _add(tab: Any, root: Any) -> None:
     text = getattr(tab, ADDITIONAL_PARAMETERS)
     flags = [flag for flag in FLAGS if flag.label]
     fields: list[Any] = []
-    with _made(gradio.Accordion, label=TITLE, open=False):
+    with _made(gradio.Accordion, label=SECTION, open=False):
         for start in range(0, len(flags), ROW):
             with gradio.Row():
                 fields += [_field(gradio, flag) for flag in flags[start : start + ROW]]

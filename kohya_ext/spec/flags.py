@@ -15,6 +15,7 @@ Values = Mapping[str, Any]
 
 EMA, TELEMETRY = "EMA", "telemetry"
 POWER = "power"  # the schedule that has a width
+SECTION = "EMA (kohya_ext)"  # of the GUI, with the fields
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from kohya_ext.core import about
 from kohya_ext.runtime import ema_section, gui
-from kohya_ext.spec.flags import FLAGS
+from kohya_ext.spec.flags import FLAGS, SECTION
 from kohya_ext.spec.hooks import ADVANCED_COMMAND
 from tests.runtime import little_gradio
 from tests.runtime.little_gradio import Context, NewEvents, OldEvents
@@ -64,13 +64,13 @@ def page(gradio: Any, made: Any, holder: str, **words: Any) -> Any:
 
 def test_next_to_a_closed_accordion(gradio: Any, hooked: Any) -> None:
     root = page(gradio, hooked, "Accordion")
-    assert [child.label for child in root.children] == ["Advanced", ema_section.TITLE, "outside"]
+    assert [child.label for child in root.children] == ["Advanced", SECTION, "outside"]
     assert tree(root.children[0]) == tree(page(gradio, AdvancedTraining, "Accordion").children[0])
 
 
 def test_in_front_of_the_settings_in_a_tab(gradio: Any, hooked: Any) -> None:
     root = page(gradio, hooked, "Tab")
-    assert [child.label for child in root.children[0].children] == ["first", ema_section.TITLE, None, "last"]
+    assert [child.label for child in root.children[0].children] == ["first", SECTION, None, "last"]
 
 
 def test_the_fields_are_those_of_the_flag_table(gradio: Any, hooked: Any) -> None:

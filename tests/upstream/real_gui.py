@@ -49,15 +49,16 @@ def rig_folder() -> Path:
     return Path(os.environ["KOHYA_GUI_RIG"])
 
 
-def require(era: Era) -> None:
+def require(era: Era, *, browser: bool = True) -> None:
     """Skips the test where the machine has no such GUI or no browser."""
     if not os.environ.get("KOHYA_GUI_RIG"):
         pytest.skip("needs real GUIs: set KOHYA_GUI_RIG")
-    pytest.importorskip("playwright")
+    if browser:
+        pytest.importorskip("playwright")
     for place in (rig_folder() / "trees" / era.tree, rig_folder() / "venv" / era.venv):
         if not place.exists():
             pytest.skip(f"the rig has no {place.name}")
-    if browser_program() is None:
+    if browser and browser_program() is None:
         pytest.skip("no chromium: set KOHYA_BROWSER")
 
 

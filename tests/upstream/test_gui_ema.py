@@ -1,0 +1,194 @@
+"""The section of the EMA in the real GUI: nothing of upstream's changes, and the fields and the text are one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kohya_ext.presets.schema import BUILDERS
+from kohya_ext.spec.flags import FLAGS
+from tests.upstream import real_gui
+from tests.upstream.real_gui import ERAS, Era
+
+pytestmark = pytest.mark.upstream
+
+BUILDER = Path(__file__).with_name("gui_config.py")
+TABS = [f"{module.removesuffix('.py')}:{builder}" for module, builder in BUILDERS.values()]
+FIELDS = [flag.label for flag in FLAGS if flag.label]
+
+
+def built(era: Era, tree: Path, fault: str = "") -> tuple[dict[str, Any], str]:
+    """All four tabs as the browser gets them, and what was printed."""
+    done = subprocess.run(
+        [str(real_gui.python_of(era)), str(BUILDER), str(tree), fault, *TABS],
+        capture_output=True, text=True, timeout=300, env=real_gui.environ_of(era, tree),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("name", ERAS)
+def test_all_of_upstreams_is_as_it_is_without_us(name: str, tmp_path: Path) -> None:
+    """Components, their values, and what is sent when: so saved configurations and TOML files cannot differ either."""
+    era = ERAS[name]
+    real_gui.require(era, browser=False)
+    plain = Path(shutil.copytree(real_gui.rig_folder() / "trees" / era.tree, tmp_path / "plain", symlinks=True))
+    tree = real_gui.installed_copy(era, tmp_path / "ours")
+    shutil.rmtree(tree / "presets")
+    shutil.copytree(plain / "presets", tree / "presets")
+    without, _ = built(era, plain)
+    assert without["our_events"] == 0
+    ours, printed = built(era, tree)
+    assert [label for label in ours["our_components"] if label in FIELDS] == FIELDS * len(TABS)
+    assert ours["our_backend"] == []
+    broken, said = built(era, tree, fault="_footer")
+    assert said.count("kohya_ext: internal error") == len(TABS)
+    assert "kohya_ext: " not in printed
+    assert broken["our_events"] == 0
+    assert broken["our_components"] == []
+    for part in ("components", "layout", "events"):
+        theirs = plainly(without[part], plain)
+        assert plainly(ours[part], tree) == theirs, part
+        assert plainly(broken[part], tree) == theirs, part
+
+
+def plainly(part: Any, tree: Path) -> str:
+    """As text, without the checkout's folder and the time."""
+    return re.sub(r"\d{10}\.\d+", "TIME", json.dumps(part).replace(str(tree), "TREE"))
+
+
+TAB_BUTTONS = ".tab-nav button, button[role=tab]"
+NAMES = {"finetune": "Finetun(e|ing)", "lora": "LoRA", "dreambooth": "Dreambooth", "ti": "Textual Inversion"}
+TEXT = "Additional parameters"
+
+
+class Section:
+    """The section and the text of one tab, in a browser."""
+
+    def __init__(self, page: Any, config: dict[str, Any], tab: str) -> None:
+        self.page = page
+        self._click_tab(NAMES[tab], first=True)
+        self.components = {one["id"]: one for one in config["components"]}
+        self.ids = dict(reversed([*self._labels(config["layout"], NAMES[tab], inside=False)]))
+        for name in ("Parameters", "Advanced", "Advanced Configuration"):
+            self._click_tab(name)
+            self._open(name)
+        self._open("EMA (kohya_ext)")
+
+    def _click_tab(self, name: str, *, first: bool = False) -> None:
+        buttons = self.page.locator(TAB_BUTTONS).filter(has_text=re.compile(rf"^\s*{name}\s*$"), visible=True)
+        if buttons.count():
+            (buttons.first if first else buttons.last).click()
+            self.page.wait_for_timeout(500)
+
+    def _open(self, name: str) -> None:
+        named = re.compile(rf"^\s*{re.escape(name)}\W*$")
+        closed = self.page.locator(".label-wrap:not(.open)").filter(has_text=named, visible=True)
+        if closed.count():
+            closed.first.click()
+            self.page.wait_for_timeout(500)
+
+    def _labels(self, node: dict[str, Any], tab: str, *, inside: bool) -> Iterator[tuple[str, int]]:
+        props = self.components.get(node["id"], {}).get("props", {})
+        label = str(props.get("label") or props.get("value") or "").strip()
+        inside = inside or (
+            self.components.get(node["id"], {}).get("type") == "tabitem" and bool(re.fullmatch(tab, label))
+        )
+        if inside and label:
+            yield label, node["id"]
+        for child in node.get("children") or []:
+            yield from self._labels(child, tab, inside=inside)
+
+    def box(self, label: str) -> Any:
+        return self.page.locator(f"#component-{self.ids[label]}")
+
+    def field(self, label: str) -> Any:
+        return self.box(label).locator("input:not([type=range]), textarea").first
+
+    def value(self, label: str) -> Any:
+        field = self.field(label)
+        return field.is_checked() if field.get_attribute("type") == "checkbox" else field.input_value()
+
+    def pick(self, label: str, option: str) -> None:
+        self.field(label).click()
+        options = self.page.locator("ul[role=listbox] li, ul.options li").filter(visible=True)
+        options.filter(has_text=re.compile(rf"^[\s✓]*{option}\s*$")).first.dispatch_event("mousedown")
+
+    def type(self, label: str, text: str) -> None:
+        self.field(label).click()
+        self.field(label).press("Control+a")
+        self.field(label).press_sequentially(text)
+
+    def shows(self, **fields: Any) -> None:
+        """Waits until the fields, the text among them, show these values."""
+        labels = {flag.key: flag.label for flag in FLAGS} | {"text": TEXT}
+        for _ in range(100):
+            now = {key: self.value(labels[key]) for key in fields}
+            if now == fields:
+                return
+            self.page.wait_for_timeout(200)
+        assert now == fields
+
+
+@contextmanager
+def browsed(era: Era, tree: Path, folder: Path) -> Iterator[tuple[Any, dict[str, Any], list[str]]]:
+    """The page of the running GUI, its configuration, and what was posted."""
+    from playwright.sync_api import sync_playwright
+
+    server = real_gui.start(era, tree, folder / "gui.log", programs=folder)
+    posted: list[str] = []
+    try:
+        with sync_playwright() as playwright:
+            flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            browser = playwright.chromium.launch(executable_path=real_gui.browser_program(), args=flags)
+            page = browser.new_page(viewport={"width": 1500, "height": 1600})
+            page.set_default_timeout(120_000)
+            page.on("request", lambda one: posted.append(one.post_data or "") if one.method == "POST" else None)
+            page.route("**/*", lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort())
+            page.goto(server.url, wait_until="domcontentloaded")
+            page.locator(TAB_BUTTONS).filter(has_text="LoRA", visible=True).first.wait_for()
+            page.wait_for_timeout(3000)
+            yield page, page.evaluate("window.gradio_config") or page.request.get(f"{server.url}config").json(), posted
+            browser.close()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", ["v22.3.1", "v24.1.7", "v26.0.0"])
+def test_fields_and_text_are_one(name: str, tmp_path: Path) -> None:
+    era = ERAS[name]
+    real_gui.require(era)
+    tree = real_gui.installed_copy(era, tmp_path / "kohya_ss")
+    with browsed(era, tree, tmp_path) as (page, config, posted):
+        for tab in NAMES:
+            section = Section(page, config, tab)
+            section.shows(text="", enable_ema=False, ema_decay="0.9995", ema_device="auto")
+            section.field("Enable EMA").check()
+            section.type("EMA decay", "0.99912345")
+            section.pick("EMA device", "cpu")
+            edited = "--enable_ema --ema_decay=0.99912345 --ema_device=cpu"
+            section.shows(text=edited, ema_decay="0.99912345")
+            before = len(posted)
+            page.get_by_role("button", name="Print training command").filter(visible=True).first.click()
+            for _ in range(100):
+                if any(f'"{edited}"' in one for one in posted[before:]):
+                    break
+                page.wait_for_timeout(200)
+            assert any(f'"{edited}"' in one for one in posted[before:]), tab
+            typed = "--x 'a  b' --ema_decay 0.25 --ema_sample=both --y"
+            section.type(TEXT, typed)
+            section.shows(text=typed, enable_ema=False, ema_decay="0.25", ema_sample="both", ema_device="auto")
+            section.field("Enable EMA").check()
+            section.shows(text="--x 'a  b' --ema_decay 0.25 --ema_sample=both --enable_ema --y")
+            section.field("Enable EMA").uncheck()
+            section.shows(text=typed)
+            section.type(TEXT, " ")
+            section.shows(ema_decay="0.9995", ema_sample="raw")
