@@ -13,6 +13,7 @@ Torch is not needed. A test runs the check, so a flag, a command or a preset tha
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,9 @@ from kohya_ext.cli.examples import EXAMPLES  # noqa: E402
 from kohya_ext.cli.main import build_parser  # noqa: E402
 from kohya_ext.core import about  # noqa: E402
 from kohya_ext.presets.document import bundled  # noqa: E402
-from kohya_ext.presets.parameter_guide import as_markdown as settings_page  # noqa: E402
+from kohya_ext.presets.family_settings import FAMILIES  # noqa: E402
+from kohya_ext.presets.guide import ADVICE  # noqa: E402
+from kohya_ext.presets.settings import SECTIONS as SETTINGS  # noqa: E402
 from kohya_ext.spec.flags import FLAGS  # noqa: E402
 
 PAGES = ("README.md", "docs/reference/flags.md", "docs/reference/presets.md", "docs/reference/commands.md")
@@ -68,6 +71,38 @@ def presets() -> str:
         title = _cell(str(preset.about.get("title", "")))
         rows.append(f"| `{preset.name}` | {preset.tab} | {tier} GB | {optimizer} | {rate:g} | {title} |")
     return "\n".join(rows)
+
+
+SETTINGS_PAGE = "docs/reference/parameters.md"
+SETTINGS_HEAD = """# Settings
+
+What each setting of the GUI's presets does, by the key that preset files use. The *advice* is the guide's, for full
+fine-tuning of SDXL; `kohya-ext presets check NAME --guide` says where a preset departs from it, and
+`kohya-ext presets schema` what the installed release takes for a key.
+
+This page is made by `python docs/generate.py`; change the texts in `kohya_ext/presets/settings.py`."""
+
+
+def settings() -> str:
+    """The whole page on settings, from the texts that `presets show` uses and the guide's advice."""
+    return "\n".join([SETTINGS_HEAD, *(line for name in SETTINGS for line in _settings_of(name))]) + "\n"
+
+
+def _settings_of(section: str) -> Iterator[str]:
+    advised = section not in FAMILIES and any(key in ADVICE for key in SETTINGS[section])
+    yield from ("", f"## {section}", "")
+    yield "| setting | what it does |" + (" the guide's advice |" if advised else "")
+    yield "|---|---|" + ("---|" if advised else "")
+    for key, text in SETTINGS[section].items():
+        yield f"| `{key}` | {text} |" + (f" {_advice(key)} |" if advised else "")
+
+
+def _advice(key: str) -> str:
+    if key not in ADVICE:
+        return ""
+    value, reason = ADVICE[key]
+    shown = "empty" if value == "" else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return f"{shown}: {reason}"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {"commands": commands, "flags": flags, "presets": presets}
@@ -133,14 +168,14 @@ def _cell(text: str) -> str:
 def generated(page: str, text: str) -> str:
     """`text` of the file `page` as it should be."""
     text = SECTION.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n\n{found[3]}", text)
-    if page == "docs/reference/parameters.md":
-        text = settings_page()
+    if page == SETTINGS_PAGE:
+        text = settings()
     return REPOSITORY.sub(about.REPOSITORY, text)
 
 
 def stale(write: bool) -> list[str]:
     """The files that are not as they should be; with `write` they are afterwards."""
-    names = {*PAGES, "docs/reference/parameters.md"}
+    names = {*PAGES, SETTINGS_PAGE}
     names |= {path.relative_to(ROOT).as_posix() for pattern in LINKED for path in ROOT.glob(pattern)}
     found = []
     for name in sorted(names):

@@ -105,8 +105,8 @@ def install(arguments: argparse.Namespace) -> int:
     from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.install import apply
     from kohya_ext.install.manifest import known
-    from kohya_ext.presets.collection import collect_all
     from kohya_ext.presets.document import bundled, find_bundled
+    from kohya_ext.presets.fit import collect_all
 
     out = Output("presets install", arguments.json)
     folders = [name for name in arguments.names if Path(name).is_dir()]

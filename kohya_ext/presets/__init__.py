@@ -15,8 +15,8 @@ def collect(checkout: Checkout) -> dict[str, bytes]:
     """The preset files that belong into a checkout: posix path relative to its root -> bytes.
 
     They are complete and valid for the GUI that is installed there; empty without a GUI. Presets that need
-    something the release lacks are skipped; `kohya_ext.presets.collection.collect_all` also says why.
+    something the release lacks are skipped; `kohya_ext.presets.fit.collect_all` also says why.
     """
-    from kohya_ext.presets.collection import collect_all
+    from kohya_ext.presets.fit import collect_all
 
     return collect_all(checkout).files

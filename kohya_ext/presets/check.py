@@ -6,19 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
-from kohya_ext.presets.families import lacking
 from kohya_ext.presets.findings import LEVELS, Finding, Level
-from kohya_ext.presets.fit import ADAPTIVE_NOISE, noise_offset_counts
-from kohya_ext.presets.keys import DEAD, EXTRA, KEYS_OF_FLAGS, PRIVATE, RENAMED
-from kohya_ext.presets.known_bugs import RULE as DEFECT
-from kohya_ext.presets.known_bugs import release_defects
+from kohya_ext.presets.fit import ADAPTIVE_NOISE, lacking, noise_offset_counts
+from kohya_ext.presets.keys import DEAD, EXTRA, KEYS_OF_FLAGS, PRIVATE, RENAMED, flags_in
 from kohya_ext.presets.migration import LoadError
 from kohya_ext.presets.privacy import private_findings
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.rules import contradictions
+from kohya_ext.presets.rules import DEFECT, contradictions, release_defects
 from kohya_ext.presets.schema import Field
 from kohya_ext.presets.start import Start, harmless_texts, start_findings, text_defects
 from kohya_ext.presets.toml_document import data_set_finding

@@ -17,12 +17,11 @@ from kohya_ext.presets.convert import convert, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
-from kohya_ext.presets.known_bugs import training_defects
 from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
 from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.rehearsal import DATA_KEYS, as_sent, training_of
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.rules import contradictions
+from kohya_ext.presets.rules import contradictions, training_defects
 from kohya_ext.presets.schema import Schema, Tab, offering_ours
 from kohya_ext.presets.start import WORDS
 from kohya_ext.presets.toml_document import toml_value

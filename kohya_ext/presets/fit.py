@@ -2,28 +2,42 @@
 
 Complete, because a GUI that loads a preset leaves every absent field as it was before (or, up to v23.1.3, sets some to
 0): two presets chosen one after the other would mix. Never a path, a secret or anything that belongs to one machine.
+A preset is refused where the release has no training for what it is for: its model family, its kind of network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
-from kohya_ext.presets.document import Preset
-from kohya_ext.presets.families import lacking
+from kohya_ext.presets.document import Preset, bundled, dump_values
+from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS, ZERO_IS_UNSET
-from kohya_ext.presets.migration import Migration
+from kohya_ext.presets.migration import Migration, read_migration
 from kohya_ext.presets.privacy import without_paths, without_secrets
-from kohya_ext.presets.schema import Field, Schema
+from kohya_ext.presets.release import FAMILIES, SCRIPTS
+from kohya_ext.presets.schema import Field, Schema, Tab, read_schema
+from kohya_ext.pysource.arguments import flags_of
+from kohya_ext.pysource.sources import FolderSources
+
+if TYPE_CHECKING:
+    from kohya_ext.checkout.checkout import Checkout
 
 ADAPTIVE_NOISE = "adaptive_noise_scale"
 CAPTIONS = "caption_extension"
 TEXTS_REFUSED = 5  # gradio's major version from which a list refuses what it does not offer
 
 Action = Literal["dropped", "renamed", "converted", "changed", "filled", "moved"]
+
+NETWORK = "LoRA_type"
+OLD_NAMES = {"LoCon": "LyCORIS/LoCon"}  # renamed in 2023
+NAMES = {"flux1": "Flux", "sd3": "SD3", "anima": "Anima", "lumina": "Lumina", "hunyuan_image": "HunyuanImage"}
+
+# Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
+USER_FOLDER = "presets/{tab}/user_presets/{name}.json"
 
 
 @dataclass(frozen=True)
@@ -293,3 +307,54 @@ def _drop(given: dict[str, Any], schema: Schema, fitted: Fitted, private: Collec
         if given[key] not in ("", None) or one is None:
             fitted.note("dropped", key, given[key], None, reason)
         del given[key]
+
+
+def lacking(values: Mapping[str, Any], schema: Schema) -> Iterator[Finding]:
+    """A finding for each; without it the settings would train another kind of model on the file."""
+    for key in FAMILIES:
+        if key not in schema.fields and values.get(key) in (True, "true", "True", 1):
+            name = NAMES.get(key.removesuffix("_checkbox"), key)
+            effect = f"this release cannot train {name}: its {schema.tab} tab would run another model's script"
+            yield Finding("error", "refused", key, values[key], effect, f"use a release of kohya_ss that has {name}")
+    kind, one = values.get(NETWORK), schema.fields.get(NETWORK)
+    if one is None or not isinstance(kind, str) or not kind or one.custom or "choices" in one.inexact:
+        return
+    offered = one.choices or ()
+    if offered and OLD_NAMES.get(kind, kind).casefold() not in (str(choice).casefold() for choice in offered):
+        effect = f"this release has no such network: {', '.join(map(str, offered))}"
+        yield Finding("error", "refused", NETWORK, kind, effect, "choose one of these, or use a newer release")
+
+
+@dataclass
+class FittedPresets:
+    """files: path in the checkout -> bytes. refused: preset -> why this release cannot take it."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def collect_all(checkout: Checkout, presets: Iterable[Preset] | None = None) -> FittedPresets:
+    """The fitted files of `presets` (all bundled ones by default), and the presets that the release cannot take."""
+    collected = FittedPresets()
+    if checkout.gui_root is None:
+        return collected
+    sources = FolderSources(checkout.root)
+    migration = read_migration(sources)
+    schemas: dict[Tab, Schema | None] = {}
+    flags: dict[Tab, frozenset[str]] = {}
+    for preset in bundled() if presets is None else presets:
+        tab = preset.tab
+        if tab not in schemas:
+            schemas[tab] = read_schema(sources, tab, patched=True)
+            flags[tab] = flags_of(FolderSources(checkout.training_root), SCRIPTS[tab][0])
+        schema = schemas[tab]
+        if schema is None:
+            collected.refused[preset.name] = f"this GUI has no {tab} tab that loads presets"
+            continue
+        try:
+            fitted = fit(preset, schema, arguments=flags[tab], migration=migration)
+        except UnsupportedError as error:
+            collected.refused[preset.name] = str(error)
+            continue
+        collected.files[USER_FOLDER.format(tab=tab, name=preset.name)] = dump_values(fitted.values)
+    return collected

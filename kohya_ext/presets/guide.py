@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.keys import ADAPTIVE, EXTRA, RATES
+from kohya_ext.presets.keys import ADAPTIVE, EXTRA, RATES, flags_in
 from kohya_ext.spec.optimizers import ADACOOR, ours
 
 # Key -> the value advised, and why.

@@ -1,4 +1,4 @@
-"""Settings that do not go together, judged on what the form holds once a preset is loaded."""
+"""Settings that do not go together, and known faults of releases, judged on what the form holds with a preset."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from kohya_ext.presets.additional import flags_in
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES
+from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES, flags_in
 from kohya_ext.presets.rates import equivalent, matching
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
@@ -23,7 +22,7 @@ OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
 # the GUI has words of its own for the default, or means accelerate, which takes others
 GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
 FUSED_OPTIMIZERS = ("adafactor",)  # of Kohya's
-
+DEFECT = "release-defect"
 
 Rule = Callable[[Values, Release], Iterator[Finding]]
 
@@ -209,3 +208,37 @@ def _arguments(values: Values, release: Release) -> Iterator[Finding]:
             offered = ", ".join(str(choice) for choice in argument.choices)
             effect = f"the training script may stop: {argument.flag} takes {offered}"
             yield Finding("warning", "unknown-value", key, value, effect, "use one of these")
+
+
+def release_defects(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+    """Known faults of a release that a preset runs into, whatever else is right about it."""
+    yield from training_defects(values, release)
+    yield from _warm_up(release)
+
+
+def training_defects(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+    """Those that training runs into, with or without the GUI."""
+    if release.schema.tab != "finetune" or values.get("dataset_config"):
+        return
+    if release.wants_cached_latents and values.get("cache_latents") is not True:
+        effect = (
+            "the training script stops with AttributeError: this sd-scripts needs cached latents with metadata files"
+        )
+        fix = "switch cache_latents on and random_crop off, or use another sd-scripts"
+        yield Finding("error", DEFECT, "cache_latents", values.get("cache_latents"), effect, fix)
+    prepared = values.get("create_buckets") is True and values.get("use_latent_files") == "Yes"
+    if release.refuses_no_upscale and prepared and values.get("bucket_no_upscale") is True:
+        effect = "the training script stops with AssertionError: the buckets were prepared already"
+        yield Finding("error", DEFECT, "bucket_no_upscale", True, effect, "switch bucket_no_upscale off")
+
+
+def _warm_up(release: Release) -> Iterator[Finding]:
+    warmup = release.schema.fields.get("lr_warmup")
+    if warmup is None or warmup.component != "Slider" or not isinstance(warmup.default, str):
+        return
+    if release.gradio is not None and release.gradio >= 6:
+        effect = "the slider starts as a text, which gradio 6 refuses: every click in the tab fails"
+        fix = (
+            "put `lr_warmup = 0` under [basic] in config.toml next to the GUI; `kohya-ext install --fix-warmup` does it"
+        )
+        yield Finding("error", DEFECT, "lr_warmup", warmup.default, effect, fix)

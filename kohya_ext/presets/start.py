@@ -7,10 +7,10 @@ from typing import Any
 
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.known_bugs import RULE as DEFECT
 from kohya_ext.presets.launch_command import GuiRefusesError, Rehearsed
 from kohya_ext.presets.rehearsal import rehearsed, training_of
 from kohya_ext.presets.release import Release
+from kohya_ext.presets.rules import DEFECT
 from kohya_ext.presets.training_rules import training_findings
 
 NUMBERS = ("Number", "Slider")

@@ -151,14 +151,14 @@ def test_presets_of_a_newer_version_bring_its_package_along(
     make: Make, with_venv: WithVenv, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`presets install` writes the lines of its own version too."""
-    from kohya_ext.presets import collection, document
+    from kohya_ext.presets import document, fit
 
     checkout = with_venv(make("submodule"))
     with being(OLD, tmp_path):
         assert run("install", checkout.root).code == DONE
     monkeypatch.setattr(document, "bundled", list)
     files = {PRESET: f'{{"of": "{NEW}"}}\n'.encode()}
-    monkeypatch.setattr(collection, "collect_all", lambda *_: collection.Collection(files))
+    monkeypatch.setattr(fit, "collect_all", lambda *_: fit.FittedPresets(files))
     with being(NEW, tmp_path):
         assert run("presets", "install", checkout.root).code == DONE
         together(checkout, NEW)

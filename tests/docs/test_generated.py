@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 
 from kohya_ext.core import about
+from kohya_ext.presets.guide import ADVICE
+from kohya_ext.presets.settings import SECTIONS, described
 from kohya_ext.spec.flags import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +50,14 @@ def test_every_flag_is_explained_by_hand_too(flag: str) -> None:
     page = (ROOT / "docs" / "reference" / "flags.md").read_text(encoding="utf-8")
     by_hand = re.sub(r"<!-- generated.*?end of generated -->", "", page, flags=re.DOTALL)
     assert f"`{flag}`" in by_hand
+
+
+def test_every_setting_is_there_once_with_a_text_and_the_guides_advice() -> None:
+    keys = [key for texts in SECTIONS.values() for key in texts]
+    assert len(keys) == len(set(keys))
+    page = _generator().settings()
+    for key in keys:
+        assert page.count(f"| `{key}` | {described(key)} |") == 1
+    for key, (_, reason) in ADVICE.items():
+        assert reason in next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
+    assert all(text and "|" not in text and len(text) < 110 for texts in SECTIONS.values() for text in texts.values())

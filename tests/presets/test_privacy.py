@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kohya_ext.presets.additional import flags_in
+from kohya_ext.presets.keys import flags_in
 from kohya_ext.presets.privacy import private_findings, without_paths, without_secrets
 
 TOKEN = "hf_" + "a1" * 17

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kohya_ext.presets.additional import flags_in
+from kohya_ext.presets.keys import flags_in
 from kohya_ext.runtime import options
 from kohya_ext.spec.flags import BY_KEY, FLAGS, SWITCH, faults
 
