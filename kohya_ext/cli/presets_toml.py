@@ -91,7 +91,7 @@ def _fitted(document: TomlDocument, given: str | None, release: Release) -> tupl
 def command(arguments: argparse.Namespace) -> int:
     """Print the command that trains with a file of settings, or run it and pass its exit code on."""
     from kohya_ext.presets.commandline import run, shell_line, surroundings
-    from kohya_ext.presets.launch_command import Rehearsed
+    from kohya_ext.presets.launch_command import LaunchCommands
     from kohya_ext.presets.release import read_training
     from kohya_ext.presets.script_config import Launch, config_findings, launch_words
     from kohya_ext.presets.toml_document import read_document
@@ -118,7 +118,7 @@ def command(arguments: argparse.Namespace) -> int:
     )
     words = launch_words(document, script, str(checkout.training_root), surroundings(checkout, python, ""), launch)
     if arguments.run_it:
-        return run(Rehearsed(training=words), checkout, python, arguments.output.resolve())
+        return run(LaunchCommands(training=words), checkout, python, arguments.output.resolve())
     out.document(shell_line(words) + "\n")
     return out.finish(DONE, folder=str(checkout.root), preparation=[], training=words, toml={})
 

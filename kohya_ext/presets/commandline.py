@@ -17,12 +17,12 @@ from kohya_ext.presets.convert import convert, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
-from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.launch_command import DATA_KEYS, LaunchCommands, Surroundings, as_sent, launch_commands
 from kohya_ext.presets.migration import Migration
-from kohya_ext.presets.rehearsal import DATA_KEYS, as_sent, training_of
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions, training_defects
 from kohya_ext.presets.schema import Schema, Tab, offering_ours
+from kohya_ext.presets.script_run import script_run
 from kohya_ext.presets.start import WORDS
 from kohya_ext.presets.toml_document import toml_value
 from kohya_ext.presets.training_rules import training_findings
@@ -99,7 +99,9 @@ def _names(folder: Path) -> list[str]:
         raise UsageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 
 
-def commands(preset: Preset, release: Release, checkout: Checkout, project: Project, where: Surroundings) -> Rehearsed:
+def commands(
+    preset: Preset, release: Release, checkout: Checkout, project: Project, where: Surroundings
+) -> LaunchCommands:
     """What the GUI of the checkout would run for a preset and a project.
 
     Raises UsageError when the data folder is missing or empty, a field is unknown or a text would mean something else
@@ -119,7 +121,7 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     form.update(_typed(project.fields, schema))
     form = {key: as_sent(value, schema.fields.get(key), release.gradio) for key, value in form.items()}
     pictures = project.pictures(schema.tab)
-    result = rehearse(release.gui or FolderSources(checkout.root), schema.tab, form, pictures, where)
+    result = launch_commands(release.gui or FolderSources(checkout.root), schema.tab, form, pictures, where)
     _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
     if project.model_is_missing:
         result.complaints.append(f"--model {project.model}: there is no such file")
@@ -127,14 +129,14 @@ def commands(preset: Preset, release: Release, checkout: Checkout, project: Proj
     return result
 
 
-def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, result: Rehearsed) -> Iterator[str]:
+def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, result: LaunchCommands) -> Iterator[str]:
     """What the user should know before running the commands."""
     secret = sorted({key for key in SECRETS if preset.values.get(key)})
     if secret:
         yield f"{', '.join(secret)} skipped: secrets are not taken from presets; give them with --set"
     trained = effective(form, release)
     findings = [*contradictions(trained, release), *training_defects(trained, release)]
-    training = training_of(result, release)
+    training = script_run(result, release)
     keys = {finding.key for finding in findings}
     if training is not None:
         findings += [one for one in training_findings(training, form, release) if one.key not in keys]
@@ -148,7 +150,7 @@ def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, resul
         )
 
 
-def _refuse_what_a_shell_reads(result: Rehearsed, form: Mapping[str, Any], project: Mapping[str, str]) -> None:
+def _refuse_what_a_shell_reads(result: LaunchCommands, form: Mapping[str, Any], project: Mapping[str, str]) -> None:
     """The GUI's own words have none of these characters: where a line holds one, a setting brought it."""
     line = "".join(command for command in (*result.preparation, result.training) if isinstance(command, str))
     if not line:
@@ -189,7 +191,7 @@ def as_toml(settings: Mapping[str, Any]) -> str:
     return "".join(f"{key} = {toml_value(value)}\n" for key, value in settings.items())
 
 
-def run(rehearsed: Rehearsed, checkout: Checkout, python: Path, output: Path) -> int:
+def run(launch: LaunchCommands, checkout: Checkout, python: Path, output: Path) -> int:
     """Runs the commands in the checkout with its environment; the exit code of the first that fails, else 0.
 
     Like the GUI it makes the output folder; unlike the GUI it stops when a preparation step fails.
@@ -197,11 +199,11 @@ def run(rehearsed: Rehearsed, checkout: Checkout, python: Path, output: Path) ->
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _write_files(rehearsed)
+        _write_files(launch)
     except OSError as error:
         raise UsageError(f"{output}: cannot be written: {error.strerror or error}") from error
     environ = _environ(checkout, python)
-    steps = [*rehearsed.preparation, *([] if rehearsed.training is None else [rehearsed.training])]
+    steps = [*launch.preparation, *([] if launch.training is None else [launch.training])]
     for step in steps:
         code = subprocess.run(step, shell=isinstance(step, str), cwd=checkout.root, env=environ).returncode
         if code:
@@ -209,9 +211,9 @@ def run(rehearsed: Rehearsed, checkout: Checkout, python: Path, output: Path) ->
     return 0
 
 
-def _write_files(rehearsed: Rehearsed) -> None:
+def _write_files(launch: LaunchCommands) -> None:
     """The TOML file, and the file of sample prompts that it names."""
-    for name, settings in rehearsed.toml.items():
+    for name, settings in launch.toml.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(as_toml(settings), encoding="utf-8")
         prompts = settings.get("sample_prompts")

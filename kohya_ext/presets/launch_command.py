@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kohya_ext.core.errors import UnsupportedError
-from kohya_ext.presets.keys import RENAMED
-from kohya_ext.presets.schema import BUILDERS, LOADER, NOT_KEYS, PRESETS_LIST, Tab
+from kohya_ext.presets.keys import PATHS, PERSONAL, RENAMED, SECRETS
+from kohya_ext.presets.release import Release
+from kohya_ext.presets.schema import BUILDERS, LOADER, NOT_KEYS, PRESETS_LIST, Field, Tab
 from kohya_ext.pysource.interpreter import Interpreter
 from kohya_ext.pysource.sources import Sources
 from kohya_ext.pysource.values import (
@@ -51,6 +52,14 @@ CHECKS_PASS = (
 )
 SILENT = ("SaveConfigFile", "save_inference_file", "print_command_and_toml", "setup_environment")
 
+# Where a tab takes the images from: a folder of images, or one of folders called REPEATS_NAME.
+DATA_KEYS: dict[Tab, str] = {
+    "finetune": "image_folder",
+    "lora": "train_data_dir",
+    "dreambooth": "train_data_dir",
+    "ti": "train_data_dir",
+}
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -62,8 +71,19 @@ class Surroundings:
     stamp: str
 
 
+# A project that stands for any: checks ask what the GUI makes of a value, instead of guessing.
+ANYWHERE = Surroundings("/kohya", "/env/bin/python", "/env/bin/accelerate", "20260101-000000")
+DATA = "/data"
+IMAGES = {"finetune": {DATA: ["a.png"]}}
+IN_CONCEPTS = {DATA: ["10_a"], f"{DATA}/10_a": ["a.png"]}
+WEIGHTS = ("lora_network_weights", "network_weights", "resume")  # paths that only become a flag
+GIVEN = "/given.safetensors"
+WORDS_OF_A_PROJECT = {"token_string": "token", "init_word": "cat"}  # of a textual inversion
+KEPT = ("caption_metadata_filename", "latent_metadata_filename")
+
+
 @dataclass
-class Rehearsed:
+class LaunchCommands:
     """preparation: commands that run first. training: the last one. Each is a shell line or a list of words.
 
     toml: name of the TOML file that the training command reads -> its settings.
@@ -87,15 +107,15 @@ class _TrainingReached(Signal):
     """The training command has been handed over; what follows does not matter."""
 
 
-def rehearse(
+def launch_commands(
     sources: Sources, tab: Tab, settings: Mapping[str, Any], pictures: Mapping[str, list[str]], where: Surroundings
-) -> Rehearsed:
+) -> LaunchCommands:
     """What the GUI would run if its form held `settings` and "Start training" were clicked.
 
     images: folder -> names of the files in it. Raises UnsupportedError when the release's code cannot be followed,
     GuiRefusesError when it would refuse the settings.
     """
-    result = Rehearsed()
+    result = LaunchCommands()
     interpreter = Interpreter(sources, _world(result, pictures, where))
     path = interpreter.find(BUILDERS[tab][0], f"def {LOADER}")
     try:
@@ -119,6 +139,55 @@ def rehearse(
     except Exception as error:  # whatever stands in the source
         raise UnsupportedError(f"{path} is unlike any release's; its command cannot be worked out") from error
     raise GuiRefusesError(result.complaints)
+
+
+def commands_of_form(form: Mapping[str, Any], release: Release) -> LaunchCommands | None:
+    """What the GUI would run for a form, None where its code cannot be followed. Raises GuiRefusesError."""
+    if release.gui is None:
+        return None
+    tab = release.schema.tab
+    fields, gradio = release.schema.fields, release.gradio
+    blank = {key for key, value in form.items() if value is None or (isinstance(value, str) and _left_open(key))}
+    settings = {key: "" if key in blank else as_sent(form[key], fields.get(key), gradio) for key in form}
+    settings |= {DATA_KEYS[tab]: DATA, "pretrained_model_name_or_path": "/model.safetensors", "output_dir": "/output"}
+    settings |= {"output_name": "last", **({"train_dir": "/output"} if tab == "finetune" else {})}
+    settings |= {key: GIVEN for key in WEIGHTS if form.get(key)}
+    settings |= WORDS_OF_A_PROJECT if tab == "ti" else {}
+    try:
+        return launch_commands(release.gui, tab, settings, IMAGES.get(tab, IN_CONCEPTS), ANYWHERE)
+    except GuiRefusesError:
+        raise
+    except UnsupportedError:
+        return None
+
+
+def _left_open(key: str) -> bool:
+    return key in SECRETS or key in PATHS or (key in PERSONAL and key not in KEPT)
+
+
+def as_sent(value: Any, one: Field | None, gradio: int | None) -> Any:
+    """A value as the browser sends it back: whole numbers without a point, in number fields of gradio 3 with.
+
+    It shows where a release writes numbers into a line of text. A text box has text, whatever was put into it.
+    """
+    if one is None or not isinstance(value, (int, float)):
+        number = one is not None and one.component == "Number" and gradio == 3 and isinstance(value, str)
+        return float(value) if number and one is not None and _is_float(value) else value
+    if one.component == "Textbox":
+        return str(value)
+    if isinstance(value, bool):
+        return value
+    if one.component == "Number" and one.precision is None and gradio == 3:
+        return float(value)
+    whole = one.component in ("Number", "Slider") and float(value).is_integer() and abs(value) < 2**53
+    return int(value) if whole else value
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _keys(loader: Function) -> list[str]:
@@ -147,7 +216,7 @@ def _parameters(node: ast.FunctionDef, settings: Mapping[str, Any], keys: list[s
     return values
 
 
-def _world(result: Rehearsed, pictures: Mapping[str, list[str]], where: Surroundings) -> World:
+def _world(result: LaunchCommands, pictures: Mapping[str, list[str]], where: Surroundings) -> World:
     def run(positional: list[Value], named: dict[str, Value]) -> Value:
         """Both kinds of commands take any of the ways to run one, depending on the release."""
         command = _command(positional[0] if positional else named.get("run_cmd", named.get("args")))

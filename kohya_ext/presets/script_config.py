@@ -17,9 +17,9 @@ from kohya_ext.presets.findings import LEVELS, Finding, Level
 from kohya_ext.presets.fit import Fitted
 from kohya_ext.presets.keys import DEAD, KEYS_OF_FLAGS
 from kohya_ext.presets.launch_command import Surroundings
-from kohya_ext.presets.rehearsal import ScriptRun
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import OUR_FLAGS
+from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.presets.script_values import converted_value, fault_of
 from kohya_ext.presets.toml_document import TomlDocument, alike, data_set_finding, reader_findings
 from kohya_ext.presets.training_rules import training_findings

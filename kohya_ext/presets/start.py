@@ -7,10 +7,10 @@ from typing import Any
 
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.launch_command import GuiRefusesError, Rehearsed
-from kohya_ext.presets.rehearsal import rehearsed, training_of
+from kohya_ext.presets.launch_command import GuiRefusesError, LaunchCommands, commands_of_form
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT
+from kohya_ext.presets.script_run import script_run
 from kohya_ext.presets.training_rules import training_findings
 
 NUMBERS = ("Number", "Slider")
@@ -22,14 +22,14 @@ class Start:
 
     def __init__(self, release: Release) -> None:
         self.release = release
-        self._seen: dict[str, Rehearsed | GuiRefusesError | None] = {}
+        self._seen: dict[str, LaunchCommands | GuiRefusesError | None] = {}
 
-    def of(self, form: Mapping[str, Any]) -> Rehearsed | GuiRefusesError | None:
+    def of(self, form: Mapping[str, Any]) -> LaunchCommands | GuiRefusesError | None:
         """What the GUI runs for a form, how it refuses it, or None where its code cannot be followed."""
         key = repr(sorted(form.items()))
         if key not in self._seen:
             try:
-                self._seen[key] = rehearsed(form, self.release)
+                self._seen[key] = commands_of_form(form, self.release)
             except GuiRefusesError as refused:
                 self._seen[key] = refused
         return self._seen[key]
@@ -37,7 +37,7 @@ class Start:
     def same(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
         """Whether it is seen to run the very same command for two forms."""
         one, other = self.of(first), self.of(second)
-        seen = isinstance(one, Rehearsed) and isinstance(other, Rehearsed)
+        seen = isinstance(one, LaunchCommands) and isinstance(other, LaunchCommands)
         return seen and (one.training, one.toml) == (other.training, other.toml)  # type: ignore[union-attr]
 
 
@@ -49,7 +49,7 @@ def start_findings(form: Mapping[str, Any], start: Start) -> Iterator[Finding]:
         for complaint in result.complaints or ("no reason given",):
             yield _refused(complaint, form)
         return
-    training = None if result is None else training_of(result, start.release)
+    training = None if result is None else script_run(result, start.release)
     if training is not None:
         yield from training_findings(training, numbers, start.release)
 
@@ -101,7 +101,7 @@ def text_defects(form: Mapping[str, Any], given: Mapping[str, Any], start: Start
         if isinstance(text, str) and text.strip() and "default" not in one.inexact and parse_number(text) is not None:
             starting[key] = text
     numbers = with_numbers(form, start.release)
-    if not starting or not isinstance(start.of(numbers), Rehearsed):
+    if not starting or not isinstance(start.of(numbers), LaunchCommands):
         return
     for key in sorted(set(starting) - harmless_texts({**numbers, **starting}, start)):
         effect = f"a fresh GUI holds the text {starting[key]!r} in this field, and Start training fails on it"

@@ -15,9 +15,10 @@ from typing import Any
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
-from kohya_ext.presets.rehearsal import GIVEN, WEIGHTS, ScriptRun
+from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT, OUR_FLAGS
+from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.assertions import Refusal, refusals
 from kohya_ext.pysource.values import Unknown
 from kohya_ext.spec.optimizers import ours

@@ -13,8 +13,7 @@ from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line
 from kohya_ext.presets.document import Preset
-from kohya_ext.presets.launch_command import Rehearsed, Surroundings, rehearse
-from kohya_ext.presets.rehearsal import as_sent
+from kohya_ext.presets.launch_command import LaunchCommands, Surroundings, as_sent, launch_commands
 from kohya_ext.presets.release import read_release
 from kohya_ext.presets.schema import Field
 from kohya_ext.pysource.sources import TextSources
@@ -132,14 +131,14 @@ def train_model(headless, print_only, epoch, generate_caption_database, image_fo
 """
 
 
-def rehearsed(tab: str, settings: dict[str, Any], common: str = LIST_COMMON) -> Rehearsed:
+def launched(tab: str, settings: dict[str, Any], common: str = LIST_COMMON) -> LaunchCommands:
     texts = {"library/finetune_gui.py": tab, "library/common_gui.py": common}
-    return rehearse(TextSources(texts), "finetune", settings, PICTURES, WHERE)
+    return launch_commands(TextSources(texts), "finetune", settings, PICTURES, WHERE)
 
 
 def test_a_command_built_as_a_string() -> None:
     settings = {"epoch": 3, "rate": "0.5", "image_folder": "/data", "text": "a b"}
-    result = rehearsed(STRING_ERA, settings, STRING_COMMON)
+    result = launched(STRING_ERA, settings, STRING_COMMON)
     assert result.preparation == ['python3 prepare.py "/data"']
     assert result.training == 'accelerate launch "./train.py" --steps=6 --rate=0.5 --text="a b"'
     assert result.toml == {}
@@ -147,13 +146,13 @@ def test_a_command_built_as_a_string() -> None:
 
 def test_preparation_that_takes_the_way_of_training_is_told_apart() -> None:
     text = STRING_ERA.replace("os.system(run_cmd)", "executor.execute_command(run_cmd)")
-    result = rehearsed(text, {"epoch": 3, "rate": "0.5", "image_folder": "/data", "text": ""}, STRING_COMMON)
+    result = launched(text, {"epoch": 3, "rate": "0.5", "image_folder": "/data", "text": ""}, STRING_COMMON)
     assert (len(result.preparation), "accelerate launch" in str(result.training)) == (1, True)
 
 
 def test_a_command_built_as_a_list_with_a_toml_file() -> None:
     settings = {"epoch": 3, "create_caption": True, "image_folder": "/data", "output_dir": "/out", "text": 'x="1" y'}
-    result = rehearsed(LIST_ERA, settings)
+    result = launched(LIST_ERA, settings)
     name = "/out/config-20260101-000000.toml"
     assert result.preparation == [["/env/bin/python", "/kohya/merge.py"]]
     assert result.training == [
@@ -165,7 +164,7 @@ def test_a_command_built_as_a_list_with_a_toml_file() -> None:
 
 def test_settings_decide_as_in_the_gui() -> None:
     settings = {"epoch": 0, "create_caption": False, "image_folder": "/data", "output_dir": "/out", "text": ""}
-    result = rehearsed(LIST_ERA, settings)
+    result = launched(LIST_ERA, settings)
     assert result.preparation == []
     assert list(result.toml.values()) == [{"words": [], "workers": 0}]
 
@@ -173,20 +172,20 @@ def test_settings_decide_as_in_the_gui() -> None:
 def test_what_the_gui_refuses_is_refused_with_its_reason() -> None:
     settings = {"epoch": 1, "create_caption": False, "image_folder": "/data", "output_dir": "/out", "text": "refuse"}
     with pytest.raises(UnsupportedError, match="text is refused"):
-        rehearsed(LIST_ERA, settings)
+        launched(LIST_ERA, settings)
 
 
 def test_a_condition_that_cannot_be_known_is_never_guessed() -> None:
     text = LIST_ERA.replace('if text == "refuse":', "if some_device_is_there():")
     with pytest.raises(UnsupportedError, match="only the running GUI knows"):
-        rehearsed(text, {"epoch": 1, "text": ""})
+        launched(text, {"epoch": 1, "text": ""})
 
 
 def test_a_command_with_an_unknown_word_is_never_given() -> None:
     text = LIST_ERA.replace('run_cmd.append("--config_file")', "run_cmd.append(ask_the_machine())")
     settings = {"epoch": 1, "create_caption": False, "image_folder": "/data", "output_dir": "/out", "text": ""}
     with pytest.raises(UnsupportedError):
-        rehearsed(text, settings)
+        launched(text, settings)
 
 
 LOOP_ERA = """
@@ -225,10 +224,10 @@ def verify_image_folder_pattern(folder):
 """
 
 
-def looped(steps: int) -> Rehearsed:
+def looped(steps: int) -> LaunchCommands:
     folders = {"/data": ["note.txt", "3_cat", "4_dog", "9_x"], "/data/3_cat": [], "/data/4_dog": [], "/data/9_x": []}
     sources = TextSources({"library/finetune_gui.py": LOOP_ERA, "library/common_gui.py": LOOP_COMMON})
-    return rehearse(sources, "finetune", {"folder": "/data", "steps": steps}, folders, WHERE)
+    return launch_commands(sources, "finetune", {"folder": "/data", "steps": steps}, folders, WHERE)
 
 
 def test_loops_end_and_skip_as_they_would_and_parameters_of_another_name_go_by_place() -> None:
@@ -274,7 +273,7 @@ def test_other_fields_are_given_as_text_and_take_their_type(tmp_path: Path) -> N
 
 def test_a_gui_without_the_function() -> None:
     with pytest.raises(UnsupportedError, match="train_model"):
-        rehearsed("def open_configuration(a):\n    pass\n", {})
+        launched("def open_configuration(a):\n    pass\n", {})
 
 
 def test_toml_is_what_toml_readers_read() -> None:
@@ -406,7 +405,7 @@ def test_running_passes_the_first_failure_on_and_writes_the_toml(tmp_path: Path)
         f"    print(os.environ['PYTHONPATH'], os.getcwd(), open({str(file)!r}).read(), sep='\\n', file=log)\n"
         "sys.exit(int(sys.argv[1]))\n"
     )
-    steps = Rehearsed(
+    steps = LaunchCommands(
         preparation=[f'"{sys.executable}" "{program}" 0'],
         training=[sys.executable, str(program), "7"],
         toml={str(file): {"epoch": 1}},

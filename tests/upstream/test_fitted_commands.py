@@ -13,11 +13,11 @@ import pytest
 from kohya_ext.presets.check import loaded_form
 from kohya_ext.presets.document import as_preset
 from kohya_ext.presets.fit import fit
-from kohya_ext.presets.launch_command import GuiRefusesError
+from kohya_ext.presets.launch_command import GuiRefusesError, commands_of_form
 from kohya_ext.presets.migration import LoadError
-from kohya_ext.presets.rehearsal import ScriptRun, rehearsed, training_of
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.schema import Tab, offering_ours
+from kohya_ext.presets.script_run import ScriptRun, script_run
 from kohya_ext.presets.start import with_numbers
 from tests.upstream.test_preset_cases import ALL, FLUX, FLUXES, NEW, SDXL, release
 
@@ -76,11 +76,11 @@ def training(values: dict[str, Any], one: Release) -> ScriptRun | None:
     """What the script gets when the GUI loads the settings and is started; None where it refuses."""
     try:
         form = with_numbers(loaded_form(one.migration.apply(values), one), one)
-        result = rehearsed(form, one)
+        result = commands_of_form(form, one)
     except (GuiRefusesError, LoadError):
         return None
     assert result is not None
-    return training_of(result, one)
+    return script_run(result, one)
 
 
 @pytest.mark.parametrize(("tab", "values", "revisions", "may"), CASES)

@@ -18,7 +18,7 @@ from kohya_ext.presets.commandline import Project, as_toml
 from kohya_ext.presets.convert import shown_at_start
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.fit import fit
-from kohya_ext.presets.launch_command import Surroundings, rehearse
+from kohya_ext.presets.launch_command import Surroundings, launch_commands
 from kohya_ext.presets.schema import Schema, Tab, read_schema
 from kohya_ext.pysource.sources import FolderSources
 from tests.upstream.presets_trees import export_python
@@ -53,7 +53,7 @@ def test_the_commands_are_those_of_the_real_gui(revision: str, tmp_path: Path) -
         form |= {"output_dir": str(output), "output_name": "mine", "logging_dir": ""}
         truth = recorded(tree, "finetune", form, accelerate.parent)
         where = Surroundings(str(tree), sys.executable, str(accelerate), "20260101-000000")
-        ours = rehearse(FolderSources(tree), "finetune", form, {str(data): os.listdir(data)}, where)  # noqa: PTH208
+        ours = launch_commands(FolderSources(tree), "finetune", form, {str(data): os.listdir(data)}, where)  # noqa: PTH208
         assert [*ours.preparation, ours.training] == unstamped(truth["commands"])
         files = {name: toml.loads(as_toml(settings)) for name, settings in ours.toml.items()}
         for name, settings in unstamped(truth["toml"]).items():
@@ -106,9 +106,9 @@ def test_the_commands_of_the_other_tabs_are_those_of_the_real_gui(revision: str,
         if (revision, tab, name) in REFUSED:
             assert truth["commands"] == []
             with pytest.raises(UnsupportedError, match="would not start"):
-                rehearse(FolderSources(tree), tab, form, project.pictures(tab), where)
+                launch_commands(FolderSources(tree), tab, form, project.pictures(tab), where)
             continue
-        ours = rehearse(FolderSources(tree), tab, form, project.pictures(tab), where)
+        ours = launch_commands(FolderSources(tree), tab, form, project.pictures(tab), where)
         assert [*ours.preparation, ours.training] == unstamped(truth["commands"])
         assert {path: toml.loads(as_toml(one)) for path, one in ours.toml.items()} == unstamped(truth["toml"])
 

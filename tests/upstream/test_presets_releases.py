@@ -17,7 +17,7 @@ from kohya_ext.presets.convert import shown_at_start
 from kohya_ext.presets.document import Preset, as_preset, bundled, parse_values
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.fit import fit
-from kohya_ext.presets.launch_command import Surroundings, rehearse
+from kohya_ext.presets.launch_command import Surroundings, launch_commands
 from kohya_ext.presets.migration import read_migration
 from kohya_ext.presets.release import SCRIPTS, Release, pinned_gradio, refuses_no_upscale, wants_cached_latents
 from kohya_ext.presets.schema import TABS, Tab, read_schema
@@ -86,7 +86,7 @@ def commanded(gui: Sources, release: Release, values: dict[str, Any]) -> Any:
     form |= values
     form |= {"pretrained_model_name_or_path": "/m.safetensors", "image_folder": "/data", "train_dir": "/out"}
     form |= {"output_dir": "/out", "output_name": "mine"}
-    result = rehearse(gui, release.schema.tab, form, {"/data": ["a.png"]}, WHERE)
+    result = launch_commands(gui, release.schema.tab, form, {"/data": ["a.png"]}, WHERE)
     assert len(result.preparation) == (1 if release.name in NEVER_MERGE else 2)
     assert "sdxl_train.py" in str(result.training)
     known = {argument.name for argument in release.arguments.values()}

@@ -1,41 +1,18 @@
-"""What a release would train with if a form were started: its own GUI followed, with a project that stands for any.
-
-Checks ask this instead of guessing what the GUI makes of a value: the script, and its arguments as it gets them.
-"""
+"""What the training script gets from a launch command: its arguments, as argparse would read them."""
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.keys import PATHS, PERSONAL, SECRETS
-from kohya_ext.presets.launch_command import GuiRefusesError, Rehearsed, Surroundings, rehearse
+from kohya_ext.presets.launch_command import LaunchCommands
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.schema import Field, Tab
 from kohya_ext.pysource.arguments import Argument
 from kohya_ext.pysource.values import Unknown
-
-# Where a tab takes the images from: a folder of images, or one of folders called REPEATS_NAME.
-DATA_KEYS: dict[Tab, str] = {
-    "finetune": "image_folder",
-    "lora": "train_data_dir",
-    "dreambooth": "train_data_dir",
-    "ti": "train_data_dir",
-}
-
-ANYWHERE = Surroundings("/kohya", "/env/bin/python", "/env/bin/accelerate", "20260101-000000")
-DATA = "/data"
-IMAGES = {"finetune": {DATA: ["a.png"]}}
-IN_CONCEPTS = {DATA: ["10_a"], f"{DATA}/10_a": ["a.png"]}
-WEIGHTS = ("lora_network_weights", "network_weights", "resume")  # paths that only become a flag
-GIVEN = "/given.safetensors"
-WORDS_OF_A_PROJECT = {"token_string": "token", "init_word": "cat"}  # of a textual inversion
-KEPT = ("caption_metadata_filename", "latent_metadata_filename")
 
 
 @dataclass(frozen=True)
@@ -72,56 +49,7 @@ def _default(argument: Argument) -> Any:
     return False if argument.type == "bool" and argument.default is None else argument.default
 
 
-def rehearsed(form: Mapping[str, Any], release: Release) -> Rehearsed | None:
-    """What the GUI would run for a form, None where its code cannot be followed. Raises GuiRefusesError."""
-    if release.gui is None:
-        return None
-    tab = release.schema.tab
-    fields, gradio = release.schema.fields, release.gradio
-    blank = {key for key, value in form.items() if value is None or (isinstance(value, str) and _left_open(key))}
-    settings = {key: "" if key in blank else as_sent(form[key], fields.get(key), gradio) for key in form}
-    settings |= {DATA_KEYS[tab]: DATA, "pretrained_model_name_or_path": "/model.safetensors", "output_dir": "/output"}
-    settings |= {"output_name": "last", **({"train_dir": "/output"} if tab == "finetune" else {})}
-    settings |= {key: GIVEN for key in WEIGHTS if form.get(key)}
-    settings |= WORDS_OF_A_PROJECT if tab == "ti" else {}
-    try:
-        return rehearse(release.gui, tab, settings, IMAGES.get(tab, IN_CONCEPTS), ANYWHERE)
-    except GuiRefusesError:
-        raise
-    except UnsupportedError:
-        return None
-
-
-def _left_open(key: str) -> bool:
-    return key in SECRETS or key in PATHS or (key in PERSONAL and key not in KEPT)
-
-
-def as_sent(value: Any, one: Field | None, gradio: int | None) -> Any:
-    """A value as the browser sends it back: whole numbers without a point, in number fields of gradio 3 with.
-
-    It shows where a release writes numbers into a line of text. A text box has text, whatever was put into it.
-    """
-    if one is None or not isinstance(value, (int, float)):
-        number = one is not None and one.component == "Number" and gradio == 3 and isinstance(value, str)
-        return float(value) if number and one is not None and _is_float(value) else value
-    if one.component == "Textbox":
-        return str(value)
-    if isinstance(value, bool):
-        return value
-    if one.component == "Number" and one.precision is None and gradio == 3:
-        return float(value)
-    whole = one.component in ("Number", "Slider") and float(value).is_integer() and abs(value) < 2**53
-    return int(value) if whole else value
-
-
-def _is_float(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def training_of(result: Rehearsed, release: Release) -> ScriptRun | None:
+def script_run(result: LaunchCommands, release: Release) -> ScriptRun | None:
     """The script that a command runs, and what it makes of its words; None where there is none to be seen."""
     command = result.training
     try:
