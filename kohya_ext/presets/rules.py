@@ -26,6 +26,8 @@ DEFECT = "release-defect"
 
 Rule = Callable[[Values, Release], Iterator[Finding]]
 
+# Rules on the form. Those on what the script gets have a list of their own (`training_rules`): they take a `ScriptRun`,
+# which only a release that starts the form gives. A rule belongs there wherever the arguments tell enough.
 RULES: list[Rule] = []
 
 
@@ -99,17 +101,12 @@ def _finds_its_rate(optimizer: str, values: Values) -> bool:
 
 
 @rule
-def _caching(values: Values, _: Release) -> Iterator[Finding]:
+def _cached_latents(values: Values, _: Release) -> Iterator[Finding]:
     cached = values.get("cache_latents") or values.get("cache_latents_to_disk")
     for key, what in (("random_crop", "crop"), ("color_aug", "colour")):
         if cached and values.get(key) is True:
             effect = f"the training script stops: cached latents cannot change their {what}"
             yield Finding("error", "cached-latents", key, True, effect, "switch caching or this off")
-    if values.get("sdxl_cache_text_encoder_outputs") is True:
-        for key in ("shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs"):
-            if values.get(key) is True or (values.get(key) is not False and _number(values, key) > 0):
-                effect = "the training script stops: cached captions cannot change"
-                yield Finding("error", "cached-captions", key, values[key], effect, "switch caching or this off")
 
 
 @rule

@@ -44,6 +44,14 @@ SCHEDULERS = (
     "reduce_lr_on_plateau",
     "warmup_stable_decay",
 )
+CHANGE_UNSEEN = "caption_dropout_every_n_epochs"  # the one that no release checks
+CAPTION_CHANGES = (
+    "shuffle_caption",
+    "caption_dropout_rate",
+    "caption_tag_dropout_rate",
+    "token_warmup_step",
+    CHANGE_UNSEEN,
+)
 _STEPS = re.compile(r"^(?!\s*#).*\.verify_bucket_reso_steps\((\d+)\)", re.MULTILINE)
 # The networks of one family, and the beginning of the scripts that can train them.
 FAMILY_NETWORKS = {
@@ -257,27 +265,37 @@ def _own_rate(training: ScriptRun, form: Form, release: Release) -> Iterator[Fin
 
 @training_rule
 def _text_encoders(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
-    """Cached outputs of a text encoder cannot change, and a rate for one that is not trained does nothing."""
+    """The outputs of one that is trained cannot be cached, and a rate for one that is not trained does nothing."""
     network = [str(word).replace('"', "") for word in training.value("network_args") or ()]
-    if training.value("cache_text_encoder_outputs"):
-        if "train_t5xxl=True" in network and training.script.startswith(("flux", "sd3")):
-            effect = f"{training.script} stops: T5XXL is trained, so cache_text_encoder_outputs cannot be used"
-            yield Finding(
-                "error", "training-stops", "train_t5xxl", form.get("train_t5xxl"), effect, "switch one of the two off"
-            )
-        key = key_of("cache_text_encoder_outputs", form)
-        for name in ("shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate", "token_warmup_step"):
-            if parse_number(training.value(name) or 0):
-                effect = f"{training.script} stops: cached captions cannot change, as {name} would have them"
-                where = key_of(name, form)
-                fix = f"switch {key} or {name} off"
-                yield Finding("error", "cached-captions", where, form.get(where), effect, fix)
+    t5 = "train_t5xxl=True" in network and training.script.startswith(("flux", "sd3"))
+    if t5 and training.value("cache_text_encoder_outputs"):
+        effect = f"{training.script} stops: T5XXL is trained, so cache_text_encoder_outputs cannot be used"
+        fix = "switch one of the two off"
+        yield Finding("error", "training-stops", "train_t5xxl", form.get("train_t5xxl"), effect, fix)
     trains = training.value("train_text_encoder")
     rates = [name for name in TEXT_ENCODER_RATES[1:] if parse_number(form.get(name) or 0)]
     if training.script == "sdxl_train.py" and trains is False and release.schema.tab == "dreambooth" and rates:
         effect = "this release never passes --train_text_encoder to sdxl_train.py: the text encoders are not trained"
         fix = f"write --train_text_encoder into {EXTRA}, or set {' and '.join(rates)} to 0"
         yield Finding("warning", DEFECT, rates[0], form.get(rates[0]), effect, fix)
+
+
+@training_rule
+def _cached_captions(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """Captions whose outputs of the text encoder are cached cannot change."""
+    if not training.value("cache_text_encoder_outputs"):
+        return
+    key = key_of("cache_text_encoder_outputs", form)
+    for name in CAPTION_CHANGES:
+        if not parse_number(training.value(name) or 0):
+            continue
+        where, fix = key_of(name, form), f"switch {key} or {name} off"
+        if name == CHANGE_UNSEEN:
+            effect = f"{name} does nothing: {training.script} trains the cached captions in every epoch"
+            yield Finding("warning", "cached-captions", where, form.get(where), effect, fix)
+        else:
+            effect = f"{training.script} stops: cached captions cannot change, as {name} would have them"
+            yield Finding("error", "cached-captions", where, form.get(where), effect, fix)
 
 
 @training_rule

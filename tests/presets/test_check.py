@@ -87,10 +87,6 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
         ({"learning_rate": 1}, ("error", "rate-too-high", "learning_rate")),
         ({"optimizer": "AdaCoor", "learning_rate": 1}, ("error", "adacoor-rate", "learning_rate_te1")),
         ({"cache_latents": True, "random_crop": True}, ("error", "cached-latents", "random_crop")),
-        (
-            {"sdxl_cache_text_encoder_outputs": True, "shuffle_caption": True},
-            ("error", "cached-captions", "shuffle_caption"),
-        ),
         ({"full_fp16": True}, ("warning", "full-fp16", "full_fp16")),
         ({"full_bf16": True}, ("error", "precision", "full_bf16")),
         ({"epoch": True}, ("warning", "wrong-type", "epoch")),

@@ -113,6 +113,8 @@ def setup_parser():
     parser.add_argument("--noise", type=float)
     parser.add_argument("--max_train_epochs", type=int)
     parser.add_argument("--shuffle_caption", action="store_true")
+    parser.add_argument("--caption_dropout_rate", type=float, default=0.0)
+    parser.add_argument("--caption_dropout_every_n_epochs", type=int, default=0)
     parser.add_argument("--network_train_unet_only", action="store_true")
     parser.add_argument("--text_encoder_lr", type=float)
     parser.add_argument("--unet_lr", type=float)
@@ -185,6 +187,19 @@ def told(changes: dict[str, Any], release: Release) -> set[tuple[str, str, str]]
             {("error", "training-stops", "sdxl_cache_text_encoder_outputs")},
         ),
         ({"sdxl_cache_text_encoder_outputs": True}, set()),
+        (
+            {"sdxl_cache_text_encoder_outputs": True, "shuffle_caption": True},
+            {("error", "cached-captions", "shuffle_caption")},
+        ),
+        ({"shuffle_caption": True}, set()),
+        (
+            {"sdxl_cache_text_encoder_outputs": True, "additional_parameters": "--caption_dropout_rate=0.1"},
+            {("error", "cached-captions", "additional_parameters")},
+        ),
+        (
+            {"sdxl_cache_text_encoder_outputs": True, "additional_parameters": "--caption_dropout_every_n_epochs=2"},
+            {("warning", "cached-captions", "additional_parameters")},  # ignored by every release, refused by none
+        ),
         ({"min_bucket_reso": 1280}, {("error", "bucket-range", "min_bucket_reso")}),
         ({"min_bucket_reso": 1280, "enable_bucket": False}, set()),
         ({"min_bucket_reso": 1080}, set()),  # the script makes it a multiple of 64
