@@ -18,7 +18,6 @@ from kohya_ext.spec.hooks import (
     OPTIMIZER_LANDMARK,
     SAMPLE,
     TRAINING_PACKAGE,
-    Definition,
     Hook,
     hooks_in,
 )
@@ -127,8 +126,7 @@ def _places(checkout: Checkout, sources: SourceFiles) -> dict[str, list[_Place]]
 def _hooks_of(path: Path, sources: SourceFiles) -> Iterator[tuple[Hook, SourceFunction]]:
     """The hooks that one module defines. A name that it defines twice is there twice, and refused as ambiguous."""
     functions = sources.functions(path)
-    module = {function.name: Definition(function.parameters, function.names) for function in functions}
-    for hook, name in hooks_in(module):
+    for hook, name in hooks_in({function.name: function for function in functions}):
         for function in functions:
             if function.name == name:
                 yield hook, function

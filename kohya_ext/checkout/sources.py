@@ -13,18 +13,17 @@ from kohya_ext.checkout.merging import has_markers
 from kohya_ext.core.errors import ConflictError, UnsupportedError
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, read_regular
 from kohya_ext.pysource.sources import parse
+from kohya_ext.spec.hooks import Definition
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class SourceFunction:
-    """A function at the top level of a module; line counts from 1. names: what its code refers to, attributes too."""
+class SourceFunction(Definition):
+    """A definition read from the text of its module. line: counted from 1."""
 
     name: str
     line: int
-    parameters: frozenset[str]
-    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _functions(body: list[ast.stmt]) -> Iterator[SourceFunction]:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             given = statement.args
             parameters = frozenset(a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs))
-            yield SourceFunction(statement.name, statement.lineno, parameters, _referred(statement))
+            yield SourceFunction(parameters, _referred(statement), statement.name, statement.lineno)
         elif isinstance(statement, ast.If | ast.Try | ast.With):
             for branch in ("body", "orelse", "finalbody"):
                 yield from _functions(getattr(statement, branch, []))
