@@ -17,6 +17,7 @@ class Parser(argparse.ArgumentParser):
     _misspelt = ""
 
     def format_help(self) -> str:
+        """argparse's, with the examples of the command at its end."""
         return super().format_help() + examples(self.prog)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

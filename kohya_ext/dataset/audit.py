@@ -53,6 +53,7 @@ class Audit:
 
     @property
     def problems(self) -> int:
+        """How many findings break a run."""
         return sum(finding.level == PROBLEM for finding in self.findings)
 
 

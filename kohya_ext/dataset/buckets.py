@@ -34,6 +34,7 @@ class Bucketing:
 
     @property
     def area(self) -> int:
+        """Pixels of the resolution, which no bucket exceeds."""
         return self.resolution[0] * self.resolution[1]
 
     def place(self, width: int, height: int) -> BucketPlacement:

@@ -50,6 +50,7 @@ class Picture:
 
     @property
     def readable(self) -> bool:
+        """Whether the file could be decoded."""
         return self.width > 0
 
 

@@ -62,6 +62,7 @@ class DiffusersRenderer:
         self._lora = False
 
     def load(self, column: Column) -> None:
+        """See `Renderer.load`: a LoRA is put on the base model, anything else replaces the pipeline."""
         if self._lora:
             self._pipeline.unload_lora_weights()
             self._lora = False
@@ -84,6 +85,7 @@ class DiffusersRenderer:
             self._lora = True
 
     def draw(self, prompt: Prompt) -> Any:
+        """See `Renderer.draw`: without a seed in the prompt, with a random one."""
         seed = prompt.seed if prompt.seed is not None else torch.seed() % 2**32
         more = {"cross_attention_kwargs": {"scale": self.settings.weight}} if self._lora else {}
         with torch.no_grad():

@@ -58,12 +58,15 @@ class Hash:
         self._phash = imagehash.phash
 
     def features(self, picture: Any) -> int:
+        """Its perceptual hash."""
         return int(str(self._phash(picture.convert("RGB"))), 16)
 
     def likeness(self, one: int, other: int) -> float:
+        """The share of bits in which they agree."""
         return 1 - bin(one ^ other).count("1") / BITS
 
     def told(self, likeness: float) -> tuple[str, bool]:
+        """In bits; a near copy has few that differ."""
         differing = round((1 - likeness) * BITS)
         return f"{differing} of {BITS} bits differ", differing <= NEAR_BITS
 
@@ -88,15 +91,18 @@ class Clip:
             ) from error
 
     def features(self, picture: Any) -> Any:
+        """Its unit vector."""
         pixels = self._processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
         with self._torch.no_grad():
             found = self._model(pixels).image_embeds[0].double()
         return found / found.norm()
 
     def likeness(self, one: Any, other: Any) -> float:
+        """The cosine of two unit vectors."""
         return float(one @ other)
 
     def told(self, likeness: float) -> tuple[str, bool]:
+        """The cosine; a near copy has a high one."""
         return f"cosine {likeness:.3f}", likeness >= NEAR_COSINE
 
 

@@ -39,6 +39,7 @@ class LoraEntry:
 
     @property
     def size(self) -> int:
+        """Bytes of the tensor in the file."""
         count = int(torch.empty((), dtype=self.dtype).element_size())
         for length in self.shape:
             count *= length
@@ -124,6 +125,7 @@ class FinishedModule:
 
     @property
     def alpha(self) -> float:
+        """The alpha in the file: the scale times the width, or the one that all modules share."""
         return self.module.scale * self.width if self.shared_alpha is None else self.shared_alpha
 
     @property

@@ -36,6 +36,7 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the whole weight: of one third of a fused matrix, of all stacked tensors together."""
         shape = self.source.shapes[self.key]
         height = shape[0] + sum(source.shapes[key][0] for source, key in self.more)
         return (height if self.target.part is None else height // _QKV, *shape[1:])

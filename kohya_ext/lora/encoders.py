@@ -30,6 +30,7 @@ class Decision:
 
     @property
     def title(self) -> str:
+        """What to call the text encoder in messages."""
         return TITLES.get(self.group, self.group)
 
 

@@ -41,6 +41,7 @@ class StoredModule:
 
     @property
     def rank(self) -> int:
+        """How many singular values there are."""
         return len(self.values)
 
     @property

@@ -43,6 +43,7 @@ class Pair:
 
     @property
     def rank(self) -> int:
+        """Rows of the down factor."""
         return self.source.shapes[self.keys.down][0]
 
     @property
@@ -53,11 +54,13 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the weight that the product changes."""
         out, (_, width, *kernel) = self.source.shapes[self.keys.up][0], self.source.shapes[self.keys.down]
         return (out, width, *(self.source.shapes[self.mid][2:] if self.mid else kernel))
 
     @property
     def up_dimensions(self) -> int:
+        """Dimensions of the up factor as it is stored."""
         return len(self.source.shapes[self.keys.up])
 
     def load(self) -> tuple[Tensor, Tensor]:

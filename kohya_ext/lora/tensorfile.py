@@ -72,6 +72,7 @@ class TensorFile:
         self.shapes: Mapping[str, tuple[int, ...]] = {key: entry[1] for key, entry in self._entries.items()}
 
     def load(self, key: str) -> Tensor:
+        """The tensor, a view of the mapped file where it is aligned there, else a copy."""
         dtype, shape, begin, end = self._entries[key]
         if begin == end:
             return torch.empty(shape, dtype=dtype)
@@ -104,6 +105,7 @@ class PickledFile:
         self.shapes: Mapping[str, tuple[int, ...]] = {key: tuple(value.shape) for key, value in self._tensors.items()}
 
     def load(self, key: str) -> Tensor:
+        """The tensor, which is in memory already."""
         return self._tensors[key]
 
 

@@ -26,6 +26,7 @@ class Finding:
     fix: str
 
     def as_json(self) -> dict[str, Any]:
+        """The finding as `--json` prints it."""
         return {
             "level": self.level,
             "rule": self.rule,

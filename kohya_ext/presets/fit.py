@@ -51,6 +51,7 @@ class Step:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
+        """The step as `--json` prints it."""
         return {
             "action": self.action,
             "key": self.key,
@@ -68,6 +69,7 @@ class Fitted:
     steps: list[Step] = field(default_factory=list)
 
     def note(self, action: Action, key: str, before: Any, after: Any, reason: str) -> None:
+        """Record what was done to a key, and why."""
         self.steps.append(Step(action, key, before, after, reason))
 
 

@@ -104,6 +104,7 @@ class Release:
 
     @property
     def flags(self) -> frozenset[str]:
+        """The flags of the training script for SDXL."""
         return frozenset(argument.flag for argument in self.arguments.values())
 
 

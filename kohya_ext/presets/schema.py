@@ -99,6 +99,7 @@ class Field:
         return self.component is not None and not self.inexact
 
     def as_json(self) -> dict[str, Any]:
+        """The field as `presets schema --json` prints it."""
         return {
             "component": self.component,
             "choices": None if self.choices is None else list(self.choices),
@@ -127,6 +128,7 @@ class Schema:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
+        """The fields by key, as `presets schema --json` prints them."""
         return {key: one.as_json() for key, one in self.fields.items()}
 
 

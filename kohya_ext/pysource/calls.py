@@ -53,6 +53,7 @@ class Calls(Expressions):
     """Calls of gradio's components, of the checkout's own functions and classes, of a few methods of plain values."""
 
     def visit_Call(self, node: ast.Call, scope: Scope) -> Value:
+        """What a call gives; unknown where nothing of the checkout or of the world stands behind it."""
         function = plain(self.value(node.func, scope))
         if isinstance(function, External):
             return self._call_external(function.name, node, scope)

@@ -53,6 +53,7 @@ class Expressions(Machine):
     """The expressions of Python that tab builders are made of, a method for each node of `ast`."""
 
     def visit_Constant(self, node: ast.Constant, __: Scope) -> Value:
+        """The constant itself."""
         return node.value
 
     def visit_List(self, node: ast.List | ast.Tuple | ast.Set, scope: Scope) -> Value:
@@ -73,6 +74,7 @@ class Expressions(Machine):
     visit_Set = visit_List
 
     def visit_Dict(self, node: ast.Dict, scope: Scope) -> Value:
+        """A dict; unknown where a key or a dict that is unpacked into it is."""
         result: dict[Any, Value] = {}
         for key_node, value_node in zip(node.keys, node.values, strict=True):
             value = self.value(value_node, scope)
@@ -90,9 +92,11 @@ class Expressions(Machine):
         return result
 
     def visit_Name(self, node: ast.Name, scope: Scope) -> Value:
+        """What the name is bound to."""
         return self.lookup(node.id, scope)
 
     def visit_Attribute(self, node: ast.Attribute, scope: Scope) -> Value:
+        """An attribute of an object, a module or something outside of the checkout."""
         owner = plain(self.value(node.value, scope))
         if isinstance(owner, External):
             dotted = f"{owner.name}.{node.attr}"
@@ -108,6 +112,7 @@ class Expressions(Machine):
         return Unknown(f"attribute {node.attr}")
 
     def visit_UnaryOp(self, node: ast.UnaryOp, scope: Scope) -> Value:
+        """`not` and the sign of a number."""
         value = plain(self.value(node.operand, scope))
         if isinstance(node.op, ast.Not):
             decided = truth(value)
@@ -117,6 +122,7 @@ class Expressions(Machine):
         return Unknown("unary")
 
     def visit_BoolOp(self, node: ast.BoolOp, scope: Scope) -> Value:
+        """`and` and `or`, evaluated as far as Python would."""
         value: Value = None
         for operand in node.values:
             value = self.value(operand, scope)
@@ -128,6 +134,7 @@ class Expressions(Machine):
         return value
 
     def visit_Compare(self, node: ast.Compare, scope: Scope) -> Value:
+        """A comparison of known values, also a chain of them."""
         left = plain(self.value(node.left, scope))
         for op, right_node in zip(node.ops, node.comparators, strict=True):
             right = plain(self.value(right_node, scope))
@@ -142,6 +149,7 @@ class Expressions(Machine):
         return True
 
     def visit_BinOp(self, node: ast.BinOp, scope: Scope) -> Value:
+        """Arithmetic; see `combine`."""
         left, right = plain(self.value(node.left, scope)), plain(self.value(node.right, scope))
         return self.combine(node.op, left, right)
 
@@ -172,12 +180,14 @@ class Expressions(Machine):
             return Unknown("arithmetic")
 
     def visit_IfExp(self, node: ast.IfExp, scope: Scope) -> Value:
+        """`a if b else c`; unknown where the condition is."""
         decided = truth(self.value(node.test, scope))
         if decided is None:
             return Unknown("condition")
         return self.value(node.body if decided else node.orelse, scope)
 
     def visit_JoinedStr(self, node: ast.JoinedStr, scope: Scope) -> Value:
+        """An f-string of known values without formats."""
         pieces: list[str] = []
         for part in node.values:
             inner = part.value if isinstance(part, ast.FormattedValue) else part
@@ -190,11 +200,13 @@ class Expressions(Machine):
         return "".join(pieces)
 
     def visit_NamedExpr(self, node: ast.NamedExpr, scope: Scope) -> Value:
+        """`name := value`."""
         value = self.value(node.value, scope)
         self.bind(node.target, value, scope)
         return value
 
     def visit_ListComp(self, node: ast.ListComp | ast.GeneratorExp, scope: Scope) -> Value:
+        """A comprehension over one known list."""
         generator = node.generators[0]
         items = plain(self.value(generator.iter, scope))
         if len(node.generators) != 1 or not isinstance(items, list):
@@ -214,6 +226,7 @@ class Expressions(Machine):
     visit_GeneratorExp = visit_ListComp
 
     def visit_DictComp(self, node: ast.DictComp, scope: Scope) -> Value:
+        """A dict from a comprehension, by way of one of pairs."""
         pair = ast.Tuple(elts=[node.key, node.value], ctx=ast.Load())
         pairs = self.visit_ListComp(ast.ListComp(elt=pair, generators=node.generators), scope)
         if not isinstance(pairs, list) or not all(isinstance(p, list) and self.budget.known(p[0]) for p in pairs):
@@ -221,6 +234,7 @@ class Expressions(Machine):
         return {plain(key): value for key, value in pairs}
 
     def visit_Subscript(self, node: ast.Subscript, scope: Scope) -> Value:
+        """An item of a list, a dict or a string."""
         container, index = plain(self.value(node.value, scope)), plain(self.value(node.slice, scope))
         if isinstance(container, (list, dict, str)) and self.budget.known(index):
             try:
@@ -230,6 +244,7 @@ class Expressions(Machine):
         return Unknown("subscript")
 
     def visit_Lambda(self, node: ast.Lambda, scope: Scope) -> Value:
+        """The function, with the scope that it sees."""
         return Function(node, scope)
 
 

@@ -65,20 +65,24 @@ class Interpreter(Calls):
                 raise BudgetExceeded from error
 
     def visit_Assign(self, node: ast.Assign, scope: Scope) -> None:
+        """Binds the value to every target."""
         value = self.value(node.value, scope)
         for target in node.targets:
             self.bind(target, value, scope)
 
     def visit_AnnAssign(self, node: ast.AnnAssign, scope: Scope) -> None:
+        """Binds the value, where there is one."""
         if node.value is not None:
             self.bind(node.target, self.value(node.value, scope), scope)
 
     def visit_AugAssign(self, node: ast.AugAssign, scope: Scope) -> None:
+        """Binds what the operator makes of the old value and the new one."""
         if isinstance(node.target, (ast.Name, ast.Attribute)):
             before, change = plain(self.value(node.target, scope)), plain(self.value(node.value, scope))
             self.bind(node.target, self.combine(node.op, before, change), scope)
 
     def visit_With(self, node: ast.With, scope: Scope) -> None:
+        """Binds the context managers themselves, then runs the body."""
         for item in node.items:
             value = self.value(item.context_expr, scope)
             if item.optional_vars is not None:
@@ -86,6 +90,7 @@ class Interpreter(Calls):
         self.run_block(node.body, scope)
 
     def visit_If(self, node: ast.If, scope: Scope) -> None:
+        """Runs the branch that is decided; where neither is, both with doubt, or none where a command depends on it."""
         decided = truth(self.value(node.test, scope))
         if decided is not None:
             self.run_block(node.body if decided else node.orelse, scope)
@@ -110,6 +115,7 @@ class Interpreter(Calls):
         self.run_block(node.finalbody, scope)
 
     def visit_For(self, node: ast.For, scope: Scope) -> None:
+        """Runs the body for every item of a known list; once with doubt otherwise."""
         items = plain(self.value(node.iter, scope))
         jumps = self.fact("jumps", node, lambda: _holds(node, ast.Break, ast.Continue))
         if not isinstance(items, (list, tuple)) or (jumps and not self.world.complete):
@@ -127,32 +133,41 @@ class Interpreter(Calls):
                 return
 
     def visit_Continue(self, _: ast.Continue, __: Scope) -> None:
+        """Goes on with the next round, where it is certain that this is reached."""
         if self.world.complete and not self.uncertain:
             raise NextRound
 
     def visit_Break(self, _: ast.Break, __: Scope) -> None:
+        """Ends the loop, where it is certain that this is reached."""
         if self.world.complete and not self.uncertain:
             raise LoopEnded
 
     def visit_While(self, node: ast.While, scope: Scope) -> None:
+        """Runs the body once with doubt: how often is not decided here."""
         self._run_doubtful(node.body, scope)
 
     def visit_FunctionDef(self, node: ast.FunctionDef, scope: Scope) -> None:
+        """Binds the function; its body waits for a call."""
         scope.names[node.name] = Function(node, scope)
 
     def visit_ClassDef(self, node: ast.ClassDef, scope: Scope) -> None:
+        """Binds the class; its body waits for an instance."""
         scope.names[node.name] = ClassValue(node, scope.module)
 
     def visit_Expr(self, node: ast.Expr, scope: Scope) -> None:
+        """Evaluates an expression for what it does."""
         self.value(node.value, scope)
 
     def visit_Return(self, node: ast.Return, scope: Scope) -> None:
+        """Ends the function with the value, by an exception."""
         raise Returned(None if node.value is None else self.value(node.value, scope))
 
     def visit_Global(self, node: ast.Global, scope: Scope) -> None:
+        """Names that are bound in the module from here on."""
         scope.declared_global.update(node.names)
 
     def visit_Import(self, node: ast.Import, scope: Scope) -> None:
+        """Binds a module of outside the checkout."""
         for alias in node.names:
             scope.names[alias.asname or alias.name.split(".")[0]] = External(
                 alias.name if alias.asname else alias.name.split(".")[0]

@@ -160,6 +160,7 @@ class Machine:
     # names
 
     def lookup(self, name: str, scope: Scope) -> Value:
+        """What a name means in a scope: the world's, the nearest scope's, the module's or a builtin."""
         if name in self.world.names:
             return self.world.names[name]
         place: Scope | None = scope

@@ -39,6 +39,7 @@ class FolderSources:
         self._texts: dict[str, str | None] = {}
 
     def read(self, path: str) -> str | None:
+        """See `Sources.read`; nothing outside of the folder, and no file that cannot be read."""
         if path not in self._texts:
             self._texts[path] = self._read(path)
         return self._texts[path]
@@ -60,6 +61,7 @@ class TextSources:
         self._texts = texts
 
     def read(self, path: str) -> str | None:
+        """See `Sources.read`."""
         return self._texts.get(path)
 
 

@@ -85,6 +85,7 @@ class Function:
 
     @property
     def name(self) -> str:
+        """The function's name."""
         return self.node.name if isinstance(self.node, ast.FunctionDef) else "<lambda>"
 
 
