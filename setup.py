@@ -25,6 +25,7 @@ class BuildWithData(build_py):
     """Carries the top-level data inside the package, where a wheel can find it again."""
 
     def run(self) -> None:
+        """Builds the package as setuptools does, then copies the data into it; an editable one finds it in place."""
         super().run()
         if getattr(self, "editable_mode", False):
             return
