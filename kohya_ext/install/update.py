@@ -176,13 +176,13 @@ def _environments(root: Path, wanted: pending.PendingUpdate) -> list[Environment
 
 
 def _require_git(checkout: Checkout) -> None:
-    if gitcommand.program() is None:
-        raise UnsupportedError("git was not found: install it, or update Kohya without it and run kohya-ext install")
     if not (checkout.root / ".git").exists():
         raise UnsupportedError(
             f"{checkout.root} is not a git repository (an image's copy?), so it cannot be pulled: "
             "update it the way you installed it, then run kohya-ext install"
         )
+    if gitcommand.program() is None:
+        raise UnsupportedError("git was not found: install it, or update Kohya without it and run kohya-ext install")
     git.require_access(checkout.root, checkout.training_root)
     if git.answer(checkout.root, "rev-parse", "--abbrev-ref", "@{upstream}") is None:
         raise ConflictError(

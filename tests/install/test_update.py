@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext import presets
+from kohya_ext.checkout import gitcommand
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.core.errors import ConflictError, UnsupportedError
 from kohya_ext.core.shell import command
@@ -265,7 +266,11 @@ def test_an_update_after_a_killed_one_does_its_work(make: Make, tmp_path: Path) 
     assert status(checkout).clean and status(checkout).patch_set == "inline"
 
 
-def test_a_copy_without_git_says_how(make: Make) -> None:
+@pytest.mark.parametrize("there", [True, False], ids=["git is there", "git is not"])
+def test_a_copy_without_git_says_how(make: Make, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """An unpacked archive is no use to git, so nobody is told to install it for that."""
+    if not there:
+        monkeypatch.setattr(gitcommand, "program", lambda: None)
     checkout = make("embedded")
     if HAS_GIT:
         shutil.rmtree(checkout.root / ".git")
