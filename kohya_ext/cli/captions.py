@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json
 from kohya_ext.core.console import Output
-from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, KohyaExtError, RecoveredError, did_you_mean
+from kohya_ext.core.errors import (
+    DONE,
+    FOUND_PROBLEMS,
+    RECOVERED,
+    KohyaExtError,
+    RecoveredError,
+    UsageError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from kohya_ext.dataset.history import EditPlan
@@ -182,10 +190,12 @@ def check_captions(arguments: argparse.Namespace) -> int:
     """The findings; exit 1 when one of them is a problem."""
     from kohya_ext.dataset import caption_check
     from kohya_ext.dataset.findings import numbered
-    from kohya_ext.dataset.layout import require_folder
+    from kohya_ext.dataset.layout import concepts, images_in, require_folder
 
     out = Output("captions check", arguments.json)
     folder = require_folder(arguments.folder)
+    if not arguments.recursive and not images_in(folder, recursive=False) and concepts(folder):
+        raise UsageError(f"{folder}: holds no image itself; add --recursive for the folders in it")
     findings = caption_check.check(
         folder, recursive=arguments.recursive, suffix=arguments.extension, token=arguments.token
     )

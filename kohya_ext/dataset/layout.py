@@ -110,6 +110,9 @@ def repeats_in(folder: Path, paths: list[Path]) -> dict[Path, int]:
 def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
     """What lies among the images and is not read."""
     numbered = concepts(folder)
+    if not numbered and repeats_of(folder.name) and images_in(folder, recursive=False):
+        text = "has repeats in its name: in the LoRA and Dreambooth tabs choose the folder above it, not this one"
+        yield AuditFinding("concept-folder", folder.name, text, ADVICE)
     for path in files:
         if is_mask(path):
             continue

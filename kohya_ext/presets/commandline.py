@@ -80,9 +80,14 @@ class Project:
         folders = [name for name in top if (self.data / name).is_dir()]
         wrong = [name for name in folders if CONCEPT.match(name) is None]
         if not folders or wrong:
+            here = self.data.resolve()
+            wrong_name = f"its folder {wrong[0]} is not called" if wrong else "it has no folder called"
+            above = (
+                f"; did you mean the folder above, {here.parent}?" if CONCEPT.match(here.name) and not folders else ""
+            )
             raise UsageError(
-                f"{self.data}: {f'its folder {wrong[0]} is' if wrong else 'it has no folder that is'} not called "
-                f"REPEATS_NAME, as in 10_cat: the {tab} tab wants the images in such folders"
+                f"{self.data}: {wrong_name} REPEATS_NAME, as in 10_cat: the {tab} tab wants the images in such folders"
+                f"{above}"
             )
         for name in folders:
             found[str((self.data / name).resolve())] = _names(self.data / name)

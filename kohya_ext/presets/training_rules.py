@@ -329,3 +329,16 @@ def _network(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
         return
     fix = "choose a LoRA type of the model family, or the check box of its family"
     yield Finding("error", "lora-type", "LoRA_type", form.get("LoRA_type"), effect, fix)
+
+
+@training_rule
+def _captions(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
+    """Without an extension the script looks for files that few data sets have, and trains without captions."""
+    name, elsewhere = "caption_extension", ("in_json", "dataset_config")
+    argument = training.arguments.get(name)
+    if argument is None or training.given.get(name) or any(training.given.get(key) for key in elsewhere):
+        return
+    if argument.default == ".caption":
+        key = key_of(name, form)
+        effect = "captions like a.txt are not read: without an extension sd-scripts looks for a.caption"
+        yield Finding("note", "caption-files", key, form.get(key), effect, "write .txt, if your captions end so")

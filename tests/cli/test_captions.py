@@ -133,3 +133,11 @@ def test_a_command_that_fails_after_a_recovery_says_both(run: Run, tmp_path: Pat
     assert done.code == RECOVERED
     assert "rolled back" in done.errors and "not a regular expression" in done.errors
     assert not (folder / ".kohya_ext").exists()
+
+
+def test_checking_a_folder_of_folders_says_so(tmp_path: Path, run: Run) -> None:
+    folder = folder_of(tmp_path / "data", {"10_girl/a.png": None, "10_girl/a.txt": "a girl"})
+    done = run("captions", "check", folder, "--extension", ".caption")
+    assert done.code == WRONG_USAGE and "--recursive" in done.errors
+    assert run("captions", "check", folder, "--extension", ".caption", "--recursive").code == FOUND_PROBLEMS
+    assert run("captions", "check", folder, "--recursive").code == DONE

@@ -16,6 +16,7 @@ from tests.presets.toml_release import TEXTS
 SETTINGS = """network_module = "networks.lora"
 learning_rate = "1e-4"
 max_train_epochs = 3
+caption_extension = ".txt"
 cache_text_encoder_outputs = true
 nonsense = 5
 """

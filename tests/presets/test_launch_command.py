@@ -246,6 +246,9 @@ def test_the_other_tabs_want_folders_called_repeats_and_name(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="no image"):
         project.pictures("lora")
     (project.data / "10_cat" / "a.PNG").touch()
+    below = Project(project.data / "10_cat", "m", tmp_path, "x")
+    with pytest.raises(UsageError, match=r"no folder called REPEATS_NAME.*did you mean the folder above, .*data"):
+        below.pictures("lora")
     assert project.pictures("lora")[str(project.data / "10_cat")] == ["a.PNG"]
     (project.data / "cats").mkdir()
     with pytest.raises(UsageError, match="cats is not called"):

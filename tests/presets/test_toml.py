@@ -116,6 +116,13 @@ def test_a_table_inside_a_table_is_ignored_and_moved_up(tmp_path: Path) -> None:
     assert (fitted.values["seed"], [step.action for step in fitted.steps]) == (7, ["moved", "moved"])
 
 
+def test_captions_that_end_in_txt_are_not_read_by_default(tmp_path: Path) -> None:
+    text = GOOD.replace('caption_extension = ".txt"\n', "")
+    note = ("note", "caption-files", "caption_extension")
+    assert rules(text, tmp_path) == {note}
+    assert note not in rules(text + "dataset_config = 'data.toml'\n", tmp_path)
+
+
 def test_the_last_of_two_counts(tmp_path: Path) -> None:
     text = GOOD + "[more]\nlearning_rate = 1e-5\n"
     assert ("warning", "given-twice", "learning_rate") in rules(text, tmp_path)
