@@ -52,6 +52,8 @@ CAPTION_CHANGES = (
     "token_warmup_step",
     CHANGE_UNSEEN,
 )
+# In the scripts that drop captions after all, from their cached outputs.
+_CACHE_WITH_DROPOUT = re.compile(r"is_text_encoder_output_cacheable\(\s*cache_supports_dropout=True")
 _STEPS = re.compile(r"^(?!\s*#).*\.verify_bucket_reso_steps\((\d+)\)", re.MULTILINE)
 # The networks of one family, and the beginning of the scripts that can train them.
 FAMILY_NETWORKS = {
@@ -286,8 +288,10 @@ def _cached_captions(training: ScriptRun, form: Form, release: Release) -> Itera
     if not training.value("cache_text_encoder_outputs"):
         return
     key = key_of("cache_text_encoder_outputs", form)
+    script = (release.training and release.training.read(training.script)) or ""
+    drops = _CACHE_WITH_DROPOUT.search(script) is not None
     for name in CAPTION_CHANGES:
-        if not parse_number(training.value(name) or 0):
+        if not parse_number(training.value(name) or 0) or (drops and name == "caption_dropout_rate"):
             continue
         where, fix = key_of(name, form), f"switch {key} or {name} off"
         if name == CHANGE_UNSEEN:

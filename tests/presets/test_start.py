@@ -251,6 +251,15 @@ def test_what_the_release_would_do(
     assert told(changes, release) == expected
 
 
+def test_a_script_that_drops_cached_captions() -> None:
+    changes = {"sdxl_cache_text_encoder_outputs": True, "additional_parameters": "--caption_dropout_rate=0.1"}
+    drops = "assert group.is_text_encoder_output_cacheable(\n    cache_supports_dropout=True\n), 'no'\n"
+    training = TextSources({"sdxl_train_network.py": SCRIPT + drops, "train_network.py": NETWORK})
+    assert told(changes, replace(SHELL, training=training)) == set()
+    shuffled = {**changes, "shuffle_caption": True}
+    assert told(shuffled, replace(SHELL, training=training)) == {("error", "cached-captions", "shuffle_caption")}
+
+
 @pytest.mark.parametrize("text", ["weight_decay=0.05 ", "weight_decay=0.05  betas=(0.9,0.99)", " a=1", "a = 1", "a"])
 def test_blanks_that_the_gui_refuses_from_v24_on(text: str) -> None:
     assert ("error", "gui-refuses", "optimizer_args") in told({"optimizer_args": text}, LIST)
