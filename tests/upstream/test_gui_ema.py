@@ -44,12 +44,15 @@ def test_all_of_upstreams_is_as_it_is_without_us(name: str, tmp_path: Path) -> N
     tree = real_gui.installed_copy(era, tmp_path / "ours")
     shutil.rmtree(tree / "presets")
     shutil.copytree(plain / "presets", tree / "presets")
+    second = Path(
+        shutil.copytree(tree, tmp_path / "broken", symlinks=True)
+    )  # a GUI lists the folders that it made before
     without, _ = built(era, plain)
     assert without["our_events"] == 0
     ours, printed = built(era, tree)
     assert [label for label in ours["our_components"] if label in FIELDS] == FIELDS * len(TABS)
     assert ours["our_backend"] == []
-    broken, said = built(era, tree, fault="_footer")
+    broken, said = built(era, second, fault="_footer")
     assert said.count("kohya_ext: internal error") == len(TABS)
     assert "kohya_ext: " not in printed
     assert broken["our_events"] == 0
@@ -57,7 +60,7 @@ def test_all_of_upstreams_is_as_it_is_without_us(name: str, tmp_path: Path) -> N
     for part in ("components", "layout", "events"):
         theirs = plainly(without[part], plain)
         assert plainly(ours[part], tree) == theirs, part
-        assert plainly(broken[part], tree) == theirs, part
+        assert plainly(broken[part], second) == theirs, part
 
 
 def plainly(part: Any, tree: Path) -> str:
@@ -124,13 +127,14 @@ class Section:
 
     def type(self, label: str, text: str) -> None:
         self.field(label).click()
-        self.field(label).press("Control+a")
-        self.field(label).press_sequentially(text)
+        self.field(label).fill(text[:-3])  # v26 takes a second for each key where the machine is busy
+        self.field(label).press("End")
+        self.field(label).press_sequentially(text[-3:])
 
     def shows(self, **fields: Any) -> None:
         """Waits until the fields, the text among them, show these values."""
         labels = {flag.key: flag.label for flag in FLAGS} | {"text": TEXT}
-        for _ in range(100):
+        for _ in range(300):
             now = {key: self.value(labels[key]) for key in fields}
             if now == fields:
                 return
