@@ -1,7 +1,7 @@
 """The machine on which tests run is out of their sight, and what is not theirs out of their reach.
 
 `begin` makes a folder of this session's own with an empty home, an empty temporary folder and an empty "machine" (no
-processes, none of the templates' places) and points every environment variable that leads anywhere to it. `watch`
+processes, none of the templates' locations) and points every environment variable that leads anywhere to it. `watch`
 starts the guard (tests/guard/sitecustomize.py), which children inherit.
 """
 

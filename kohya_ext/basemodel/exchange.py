@@ -114,7 +114,7 @@ def _file_of(vae: Path) -> Path:
         for name in DIFFUSERS:
             if (folder / name).is_file():
                 return folder / name
-    raise UsageError(f"{vae} holds no {DIFFUSERS[0]}: give the file, or a diffusers folder")
+    raise UsageError(f"{vae} contains no {DIFFUSERS[0]}: give the file, or a diffusers folder")
 
 
 def _opened(path: Path) -> Header:
@@ -132,7 +132,7 @@ def _opened(path: Path) -> Header:
 def _compare(checkpoint: Path, vae: Path, there: Mapping[str, TensorEntry], offered: Mapping[str, TensorEntry]) -> None:
     missing = [key for key in there if key not in offered]
     if len(missing) == len(there):
-        raise UsageError(f"{vae} holds no VAE that could go into {checkpoint}")
+        raise UsageError(f"{vae} contains no VAE that could go into {checkpoint}")
     if missing:
         raise UsageError(f"{vae} lacks {len(missing)} of the VAE's {len(there)} weights, e.g. {missing[0]}")
     for key, entry in there.items():

@@ -62,8 +62,8 @@ def fetch(wanted: Wanted, folder: Path, *, overwrite: bool = False, voice: Voice
             if not overwrite:
                 what = f"its SHA-256 is {found}" if found else f"it has {target.stat().st_size} bytes"
                 raise ConflictError(
-                    f"{target} is another file than {wanted.repository} publishes ({what}): half a download, or one of "
-                    "your own. Move it away, or give --overwrite"
+                    f"{target} is not the file that {wanted.repository} publishes ({what}): an incomplete download, "
+                    "or a file of yours. Move it away, or give --overwrite"
                 )
         with explained_target(target):
             return _download(wanted, target, voice)
@@ -97,7 +97,7 @@ def _download(wanted: Wanted, target: Path, voice: Voice) -> Fetched:
         part.remove()
         if attempt:
             raise ConflictError(
-                "the server sent something other than the published file, twice "
+                "the server twice sent something other than the published file "
                 f"(SHA-256 {found} instead of {remote.sha256}): a broken proxy or mirror? It was discarded; "
                 "nothing was changed"
             )
@@ -111,6 +111,6 @@ def _check_room(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed + LEFT_FREE:
         raise ConflictError(
-            f"{target.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are to come: free some, or give "
-            "another folder with --to. Nothing was downloaded"
+            f"{target.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed: free some space, "
+            "or choose another folder with --to. Nothing was downloaded"
         )

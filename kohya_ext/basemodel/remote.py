@@ -48,8 +48,9 @@ class Wanted:
             raise UsageError(f"{self.revision!r} is not a branch, a tag or a commit")
         if not _NAME.fullmatch(self.name) or len(self.name.encode()) > _LONGEST_NAME:
             raise UsageError(
-                f"{self.name!r}: give the name of a file in the repository, without folders, that begins with a letter "
-                f'or a digit, ends in no dot or blank, and has no control characters nor any of \\ / : * ? " < > |'
+                f"{self.name!r}: give the name of a file in the repository, without folders: it must begin with a "
+                "letter or a digit, not end in a dot or a space, and contain no control characters and none of "
+                '\\ / : * ? " < > |'
             )
 
 
@@ -97,8 +98,8 @@ def look_up(wanted: Wanted) -> Remote:
         digest = wanted.sha256
     if wanted.sha256 and digest != wanted.sha256:
         raise ConflictError(
-            f"{page} announces another file (SHA-256 {digest}) than the one wanted ({wanted.sha256}): "
-            "a mirror that is not one, or a new version. Nothing was downloaded"
+            f"{page} offers another file (SHA-256 {digest}) than expected ({wanted.sha256}): "
+            "a wrong mirror, or a new version. Nothing was downloaded"
         )
     size = getattr(found, "size", None) or wanted.size
     if not digest or not size:
@@ -106,9 +107,9 @@ def look_up(wanted: Wanted) -> Remote:
     url = urljoin(page, str(getattr(found, "location", None) or page))
     target, origin = urlsplit(url), urlsplit(page)
     if target.scheme not in ("http", "https"):
-        raise ConflictError(f"{page} sends to {url[:80]!r}, which is not a web address. Nothing was downloaded")
+        raise ConflictError(f"{page} redirects to {url[:80]!r}, which is not a web address. Nothing was downloaded")
     if (origin.scheme, target.scheme) == ("https", "http"):
-        raise ConflictError(f"{page} sends to {url[:80]!r}, where anybody on the way can read. Nothing was downloaded")
+        raise ConflictError(f"{page} redirects to {url[:80]!r}, which is not encrypted. Nothing was downloaded")
     same = (target.scheme, target.netloc) == (origin.scheme, origin.netloc)
     return Remote(url, int(size), digest, header if same and _private(url) else "")
 

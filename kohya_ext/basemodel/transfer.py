@@ -117,7 +117,7 @@ class CarefulRedirects(urllib.request.HTTPRedirectHandler):
         """As the base class; raises HTTPError for what is not followed."""
         scheme = urlsplit(url).scheme
         if scheme not in ("https", "http") or (scheme == "http" and urlsplit(request.full_url).scheme == "https"):
-            raise urllib.error.HTTPError(url, code, f"it sends from https to {scheme[:20]}", headers, response)
+            raise urllib.error.HTTPError(url, code, f"it redirects from https to {scheme[:20]}", headers, response)
         return super().redirect_request(request, response, code, reason, headers, url)
 
 
@@ -184,7 +184,7 @@ def _stream(part: Part, remote: Remote, progress: Progress) -> None:
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.remove()
-        raise BrokenOffError(f"the server answers {error.code} {error.reason}") from error
+        raise BrokenOffError(f"the server answered {error.code} {error.reason}") from error
     except http.client.HTTPException as error:
         raise BrokenOffError(f"the connection broke off ({type(error).__name__})") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
@@ -196,9 +196,7 @@ def _start(response: http.client.HTTPResponse, have: int, size: int) -> int:
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         if not match or int(match[1]) != have or match[3] not in ("*", str(size)):
-            raise BrokenOffError(
-                f"the server answers with another range than asked for ({match[0] if match else 'none'})"
-            )
+            raise BrokenOffError(f"the server returned another range than requested ({match[0] if match else 'none'})")
         return have
     stated = response.headers.get("Content-Length")
     if stated is not None and stated.strip() != str(size):

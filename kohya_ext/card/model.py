@@ -80,7 +80,7 @@ def read(path: Path) -> Model:
     if not path.exists():
         raise UsageError(f"{path} does not exist")
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; a card is made of one .safetensors file")
+        raise UsageError(f"{path} is a folder; a card is made from one .safetensors file")
     if is_pickle(path):
         raise UsageError(
             f"{path} is a pickle (.ckpt), which can run code and is not opened; convert it to .safetensors"

@@ -134,7 +134,7 @@ def _describe_kohya_ss(root: Path) -> Checkout:
         )
     if not (root / "presets").is_dir():
         raise HalfCheckoutError(
-            f"{root} is half a checkout: it has a {GUI_SCRIPT} but no presets/ folder. {_restore(root)}"
+            f"{root} is an incomplete checkout: it has a {GUI_SCRIPT} but no presets/ folder. {_restore(root)}"
         )
     checkout = Checkout(
         root=root,
@@ -148,7 +148,7 @@ def _describe_kohya_ss(root: Path) -> Checkout:
     )
     if submodule and not checkout.library.is_dir():
         error = HalfCheckoutError(
-            f"{root} is half a checkout: its submodule {SUBMODULE}/ is empty. "
+            f"{root} is an incomplete checkout: its submodule {SUBMODULE}/ is empty. "
             f"Fetch it: git -C {shell.quoted(root)} submodule update --init --recursive"
         )
         error.gui = checkout
@@ -174,7 +174,7 @@ def _describe_sd_scripts(root: Path) -> Checkout:
 def _require_training_code(root: Path) -> None:
     missing = [name for name in TRAINING_LANDMARKS if not (root / name).exists()]
     if missing:
-        raise HalfCheckoutError(f"{root} is half a checkout: {', '.join(missing)} missing. {_restore(root)}")
+        raise HalfCheckoutError(f"{root} is an incomplete checkout: {', '.join(missing)} missing. {_restore(root)}")
 
 
 def _restore(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which checkout is meant where none is named: the current folder's, a running GUI's, or one at the templates' places.
+"""Which checkout is meant where none is named: the current folder's, a running GUI's, or one where templates put it.
 
 Refuse rather than guess: where more than one may be meant, none is chosen.
 """
@@ -129,7 +129,7 @@ class _Search:
         return list(found.values())
 
     def places(self) -> Iterator[FoundCheckout]:
-        """The checkouts at the templates' places, then those below and next to the current folder; each once."""
+        """The checkouts at the templates' locations, then those below and next to the current folder; each once."""
         seen: set[Path] = set()
         usual = ((place, f"a known location ({place})") for place in expand(CHECKOUTS, self.environ, self.prefix))
         below = ((self.cwd / name, f"below the current folder ({self.cwd / name})") for name in NESTED)

@@ -102,9 +102,9 @@ def repository(top: Path) -> Repository:
     if (folder / "commondir").is_file():
         common = _led_to(folder / "commondir", "").resolve()
         if folder.parent != common / "worktrees" or _led_to(folder / "gitdir", "").resolve() != entry:
-            raise LedAwayError(f"{entry} leads to {folder}, which belongs to another work tree of {common}")
+            raise LedAwayError(f"{entry} points to {folder}, which belongs to another work tree of {common}")
     elif led_away and not _belongs(folder, top):
-        raise LedAwayError(f"{entry} leads to {folder}, which belongs to another work tree")
+        raise LedAwayError(f"{entry} points to {folder}, which belongs to another work tree")
     return Repository(top, folder, common)
 
 
@@ -213,7 +213,7 @@ def _identity(top: Path) -> identity.Identity | None:
         where = shell.quoted(found.top)
         raise RefusedError(
             f"{found.top} belongs to user {owner} and {stranger} to user {uids[stranger]}, so git does not work there "
-            "(detected dubious ownership). Run as the user that owns it, after giving all of it to that one: "
+            "(detected dubious ownership). Give all of it to one user, and run as that user: "
             f"chown -R {owner} {where}"
         )
     if identity.is_root():
@@ -256,7 +256,7 @@ def _led_to(file: Path, start: str) -> Path:
         found = folder.read(file.name)
     text = "" if found is None else os.fsdecode(found[0]).rstrip("\r\n")
     if not text.startswith(start) or not text[len(start) :].strip(" "):
-        raise LedAwayError(f"{file} does not name a folder of git's")
+        raise LedAwayError(f"{file} does not point to a git folder")
     return file.parent / text[len(start) :].removeprefix(" ")
 
 

@@ -82,7 +82,7 @@ class SourceFiles:
         except (SyntaxError, ValueError) as error:
             if has_markers(self.data(path)):
                 raise ConflictError(
-                    f"{path} holds the conflict markers of a merge; nothing was changed. Finish the merge in it, or "
+                    f"{path} contains merge conflict markers; nothing was changed. Resolve them, or "
                     "restore the file, then run again"
                 ) from error
             raise UnsupportedError(

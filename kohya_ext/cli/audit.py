@@ -49,7 +49,7 @@ def audit(arguments: argparse.Namespace) -> int:
     try:
         from kohya_ext.dataset import audit as audits
     except ImportError as error:
-        raise UsageError(f"audit needs Pillow to look at images ({error}): run it with Kohya's Python") from error
+        raise UsageError(f"audit needs Pillow to read images ({error}): run it with Kohya's Python") from error
     from kohya_ext.dataset import tokens
     from kohya_ext.dataset.layout import require_folder
 
@@ -84,7 +84,7 @@ def _bucketing(arguments: argparse.Namespace) -> Bucketing:
     smallest = 256 if arguments.min_bucket is None else arguments.min_bucket
     largest = 2048 if arguments.max_bucket is None else arguments.max_bucket
     if not 1 <= smallest <= largest <= 16384:
-        raise UsageError(f"--min-bucket {smallest} --max-bucket {largest}: give pixels up to 16384, the smaller first")
+        raise UsageError(f"--min-bucket {smallest} --max-bucket {largest}: give pixels up to 16384, the minimum first")
     smallest, largest = max(step, smallest - smallest % step), largest + -largest % step
     if not arguments.no_upscale:
         if arguments.min_bucket is not None and smallest > min(resolution):
@@ -139,7 +139,7 @@ def _counted(found: Audit) -> list[str]:
 def _check_page(path: Path) -> None:
     """Refuse early what could only fail after all images."""
     if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist; make it first")
+        raise UsageError(f"the folder {path.parent} does not exist; create it first")
     if path.is_dir():
         raise UsageError(f"{path} is a folder: give the name of a page, such as audit.html")
 

@@ -108,7 +108,7 @@ def build(arguments: argparse.Namespace) -> int:
 def _digest(arguments: argparse.Namespace) -> str:
     digest: str = arguments.sha256.strip().lower()
     if digest and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
-        raise UsageError(f"--sha256 {arguments.sha256!r}: 64 hexadecimal digits")
+        raise UsageError(f"--sha256 {arguments.sha256!r}: give 64 hexadecimal digits")
     return digest
 
 

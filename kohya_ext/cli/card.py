@@ -92,7 +92,7 @@ def _check_target(path: Path | None, model: Path, overwrite: bool) -> str:
     if path is None:
         return ""
     if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist; make it first")
+        raise UsageError(f"the folder {path.parent} does not exist; create it first")
     if not path.exists():
         return ""
     if path.is_dir() or (model.exists() and path.samefile(model)):
@@ -108,9 +108,9 @@ def _author(arguments: argparse.Namespace) -> Author:
 
     said = {**dict.fromkeys(arguments.allow, True), **dict.fromkeys(arguments.deny, False)}
     if unknown := [name for name in said if name not in PERMISSIONS]:
-        raise UsageError(f"{unknown[0]!r} is not a permission; there are: {', '.join(PERMISSIONS)}")
+        raise UsageError(f"{unknown[0]!r} is not a permission; known ones: {', '.join(PERMISSIONS)}")
     if both := set(arguments.allow) & set(arguments.deny):
-        raise UsageError(f"{', '.join(sorted(both))}: either --allow or --deny")
+        raise UsageError(f"{', '.join(sorted(both))}: give either --allow or --deny")
     versions = parse(_text(arguments.changelog)) if arguments.changelog else []
     if arguments.changelog and not versions:
         raise UsageError(f'{arguments.changelog} has no heading with a version, such as "## 1.2 (2023-12-05)"')

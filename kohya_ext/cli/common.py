@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kohya_ext.install.manifest import Known, Manifest
 
 CHECKOUT_HELP = (
-    "kohya_ss or sd-scripts folder; when omitted: the current folder's, a running GUI's, the templates' places"
+    "kohya_ss or sd-scripts folder; when omitted: the current folder's, a running GUI's, the templates' locations"
 )
 
 
@@ -106,7 +106,7 @@ def find_gui(argument: str | None, out: Output) -> Checkout:
     except HalfCheckoutError as error:
         if error.gui is None:
             raise
-        out.warn(f"{error} Until then nothing is judged by the training script's arguments")
+        out.warn(f"{error} Until then the arguments of the training script are not checked")
         return error.gui
 
 

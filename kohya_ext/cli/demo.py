@@ -62,7 +62,7 @@ def _require_packages() -> None:
     if missing:
         raise UsageError(
             f"the demo needs {', '.join(missing)}, which this Python ({sys.executable}) lacks; "
-            "run it with the Python of your Kohya, or as ./install.sh --demo, which makes an environment"
+            "run it with Kohya's Python, or as ./install.sh --demo, which creates an environment"
         )
 
 

@@ -134,7 +134,7 @@ def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
         if seen[prompt.section] <= arguments.limit:
             kept.append(prompt)
     if not kept:
-        raise UsageError(f"--limit {arguments.limit}: at least 1")
+        raise UsageError(f"--limit {arguments.limit}: must be at least 1")
     return kept
 
 

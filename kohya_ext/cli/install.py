@@ -177,7 +177,7 @@ def _report(out: Output, outcome: Outcome, patch_set: str) -> None:
     if not outcome.changed:
         out.item("unchanged", "everything is in place already")
     elif patch_set in PATCH_SETS and outcome.plan.verb == "install":
-        out.item("backup", "the originals are in .kohya_ext/backup; kohya-ext uninstall puts them back")
+        out.item("backup", "the originals are in .kohya_ext/backup; kohya-ext uninstall restores them")
     if outcome.plan.hooks:
         found = [row for row in outcome.plan.hooks if row.status in ("found", "older")]
         out.item("hooks", f"{len(found)} functions of this release found")
@@ -228,7 +228,7 @@ def _offer_warmup(
         told = agreed(f"Write {gui_gradio.CURE} into {checkout.root / gui_gradio.CONFIG}?", yes=False)
     if told:
         path = gui_gradio.write_warmup(checkout)
-        out.item("written", f"{path}: {gui_gradio.CURE} (yours now: uninstall leaves it)")
+        out.item("written", f"{path}: {gui_gradio.CURE} (yours from now on: uninstall keeps it)")
 
 
 def _what_next(out: Output, checkout: Checkout, environment: Environment | None, patch_set: str) -> str:

@@ -183,7 +183,7 @@ def _check_extract(arguments: argparse.Namespace) -> None:
     """What can be told from the arguments alone, without torch. Raises UsageError."""
     ranks = _ranks_of(arguments)
     if arguments.alpha == 0:
-        raise UsageError("--alpha 0 would turn every module off")
+        raise UsageError("--alpha 0 would switch every module off")
     if arguments.energy is not None and arguments.size is not None:
         raise UsageError("--energy and --size both choose ranks: give one of them")
     if (arguments.energy is not None or arguments.size is not None) and len(ranks) > 1:
@@ -331,7 +331,7 @@ def _check_device(name: str) -> None:
     try:
         device = torch.device("cpu" if name == "auto" else name)
     except RuntimeError as error:
-        raise UsageError(f"--device {name}: torch does not know this device") from error
+        raise UsageError(f"--device {name}: torch has no such device") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch sees no CUDA device here")
     if device.type not in ("cpu", "cuda"):

@@ -170,7 +170,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.run_it:
         return run(result, checkout, python, arguments.output.resolve())
     if arguments.toml and not result.toml:
-        raise UsageError(f"kohya_ss {checkout.release} gives its settings on the command line, there is no TOML file")
+        raise UsageError(f"kohya_ss {checkout.release} passes its settings on the command line: there is no TOML file")
     for settings in result.toml.values() if arguments.toml else ():
         out.document(as_toml(settings))
     lines = [*result.preparation, result.training or ""]
@@ -185,5 +185,5 @@ def _fields(given: list[str]) -> dict[str, str]:
     """The fields of `--set`. Raises UsageError."""
     wrong = [text for text in given if "=" not in text]
     if wrong:
-        raise UsageError(f"--set {wrong[0]}: say KEY=VALUE")
+        raise UsageError(f"--set {wrong[0]}: write KEY=VALUE")
     return {key.strip(): value for key, _, value in (text.partition("=") for text in given)}

@@ -113,7 +113,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if not 1 <= arguments.count <= MOST:
         raise UsageError(f"--count {arguments.count}: from 1 to {MOST}")
     if not 1 <= arguments.steps <= 1000:
-        raise UsageError(f"--steps {arguments.steps}: from 1 to 1000, as Kohya takes them")
+        raise UsageError(f"--steps {arguments.steps}: must be from 1 to 1000, as in Kohya")
     if not 0 <= arguments.cfg <= 100:
         raise UsageError(f"--cfg {arguments.cfg}: from 0 to 100")
     if not 0 <= arguments.seed < 2**32:
@@ -124,9 +124,9 @@ def _write(path: Path, text: str, *, overwrite: bool) -> None:
     from kohya_ext.files.atomic import write_atomic
 
     if path.suffix != ".txt":
-        raise UsageError(f"{path}: Kohya knows a prompt file of lines by its name: it must end in .txt")
+        raise UsageError(f"{path}: Kohya recognizes such a prompt file by its name: it must end in .txt")
     if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist; make it first")
+        raise UsageError(f"the folder {path.parent} does not exist; create it first")
     if path.is_dir() or (path.exists() and not overwrite):
         raise ConflictError(f"{path} exists; give --overwrite to replace it, or another name. Nothing was written")
     try:

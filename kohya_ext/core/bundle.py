@@ -33,4 +33,4 @@ def _path(name: str, called: str, is_there: Callable[[Path], bool]) -> Path:
     for path in (PACKAGE_DIR / BUNDLED / name, PACKAGE_DIR.parent / name):
         if is_there(path):
             return path
-    raise UsageError(f"this copy of kohya_ext has no {called} next to {PACKAGE_DIR}; install it again")
+    raise UsageError(f"this copy of kohya_ext has no {called} next to {PACKAGE_DIR}; reinstall it")

@@ -28,7 +28,7 @@ class UsageError(KohyaExtError):
 
 
 class UnsupportedError(KohyaExtError):
-    """Not a Kohya checkout, half a checkout, or a release that lacks what we hook into."""
+    """Not a Kohya checkout, an incomplete checkout, or a release that lacks what we hook into."""
 
     exit_code = UNSUPPORTED
 

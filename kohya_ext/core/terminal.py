@@ -151,4 +151,4 @@ class _SafeStream:
             raise
         except OSError as error:
             reason = error.strerror or str(error)
-            raise OutputLostError(f"the output cannot be written: {reason}. What the command did is done") from error
+            raise OutputLostError(f"the output cannot be written: {reason}. What the command did remains") from error

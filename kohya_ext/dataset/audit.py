@@ -68,7 +68,7 @@ def audit(
     files = layout.training_files(folder)
     paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not layout.is_mask(path)]
     if not paths:
-        raise UsageError(f"{folder} holds no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl)")
+        raise UsageError(f"{folder} contains no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl)")
     pictures = tuple(_pictures(folder, paths, settings.workers, progress))
     captions = _captions(folder, paths, settings.suffix)
     counts = {path: tokens.count(text) for path, text in captions.items()}

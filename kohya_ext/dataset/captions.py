@@ -62,7 +62,7 @@ def from_names(
 def prefixed(folder: Path, text: str, *, recursive: bool = False, suffix: str = "", remove: bool = False) -> EditPlan:
     """`text` in front of each caption that does not begin with it yet; with `remove`, taken away from those that do."""
     if not text:
-        raise UsageError("the prefix is empty: say what to put in front of the captions")
+        raise UsageError("the prefix is empty: give the text to prepend")
     _require_text(text)
 
     def edit(found: dict[Path, str]) -> list[str]:
@@ -90,7 +90,7 @@ def replaced(
     words. Raises UsageError for an expression that is none.
     """
     if not old:
-        raise UsageError("there is nothing to look for: say which text to replace")
+        raise UsageError("the text to replace is empty")
     _require_text(new)
     pattern = old if regex else re.escape(old)
     if words:
@@ -113,11 +113,13 @@ def _by_expression(old: str, pattern: str, new: str, found: dict[Path, str], ign
     except TooSlowError as error:
         path = [*found, "the captions"][error.reached]
         raise UsageError(
-            f"the regular expression {old!r} was still at work on {path} after {SECONDS:.0f} s; nothing was changed. "
-            "Repetitions within repetitions, as in (a+)+, have no end: write it with one"
+            f"the regular expression {old!r} was still running on {path} after {SECONDS:.0f} s; nothing was changed. "
+            "Nested repetitions such as (a+)+ can take forever: write a single one"
         ) from error
     except OSError as error:
-        raise ConflictError(f"no process for the regular expression: {error}; nothing was changed") from error
+        raise ConflictError(
+            f"cannot start a process for the regular expression: {error}; nothing was changed"
+        ) from error
 
 
 def _by_text(literal: re.Pattern[str], new: str, path: Path, text: str) -> str:
@@ -177,7 +179,7 @@ def _captions_of(folder: Path, recursive: bool, suffix: str) -> dict[Path, list[
         groups[image.with_suffix(suffix)].append(image)
     if not groups:
         deeper = "" if recursive else "; --recursive looks into its folders too"
-        raise UsageError(f"{folder} holds no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl){deeper}")
+        raise UsageError(f"{folder} contains no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl){deeper}")
     return dict(groups)
 
 
@@ -245,7 +247,7 @@ def _name_for(plan: EditPlan, folder: Path, path: Path, extension: int, series: 
     if caption_of(path.stem, series=series) == name:  # "a dog (2)" says "a dog" already
         return path.stem
     if len(name) < len(first):
-        plan.note(path, f"the name has room for {len(name)} of {len(first)} characters")
+        plan.note(path, f"a file name takes only {len(name)} of its {len(first)} characters")
     return name
 
 

@@ -196,7 +196,7 @@ def _read(path: Path) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error}"
         raise ConflictError(
             f"{path} is damaged ({reason}): the command that it records cannot be undone; nothing was changed. "
-            f"To undo the one before it, put the record away: {shell.remove(path)}"
+            f"To undo the one before it, remove the record: {shell.remove(path)}"
         ) from error
     return document
 

@@ -49,7 +49,7 @@ def substituted(pattern: str, new: str, texts: Sequence[str], *, ignore_case: bo
     if results and isinstance(results[-1], dict):
         raise BadExpressionError(str(results[-1]["error"]))
     if len(results) != len(texts):
-        raise BadExpressionError(f"it needs more than {MEGABYTES} MB, or more than Python has")
+        raise BadExpressionError(f"it needs more than {MEGABYTES} MB, or Python ran out of memory")
     return [str(result) for result in results]
 
 

@@ -36,7 +36,9 @@ def counter(folder: Path | None = None) -> TokenCounter:
     tokenizer = _tokenizer(folder)
     if tokenizer is None:
         if folder is not None:
-            raise UsageError(f"{folder} holds no CLIP tokenizer (vocab.json, merges.txt), or transformers is missing")
+            raise UsageError(
+                f"{folder} contains no CLIP tokenizer (vocab.json, merges.txt), or transformers is missing"
+            )
         return TokenCounter(_estimate, estimated=True)
 
     def count(text: str) -> int:

@@ -121,7 +121,9 @@ class Blender:
             if self._asked_for:
                 raise
             self._use_compiled = False
-            warnings.warn(f"{error}. Updates of the EMA take about twice as long without", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"{error}. Updates of the EMA take about twice as long without it", RuntimeWarning, stacklevel=2
+            )
         return self._use_compiled
 
     def _blend_small(self, lot: _Lot, weight: float) -> None:

@@ -106,7 +106,7 @@ def _settings(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: the settings in its header are not JSON") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} is damaged: its header holds no settings")
+        raise ValueError(f"{path} is damaged: its header contains no settings")
     return settings
 
 

@@ -95,7 +95,7 @@ def _kernel(shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch
             "it needs a C++ compiler or Triton"
         ) from error
     if not right:
-        raise CannotCompileError(f"torch {torch.__version__} compiles the EMA update on {device} to something wrong")
+        raise CannotCompileError(f"torch {torch.__version__} miscompiles the EMA update on {device}")
     return kernel
 
 

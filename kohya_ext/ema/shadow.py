@@ -315,7 +315,7 @@ class Shadow:
 
     def _refuse_if_swapped(self, what: str) -> None:
         if self._swap is not None:
-            raise RuntimeError(f"{what} while the EMA is in the place of the weights; leave swap() first")
+            raise RuntimeError(f"{what} while the EMA is swapped in; leave swap() first")
 
     def _check_names(self, shadows: dict[str, Tensor]) -> None:
         expected = list(self._shadows) or self._chosen()
@@ -357,7 +357,7 @@ def _named(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str,
                 f"parameter {name!r} is {parameter.dtype}, {parameter.layout}: only dense real weights are averaged"
             )
         if repeats(parameter):
-            raise TypeError(f"parameter {name!r} is a view whose elements share one place in memory: use a clone of it")
+            raise TypeError(f"parameter {name!r} is an expanded view, whose elements share memory: use a clone of it")
         seen.add(id(parameter))
         named[name] = parameter
     return named
@@ -372,6 +372,6 @@ def _check_dtype(dtype: torch.dtype, stochastic: bool) -> None:
         return
     fix = "use float32, or bfloat16 with stochastic rounding" if dtype == torch.bfloat16 else "use float32"
     raise ValueError(
-        f"a {dtype} shadow with nearest rounding stands still, for a decay of 0.9995 adds less than half of its last "
-        f"digit; {fix}"
+        f"a {dtype} shadow with rounding to nearest does not move: at a decay of 0.9995 an update is less than half "
+        f"of its last digit; {fix}"
     )

@@ -85,7 +85,7 @@ class Swap:
         changed = [n for n, (weights, _) in enumerate(self._exchanged) if weights.dtype != self._dtypes[n]]
         if changed:
             warnings.warn(
-                f"{len(changed)} parameters were cast while the EMA was in their place; it has lost precision",
+                f"{len(changed)} parameters were cast while the EMA was swapped in; the EMA lost precision",
                 RuntimeWarning,
                 stacklevel=2,
             )

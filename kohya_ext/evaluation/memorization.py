@@ -86,8 +86,8 @@ class Clip:
             self._model = CLIPVisionModelWithProjection.from_pretrained(model, local_files_only=True).eval()
         except (ImportError, OSError, ValueError) as error:
             raise UsageError(
-                f"CLIP ({model}) is not on this machine: leave --clip out (the perceptual hash needs nothing), or "
-                "give a folder that has it"
+                f"CLIP ({model}) is not on this machine: omit --clip (the perceptual hash needs no model), or "
+                "give a folder that contains it"
             ) from error
 
     def features(self, picture: Any) -> Any:

@@ -67,7 +67,7 @@ def _expanded(paths: Iterable[Path]) -> Iterable[Path]:
             continue
         inside = sorted(path.glob(f"*{SUFFIX}")) + sorted(one.parent for one in path.glob(f"*/{INDEX}"))
         if not inside:
-            raise UsageError(f"{path} holds no model: no *{SUFFIX} and no folder of diffusers ({INDEX})")
+            raise UsageError(f"{path} contains no model: no *{SUFFIX} and is not a diffusers folder ({INDEX})")
         yield from inside
 
 
@@ -109,5 +109,5 @@ def _stem(path: Path) -> str:
 def _match(path: Path) -> re.Match[str]:
     match = _NAME.fullmatch(_stem(path))
     if match is None:  # an empty name
-        raise UsageError(f"{path} has no name to go by")
+        raise UsageError(f"{path} has no file name")
     return match

@@ -71,7 +71,7 @@ def parse(text: str) -> list[Prompt]:
             found.append(replace(parse_line(stripped), section=section, source=source))
     if not found:
         raise UsageError(
-            "there is no prompt in it: Kohya wants one a line, as in `a red apple --w 1024 --h 1024 --d 1`"
+            "it contains no prompt: Kohya expects one per line, as in `a red apple --w 1024 --h 1024 --d 1`"
         )
     return found
 

@@ -69,7 +69,9 @@ def make(captions: Sequence[CaptionedImage], settings: PromptSettings) -> list[P
     distinct = {" ".join(one.text.split()): one for one in sorted(captions, key=lambda one: one.image, reverse=True)}
     distinct.pop("", None)
     if not distinct:
-        raise UsageError("there is no caption to prompt with; `kohya-ext captions FOLDER` makes them from file names")
+        raise UsageError(
+            "there are no captions to make prompts from; `kohya-ext captions FOLDER` makes them from file names"
+        )
     chance = random.Random(f"{settings.seed}")  # noqa: S311 - a choice of prompts, no secret
     texts = sorted(distinct)
     chosen = sorted(chance.sample(texts, min(settings.count, len(texts))))

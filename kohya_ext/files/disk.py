@@ -61,7 +61,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: the new file's name must end in .safetensors")
     if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist; make it first")
+        raise UsageError(f"the folder {path.parent} does not exist; create it first")
     if path.is_dir() or (path.exists() and not overwrite):
         raise ConflictError(f"{path} exists; give --overwrite to replace it, or another name. Nothing was written")
 

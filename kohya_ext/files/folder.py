@@ -142,7 +142,7 @@ class Folder:
             try:
                 made, mine = os.fstat(descriptor), os.fstat(self._descriptor)
                 if made.st_uid != os.geteuid() or os.listdir(descriptor):  # noqa: PTH208
-                    raise OSError(errno.EBUSY, "was swapped for another folder at this moment", str(self.path / name))
+                    raise OSError(errno.EBUSY, "was replaced with another folder just now", str(self.path / name))
                 mode = mine.st_mode & PERMISSIONS & ~0o002 | stat.S_IRWXU
                 give(descriptor, owner, mode | made.st_mode & stat.S_ISGID)
             finally:
@@ -237,7 +237,7 @@ class Folder:
         folder_owner = os.fstat(self._descriptor).st_uid
         if folder_owner not in (0, found.st_uid):
             raise NotRegularError(
-                errno.EPERM, "is a second name of a file of another user: replace it by a copy", str(self.path / name)
+                errno.EPERM, "is a hard link to a file of another user: replace it with a copy", str(self.path / name)
             )
 
     @contextlib.contextmanager

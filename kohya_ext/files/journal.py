@@ -133,7 +133,7 @@ class Journal:
             return cls(str(document["verb"]), records, created)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConflictError(
-                f"{source} is damaged ({error}). The originals lie in backup/ and staged/ next to it; put them back, or"
+                f"{source} is damaged ({error}). The originals are in backup/ and staged/ next to it; put them back, or"
                 " use `git checkout --ignore-skip-worktree-bits -- FILE`, then remove that folder"
             ) from error
 
@@ -186,6 +186,6 @@ def _side_of(row: Mapping[str, Any] | None, source: str) -> Side | None:
         return None
     owner, blob = row["owner"], checked(row["blob"], source)
     if "/" in blob:
-        raise ConflictError(f"{source} names {blob!r} where a bare name should be; nothing was changed")
+        raise ConflictError(f"{source} contains {blob!r} where a plain file name is expected; nothing was changed")
     mode = int(row["mode"]) & PERMISSIONS
     return Side(str(row["sha256"]), mode, (int(owner[0]), int(owner[1])) if owner else None, blob)

@@ -78,7 +78,7 @@ def _acquire(root: Path, folder: str, wait_seconds: float) -> int:
     while (taken := _try(root, folder)) is None:
         if time.monotonic() >= deadline:
             raise ConflictError(
-                f"another kohya-ext is at work in {root}; nothing was changed. Run again when it has finished"
+                f"another kohya-ext is running in {root}; nothing was changed. Run again when it has finished"
             )
         time.sleep(POLL_SECONDS)
     return taken

@@ -17,13 +17,13 @@ def checked(path: object, source: str = "the plan") -> str:
     Raises ConflictError for everything else: absolute paths, `..`, drives, NUL.
     """
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ConflictError(f"{source} holds {path!r} where a path should be; nothing was changed")
+        raise ConflictError(f"{source} contains {path!r} where a path is expected; nothing was changed")
     pure = PurePosixPath(path)
     windows = PureWindowsPath(path)
     parts = {*pure.parts, *windows.parts}
     outside = pure.is_absolute() or windows.drive or windows.root or ".." in parts
     if outside or not pure.parts or any(_GIT.fullmatch(part) for part in parts):
-        raise ConflictError(f"{source} names {path!r}, which leads out of the checkout; nothing was changed")
+        raise ConflictError(f"{source} contains {path!r}, which is outside of the checkout; nothing was changed")
     return pure.as_posix()
 
 
@@ -46,7 +46,7 @@ def real_inside(root: Path, path: str, source: str = "the plan") -> tuple[Path, 
     folder = target.parent.resolve()
     if not folder.is_relative_to(root):
         raise ConflictError(
-            f"{target} lies in {folder}, outside of the checkout {root}: a link leads there. Nothing was changed; "
-            "install into the folder that the link leads to, or replace the link by a real folder"
+            f"{target} is in {folder}, outside of the checkout {root}: a link points there. Nothing was changed; "
+            "install into the folder that the link points to, or replace the link with a real folder"
         )
     return folder, target.name

@@ -152,7 +152,7 @@ class Transaction:
                 if found is not None and found.st_uid not in (0, os.geteuid(), tree.st_uid):
                     raise ConflictError(
                         f"{self.state} was written by user {found.st_uid}, who owns neither the checkout nor this "
-                        "process: what it says is not done, and nothing was changed. Look into it, then remove it"
+                        "process: it is not trusted, and nothing was changed. Inspect it, then remove it"
                     )
 
     def _stage(self, journal: Journal, steps: Sequence[Step]) -> None:

@@ -178,7 +178,7 @@ def chosen(environment: Environment) -> tuple[Literal["pip", "uv"], list[str]]:
     if importlib.util.find_spec("pip") is not None:
         return "pip", [sys.executable, "-m", "pip", "--python", python]
     raise ConflictError(
-        f"{environment.python} has no pip, and neither uv nor ensurepip is there to install a package with. "
+        f"{environment.python} has no pip, and neither uv nor ensurepip is available to install a package. "
         f"Put uv on PATH, or install pip into {environment.place}, and run the installer again"
     )
 

@@ -132,12 +132,12 @@ def read(root: Path) -> Manifest | None:
         document = json.loads(data)
         if document["format"] != FORMAT:
             raise ConflictError(
-                f"{path} has format {document['format']!r}, this kohya_ext knows {FORMAT}; use the one that wrote it"
+                f"{path} has format {document['format']!r}, this version reads {FORMAT}; use the one that wrote it"
             )
         return _manifest(document, f"the manifest {path}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConflictError(
-            f"{path} is damaged ({error!r}); nothing was changed. The originals lie in {root / BACKUP}: put them back "
+            f"{path} is damaged ({error!r}); nothing was changed. The originals are in {root / BACKUP}: put them back "
             f"(or use `git checkout --ignore-skip-worktree-bits -- FILE`), then remove {root / STATE_FOLDER}"
         ) from error
 
@@ -168,7 +168,9 @@ def _entry(row: Mapping[str, Any], source: str) -> ManifestEntry:
     path = checked(row["path"], source)
     backup = None if row["backup"] is None else checked(row["backup"], source)
     if path.split("/")[0] == STATE_FOLDER or (backup is not None and not backup.startswith(f"{BACKUP}/")):
-        raise ConflictError(f"{source} names {path!r} with the backup {backup!r}, which cannot be; nothing was changed")
+        raise ConflictError(
+            f"{source} names {path!r} with the backup {backup!r}, which is not valid; nothing was changed"
+        )
     before = row["sha256_before"]
     return ManifestEntry(
         path=path,

@@ -153,7 +153,7 @@ class Packages:
     def _site(arguments: Mapping[str, Any]) -> Site:
         site = Site(Path(str(arguments["purelib"])), Path(str(arguments["scripts"])))
         if not (site.purelib.is_absolute() and site.scripts.is_absolute()):
-            raise ConflictError(f"the journal names {site.purelib} as an environment, which cannot be")
+            raise ConflictError(f"the journal names {site.purelib} as an environment, which is not valid")
         return site
 
 
@@ -291,7 +291,7 @@ def _require_whole(before: Environment) -> None:
     moved = [name for name in sorted(names) if before.packages.get(name) != after.packages.get(name)]
     if moved:
         raise ConflictError(
-            f"the installer moved other packages of {before.place}, which it must not: {', '.join(moved)}"
+            f"the installer changed other packages in {before.place}, which it must not: {', '.join(moved)}"
         )
     found = compare(before.purelib)
     if found.condition != "whole" or found.digest != digest():

@@ -186,7 +186,7 @@ def _files(edit: Edit, checkout: Checkout, hooks: Sequence[HookRow]) -> list[Pat
     path = root / pattern
     if not path.is_file():
         raise UnsupportedError(
-            f"{path} is missing, so this is half a checkout; nothing was changed. Run: "
+            f"{path} is missing, so this is an incomplete checkout; nothing was changed. Run: "
             f"git -C '{root}' checkout --ignore-skip-worktree-bits -- '{pattern}'"
         )
     return [path]

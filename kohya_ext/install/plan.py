@@ -142,7 +142,7 @@ def relative(root: Path, path: Path) -> str:
     real = path.resolve()
     if not real.is_relative_to(root.resolve()):
         raise ConflictError(
-            f"{path} is really {real}, outside of the checkout {root}: a link leads there. Nothing was changed; "
-            "install into the checkout that the link leads to, or replace the link by a copy"
+            f"{path} is really {real}, outside of the checkout {root}: a link points there. Nothing was changed; "
+            "install into the checkout that the link points to, or replace the link with a copy"
         )
     return checked(real.relative_to(root.resolve()).as_posix())

@@ -144,7 +144,7 @@ def gradio(checkout: Checkout, environment: Environment) -> Check:
 
 
 def _xformers(environment: Environment) -> Check:
-    """What most presets choose for attention; rented machines' templates leave it out, to keep their torch."""
+    """What most presets choose for attention; rented machines' templates omit it, to keep their torch."""
     if environment.modules.get("xformers"):
         return Check("xformers", "ok", environment.packages.get("xformers", "present"))
     version = environment.packages.get(TORCH, "")

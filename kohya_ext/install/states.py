@@ -93,7 +93,7 @@ def original(root: Path, seen: Inspected, entry: ManifestEntry) -> bytes:
     if backup is None or sha256(backup.data) != entry.sha256_before:
         raise ConflictError(
             f"the backup of {seen.path} ({root / str(entry.backup)}) is {'missing' if backup is None else 'damaged'}, "
-            "so the original cannot be put back from it; nothing was changed. "
+            "so the original cannot be restored from it; nothing was changed. "
             f"{how_to_restore(root, seen.path)}"
         )
     if seen.head is None or same_text(backup.data, seen.head):

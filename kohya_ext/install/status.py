@@ -30,7 +30,7 @@ PACKAGE_FAULTS: dict[Condition, str] = {
     "absent": "is not in {place}: Kohya runs there without kohya_ext",
     "partial": "is half in {place} ({faults})",
     "damaged": "is damaged in {place} ({faults})",
-    "unimportable": "lies in {place}, but {faults}",
+    "unimportable": "is in {place}, but {faults}",
 }
 
 

@@ -139,7 +139,7 @@ def is_open(site: Site) -> bool:
 def recover(site: Site) -> bool:
     """End an exchange that was killed, the way the journal of its checkout says; False where there is none.
 
-    The caller holds the lock of the purelib, so nobody is at work here.
+    The caller holds the lock of the purelib, so nothing else runs here.
     """
     if not site.work.is_dir() or site.work.is_symlink():
         return False
@@ -236,7 +236,7 @@ def _pending(site: Site) -> PendingExchange | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConflictError(
-            f"{path} is damaged ({error!r}); what was there before lies in {site.work / BEFORE}: "
+            f"{path} is damaged ({error!r}); what was there before is in {site.work / BEFORE}: "
             f"move it back or remove {site.work}, then run again"
         ) from error
 
@@ -247,7 +247,7 @@ def _require_one_owner(site: Site) -> None:
     if len({folder.stat().st_uid for folder in folders}) > 1 and hasattr(os, "geteuid") and os.geteuid() == 0:
         raise ConflictError(
             f"{site.work} and {site.scripts} belong to different users: nothing was changed there. "
-            f"If no installer is at work, look into {site.work / BEFORE}, then remove {site.work}"
+            f"If no installer is running, inspect {site.work / BEFORE}, then remove {site.work}"
         )
 
 
@@ -255,7 +255,9 @@ def _checked(name: object, source: Path) -> str:
     """Only what we move ourselves: one of our names, below one of the two folders."""
     place, _, rest = str(name).partition("/")
     if place not in PLACES or not rest or {*"/\\:"} & {*rest} or rest in (".", ".."):
-        raise ConflictError(f"{source} names {name!r}, which cannot be; nothing was changed. Remove {source.parent}")
+        raise ConflictError(
+            f"{source} contains {name!r}, which is not valid; nothing was changed. Remove {source.parent}"
+        )
     return str(name)
 
 

@@ -60,7 +60,7 @@ def _write_tensors(
         file.write(header)
         for entry, tensor in zip(entries, tensors, strict=True):
             if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
-                raise ValueError(f"{entry.key}: announced as {entry.shape}, came as {tuple(tensor.shape)}")
+                raise ValueError(f"{entry.key}: expected the shape {entry.shape}, got {tuple(tensor.shape)}")
             data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
             digest.update(data)
             file.write(data)

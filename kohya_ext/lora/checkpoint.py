@@ -126,16 +126,16 @@ def _shards(folder: Path, allow_pickle: bool) -> list[TensorSource]:
     pickled = sorted(file for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
     if len(pickled) == 1:
         return [quantised.of(open_tensors(pickled[0], allow_pickle=allow_pickle))]
-    raise UsageError(f"{folder} holds no weights in safetensors form")
+    raise UsageError(f"{folder} contains no weights in safetensors format")
 
 
 def _shard_names(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(read_regular(index, JSON_LIMIT))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UsageError(f"{index} is damaged: it lists no shards. Fetch it again") from error
+        raise UsageError(f"{index} is damaged: it lists no shards. Download it again") from error
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise UsageError(f"{index} names files outside of its folder")
+        raise UsageError(f"{index} lists files outside of its folder")
     return names
 
 
@@ -159,7 +159,7 @@ def _collect(architecture: Architecture, parts: list[tuple[str, TensorSource]]) 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     if "unet" not in checkpoint.groups:
-        raise UsageError(f"{checkpoint.path} holds no U-Net")
+        raise UsageError(f"{checkpoint.path} contains no U-Net")
     return checkpoint
 
 

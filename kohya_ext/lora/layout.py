@@ -273,7 +273,7 @@ def architecture_of_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> A
         if flux and name.startswith(("SD 3 or", "Stable", "PixArt")):
             continue
         if key := next(filter(sign.search, shapes), None):
-            raise UnsupportedError(f"{path} is a {name} model ({key}): LoRAs can be extracted of {KNOWN}")
+            raise UnsupportedError(f"{path} is a {name} model ({key}): LoRAs can be extracted from {KNOWN}")
     if flux:
         return Architecture.FLUX
     if _any(shapes, *_UNETS):

@@ -109,7 +109,7 @@ def read_pairs(source: TensorSource) -> LoraFile:
     others = tuple(key for key in source.shapes if key not in used)
     _check_rest(source, others)
     if not pairs:
-        raise UsageError(f"{source.path} holds no LoRA: no key with lora_down / lora_up or lora_A / lora_B")
+        raise UsageError(f"{source.path} contains no LoRA: no key with lora_down / lora_up or lora_A / lora_B")
     for name, count in Counter(pair.name for pair in pairs).items():
         if count > 1:
             raise UsageError(f"{source.path}: {name} occurs {count} times, in different spellings")
@@ -171,4 +171,4 @@ def _check_rest(source: TensorSource, others: tuple[str, ...]) -> None:
         for up, down in ((".lora_up", ".lora_down"), (".lora_B", ".lora_A"), ("lora.up", "lora.down")):
             if up in key and (other := key.replace(up, down)) not in source.shapes:
                 raise UsageError(f"{source.path} is damaged: {key} is present, {other} is missing")
-        raise UsageError(f"{source.path}: {key} is a factor of a LoRA in a spelling that is not known")
+        raise UsageError(f"{source.path}: {key} is a factor of a LoRA with an unknown kind of key")

@@ -121,7 +121,7 @@ def _how(key: str, source: TensorSource) -> _How | None:
         state = next((name for name in bits if name.startswith(_BNB_STATE)), None)
         if state is None:
             raise UnsupportedError(
-                f"{source.path}: {key} is quantised without saying how: use the model it was made from"
+                f"{source.path}: {key} is quantised in an unknown way: use the model it was made from"
             )
         parts = {"state" if name == state else name: at for name, at in bits.items()}
         kind = f"bitsandbytes {state.removeprefix(_BNB_STATE).upper()}"
@@ -130,7 +130,7 @@ def _how(key: str, source: TensorSource) -> _How | None:
     dtype = str(source.load(key).dtype).removeprefix("torch.")
     if name is None and len(shape) > 1 and dtype in ("int8", "uint8", "int16", "int32"):
         raise UnsupportedError(
-            f"{source.path} is quantised: {key} is {dtype} without a scale, so its numbers cannot be told: "
+            f"{source.path} is quantised: {key} is {dtype} without a scale, so its values are unknown: "
             "use the model it was made from"
         )
     companions = {"scale": f"{module}.{name}"} if name else {}

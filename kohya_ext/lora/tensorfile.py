@@ -100,7 +100,7 @@ class PickledFile:
             raise UsageError(f"{path} is not a plain file of tensors and is not loaded ({_reason(error)})") from error
         content = content.get("state_dict", content) if isinstance(content, dict) else content
         if not isinstance(content, dict):
-            raise UsageError(f"{path} holds no state dict")
+            raise UsageError(f"{path} contains no state dict")
         self._tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
         self.shapes: Mapping[str, tuple[int, ...]] = {key: tuple(value.shape) for key, value in self._tensors.items()}
 

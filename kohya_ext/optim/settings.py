@@ -41,7 +41,7 @@ def check(group: Mapping[str, Any]) -> None:
     if group["stochastic_state"] and group["state_bits"] == 32:
         raise ValueError("stochastic_state is for 16 bits; with state_bits=32 nothing is rounded away")
     if group["fused"] and group["state_bits"] == 8:
-        raise ValueError("fused=True is not available with state_bits=8; leave `fused` out")
+        raise ValueError("fused=True is not available with state_bits=8; omit `fused`")
 
 
 def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
@@ -53,11 +53,11 @@ def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
         if parameter.layout != torch.strided:
             raise TypeError(f"AdaCoor cannot train {name}: it is sparse")
         if not parameter.is_floating_point():
-            raise TypeError(f"AdaCoor cannot train {name}: it holds integers")
+            raise TypeError(f"AdaCoor cannot train {name}: it contains integers")
         if parameter.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(f"AdaCoor cannot train {name}: weights of this type are for storage only")
         if repeats(parameter):
-            raise TypeError(f"AdaCoor cannot train {name}: several elements share one place in memory; train a clone")
+            raise TypeError(f"AdaCoor cannot train {name}: several elements share memory; train a clone")
 
 
 def values(group: Mapping[str, Any]) -> tuple[Any, ...]:

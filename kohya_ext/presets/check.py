@@ -93,7 +93,7 @@ def _loading(
                 yield Finding("error", DEFECT, key, value, effect, fix)
             else:
                 level: Level = "warning" if number is None or values[key] else "error"
-                yield Finding(level, "lost-in-loading", key, value, effect, "write the number as the field takes it")
+                yield Finding(level, "lost-in-loading", key, value, effect, "write the number as the field expects it")
     if release.migration.takes_wandb and given.get("use_wandb") is True:
         effect = "lost: this release looks for the text 'True' when it turns the key into log_with"
         yield Finding("warning", "lost-in-loading", "use_wandb", True, effect, 'write "log_with": "wandb" instead')

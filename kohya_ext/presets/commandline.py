@@ -75,7 +75,7 @@ class Project:
         found = {str(self.data.resolve()): top}
         if tab == "finetune":
             if not any(name.lower().endswith(PICTURES) for name in top):
-                raise UsageError(f"{self.data}: holds no image ({', '.join(PICTURES)})")
+                raise UsageError(f"{self.data}: contains no image ({', '.join(PICTURES)})")
             return found
         folders = [name for name in top if (self.data / name).is_dir()]
         wrong = [name for name in folders if CONCEPT.match(name) is None]
@@ -86,14 +86,14 @@ class Project:
                 f"; did you mean the folder above, {here.parent}?" if CONCEPT.match(here.name) and not folders else ""
             )
             raise UsageError(
-                f"{self.data}: {wrong_name} REPEATS_NAME, as in 10_cat: the {tab} tab wants the images in such folders"
+                f"{self.data}: {wrong_name} REPEATS_NAME, as in 10_cat: the {tab} tab expects images in such folders"
                 f"{above}"
             )
         for name in folders:
             found[str((self.data / name).resolve())] = _names(self.data / name)
         inside = [name for folder in folders for name in found[str((self.data / folder).resolve())]]
         if not any(name.lower().endswith(PICTURES) for name in inside):
-            raise UsageError(f"{self.data}: its folders hold no image ({', '.join(PICTURES)})")
+            raise UsageError(f"{self.data}: its folders contain no image ({', '.join(PICTURES)})")
         return found
 
 
@@ -169,7 +169,7 @@ def _refuse_what_a_shell_reads(result: LaunchCommands, form: Mapping[str, Any], 
                 "something else; change it, rename the file or folder"
             )
     if meant:
-        raise UsageError(f"a setting brings {' '.join(map(repr, meant))} into the shell line of this release")
+        raise UsageError(f"a setting puts {' '.join(map(repr, meant))} into the shell line of this release")
 
 
 def _typed(fields: Mapping[str, str], schema: Schema) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def find_bundled(name: str) -> Preset:
             return preset
     names = [preset.name for preset in presets]
     close = did_you_mean(wanted.rpartition("/")[2], names)
-    raise UsageError(f"no preset is called {name!r}{close or ';'} Presets: {', '.join(names)}")
+    raise UsageError(f"there is no preset {name!r}{close or ';'} Presets: {', '.join(names)}")
 
 
 def tab_of(values: Mapping[str, Any], path: Path, given: str | None) -> Tab:

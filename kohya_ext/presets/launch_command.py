@@ -137,7 +137,7 @@ def launch_commands(
     except UnsupportedError:
         raise
     except Exception as error:  # whatever stands in the source
-        raise UnsupportedError(f"{path} is unlike any release's; its command cannot be worked out") from error
+        raise UnsupportedError(f"{path} is unlike any release's; its command cannot be determined") from error
     raise GuiRefusesError(result.complaints)
 
 

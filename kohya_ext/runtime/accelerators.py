@@ -48,7 +48,7 @@ def _load_all() -> None:
     except Exception as error:
         stop(
             f"--enable_ema and AdaCoor cannot be used, kohya_ext is damaged ({type(error).__name__}: {error}); "
-            f"`{sys.executable} -m kohya_ext doctor` says more"
+            f"`{sys.executable} -m kohya_ext doctor` has details"
         )
 
 

@@ -60,7 +60,7 @@ class Average:
         """Average the weights of `optimizer` from its first step on."""
         if callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None)):
             stop(
-                f"--enable_ema does not work with {type(optimizer).__name__}: it averages by itself "
+                f"--enable_ema does not work with {type(optimizer).__name__}: it averages the weights itself "
                 "(it has train and eval modes), and the weights in training are not the ones to average; "
                 "use only one of them"
             )

@@ -26,7 +26,7 @@ def get_optimizer(original: Callable[..., Any], args: argparse.Namespace, *rest:
     if guard.asks_for_us(args):
         guard.stop_at_faults()
         if averaging.current() is None and options.read(args) is not None:
-            stop("--enable_ema cannot be honoured: prepare_accelerator of this Kohya was not met, where the EMA begins")
+            stop("--enable_ema cannot be used: prepare_accelerator, where the EMA starts, was not found in this Kohya")
     optimizer = ours(args.optimizer_type)
     with nullcontext() if optimizer is None else _as_dotted_path(args, optimizer.path):
         result = original(args, *rest, **named)

@@ -176,6 +176,6 @@ def _refuse_what_cannot_work(args: argparse.Namespace) -> None:
         )
     if str(getattr(args, "optimizer_type", "") or "").lower().endswith("schedulefree"):
         stop(
-            f"--enable_ema does not work with {args.optimizer_type}: a schedule-free optimizer averages by itself, "
-            "and the weights in training are not the ones to average; use only one of them"
+            f"--enable_ema does not work with {args.optimizer_type}: a schedule-free optimizer averages the weights "
+            "itself, and the weights in training are not the ones to average; use only one of them"
         )

@@ -198,7 +198,7 @@ class _ControlNetWriter:
         if values.keys() != tensors.keys():
             values = getattr(sys.modules[_RENAMING[0]], _RENAMING[1])(values)
         if values.keys() != tensors.keys():
-            raise RuntimeError("the script names the network's tensors in a way that is not known")
+            raise RuntimeError("the script names the network's tensors in an unknown way")
         for name, value in values.items():
             if tensors[name].data_ptr() != value.data_ptr():
                 tensors[name].copy_(value)

@@ -141,7 +141,7 @@ def _header_bytes(path: Path, file: BinaryIO, size: int) -> bytes:
             raise UsageError(f"{path} is a web page, not a model: the download asks for a login or a licence first")
         raise UsageError(f"{path} is not a safetensors file (or is damaged): no valid header")
     if count + LENGTH_BYTES > size:
-        raise UsageError(f"{path} ends within its header: half a download? Fetch it again")
+        raise UsageError(f"{path} ends within its header: an incomplete download? Download it again")
     if count > HEADER_LIMIT:
         raise UsageError(
             f"{path} has a header of {count >> 20} MB, more than the {HEADER_LIMIT >> 20} MB that are read"
@@ -182,7 +182,7 @@ def _entry(path: Path, key: str, entry: Any) -> TensorEntry:
     if not known:
         raise UsageError(f"{path}: {key} is of type {dtype}, which is unknown")
     if not plausible or len(shape) > MOST_DIMENSIONS or any(length > LONGEST for length in shape):
-        raise UsageError(f"{path} is damaged: {key} has a shape or place that no tensor has")
+        raise UsageError(f"{path} is damaged: {key} has an impossible shape or offset")
     if math.prod(shape) * BITS[dtype] != (end - begin) * 8:
         raise UsageError(f"{path} is damaged: shape and size of {key} contradict each other")
     return TensorEntry(dtype, shape, begin, end)
@@ -191,16 +191,16 @@ def _entry(path: Path, key: str, entry: Any) -> TensorEntry:
 def _check_places(path: Path, entries: Mapping[str, TensorEntry], size: int) -> None:
     """Every byte belongs to exactly one tensor."""
     if not entries:
-        raise UsageError(f"{path} holds no tensors")
+        raise UsageError(f"{path} contains no tensors")
     needed = max(entry.end for entry in entries.values())
     if size < needed:
-        raise UsageError(f"{path} is cut off: it holds {size} of {needed} bytes of weights. Fetch it again")
+        raise UsageError(f"{path} is cut off: it holds {size} of {needed} bytes of weights. Download it again")
     if size > needed:
         raise UsageError(f"{path} is damaged: {size - needed} bytes follow the last tensor")
     last, place = "", 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin < place:
-            raise UsageError(f"{path} is damaged: {last} and {key} lie on the same bytes")
+            raise UsageError(f"{path} is damaged: {last} and {key} overlap")
         if entry.begin > place:
             raise UsageError(f"{path} is damaged: {entry.begin - place} bytes before {key} belong to no tensor")
         last, place = key, entry.end

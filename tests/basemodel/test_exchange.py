@@ -96,7 +96,7 @@ def test_what_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
 
     shapes = {name: shape for name, _, shape, _ in WEIGHTS}
     write(tmp_path / "vae.safetensors", {"lora_unet_x.alpha": ()})
-    refused("holds no VAE")
+    refused("contains no VAE")
     write(tmp_path / "vae.safetensors", {**shapes, "quant_conv.weight": (2, 3, 1, 1)})
     refused("does not fit: first_stage_model.quant_conv.weight")
     shapes.pop("quant_conv.weight")
@@ -108,7 +108,7 @@ def test_what_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     refused("pickle", vae=tmp_path / "vae.ckpt")
     refused("does not exist", vae=tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    refused("holds no diffusion_pytorch_model", vae=tmp_path / "empty")
+    refused("contains no diffusion_pytorch_model", vae=tmp_path / "empty")
     write(tmp_path / "vae.safetensors", {name: shape for name, _, shape, _ in WEIGHTS})
     refused("not a full checkpoint", base=tmp_path / "vae.safetensors")
 

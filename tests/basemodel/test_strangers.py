@@ -177,7 +177,7 @@ def test_who_gets_the_token(
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     if header is None:
-        with pytest.raises(ConflictError, match="sends to"):
+        with pytest.raises(ConflictError, match="redirects to"):
             look_up(Wanted("a/b", "c.safetensors"))
     else:
         assert look_up(Wanted("a/b", "c.safetensors")).authorization == header

@@ -223,7 +223,7 @@ def test_half_a_checkout_in_a_usual_place_is_passed_over(templates: dict[str, Pa
     trees.copy(templates["submodule"], machine / "opt" / "kohya_ss")
     found = look(machine)
     assert found.checkout.root == machine / "opt" / "kohya_ss"
-    assert "half a checkout" in found.rejected[0]
+    assert "an incomplete checkout" in found.rejected[0]
 
 
 def test_nothing_found_says_where_it_looked(machine: Path) -> None:

@@ -65,7 +65,7 @@ def test_errors_are_told(tmp_path: Path) -> None:
         )
         assert code == WRONG_USAGE and "has no other.bin" in document["error"]
         code, document, _ = command(hub, tmp_path, *words, "--sha256", "f" * 64)
-        assert code == CONFLICT and "announces another file" in document["error"]
+        assert code == CONFLICT and "offers another file" in document["error"]
         hub.status = 401
         code, document, _ = command(hub, tmp_path, *words)
         assert code == CONFLICT and "set HF_TOKEN" in document["error"]

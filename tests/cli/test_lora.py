@@ -76,7 +76,7 @@ def test_dry_run_writes_nothing(pair: Pair, tmp_path: Path, capsys: pytest.Captu
         (("--energy", "0.9", "--size", "1MB"), "give one of them"),
         (("--energy", "0.9", "--rank", "8,4"), "make one file"),
         (("--rank", "8,4", "--conv-rank", "1,2,3"), "as many as --rank"),
-        (("--device", "quantum"), "does not know this device"),
+        (("--device", "quantum"), "has no such device"),
         (("--device", "meta"), "only cpu and cuda"),
     ],
 )
@@ -173,7 +173,7 @@ def test_resize_wants_its_parameter(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("resize no.safetensors new.safetensors --rank 4", "no.safetensors does not exist"),
         ("resize . new.safetensors --rank 4", "is a folder"),
         ("resize no.safetensors new.safetensors --rank 4 --dynamic sv_fro", "belong together"),
-        ("resize no.safetensors nowhere/new.safetensors --rank 4", "make it first"),
+        ("resize no.safetensors nowhere/new.safetensors --rank 4", "create it first"),
     ],
 )
 def test_wrong_arguments_are_refused_without_torch(words: str, said: str, tmp_path: Path) -> None:

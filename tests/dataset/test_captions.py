@@ -239,7 +239,7 @@ def test_an_expression_that_is_none_is_refused(tmp_path: Path, pattern: str) -> 
 def test_an_expression_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of(tmp_path, {"a.png": None, "a.txt": "short", "b.png": None, "b.txt": "a" * 60 + "!"})
     monkeypatch.setattr(substitute, "SECONDS", 5.0 if systems.WINDOWS else 1.0)  # the process's start counts
-    with pytest.raises(UsageError, match=r"still at work on b\.txt .* nothing was changed"):
+    with pytest.raises(UsageError, match=r"still running on b\.txt .* nothing was changed"):
         captions.replaced(tmp_path, "(a+)+$", "x", regex=True)
 
 

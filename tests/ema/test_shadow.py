@@ -205,7 +205,7 @@ def test_the_start_model_is_asked_for_where_it_has_a_share() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_plain_16_bit_shadows_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="stands still"):
+    with pytest.raises(ValueError, match="does not move"):
         Shadow(make_params(), debiased(0.9), dtype=dtype)
 
 

@@ -43,7 +43,7 @@ def environ(world: Path) -> dict[str, str]:
         **kept,
         MACHINE: str(world),
         "HOME": str(world / "home"),
-        "KOHYA_EXT_MACHINE": str(world / "machine"),  # an empty one: no process, none of the templates' places
+        "KOHYA_EXT_MACHINE": str(world / "machine"),  # an empty one: no process, none of the templates' locations
         "TMPDIR": str(world / "tmp"),
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONDONTWRITEBYTECODE": "1",

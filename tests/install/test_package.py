@@ -475,9 +475,9 @@ def test_an_orphaned_installer_keeps_the_lock(pinned: Environment, first: Path, 
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    with pytest.raises(ConflictError, match="at work in"), locked(first, 0.1):
+    with pytest.raises(ConflictError, match="is running in"), locked(first, 0.1):
         pass
-    with pytest.raises(ConflictError, match="at work in"), locked(environment.purelib, 0.1):
+    with pytest.raises(ConflictError, match="is running in"), locked(environment.purelib, 0.1):
         pass
     with locked(first, 30), locked(environment.purelib, 30):  # until it has ended
         pass

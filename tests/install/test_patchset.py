@@ -62,7 +62,7 @@ def test_targets(make: Callable[..., Checkout], era: str, hook: list[str], inlin
 def test_missing_target(make: Callable[..., Checkout]) -> None:
     checkout = make("submodule")
     (checkout.root / "kohya_gui/__init__.py").unlink()
-    with pytest.raises(UnsupportedError, match=r"half a checkout.*checkout.*kohya_gui/__init__\.py"):
+    with pytest.raises(UnsupportedError, match=r"an incomplete checkout.*checkout.*kohya_gui/__init__\.py"):
         targets(checkout, "hook")
 
 

@@ -22,5 +22,5 @@ def test_a_record_that_names_what_is_not_moved(tmp_path: Path, name: object) -> 
         folder.mkdir(parents=True)
     document = {"format": worksite.FORMAT, "root": str(tmp_path), "verb": "install", "names": [name]}
     (site.work / worksite.PENDING).write_text(json.dumps({**document, "register": None, "created": []}))
-    with pytest.raises(ConflictError, match="which cannot be"):
+    with pytest.raises(ConflictError, match="which is not valid"):
         worksite.recover(site)

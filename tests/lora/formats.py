@@ -457,7 +457,7 @@ def refused() -> list[LoraSpec]:
         _kohya_with("alpha_inf", {f"{MODULE}.alpha": torch.tensor(torch.inf)}, f"{MODULE}.alpha is inf"),
         _kohya_with("missing_down", {f"{MODULE}.lora_down.weight": None}, f"{MODULE}.lora_up.weight is present"),
         _kohya_with("missing_up", {f"{MODULE}.lora_up.weight": None}, f"{MODULE}.lora_down.weight is present"),
-        _kohya_with("split_dims", {f"{one}.lora_down.0.weight": torch.ones(2, 2)}, "spelling that is not known"),
+        _kohya_with("split_dims", {f"{one}.lora_down.0.weight": torch.ones(2, 2)}, "unknown kind of key"),
         _kohya_with("rank_0", {f"{MODULE}.lora_down.weight": torch.ones(0, 32), f"{MODULE}.lora_up.weight":
             torch.ones(32, 0)}, f"{MODULE} has rank 0"),
         _kohya_with("no_fit", {f"{MODULE}.lora_up.weight": torch.ones(32, 3)}, "do not fit together"),
@@ -478,6 +478,6 @@ def refused() -> list[LoraSpec]:
         _raw("ia3_peft", {"a.ia3_l": (8, 1)}, "is an IA3"),
         _raw("vera", {"a.vera_lambda_b": (8,), "a.vera_lambda_d": (8,)}, "is a VeRA"),
         _raw("full_diff", {f"{one}.diff": (8, 8), f"{one}.diff_b": (8,)}, "is a full difference"),
-        _raw("embedding", {"emb_params": (4, 8)}, "holds no LoRA"),
-        _raw("checkpoint", {"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "holds no LoRA"),
+        _raw("embedding", {"emb_params": (4, 8)}, "contains no LoRA"),
+        _raw("checkpoint", {"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "contains no LoRA"),
     ]  # fmt: skip
