@@ -15,6 +15,7 @@ from kohya_ext.install.status import status
 from tests.checkout import trees
 from tests.cli.conftest import PRESET, Ran
 from tests.files.faults import boundaries, killed_at
+from tests.systems import with_git
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -77,10 +78,12 @@ def test_a_dry_run_where_the_remote_is_gone(cloned: tuple[Path, Checkout], run: 
     assert run("update", checkout.root, "--dry-run", "--json").document["commits_to_pull"] is None
 
 
+@with_git
 def test_a_dry_run_where_there_is_nothing_to_pull_from(make: Make, run: Run) -> None:
     assert run("update", make("embedded").root, "--dry-run").code == CONFLICT
 
 
+@with_git
 def test_where_there_is_nothing_to_pull_from(make: Make, run: Run) -> None:
     assert run("update", make("embedded").root).code == CONFLICT
 
