@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,16 @@ class Ran:
     def document(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.text)
         return found
+
+
+def words_of(line: str) -> list[str]:
+    """The words that a shell makes of `line`; on Windows cmd, so PROMPT must be set."""
+    if os.name == "nt":
+        return [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', line)]
+    made = subprocess.run(
+        ["sh", "-c", f'for word in {line}; do printf "%s\\0" "$word"; done'], capture_output=True, check=True
+    )
+    return [os.fsdecode(word) for word in made.stdout.split(b"\0")[:-1]]
 
 
 class Terminal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import toml
 
 from kohya_ext.core.errors import UsageError
+from tests.cli.conftest import words_of
 from tests.cli.test_presets import as_json, run
 from tests.presets.toml_release import TEXTS
 
@@ -87,7 +87,15 @@ def test_fit_mends_slips(capsys: pytest.CaptureFixture[str], scripts: Path, sett
     assert document["values"] == {"vae": "C:\\models\\v.pt", "lowram": True}
 
 
-def test_command(capsys: pytest.CaptureFixture[str], scripts: Path, settings: Path, data: Path, tmp_path: Path) -> None:
+def test_command(
+    capsys: pytest.CaptureFixture[str],
+    scripts: Path,
+    settings: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PROMPT", "$P$G")  # on Windows: for cmd
     words: list[str | Path] = [
         "--data",
         tmp_path,
@@ -102,7 +110,7 @@ def test_command(capsys: pytest.CaptureFixture[str], scripts: Path, settings: Pa
     said = capsys.readouterr()
     assert "learning_rate: a text where a number belongs" in said.err + said.out
     line = next(one for one in said.out.splitlines() if "--config_file" in one)
-    given = shlex.split(line)
+    given = words_of(line)
     assert given[given.index("--config_file") + 1] == str(settings.resolve())
     assert f"{scripts.resolve()}/sdxl_train_network.py" in given
     assert given[given.index("--train_data_dir") + 1] == str(tmp_path.resolve())

@@ -19,7 +19,7 @@ from kohya_ext.install.installer import package_files
 from tests.checkout import trees
 from tests.checkout.pythons import SITE, copy_venv
 from tests.checkout.versions import being
-from tests.cli.conftest import PRESET, Ran
+from tests.cli.conftest import PRESET, Ran, words_of
 from tests.systems import HAS_GIT
 
 Make = Callable[..., Checkout]
@@ -79,16 +79,6 @@ def old_console(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Windows commands are printed for cmd, which runs them here."""
     if os.name == "nt":
         monkeypatch.setenv("PROMPT", "$P$G")
-
-
-def words_of(line: str) -> list[str]:
-    """The words that a shell makes of `line`."""
-    if os.name == "nt":
-        return [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', line)]
-    made = subprocess.run(
-        ["sh", "-c", f'for word in {line}; do printf "%s\\0" "$word"; done'], capture_output=True, check=True
-    )
-    return [os.fsdecode(word) for word in made.stdout.split(b"\0")[:-1]]
 
 
 def pasted(command: str, run: Run) -> None:

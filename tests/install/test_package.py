@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from kohya_ext.install.worksite import REGISTER
 from tests.checkout import pretended
 from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 from tests.install import test_faults as faults
-from tests.systems import IS_ROOT
+from tests.systems import IS_ROOT, WINDOWS
 
 PINS = {**KOHYA, "numpy": "1.26.4", "gradio": "4.43.0"}
 
@@ -330,11 +331,14 @@ def test_the_installers_configuration_cannot_redirect_it(
     assert package.state(pinned) == "same"
 
 
-def test_a_users_own_packages(tmp_path: Path) -> None:
-    """The system's Python with Kohya's packages in a user's ~/.local."""
-    site = tmp_path / "home" / ".local" / SITE
+def test_a_users_own_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's Python with Kohya's packages in a user's ~/.local, or where Windows has that."""
+    site, home = tmp_path / "home" / ".local" / SITE, str(tmp_path / "home")
+    if WINDOWS:
+        monkeypatch.setenv("APPDATA", home)
+        site = tmp_path / "home" / "Python" / "Python{}{}".format(*sys.version_info) / "site-packages"
     pretend(site, PINS)
-    environment = inspect(BASE_PYTHON, home=str(tmp_path / "home"))
+    environment = inspect(BASE_PYTHON, home=None if WINDOWS else home)
     if not environment.has_pip and not environment.has_ensurepip:
         pytest.skip("this Python has neither pip nor ensurepip")
     assert environment.kind == "user-site"
