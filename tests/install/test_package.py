@@ -29,7 +29,7 @@ from kohya_ext.install.worksite import REGISTER
 from tests.checkout import pretended
 from tests.checkout.pythons import BASE_PYTHON, KOHYA, SITE, copy_venv, make_venv, pretend
 from tests.install import test_faults as faults
-from tests.systems import IS_ROOT, WINDOWS
+from tests.systems import IS_ROOT, WINDOWS, posix_modes
 
 PINS = {**KOHYA, "numpy": "1.26.4", "gradio": "4.43.0"}
 
@@ -448,6 +448,7 @@ def test_a_full_disk_changes_nothing(
         subprocess.run(["umount", str(mount)], check=True)
 
 
+@posix_modes
 def test_under_a_strict_umask_everybody_can_read_it(pinned: Environment, first: Path) -> None:
     """Root's shell with umask 077, and a GUI that runs as another user."""
     before = os.umask(0o077)
