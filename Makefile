@@ -39,7 +39,7 @@ upstream: ready
 
 # what needs no torch, by a Windows Python: KOHYA_EXT_WINDOWS_PYTHON is the command that starts one (under wine, say)
 windows:
-	@test -n "$(KOHYA_EXT_WINDOWS_PYTHON)" || { echo "KOHYA_EXT_WINDOWS_PYTHON must name the command that starts a Windows Python with pytest, hypothesis and pillow"; exit 2; }
+	@test -n "$(KOHYA_EXT_WINDOWS_PYTHON)" || { echo "KOHYA_EXT_WINDOWS_PYTHON must name the command that starts a Windows Python with pytest, hypothesis, pillow and toml"; exit 2; }
 	$(KOHYA_EXT_WINDOWS_PYTHON) -m pytest -m windows -p no:cacheprovider </dev/null 2>&1 | cat
 
 # the site, into site/: strict, and from what is installed once its tools are there
