@@ -49,7 +49,7 @@ REPOSITORY = re.compile(r"https://github\.com/[\w.-]+/kohya_ext\b")
 
 def commands() -> str:
     """Every command with its arguments, from the parser itself."""
-    return "\n".join(line for name, parser in _verbs(build_parser(), ()) for line in _command(name, parser))
+    return "\n".join(line for verb in _verbs(build_parser(), ()) for line in _command(*verb))
 
 
 def flags() -> str:
@@ -109,25 +109,28 @@ SECTIONS: dict[str, Callable[[], str]] = {"commands": commands, "flags": flags, 
 
 
 def _verbs(
-    parser: argparse.ArgumentParser, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    parser: argparse.ArgumentParser, path: tuple[str, ...], what_for: str = ""
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser, str]]:
+    """Each command with its path and what it is for: its description, else its line in the list of commands."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if path:
-        yield path, parser
+        yield path, parser, parser.description or what_for
     for group in groups:
+        lines = {action.dest: action.help or "" for action in group._choices_actions}
         for name, child in group.choices.items():
-            yield from _verbs(child, (*path, name))
+            line = lines.get(name, "")
+            yield from _verbs(child, (*path, name), line and f"{line[0].upper()}{line[1:]}.")
 
 
-def _command(path: tuple[str, ...], parser: argparse.ArgumentParser) -> Iterator[str]:
+def _command(path: tuple[str, ...], parser: argparse.ArgumentParser, what_for: str) -> Iterator[str]:
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS and action not in groups]
     yield f"{'##' if len(path) == 1 else '###'} kohya-ext {' '.join(path)}"
     yield ""
-    if parser.description:
-        yield f"{_prose(parser.description)}\n"
+    if what_for:
+        yield f"{_cell(what_for)}\n"
     shown = [action for action in shown if not isinstance(action, argparse._HelpAction)]
-    if shown and not groups:
+    if shown:
         yield "| argument | default | meaning |"
         yield "|---|---|---|"
         for action in shown:

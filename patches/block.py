@@ -29,11 +29,9 @@ def _kohya_ext(asked=None):
             for found in re.findall(r'"installer": (".+")', read(root / ".kohya_ext" / "manifest.json")):
                 if os.path.isfile(installer := json.loads(found)):
                     fix = f"{quoted([*start, installer, str(root), option, sys.executable])} , or {fix}"
-        what = (
-            "this run asks for it and is stopped"
-            if asked
-            else "no AdaCoor and no EMA, everything else works as without it"
-        )
+        what = "no AdaCoor and no EMA, everything else works as without it"
+        if asked:
+            what = "this run asks for it and is stopped"
         text = f"kohya_ext does not work in {sys.executable} ({problem!a}): {what}. Fix: {fix}"
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) in ("", "0", "-1"):
             encoding = sys.stdout.encoding or "utf-8"
