@@ -3,7 +3,7 @@
     python -m benchmarks.audit [--jpeg 1000] [--png 100] [--webp 100] [--folder DIR]
 
 The images look like photographs to a codec (smooth patches, edges, a little grain; a JPEG has about 3.5 MB), no two
-are alike. They are made beforehand, in DIR, where they stay for the next run, or in a temporary folder, and lie in the
+are alike. They are made beforehand, in DIR, where they stay for the next run, or in a temporary folder, and are in the
 system's cache as files that were just copied do. What is timed is the command, in a process of its own.
 """
 

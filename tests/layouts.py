@@ -19,7 +19,7 @@ SHAPES: st.SearchStrategy[Shape] = st.one_of(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the elements of a tensor lie in its buffer."""
+    """Where the elements of a tensor are in its buffer."""
 
     shape: Shape
     stride: Shape

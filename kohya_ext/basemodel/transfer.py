@@ -75,7 +75,7 @@ class Part:
             os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """Begin anew."""
+        """Start over."""
         with self._folder() as folder:
             self._remove(folder)
 
@@ -135,7 +135,7 @@ def complete(
     progress: Progress = lambda *_: None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Remote:
-    """Append to `part` until it is as long as announced. find: asks for the address anew, since addresses expire.
+    """Append to `part` until it is as long as announced. find: asks for the address again, since addresses expire.
 
     Raises ConflictError after TRIES connections that bring nothing; what has arrived stays. OSError for the disk.
     """

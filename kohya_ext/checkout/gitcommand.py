@@ -246,7 +246,7 @@ def _named_safe(top: Path) -> bool:
     safe = False
     for line in os.fsdecode(said.stdout).split("\0")[:-1]:
         named = line == "*" or (line.endswith("/*") and top.is_relative_to(line[:-2])) or Path(line).expanduser() == top
-        safe = bool(line) and (safe or named)  # an empty one begins anew
+        safe = bool(line) and (safe or named)  # an empty one starts over
     return safe
 
 

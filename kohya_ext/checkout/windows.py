@@ -1,6 +1,6 @@
 """The processes of a Windows machine: what /proc tells elsewhere, read through the system's own calls.
 
-Command line, folder and variables of another process lie in its own memory, at offsets that have been the same in every
+Command line, folder and variables of another process are in its own memory, at offsets that have been the same in every
 64-bit Windows. What may not be opened (another user's, a protected one) is skipped; what looks odd is, too.
 """
 

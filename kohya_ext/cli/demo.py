@@ -31,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build, patch, train, draw, and say what to do next."""
+    """Build, patch, train, plot, and say what to do next."""
     from kohya_ext.demo import run as demonstration
 
     _require_packages()

@@ -61,7 +61,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def grid(arguments: argparse.Namespace) -> int:
-    """List, draw what is missing, compare, write the sheets."""
+    """List, render what is missing, compare, write the sheets."""
     try:
         from kohya_ext.evaluation import grid as grids
         from kohya_ext.evaluation import models
@@ -157,7 +157,7 @@ def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | No
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make the folder; what is empty of it goes again when nothing is drawn. Raises ConflictError."""
+    """Make the folder; what is empty of it goes again when nothing is rendered. Raises ConflictError."""
     from kohya_ext.evaluation.grid import PICTURES
 
     before = next((parent for parent in (folder, *folder.parents) if _exists(parent)), folder)

@@ -19,7 +19,7 @@ NAME_HELP = "a bundled preset, a preset file, or a TOML file of sd-scripts"
 
 
 def written(value: Any) -> str:
-    """A value as it stands in a preset file; `...` is an absent one."""
+    """A value as it is in a preset file; `...` is an absent one."""
     return "(absent)" if value is ... else json.dumps(value, ensure_ascii=False)
 
 

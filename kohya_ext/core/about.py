@@ -1,4 +1,4 @@
-"""What the running package must know of itself without reading a file. All else stands in `pyproject.toml`.
+"""What the running package must know of itself without reading a file. All else is in `pyproject.toml`.
 
 The version is stated here alone (the build reads it from here), and so is the address of the repository:
 `docs/generate.py` writes it wherever a page or `pyproject.toml` mentions it.

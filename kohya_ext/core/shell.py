@@ -121,7 +121,7 @@ def command(verb: str, *words: object) -> str:
     if in_clone and os.name != "nt" and verb in ("install", "uninstall"):
         return line(clone / INSTALLER, *(["--uninstall"] if verb == "uninstall" else []), *words)
     script = None if in_clone else console_script(Path(sys.executable).parent)
-    # by its path: `python -m` would take modules from the folder that the user stands in
+    # by its path: `python -m` would take modules from the folder that the user is in
     start = [script] if script is not None else [sys.executable, PACKAGE_DIR]
     return line(*start, verb, *words)
 

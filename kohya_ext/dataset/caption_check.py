@@ -124,7 +124,7 @@ def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:
 
 
 def words_in(text: str, terms: tuple[str, ...]) -> list[str]:
-    """Those of `terms` that stand in `text` as whole words, in any case."""
+    """Those of `terms` that are in `text` as whole words, in any case."""
     return [term for term in terms if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text, re.IGNORECASE)]
 
 

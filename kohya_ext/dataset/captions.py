@@ -184,7 +184,7 @@ def _captions_of(folder: Path, recursive: bool, suffix: str) -> dict[Path, list[
 
 
 def _is_text(text: str) -> bool:
-    """False when half a surrogate pair stands in it, as for a byte of a name that is not UTF-8."""
+    """False when half a surrogate pair is in it, as for a byte of a name that is not UTF-8."""
     return not re.search("[\ud800-\udfff]", text)
 
 

@@ -167,7 +167,7 @@ def evaluate(demo: Demo) -> list[dict[str, float]]:
     words += ["--subtitle", f"{what}. Loss: squared error of the noise, min-SNR weighted."]
     done = subprocess.run(words, env=demo.environ(), capture_output=True, text=True)
     if done.returncode != 0:
-        raise KohyaExtError(f"the demo could not draw its image:\n{done.stderr[-2000:]}")
+        raise KohyaExtError(f"the demo could not plot its image:\n{done.stderr[-2000:]}")
     result: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
     return result
 

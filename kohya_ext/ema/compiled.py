@@ -75,7 +75,7 @@ def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _padding(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Stand-ins that fill up the last group: another number of tensors would be compiled anew."""
+    """Stand-ins that fill up the last group: another number of tensors would be compiled again."""
     return [torch.zeros(2, WIDTH, dtype=dtype, device=device) for _ in range(GROUP)]
 
 

@@ -149,7 +149,7 @@ def packable(weights: Tensor, shadow: Tensor) -> bool:
 def pack(weights: Tensor, shadow: Tensor) -> Pair:
     """(the EMA as bfloat16, a float32 tensor that holds the rest) from (raw weights, a finite average).
 
-    A float32 is a bfloat16 with 16 more bits. While the EMA stands in the weights (its upper bits, rounded), its shadow
+    A float32 is a bfloat16 with 16 more bits. While the EMA is in the weights (its upper bits, rounded), its shadow
     holds the raw weights in the upper half of each element and the EMA's own lower bits in the lower half. Rounding is
     half away from zero, not to even: that can be told from the lower bits alone, so the EMA comes back bit for bit too.
     """

@@ -98,7 +98,7 @@ def _key(column: Column, prompt: Prompt, salt: str) -> str:
 
 
 def _save(picture: Any, path: Path) -> None:
-    """Under its name only when it is whole: an image that exists is not drawn again."""
+    """Under its name only when it is whole: an image that exists is not rendered again."""
     try:
         with replacing(path) as file:
             picture.save(file, "PNG")

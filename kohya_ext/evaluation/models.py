@@ -44,7 +44,7 @@ class Column:
 def columns(paths: Sequence[Path], *, averages: bool = True) -> list[Column]:
     """A column for each model, with the EMAs next to them unless not wanted. Raises UsageError for what is none.
 
-    Runs stand in the order in which they are given, each by epoch or step, raw before EMA. A folder of diffusers
+    Runs keep the order in which they are given, each by epoch or step, raw before EMA. A folder of diffusers
     is a model; of any other folder all models in it are taken.
     """
     found: dict[Path, Column] = {}

@@ -1,6 +1,6 @@
 """A folder held open, in which files are reached by their bare names: no link put in the way leads elsewhere.
 
-Whoever may write in a folder may at any moment swap a name in it for a link. A path is looked up anew by each call, so
+Whoever may write in a folder may at any moment swap a name in it for a link. A path is looked up again by each call, so
 between two calls it may come to mean another file, and root would write, or give away, what it never meant to. Here
 every folder from the top down is opened without following links, and all that happens in it goes through its
 descriptor. Where the system has no such calls (Windows), paths are used.

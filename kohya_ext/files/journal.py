@@ -61,7 +61,7 @@ Step = Change | Effect
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a change in the journal; its bytes lie in `blob`, a file in the folder of staged files."""
+    """One side of a change in the journal; its bytes are in `blob`, a file in the folder of staged files."""
 
     sha256: str
     mode: int

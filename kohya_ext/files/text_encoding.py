@@ -11,7 +11,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 @dataclass(frozen=True)
 class TextForm:
-    """How a UTF-8 text lies in its file.
+    """How a UTF-8 text is stored in its file.
 
     newline: the line end of most lines, LF when there is none. final_newline: the last line ends in one.
     mixed: not all line ends are equal, so `decode` and `encode` would make them so; use `appended` on such files.

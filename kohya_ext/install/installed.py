@@ -21,7 +21,7 @@ from kohya_ext.core import about, record
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.regular import read_text
 
-Condition = Literal["absent", "partial", "damaged", "unimportable", "whole", "linked"]
+Condition = Literal["absent", "partial", "damaged", "unimportable", "intact", "linked"]
 
 # pip renames what it is about to remove: "~" takes the place of the first letter, or "~-" that of the first two
 PIP_LEFTOVERS = (f"~?{about.PACKAGE[2:]}*", f"-{about.PACKAGE[1:]}*")
@@ -54,7 +54,7 @@ class Installed:
     @property
     def usable(self) -> bool:
         """Whether a run of Kohya finds the package whole."""
-        return self.condition in ("whole", "linked")
+        return self.condition in ("intact", "linked")
 
     @property
     def said(self) -> str:
@@ -66,7 +66,7 @@ class Installed:
 def examine(environment: Environment, *, importing: bool = True) -> Installed:
     """Look at the package in `environment`. importing: also import it there, which takes a tenth of a second."""
     found = compare(environment.purelib)
-    if not importing or found.condition not in ("whole", "linked"):
+    if not importing or found.condition not in ("intact", "linked"):
         return found
     fault = _import_fault(environment, linked=found.condition == "linked")
     if fault is None:
@@ -105,7 +105,7 @@ def compare(purelib: Path) -> Installed:
         *(f"{name} was changed" for name in changed),
         *(f"{name} does not belong there" for name in extra),
     )
-    condition: Condition = "partial" if missing or remains else "damaged" if faults else "whole"
+    condition: Condition = "partial" if missing or remains else "damaged" if faults else "intact"
     return Installed(condition, version, digest, faults)
 
 

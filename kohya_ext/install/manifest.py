@@ -62,7 +62,7 @@ class Manifest:
 
     skip_worktree: for each repository (its folder, relative to the checkout) the files whose flag we set.
     package: the environments that our package was put into for this checkout, see `known`. root: where the checkout lay
-    then, None in the records of older versions; elsewhere it lies in a copy.
+    then, None in the records of older versions; elsewhere it is in a copy.
     """
 
     patch_set: str

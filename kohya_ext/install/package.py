@@ -72,7 +72,7 @@ def state(environment: Environment) -> State:
     if not folder.is_dir() or not infos:
         return "absent"
     found = compare(environment.purelib)
-    same = found.condition == "whole" and found.version == about.VERSION and found.digest == digest()
+    same = found.condition == "intact" and found.version == about.VERSION and found.digest == digest()
     return "same" if same else "other"
 
 
@@ -294,7 +294,7 @@ def _require_whole(before: Environment) -> None:
             f"the installer changed other packages in {before.place}, which it must not: {', '.join(moved)}"
         )
     found = compare(before.purelib)
-    if found.condition != "whole" or found.digest != digest():
+    if found.condition != "intact" or found.digest != digest():
         raise ConflictError(
             f"{about.NAME} is incomplete in {before.place}: {found.said or 'other files than ours'}. "
             "Nothing was changed. Is the disk full?"

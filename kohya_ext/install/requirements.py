@@ -199,7 +199,7 @@ def imported_modules(checkout: Checkout) -> set[str]:
 
 
 def _top_level_imports(path: Path) -> Iterator[str]:
-    """Modules that a file imports unconditionally: what stands in try, if or a function may be missing."""
+    """Modules that a file imports unconditionally: what is in try, if or a function may be missing."""
     try:
         tree = parse(read_regular(path, MODULE_LIMIT))
     except (NotReadableError, SyntaxError):

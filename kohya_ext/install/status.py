@@ -191,7 +191,7 @@ def _package_fault(found: Installed, environment: Environment, digest: str | Non
     if found.condition in PACKAGE_FAULTS:
         said = PACKAGE_FAULTS[found.condition].format(place=environment.place, faults=found.said)
         return f"the kohya_ext package {said}"
-    if found.version != recorded.version and found.condition == "whole":
+    if found.version != recorded.version and found.condition == "intact":
         where = f"the kohya_ext package in {environment.place}"
         return f"{where} is {found.version}, the patch in Kohya's files is {recorded.version}"
     if digest is not None and found.digest is not None and digest != found.digest:

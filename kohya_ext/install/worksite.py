@@ -175,7 +175,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _restore(site: Site, pending: PendingExchange) -> None:
-    """Repeatable at any point: what lies in before/ has not been moved back yet, what does not is in its place."""
+    """Repeatable at any point: what is in before/ has not been moved back yet, what is not is in its place."""
     for path in site.ours():
         key = _key(site, path)
         if key not in pending.names:
@@ -262,7 +262,7 @@ def _checked(name: object, source: Path) -> str:
 
 
 def _key(site: Site, path: Path) -> str:
-    """The name under which `path` lies in before/."""
+    """The name under which `path` is in before/."""
     return f"{'bin' if path.parent == site.scripts else 'lib'}/{path.name}"
 
 

@@ -195,7 +195,7 @@ class AdaCoor(torch.optim.Optimizer):
         return due
 
     def _plan_of(self, number: int) -> GroupPlan:
-        """How this group is stepped, decided anew only when one of its settings has changed."""
+        """How this group is stepped, decided again only when one of its settings has changed."""
         group = self.param_groups[number]
         now = settings.values(group)
         plan = self._plans.get(number)

@@ -5,8 +5,8 @@ from __future__ import annotations
 _CACHE = "encode each caption once; the text encoders are not trained"
 _CACHE_DISK = "the same, kept in files for the next run"
 _SHIFT = "moves the sampled noise levels towards more noise"
-_TIMESTEPS = "how noise levels are drawn"
-_SIGMOID = "width of the sigmoid that noise levels are drawn by"
+_TIMESTEPS = "how noise levels are sampled"
+_SIGMOID = "width of the sigmoid that noise levels are sampled with"
 _PREDICTION = "what the model's output is taken for"
 _SPLIT = "compute attention image by image: less memory, slower"
 
@@ -31,7 +31,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "t5xxl_dtype": "dtype of T5-XXL",
         "save_clip": "store the CLIP text encoders in the result",
         "save_t5xxl": "store T5-XXL in the result",
-        "weighting_scheme": "how noise levels are drawn and weighted",
+        "weighting_scheme": "how noise levels are sampled and weighted",
         "logit_mean": "middle of the noise levels under logit-normal sampling",
         "logit_std": "spread of the noise levels under logit-normal sampling",
         "mode_scale": "strength of the weighting scheme called mode",

@@ -136,7 +136,7 @@ def launch_commands(
         raise UnsupportedError(f"{place}: depends on something that only the running GUI knows") from place
     except UnsupportedError:
         raise
-    except Exception as error:  # whatever stands in the source
+    except Exception as error:  # whatever is in the source
         raise UnsupportedError(f"{path} is unlike any release's; its command cannot be determined") from error
     raise GuiRefusesError(result.complaints)
 

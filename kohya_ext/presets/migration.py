@@ -1,7 +1,7 @@
 """What the installed GUI does to a preset before it fills the form, read from its `update_my_data` as text.
 
-Each release converts some keys; up to v23.1.3 it also sets some to 0 when they are absent. Which keys, stands in loops
-over lists of names; how, in the two or three lines inside each loop.
+Each release converts some keys; up to v23.1.3 it also sets some to 0 when they are absent. Which keys, is defined in
+loops over lists of names; how, in the two or three lines inside each loop.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
 
 @rule
 def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
-    """Flags of ours that stop the run, or that nothing listens to: by the table that the run itself goes by."""
+    """Flags of ours that stop the run, or that nothing listens to: by the table that the run itself uses."""
     if not release.patched:
         return
     given = flags_in(values.get(EXTRA))

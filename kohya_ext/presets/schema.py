@@ -1,7 +1,7 @@
 """The fields of the installed GUI's tabs, read from its source as text.
 
 A tab's `open_configuration` takes one parameter a preset key, in the order of the components that it fills; which these
-are stands in the wiring of the tab's Presets list (or of its "load config" button). Evaluating the tab's builder as
+are is defined by the wiring of the tab's Presets list (or of its "load config" button). Evaluating the tab's builder as
 text gives the components, zipping both gives the schema.
 """
 
@@ -157,7 +157,7 @@ def read_schema(sources: Sources, tab: Tab, *, patched: bool = False) -> Schema 
             scope = _build(interpreter, builder, config)
             components = _outputs(interpreter.events)
             registry = _registry_names(scope)
-    except Exception:  # whatever stands in the source, it must not end the command
+    except Exception:  # whatever is in the source, it must not end the command
         notes.append(f"{path} is unlike any release's; only its keys could be read")
         components = []
     if not components:

@@ -40,7 +40,7 @@ MOST_NAMED = 3
 class Settings:
     """What a script gets from a file: `values` by name. nested: tables in tables, which it ignores, by dotted name.
 
-    twice: names that stand in two tables -> all their values, of which the last one counts.
+    twice: names that are in two tables -> all their values, of which the last one counts.
     """
 
     values: Mapping[str, Any]
@@ -124,7 +124,7 @@ def _placed(settings: Settings, arguments: Mapping[str, Argument], script: str) 
             level, "nested-table", name, None, effect, "move the settings to the top, or to a table of their own"
         )
     for key, each in settings.twice.items():
-        effect = f"it stands in two tables, as {' and as '.join(map(repr, each[-2:]))}: the last one counts"
+        effect = f"it is in two tables, as {' and as '.join(map(repr, each[-2:]))}: the last one counts"
         yield Finding("warning", "given-twice", key, each[-1], effect, "remove one of them")
 
 

@@ -20,7 +20,7 @@ MAX_FUNCTIONS = 100
 MAX_SOURCE = 1 << 20  # characters of all functions of one script; those of the largest have a tenth of it
 MAX_FUNCTION = 1 << 18  # characters of one; the longest has 30,000
 MAX_IMPORTS = 1000  # statements of one module; no release has more than a hundred
-MAX_IMPORT = 5000  # characters of one that stands in brackets
+MAX_IMPORT = 5000  # characters of one that is in brackets
 
 _IMPORT = re.compile(r"^(?:from|import)[ \t][^\n]*", re.MULTILINE)
 

@@ -51,7 +51,7 @@ class Refusal:
 
 
 def refusals(sources: Sources, script: str, arguments: Mapping[str, Any]) -> list[Refusal]:
-    """The checks of a script that these arguments fail, in the order in which they are met.
+    """The checks of a script that these arguments fail, in the order in which they are reached.
 
     arguments: by attribute, complete; `Unknown` where only the run knows.
     """
@@ -180,7 +180,7 @@ class _Trainer(Interpreter):
         self.run_block(node.finalbody, scope)
 
     def visit_Assert(self, node: ast.Assert, scope: Scope) -> None:
-        """Counts when it is sure to be met and to fail."""
+        """Counts when it is sure to be reached and to fail."""
         if truth(self.value(node.test, scope)) is False:
             self._refused([node.test], node.msg, scope)
 

@@ -1,6 +1,6 @@
 """The state of an interpretation of Kohya's source: its modules, names and budget. The layers above evaluate.
 
-The source is whatever lies in the folder. It may ask for `"a" * 10**10`, for lists that double in a loop, or for a list
+The source is whatever is in the folder. It may ask for `"a" * 10**10`, for lists that double in a loop, or for a list
 that holds itself ten times, ten levels deep. Everything is therefore weighed before it is made or looked through, and
 all of it is paid from one account. A value that would be too large is unknown; an empty account ends the reading.
 """

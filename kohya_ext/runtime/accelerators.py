@@ -1,4 +1,4 @@
-"""The accelerator of a run: where settings are checked first, networks are met, and states are saved and loaded."""
+"""The accelerator of a run: where settings are checked first, networks are found, and states are saved and loaded."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Average:
         self._cost_told = False
 
     def meet(self, model: Any) -> None:
-        """Learn the parameters' names of a model, for the state files: `0.` for the first model met, and so on."""
+        """Learn the parameters' names of a model, for the state files: `0.` for the first model seen, and so on."""
         named_parameters = getattr(model, "named_parameters", None)
         if named_parameters is None:
             return
@@ -91,7 +91,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The EMA stands in the model's parameters while this lasts; the raw weights come back bit for bit."""
+        """The EMA is in the model's parameters while this lasts; the raw weights come back bit for bit."""
         finish_moves(self.models)
         with ExitStack() as stack:
             for track in self._tracks:
@@ -103,7 +103,7 @@ class Average:
 
     @contextmanager
     def raw(self) -> Iterator[None]:
-        """The raw weights stand in the parameters while this lasts, also within `in_place`."""
+        """The raw weights are in the parameters while this lasts, also within `in_place`."""
         finish_moves(self.models)
         with ExitStack() as stack:
             for track in self._tracks:
@@ -167,7 +167,7 @@ class Average:
             say(f"the EMA takes {sum(known):.3g} ms a step")
 
     def names_of(self, parameters: Sequence[Any]) -> list[str]:
-        """A name for each parameter; its place where no model with it was met."""
+        """A name for each parameter; its place where no model with it was seen."""
         return [self._names.get(id(parameter), f"parameter.{place}") for place, parameter in enumerate(parameters)]
 
     def schedule(self) -> Schedule:

@@ -22,7 +22,7 @@ from kohya_ext.core.terminal import printable
 
 @dataclass
 class Run:
-    """What this run has and has met so far.
+    """What this run has and has seen so far.
 
     average, telemetry: an `Average` and a `Telemetry`, None while it keeps no EMA or measures nothing; their modules
     import this one. reminders: warnings to repeat at the end.

@@ -184,7 +184,7 @@ class _ControlNetWriter:
         return self.twins.save(str(file), write)
 
     def _is_checkpoint(self, tensors: Any, file: Any) -> bool:
-        """Resume states lie in folders of their own, and our temporary files too."""
+        """Resume states are in folders of their own, and our temporary files too."""
         if not isinstance(tensors, dict) or not isinstance(file, str):
             return False
         path = Path(file)

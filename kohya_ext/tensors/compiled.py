@@ -20,7 +20,7 @@ _SUMS = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
 
 
 def rows_of(elements: int) -> int:
-    """How many rows the table of a flat tensor has; 0 instead of a single one, which would be compiled anew."""
+    """How many rows the table of a flat tensor has; 0 instead of a single one, which would be compiled again."""
     rows = elements // WIDTH
     return rows if rows > 1 else 0
 

@@ -81,7 +81,7 @@ class DeviceCount:
 
 
 def repeats(tensor: Tensor) -> bool:
-    """True where several elements lie in one place (an expanded view), or where the strides do not rule it out."""
+    """True where several elements share one place (an expanded view), or where the strides do not rule it out."""
     if not tensor.numel():
         return False
     reach = 0

@@ -32,7 +32,7 @@ def test_python_is_asked_alone_and_the_store_never() -> None:
     text = SCRIPT.read_text(encoding="utf-8")
     assert " -I -c " in text
     assert "WindowsApps" in text
-    assert "-m kohya_ext" not in text  # would import what lies in the current folder
+    assert "-m kohya_ext" not in text  # would import what is in the current folder
 
 
 def _has_powershell() -> bool:

@@ -277,7 +277,7 @@ def test_sourced_it_does_not_end_the_shell() -> None:
 
 
 def reachable_python() -> Path:
-    """A Python that every user may start: that of the tests may lie in a home."""
+    """A Python that every user may start: that of the tests may be in a home."""
     for name in ("python3", "python3.13", "python3.12", "python3.11", "python3.10"):
         path = Path("/usr/bin", name)
         code = "import sys; sys.exit(sys.version_info < (3, 10))"

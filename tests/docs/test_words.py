@@ -39,7 +39,10 @@ AVOIDED = {
     r"\bbeside\b": "next to",
     r"\bgone on with\b|\b(?:is|are) gone on\b": "resumed, continued",
     r"\bthrown away\b": "discarded",
-    r"\bmade anew\b": "regenerated, recreated",
+    r"\banew\b": "again, regenerated, recreated",
+    r"\bstands? in (?!the way|its way|for\b|(?:the )?place|between)": "is in",
+    r"\blies? in (?!between)": "is in",
+    r"\bhalf a (?:checkout|download)\b": "incomplete",
 }
 
 

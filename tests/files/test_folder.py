@@ -220,7 +220,7 @@ def test_a_second_name_of_another_users_file_is_not_read(tmp_path: Path) -> None
 
 @as_root
 def test_a_new_folder_that_is_swapped_is_not_given_away(tmp_path: Path) -> None:
-    """A folder of root's that lies in the stranger's gets the name of the one that we have just made."""
+    """A folder of root's that is in the stranger's gets the name of the one that we have just made."""
     theirs = tmp_path / "theirs"
     (theirs / "roots").mkdir(parents=True)
     (theirs / "roots/secret").write_bytes(b"")

@@ -104,7 +104,7 @@ def stages(usual_era: str, *usual: str) -> pytest.MarkDecorator:
 
 
 def _renamed(whole: Whole) -> Whole:
-    """What git says of the copy, which lies in another folder."""
+    """What git says of the copy, which is in another folder."""
     files, git = whole
     return files, {"checkout" if name == "start" else name: said for name, said in git.items()}
 

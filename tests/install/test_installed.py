@@ -44,7 +44,7 @@ def ours(environment: Environment, name: str) -> Path:
 
 def test_whole(environment: Environment) -> None:
     found = examine(environment)
-    assert (found.condition, found.version, found.faults) == ("whole", about.VERSION, ())
+    assert (found.condition, found.version, found.faults) == ("intact", about.VERSION, ())
     assert found.digest == package.digest()
     assert not list(environment.purelib.glob("kohya_ext/**/*.pyc"))  # it only looks
 

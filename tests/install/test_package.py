@@ -147,7 +147,7 @@ def test_it_is_importable_and_no_pin_moves(
     put(dataclasses.replace(environment, uv=None), first)
     installed = inspect(environment.python)
     assert package.state(installed) == "same"
-    assert examine(installed) == Installed("whole", about.VERSION, package.digest())
+    assert examine(installed) == Installed("intact", about.VERSION, package.digest())
     assert {name: version for name, version in installed.packages.items() if name != "kohya-ext"} == PINS
     assert run(installed, "-c", "import kohya_ext.runtime, kohya_ext.install.apply").returncode == 0
     assert "usage: kohya-ext" in run(installed, "-m", "kohya_ext", "--help").stdout
@@ -250,7 +250,7 @@ def test_a_copy_that_differs_is_replaced(installed: Environment, pinned: Environ
         info.rename(info.with_name("kohya_ext-0.0.1.dist-info"))
     assert package.state(installed) != "same"
     assert put(installed, first).action in ("replaced", "installed")
-    assert examine(installed, importing=False).condition == "whole"
+    assert examine(installed, importing=False).condition == "intact"
     assert package.state(installed) == "same"
     assert package.read_register(installed).ours
     assert take(installed, first).action == "removed"
@@ -443,7 +443,7 @@ def test_a_full_disk_changes_nothing(
         assert refused >= 3
         (mount / "filler").unlink(missing_ok=True)
         assert put(environment, first).action in ("installed", "replaced", "unchanged")
-        assert examine(environment, importing=False).condition == "whole"
+        assert examine(environment, importing=False).condition == "intact"
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 

@@ -72,7 +72,7 @@ def test_without_conv_rank_only_attention_and_text_encoders(pair: tuple[Path, Pa
 
 
 def test_merging_gives_the_tuned_model_to_the_stated_error(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """For float16 too: the error that is reported is of what stands in the file, rounding included."""
+    """For float16 too: the error that is reported is of what is in the file, rounding included."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         out = tmp_path / f"{dtype}.safetensors"
         result = run(*pair, out, ranks=(8,), dtype=dtype)

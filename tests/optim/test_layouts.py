@@ -88,7 +88,7 @@ class Case:
             assert torch.equal(buffer.view(torch.uint8), before.view(torch.uint8)), "a gradient was written to"
 
     def _order_of(self, parameter: nn.Parameter) -> list[int]:
-        """8-bit codes stand in the logical order; everything else is stepped as it lies in memory, if possible."""
+        """8-bit codes are in the logical order; everything else is stepped as it is in memory, if possible."""
         if self.path.get("state_bits") == 8:
             return list(range(parameter.dim()))
         vt = self.optimizer.state.get(parameter, {}).get("vt")
@@ -252,7 +252,7 @@ def test_weights_that_have_changed_their_shape_are_refused(path: dict[str, Any])
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("path", [{}, {"state_bits": 32}, {"stochastic_state": True}], ids=str)
 def test_compiled_steps_of_any_layout(path: dict[str, Any]) -> None:
-    """Also of parameters that lie in one storage, next to each other or one over the other."""
+    """Also of parameters that are in one storage, next to each other or one over the other."""
     base = torch.randn(5 * 6000, generator=torch.Generator().manual_seed(0))
     views = [
         base[:6000].view(60, 100),

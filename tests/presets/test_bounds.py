@@ -1,4 +1,4 @@
-"""Source that asks for more than there is: whatever lies in a checkout is read in bounded time and memory."""
+"""Source that asks for more than there is: whatever is in a checkout is read in bounded time and memory."""
 
 from __future__ import annotations
 

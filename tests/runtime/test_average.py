@@ -1,4 +1,4 @@
-"""When a step is averaged, and what stands in the weights meanwhile."""
+"""When a step is averaged, and what is in the weights meanwhile."""
 
 from __future__ import annotations
 

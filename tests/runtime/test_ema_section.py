@@ -52,7 +52,7 @@ def tree(block: Any) -> Any:
 
 
 def page(gradio: Any, made: Any, holder: str, **words: Any) -> Any:
-    """A page whose advanced settings stand in `holder`, after a row of the tab's own and before another."""
+    """A page whose advanced settings are in `holder`, after a row of the tab's own and before another."""
     with gradio.Blocks() as root:
         with getattr(gradio, holder)(label="Advanced"):
             gradio.Row(label="first")

@@ -1,4 +1,4 @@
-"""AdaCoor stands in the optimizer lists of the GUI, and nothing else of gradio changes."""
+"""AdaCoor is in the optimizer lists of the GUI, and nothing else of gradio changes."""
 
 from __future__ import annotations
 

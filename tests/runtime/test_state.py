@@ -74,7 +74,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(begin: Begin, tmp_path: Path, sche
 
 
 def test_a_state_saved_within_a_save_of_the_average_holds_the_raw_weights(begin: Begin, tmp_path: Path) -> None:
-    """Upstream's savers save the state themselves, and with `--ema_save only` the EMA stands in the model then."""
+    """Upstream's savers save the state themselves, and with `--ema_save only` the EMA is in the model then."""
     run = begin()
     accelerator = watched(run)
     run.step(3)

@@ -73,7 +73,7 @@ def test_weights_in_bfloat16(bench: Bench, tree: str) -> None:
     raw = run.at_steps(STEPS)
     exact = average(raw[0], raw, bench_module.debiased)
     ours = run.tensors("-ema")
-    # the average stands in bfloat16 parameters while it is saved
+    # the average is in bfloat16 parameters while it is saved
     for key, value in exact.items():
         bound = 2.0**-8 * float(value.abs().max())
         assert float((ours[key].double() - value).abs().max()) <= bound, key

@@ -1,4 +1,4 @@
-"""`--kohya_ext_log_every` on real input: our figures stand in the logs that the real scripts write."""
+"""`--kohya_ext_log_every` on real input: our figures are in the logs that the real scripts write."""
 
 from __future__ import annotations
 

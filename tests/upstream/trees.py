@@ -2,7 +2,7 @@
 
 KOHYA_SS_GIT, SD_SCRIPTS_GIT: clones (bare ones do) of bmaltais/kohya_ss and kohya-ss/sd-scripts. SD_SCRIPTS_FORK_GIT: a
 repository that holds sd-scripts v0.11.1, the release kohya_ss v26.0.0 pins, where the clone of sd-scripts lacks it.
-Nothing of upstream lies in this repository.
+Nothing of upstream is in this repository.
 """
 
 from __future__ import annotations
