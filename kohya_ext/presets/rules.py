@@ -78,11 +78,10 @@ def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Re
     elif 0 < rate < HIGH_RATE:
         fix = f"{guides}, or for what AdamW does at {rate:g} {_written(key, matching(rate, steps), release)}"
         yield Finding("error", rule_name, key, values[key], f"{effect}: it learns next to nothing", fix)
-    elif rate and release.schema.tab == "lora":
-        fix = f"for 1e-4, usual for LoRA, {_written(key, matching(1e-4, steps), release)}"
-        yield Finding("note", rule_name, key, values[key], effect, fix)
     elif rate and rate != own.rate:
         fix = "none, if it is meant; `kohya-ext presets rate` tells the one for a rate of AdamW that you know"
+        if release.schema.tab == "lora":
+            fix += f"; for 1e-4, usual for LoRA, {_written(key, matching(1e-4, steps), release)}"
         yield Finding("note", rule_name, key, values[key], effect, fix)
 
 

@@ -164,11 +164,11 @@ def test_the_fix_for_a_rate_of_adamw_goes_by_the_steps() -> None:
     assert "--learning_rate 11 into the additional parameters" in found.fix  # the field ends at 1
 
 
-def test_a_lora_at_the_guides_rate_is_told_what_it_means() -> None:
+def test_a_lora_is_told_which_rate_is_the_usual_one() -> None:
     lora = replace(RELEASE, schema=replace(SCHEMA, tab="lora"))
-    assert not of_the_rate({"optimizer": "AdaCoor", "learning_rate": 1})
-    [found] = [one for one in of_the_rate({"optimizer": "AdaCoor", "learning_rate": 1}, lora) if one.key[-1] == "e"]
-    assert found.level == "note" and "AdamW at 4.5e-06" in found.effect and "--learning_rate 22" in found.fix
+    assert not of_the_rate({"optimizer": "AdaCoor", "learning_rate": 1}, lora)  # the guide's
+    [found] = of_the_rate({"optimizer": "AdaCoor", "learning_rate": 3}, lora)
+    assert found.level == "note" and "AdamW at 1.3e-05" in found.effect and "--learning_rate 22" in found.fix
 
 
 def test_every_finding_says_what_happens_and_the_fix_and_hides_secrets() -> None:
