@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext.cli import lora_report as report
 from kohya_ext.cli.common import add_json
 from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, UsageError
@@ -16,7 +17,6 @@ from kohya_ext.core.errors import DONE, UsageError
 if TYPE_CHECKING:
     from kohya_ext.lora import extract as extracting
     from kohya_ext.lora import resize as resizing
-    from kohya_ext.lora.assemble import FinishedModule, Written
 
 DTYPES = ("fp16", "bf16", "fp32")
 LIKES = ("guide-2023", "guide-current")
@@ -24,7 +24,6 @@ METHODS = ("auto", "exact", "randomized")
 ENCODER_RULES = ("auto", "together", "all", "none")
 DYNAMIC = ("sv_ratio", "sv_fro", "sv_cumulative")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-WORST_SHOWN = 5
 DEFAULT_RANK = 128
 GUIDE_2023_RANKS = (512, 16)
 
@@ -143,13 +142,9 @@ def extract(arguments: argparse.Namespace) -> int:
     with Progress(shown=not arguments.json) as progress:
         result = extracting.run(found, arguments.out, settings, _modules(progress))
     seconds = time.monotonic() - began
-    if result.unchanged:
-        out.item("unchanged", f"{len(result.unchanged)} modules do not differ and are skipped")
-    for written in result.files:
-        _describe(out, written, "the change")
+    reported = report.extracted(out, result)
     out.item("done", f"{seconds:.1f} s")
-    files = [_document(written) for written in result.files]
-    return out.finish(DONE, **head, unchanged=list(result.unchanged), files=files, seconds=round(seconds, 2))
+    return out.finish(DONE, **head, **reported, seconds=round(seconds, 2))
 
 
 def _extract_settings(arguments: argparse.Namespace, out: Output) -> extracting.ExtractSettings:
@@ -237,11 +232,11 @@ def resize(arguments: argparse.Namespace) -> int:
     for note in result.notes:
         out.item("note", note)
     if arguments.report:
-        _print_modules(out, result)
-    _describe(out, result.written, "the input")
+        report.print_modules(out, result)
+    report.describe(out, result.written, "the input")
     out.item("done", f"{seconds:.1f} s")
     return out.finish(
-        DONE, **_document(result.written), ranks_before=dict(result.ranks_before), seconds=round(seconds, 2)
+        DONE, **report.document(result.written), ranks_before=dict(result.ranks_before), seconds=round(seconds, 2)
     )
 
 
@@ -266,51 +261,6 @@ def _resize_settings(arguments: argparse.Namespace) -> resizing.ResizeSettings:
         size=arguments.size, dtype=_dtype(arguments.dtype), device=arguments.device,
         allow_pickle=arguments.allow_pickle,
     )  # fmt: skip
-
-
-def _describe(out: Output, written: Written, of: str) -> None:
-    ranks = sorted({kept.rank for kept in written.modules})
-    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    out.item("written", f"{written.path}: {len(written.modules)} modules, {span}, {written.size / 1e6:.1f} MB")
-    out.item("error", f"{written.error:.2%} of {of} is lost; the worst modules:")
-    worst = sorted(written.modules, key=lambda kept: -kept.error)[:WORST_SHOWN]
-    for kept in worst:
-        out.item("", f"{kept.error:7.2%}  rank {kept.rank:<4} {kept.module.name}")
-
-
-def _print_modules(out: Output, result: resizing.Resized) -> None:
-    width = max(len(kept.module.name) for kept in result.written.modules)
-    out.row(f"{'module':<{width}}  rank        sum kept  norm kept  max/min    alpha")
-    for kept in result.written.modules:
-        out.row(f"{kept.module.name:<{width}}  {_row(kept, result)}")
-
-
-def _row(kept: FinishedModule, result: resizing.Resized) -> str:
-    values = result.spectra[kept.module.name]
-    total = float(values.sum())
-    part = float(values[: kept.rank].sum()) / total if total else 1.0
-    norm = float(values[: kept.rank].norm() / values.norm()) if total else 1.0
-    least = float(values[kept.rank - 1])
-    ratio = f"{float(values[0]) / least:9.1f}" if least else "        -"
-    before = result.ranks_before[kept.module.name]
-    return f"{before:>4} -> {kept.rank:<4} {part:7.1%}   {norm:7.1%} {ratio}  {kept.alpha:9.4g}"
-
-
-def _document(written: Written) -> dict[str, Any]:
-    return {
-        "path": str(written.path),
-        "size": written.size,
-        "error": written.error,
-        "modules": {
-            kept.module.name: {
-                "rank": kept.rank,
-                "alpha": kept.alpha,
-                "error": kept.error,
-                "method": kept.module.method,
-            }
-            for kept in written.modules
-        },
-    }
 
 
 def _modules(progress: Progress) -> Callable[[int, int, str], None]:

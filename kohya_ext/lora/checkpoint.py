@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kohya_ext.core.errors import UnsupportedError, UsageError
+from kohya_ext.core.errors import KohyaExtError, UnsupportedError, UsageError
 from kohya_ext.files.regular import JSON_LIMIT, read_regular
-from kohya_ext.lora import quantised
+from kohya_ext.lora import quantised, rest
 from kohya_ext.lora.layout import Architecture, Target, architecture_of_file, architecture_of_unet, targets
 from kohya_ext.lora.tensorfile import TensorSource, open_tensors
 from kohya_ext.tensors.header import PICKLE_SUFFIXES
@@ -38,6 +38,8 @@ class Weight:
     def shape(self) -> tuple[int, ...]:
         """The shape of the whole weight: of one third of a fused matrix, of all stacked tensors together."""
         shape = self.source.shapes[self.key]
+        if not self.more and self.target.part is None:
+            return shape
         height = shape[0] + sum(source.shapes[key][0] for source, key in self.more)
         return (height if self.target.part is None else height // _QKV, *shape[1:])
 
@@ -56,13 +58,17 @@ class Weight:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model. weights: by LoRA module name, in the order of the files. marks: see MARKS."""
+    """An opened model. weights: by LoRA module name, in the order of the files. marks: see MARKS.
+
+    rest: all other weights, by `rest.rest_name`.
+    """
 
     path: Path
     architecture: Architecture
     weights: Mapping[str, Weight]
     files: tuple[Path, ...]
     marks: frozenset[str] = frozenset()
+    rest: Mapping[str, Weight] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -87,9 +93,10 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
         return _open_folder(path, allow_pickle)
     source = quantised.of(open_tensors(path, allow_pickle=allow_pickle))
     architecture = architecture_of_file(path, source.shapes)
-    weights = _collect(architecture, [("", source)])
+    parts = [("", source)]
     marks = frozenset(MARKS) & source.shapes.keys()
-    return _checked(Checkpoint(path, architecture, weights, (path,), marks))
+    weights, others = _collect(architecture, parts), _rest(architecture, parts)
+    return _checked(Checkpoint(path, architecture, weights, (path,), marks, others))
 
 
 def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
@@ -108,7 +115,16 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     keys = {key: shape for component, source in parts if component == "unet" for key, shape in source.shapes.items()}
     architecture = architecture_of_unet(keys)
     files = tuple(source.path for _, source in parts)
-    return _checked(Checkpoint(path, architecture, _collect(architecture, parts), files))
+    others = _rest(architecture, [*parts, *_vae(path, allow_pickle)])
+    return _checked(Checkpoint(path, architecture, _collect(architecture, parts), files, rest=others))
+
+
+def _vae(path: Path, allow_pickle: bool) -> list[tuple[str, TensorSource]]:
+    """The VAE of a folder. No LoRA needs it: one that is missing or unreadable is not compared."""
+    try:
+        return [(rest.VAE_FOLDER, source) for source in _shards(path / rest.VAE_FOLDER, allow_pickle)]
+    except KohyaExtError:
+        return []
 
 
 def _shards(folder: Path, allow_pickle: bool) -> list[TensorSource]:
@@ -157,10 +173,27 @@ def _collect(architecture: Architecture, parts: list[tuple[str, TensorSource]]) 
     return weights
 
 
+def _rest(architecture: Architecture, parts: list[tuple[str, TensorSource]]) -> dict[str, Weight]:
+    """What `_collect` leaves."""
+    found = {}
+    for component, source in parts:
+        for key, shape in source.shapes.items():
+            if len(shape) > 1 and component != rest.VAE_FOLDER and targets(key, architecture, component):
+                continue
+            if name := rest.rest_name(key, architecture, component):
+                found[name] = Weight(Target(rest.GROUP, name), source, key)
+    return found
+
+
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     if "unet" not in checkpoint.groups:
         raise UsageError(f"{checkpoint.path} contains no U-Net")
     return checkpoint
+
+
+def only_rounding(base: Weight, tuned: Weight, before: Tensor, after: Tensor) -> bool:
+    """Whether nothing but how they are stored tells two weights apart. before, after: what is loaded of them."""
+    return same_when_stored(before, after) or tuned.is_rounding_of(before) or base.is_rounding_of(after)
 
 
 _SAMPLE = 4096  # elements that are compared before all of them are

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kohya_ext.lora.checkpoint import Checkpoint, Weight, same_when_stored
+from kohya_ext.lora.checkpoint import Checkpoint, Weight, only_rounding
 
 RULES = ("auto", "together", "all", "none")
 TITLES = {"te": "text encoder", "te1": "text encoder 1 (CLIP-L)", "te2": "text encoder 2 (OpenCLIP bigG)"}
@@ -94,7 +94,7 @@ def _look(pairs: Sequence[tuple[Weight, Weight]], minimum: float) -> _Look:
     largest = 0.0
     for before, after in pairs:
         a, b = before.load(), after.load()
-        if a.shape != b.shape or same_when_stored(a, b) or after.is_rounding_of(a) or before.is_rounding_of(b):
+        if a.shape != b.shape or only_rounding(before, after, a, b):
             if a.shape == b.shape:
                 largest = max(largest, _difference(a, b))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.files.disk import explained_target
-from kohya_ext.lora import assemble, encoders, metadata, output_files, rank, workers
+from kohya_ext.lora import assemble, encoders, metadata, output_files, outside, rank, workers
 from kohya_ext.lora.assemble import Progress, Written
-from kohya_ext.lora.checkpoint import Checkpoint, Weight, open_checkpoint, same_when_stored
+from kohya_ext.lora.checkpoint import Checkpoint, Weight, only_rounding, open_checkpoint
 from kohya_ext.lora.factor_store import Spool, StoredModule
 from kohya_ext.lora.metadata import Hashing
 from kohya_ext.lora.svd import LowRank, low_rank
@@ -57,10 +58,14 @@ class ExtractionPlan:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What came out. unchanged: modules that no weight of differs, and so are not in the files."""
+    """What came out. unchanged: modules that no weight of differs, and so are not in the files.
+
+    change: the whole difference of the two models, of which the files hold a part.
+    """
 
     files: tuple[Written, ...]
     unchanged: tuple[str, ...]
+    change: outside.ModelChange
 
 
 @dataclass
@@ -101,6 +106,9 @@ def run(found: ExtractionPlan, path: Path, settings: ExtractSettings, progress: 
         done = _decompose(found, settings, spool, progress)
         if not done.modules:
             raise UsageError(f"{found.base.path} and {found.tuned.path} do not differ: there is nothing to extract")
+        inside = math.fsum(module.used_energy for module in done.modules)
+        device = workers.pick_device(settings.device)
+        change = outside.measure(found.base, found.tuned, found.pairs, inside, device)
         written = []
         for index, target in enumerate(output_files(path, settings.ranks)):
             ranks = _ranks(done.modules, settings, index)
@@ -110,13 +118,13 @@ def run(found: ExtractionPlan, path: Path, settings: ExtractSettings, progress: 
             )
             known = metadata.of_extraction(target, found.base, found.tuned, hashing.result(), kept, found.decisions)
             written.append(assemble.write(target, kept, spool, known, dtype=settings.dtype, clamp=settings.clamp))
-    return Extraction(tuple(written), tuple(done.unchanged))
+    return Extraction(tuple(written), tuple(done.unchanged), change)
 
 
 def difference(base: Weight, tuned: Weight, device: torch.device) -> Tensor | None:
     """The float32 difference as a matrix (out, in * kernel); None where nothing but storage rounding differs."""
     before, after = base.load(), tuned.load().reshape(base.shape)
-    if same_when_stored(before, after) or tuned.is_rounding_of(before) or base.is_rounding_of(after):
+    if only_rounding(base, tuned, before, after):
         return None
     # subtract in place: the mapped file must not be written to, so both are copied where their type is float32 already
     change = after.to(device, torch.float32, copy=True)
