@@ -8,5 +8,5 @@ Nothing here is newer than Python 3.6: an old one that runs us reads this file b
 
 NAME = "kohya-ext"  # of the distribution and of the command
 PACKAGE = "kohya_ext"
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 REPOSITORY = "https://github.com/OWNER/kohya_ext"

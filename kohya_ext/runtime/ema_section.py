@@ -35,7 +35,7 @@ from kohya_ext.spec.flags import (
 )
 from kohya_ext.spec.hooks import ADDITIONAL_PARAMETERS, ADVANCED_COMMAND, GUI_PACKAGES, WORDS_SO_FAR
 
-HINT = "The fields write flags into Additional parameters, and show those that stand there."
+HINT = "The fields write flags into Additional parameters, and show the ones found there."
 TEXTS = {
     "noEma": NO_EMA,
     "twoSchedules": TWO_SCHEDULES,

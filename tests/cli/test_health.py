@@ -9,6 +9,7 @@ import pytest
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.environment import inspect
+from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from kohya_ext.core.shell import command
 from kohya_ext.install import apply, package
@@ -39,7 +40,7 @@ def test_status_of_an_installation(installed: Checkout, run: Run) -> None:
     before = trees.whole(installed.root)
     done = run("status", installed.root)
     assert done.code == DONE
-    assert "kohya_ext 0.1.0, patch set hook, onto v25.2.1" in done.text
+    assert f"kohya_ext {VERSION}, patch set hook, onto v25.2.1" in done.text
     assert "sd-scripts/library/__init__.py: as installed" in done.text
     assert trees.whole(installed.root) == before
 
@@ -77,7 +78,7 @@ def test_doctor_misses_the_package_after_a_uv_sync(installed: Checkout, run: Run
     """An exact `uv sync` removes what its lock does not name."""
     site = installed.root / "venv" / SITE
     shutil.rmtree(site / "kohya_ext")
-    shutil.rmtree(site / "kohya_ext-0.1.0.dist-info")
+    shutil.rmtree(site / f"kohya_ext-{VERSION}.dist-info")
     done = run("doctor", installed.root)
     assert done.code == FOUND_PROBLEMS
     assert f"Run: {command('install', '--python', installed.root / 'venv' / IN_A_VENV, installed.root)}" in done.text

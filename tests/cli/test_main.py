@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.cli import health, main
+from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, WRONG_USAGE
 from tests.cli.conftest import Ran
 
@@ -27,7 +28,7 @@ def test_help_and_version(run: Run) -> None:
     assert done.code == DONE
     for command in ("install", "uninstall", "status", "doctor", "update", "presets", "exit codes"):
         assert command in done.text
-    assert run("--version").text == "kohya-ext 0.1.0\n"
+    assert run("--version").text == f"kohya-ext {VERSION}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["install", "--nonsense"], ["install", "a", "b"]])
@@ -59,7 +60,7 @@ def test_the_unexpected_is_a_short_report(run: Run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(health, "find_checkout", broken)
     done = run("status", "/some/where")
     assert done.code == FOUND_PROBLEMS
-    for word in ("Please report", "RuntimeError: the moon is full", "kohya-ext 0.1.0", "Python 3.", "/some/where"):
+    for word in ("Please report", "RuntimeError: the moon is full", f"kohya-ext {VERSION}", "Python 3.", "/some/where"):
         assert word in done.errors
     assert len(done.errors.splitlines()) < 8
     monkeypatch.setenv("KOHYA_EXT_TRACEBACK", "1")

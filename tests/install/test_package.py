@@ -243,7 +243,7 @@ def test_a_copy_that_differs_is_replaced(installed: Environment, pinned: Environ
         shutil.rmtree(folder)
     elif spoil == "pip's leftovers":
         folder.rename(folder.with_name("~ohya_ext"))
-        info.rename(info.with_name("~~hya_ext-0.1.0.dist-info"))
+        info.rename(info.with_name(f"~~hya_ext-{about.VERSION}.dist-info"))
     else:
         for name in ("RECORD", "METADATA"):
             (info / name).write_text((info / name).read_text().replace(about.VERSION, "0.0.1"))
@@ -266,8 +266,8 @@ def test_what_was_there_before_us_stays(installed: Environment, tmp_path: Path) 
 
 
 def test_a_developers_link_is_left_alone(pinned: Environment, tmp_path: Path) -> None:
-    pretend(pinned.purelib, {"kohya_ext": "0.1.0"})
-    info = pinned.purelib / "kohya_ext-0.1.0.dist-info"
+    pretend(pinned.purelib, {"kohya_ext": about.VERSION})
+    info = pinned.purelib / f"kohya_ext-{about.VERSION}.dist-info"
     (info / "direct_url.json").write_text(json.dumps({"url": "file:///x", "dir_info": {"editable": True}}))
     assert package.state(pinned) == "editable"
     before = files(pinned)
