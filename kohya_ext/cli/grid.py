@@ -27,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser("grid", help="render prompts with several models, EMA next to raw")
     add = parser.add_argument
     add("models", type=Path, nargs="+", metavar="MODEL", help="checkpoints, LoRAs, diffusers folders, folders of them")
-    add("--prompts", type=Path, required=True, metavar="FILE", help="a Kohya prompt file, e.g. of `kohya-ext prompts`")
+    add("--prompts", type=Path, required=True, metavar="FILE", help="a Kohya prompt file (.txt, .toml, .json)")
     add(
         "--output",
         type=Path,
@@ -113,18 +113,16 @@ def make_renderer(arguments: argparse.Namespace, columns: Sequence[Column]) -> t
 
 
 def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
-    from kohya_ext.evaluation.promptfile import has_weights, parse
-    from kohya_ext.files.regular import read_text
+    from kohya_ext.evaluation.promptsource import read
 
-    text = read_text(arguments.prompts)
-    try:
-        prompts = parse(text)
-    except UsageError as error:
-        raise UsageError(f"{arguments.prompts}: {error}") from error
-    if any(has_weights(one) for one in text.splitlines() if not one.startswith("#")):
+    found = read(arguments.prompts)
+    prompts = list(found.prompts)
+    if found.ignored:
+        out.warn(f"{arguments.prompts}: no script reads the keys {', '.join(found.ignored)}: they do nothing")
+    if found.weighted:
         out.warn("Kohya reads brackets in prompts as weights; here they are rendered as plain text")
     if any(prompt.seed is None for prompt in prompts):
-        out.warn("prompts without a seed (--d) get a different seed for each model, so their images cannot be compared")
+        out.warn("prompts without a seed get a different one for each model, so their images cannot be compared")
     if arguments.limit is None:
         return prompts
     seen: dict[str, int] = {}

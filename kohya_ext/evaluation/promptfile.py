@@ -6,6 +6,7 @@ brackets in the prompt as weights. It drops a backslash before any other charact
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -82,19 +83,34 @@ def parse_line(text: str) -> Prompt:
     prompt, numbers = Prompt(_literal(pieces[0])), {"w": WIDTH, "h": HEIGHT, "s": STEPS}
     for piece in pieces:
         if match := re.match(r"([whds]) (\d+)", piece, re.IGNORECASE):
-            numbers[match[1].lower()] = int(match[2])
+            with contextlib.suppress(ValueError):  # thousands of digits; Kohya keeps its default, too
+                numbers[match[1].lower()] = int(match[2])
         elif match := re.match(r"l ([\d.]+)", piece, re.IGNORECASE):
             prompt = replace(prompt, cfg=_float(match[1]))
         elif match := re.match(r"n (.+)", piece, re.IGNORECASE):
             prompt = replace(prompt, negative=_literal(match[1]))
-    width, height = (max(64, numbers[side] - numbers[side] % 8) for side in "wh")
     steps = max(1, min(1000, numbers["s"]))
-    return replace(prompt, width=width, height=height, steps=steps, seed=numbers.get("d"))
+    return _sized(replace(prompt, steps=steps, seed=numbers.get("d")), numbers["w"], numbers["h"])
+
+
+def from_values(text: str, negative: str, width: int, height: int, steps: int, cfg: float, seed: int | None) -> Prompt:
+    """A prompt whose flags are told apart already; its texts have Kohya's backslashes still."""
+    return _sized(Prompt(_literal(text), steps=steps, cfg=cfg, seed=seed, negative=_literal(negative)), width, height)
+
+
+def _sized(prompt: Prompt, width: int, height: int) -> Prompt:
+    """`prompt` with the sides that Kohya makes of these."""
+    return replace(prompt, width=max(64, width - width % 8), height=max(64, height - height % 8))
 
 
 def has_weights(text: str) -> bool:
     """Whether a line of a file has brackets that Kohya reads as weights."""
-    return re.search(r"(?<!\\)[(\[]", text.split(" --")[0]) is not None
+    return bracketed(text.split(" --")[0])
+
+
+def bracketed(text: str) -> bool:
+    """Whether a prompt has brackets that Kohya reads as weights."""
+    return re.search(r"(?<!\\)[(\[]", text) is not None
 
 
 def _escaped(text: str) -> str:

@@ -61,6 +61,17 @@ def test_warnings(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> 
     assert done.code == DONE and "brackets in prompts as weights" in done.errors and "without a seed" in done.errors
 
 
+def test_a_json_file(tmp_path: Path, painter: Painter, run: Run) -> None:
+    file = models(tmp_path / "models", "femme")[0]
+    (tmp_path / "p.json").write_text('[{"prompt": "a fox", "width": 64, "height": 64, "seed": 1, "cfg": 5}]')
+    done = run("grid", file, "--prompts", tmp_path / "p.json", "--output", tmp_path / "out", "--json")
+    assert done.code == DONE and done.document["prompts"][0]["text"] == "a fox"
+    assert "no script reads the keys cfg" in done.document["warnings"][0]
+    (tmp_path / "p.json").write_text('[{"prompt": "a fox", "width": "64"}]')
+    done = run("grid", file, "--prompts", tmp_path / "p.json", "--output", tmp_path / "out")
+    assert done.code == WRONG_USAGE and "p.json: prompt 1: width = '64' is not a whole number" in done.errors
+
+
 def test_wrong_input(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> None:
     file = models(tmp_path / "models", "femme")[0]
     out = ("--output", tmp_path / "out")

@@ -109,6 +109,10 @@ def test_kohyas_defaults_and_limits() -> None:
     )
 
 
+def test_a_number_of_thousands_of_digits_is_ignored() -> None:
+    assert parse_line(f"a cat --w {'9' * 5000} --d {'9' * 5000} --h 64") == Prompt("a cat", 512, 64)
+
+
 def test_weights_are_noticed() -> None:
     assert has_weights("a (red:1.2) apple") and not has_weights(r"a \(red\) apple --n (bad)")
 

@@ -157,6 +157,10 @@ class World:
         (folder / "prompts.txt").write_text(
             "# == a\na red apple --w 512 --h 512 --d 1 --s 2 --l 7 --n ugly\n\n(a:1.2) \\(b\\)\n"
         )
+        (folder / "prompts.toml").write_text(
+            '[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = "a (b)"\nseed = 1\n[[prompt.subset]]\nsteps = 2\n'
+        )
+        (folder / "prompts.json").write_text('["a --w 64", {"prompt": "b", "height": 72, "seed": null}]')
         (folder / "CHANGELOG.md").write_text("# v2\n- b\n# v1\n- a\n")
         (folder / "page.md").write_text("---\nlicense: x\n---\n# Title\n\n## Notes\nmine\n")
         (self.root / "out").mkdir()
