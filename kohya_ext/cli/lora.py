@@ -199,6 +199,8 @@ def _check_input(path: Path, *, folder: bool = False) -> None:
     if path.is_dir():
         if not folder:
             raise UsageError(f"{path} is a folder, a file is needed here")
+    elif folder and path.name.endswith(".index.json"):
+        raise UsageError(f"{path} is the index of a model in several files: name its folder, {path.parent}")
     elif not is_pickle(path):
         read_header(path)
 

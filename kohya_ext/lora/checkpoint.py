@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kohya_ext.core.errors import KohyaExtError, UnsupportedError, UsageError
+from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.files.regular import JSON_LIMIT, read_regular
 from kohya_ext.lora import quantised, rest
 from kohya_ext.lora.layout import Architecture, Target, architecture_of_file, architecture_of_unet, targets
@@ -100,14 +100,8 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
 
 
 def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
-    if (path / "transformer").is_dir():
-        raise UnsupportedError(
-            f"{path} is a diffusers folder of a transformer model (FLUX, SD3): only single FLUX files can be extracted"
-        )
     if not (path / "unet").is_dir():
-        raise UsageError(
-            f"{path} is not a diffusers model: it has no folder unet. Name a .safetensors file or such a folder"
-        )
+        return _open_network(path, allow_pickle)
     parts = []
     for component in COMPONENTS:
         if (path / component).is_dir():
@@ -117,6 +111,27 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     files = tuple(source.path for _, source in parts)
     others = _rest(architecture, [*parts, *_vae(path, allow_pickle)])
     return _checked(Checkpoint(path, architecture, _collect(architecture, parts), files, rest=others))
+
+
+def _open_network(path: Path, allow_pickle: bool) -> Checkpoint:
+    """The transformer of a diffusers folder, or a folder with nothing but one network, in one file or in shards.
+
+    FLUX's text encoders are not read: single files have none of them.
+    """
+    folder = path / "transformer"
+    if not folder.is_dir():
+        folder = path
+        if not any(found.exists() for pair in _places(path) for found in pair):
+            raise UsageError(
+                f"{path} is not a diffusers model: it has no folder unet or transformer, and no weights under "
+                "diffusers' names. Name a .safetensors file or such a folder"
+            )
+    parts = [("", source) for source in _shards(folder, allow_pickle)]
+    shapes = {key: shape for _, source in parts for key, shape in source.shapes.items()}
+    architecture = architecture_of_file(path, shapes)
+    files = tuple(source.path for _, source in parts)
+    weights, others = _collect(architecture, parts), _rest(architecture, parts)
+    return _checked(Checkpoint(path, architecture, weights, files, rest=others))
 
 
 def _vae(path: Path, allow_pickle: bool) -> list[tuple[str, TensorSource]]:
@@ -129,20 +144,30 @@ def _vae(path: Path, allow_pickle: bool) -> list[tuple[str, TensorSource]]:
 
 def _shards(folder: Path, allow_pickle: bool) -> list[TensorSource]:
     """The weight files of one component: one file, or the shards that its index names."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        for variant in ("", ".fp16"):
-            index = folder / f"{stem}.safetensors.index{variant}.json"
-            if index.exists():
-                return [
-                    quantised.of(open_tensors(folder / name, allow_pickle=allow_pickle)) for name in _shard_names(index)
-                ]
-            single = folder / f"{stem}{variant}.safetensors"
-            if single.exists():
-                return [quantised.of(open_tensors(single, allow_pickle=allow_pickle))]
+    for index, single in _places(folder):
+        if index.exists():
+            shards = [open_tensors(folder / name, allow_pickle=allow_pickle) for name in _shard_names(index)]
+            for shard in shards:
+                if key := quantised.scale_alone(shard):
+                    raise UsageError(
+                        f"{shard.path}: {key} is in another shard than its weight: join the shards into one file first"
+                    )
+            return [quantised.of(shard) for shard in shards]
+        if single.exists():
+            return [quantised.of(open_tensors(single, allow_pickle=allow_pickle))]
     pickled = sorted(file for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
     if len(pickled) == 1:
         return [quantised.of(open_tensors(pickled[0], allow_pickle=allow_pickle))]
     raise UsageError(f"{folder} contains no weights in safetensors format")
+
+
+def _places(folder: Path) -> list[tuple[Path, Path]]:
+    """(index of shards, single file): where diffusers and transformers look for weights, the first that exists."""
+    return [
+        (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors")
+        for stem in ("diffusion_pytorch_model", "model")
+        for variant in ("", ".fp16")
+    ]
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -150,6 +175,8 @@ def _shard_names(index: Path) -> list[str]:
         names = sorted(set(json.loads(read_regular(index, JSON_LIMIT))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UsageError(f"{index} is damaged: it lists no shards. Download it again") from error
+    if not names:
+        raise UsageError(f"{index} is damaged: it lists no shards. Download it again")
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UsageError(f"{index} lists files outside of its folder")
     return names

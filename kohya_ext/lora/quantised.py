@@ -103,6 +103,16 @@ def of(source: TensorSource) -> TensorSource:
     return found if found.kinds or len(found.shapes) < len(source.shapes) else source
 
 
+def scale_alone(source: TensorSource) -> str | None:
+    """A scale whose weight is not in this file, where it would be taken for plain numbers in the other one."""
+    for key in source.shapes:
+        for name in _SCALES:
+            module = key.removesuffix(f".{name}")
+            if module != key and f"{module}{WEIGHT}" not in source.shapes:
+                return key
+    return None
+
+
 def _refuse_foreign(source: TensorSource) -> None:
     for key in source.shapes:
         for mark, kind in _FOREIGN.items():

@@ -108,6 +108,7 @@ def test_bad_models_end_with_2_and_leave_nothing(
     cases = {
         "cut.safetensors": (content[: len(content) // 2], "cut off"),
         "page.safetensors": (b"<html>" + bytes(100), "web page"),
+        "model.safetensors.index.json": (b"{}", f"name its folder, {tmp_path}"),
         "model.ckpt": (b"PK\x03\x04" + bytes(100), "--allow-pickle"),
     }
     for name, (data, words) in cases.items():

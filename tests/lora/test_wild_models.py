@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -141,15 +142,17 @@ def test_other_families_are_named(weights: dict[str, Tensor], tmp_path: Path, ke
         open_checkpoint(tmp_path / "m.safetensors")
 
 
-def test_diffusers_names_of_flux_give_the_same(tmp_path: Path) -> None:
+def flux_pair() -> dict[str, dict[str, Tensor]]:
+    """A base (b) and a tuned (t) transformer, in the original names and (`b hf`, `t hf`) in diffusers'."""
     width, mod = models.WIDTH, "double_blocks.0.img_mod.lin.weight"
     shapes = {
         "double_blocks.0.img_attn.qkv.weight": (3 * width, width), mod: (6 * width, width),
         "single_blocks.0.linear1.weight": (7 * width, width),
     }  # fmt: skip
     weights = models.random_weights(shapes)
-    pairs = {}
-    for name, model in (("b", weights), ("t", models.changed(weights))):
+    pairs: dict[str, dict[str, Tensor]] = {"b": weights, "t": models.changed(weights)}
+    for name in "bt":
+        model = pairs[name]
         qkv, linear = model["double_blocks.0.img_attn.qkv.weight"], model["single_blocks.0.linear1.weight"]
         renamed = {"transformer_blocks.0.norm1.linear.weight": model[mod]}
         renamed |= {
@@ -158,12 +161,93 @@ def test_diffusers_names_of_flux_give_the_same(tmp_path: Path) -> None:
         names = [*(f"attn.to_{n}" for n in "qkv"), "proj_mlp"]
         parts = linear.split([width, width, width, 4 * width])
         renamed |= {f"single_transformer_blocks.0.{n}.weight": p for n, p in zip(names, parts, strict=True)}
-        pairs[name] = models.save(model, tmp_path / f"{name}.safetensors")
-        pairs[f"{name} hf"] = models.save(renamed, tmp_path / f"{name}hf.safetensors")
+        pairs[f"{name} hf"] = renamed
+    return pairs
+
+
+def test_diffusers_names_of_flux_give_the_same(tmp_path: Path) -> None:
+    pairs = {name: models.save(model, tmp_path / f"{name}.safetensors") for name, model in flux_pair().items()}
     run(pairs["b"], pairs["t"], tmp_path / "1.safetensors", ranks=(4,), method="exact")
     run(pairs["b hf"], pairs["t hf"], tmp_path / "2.safetensors", ranks=(4,), method="exact")
-    one, two = models.read(tmp_path / "1.safetensors"), models.read(tmp_path / "2.safetensors")
+    assert_same_lora(tmp_path / "1.safetensors", tmp_path / "2.safetensors")
+
+
+def assert_same_lora(first: Path, second: Path) -> None:
+    one, two = models.read(first), models.read(second)
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def sharded(weights: Mapping[str, Tensor], folder: Path, stem: str, count: int) -> Path:
+    """Tensor after tensor into the next shard, so that the parts of one module are in different files."""
+    names = [f"{stem}-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+    for n, name in enumerate(names):
+        models.save(dict(list(weights.items())[n::count]), folder / name)
+    index = {"metadata": {}, "weight_map": {key: names[n % count] for n, key in enumerate(weights)}}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("inside", "stem"), [("transformer", "diffusion_pytorch_model"), ("", "diffusion_pytorch_model"), ("", "model")]
+)
+def test_shards_give_what_single_files_give(tmp_path: Path, inside: str, stem: str) -> None:
+    """A whole diffusers folder, its transformer alone, and transformers' name for the index; against either naming."""
+    pairs = flux_pair()
+    files = {name: models.save(model, tmp_path / f"{name}.safetensors") for name, model in pairs.items()}
+    for name in "bt":
+        sharded(pairs[f"{name} hf"], tmp_path / name / inside, stem, 3)
+    run(files["b"], files["t"], tmp_path / "1.safetensors", ranks=(4,), method="exact")
+    for base, tuned in (
+        (tmp_path / "b", tmp_path / "t"), (tmp_path / "b", files["t"]), (files["b hf"], tmp_path / "t")
+    ):  # fmt: skip
+        done = run(base, tuned, tmp_path / "2.safetensors", ranks=(4,), method="exact")
+        assert_same_lora(tmp_path / "1.safetensors", tmp_path / "2.safetensors")
+        assert done.change.uncompared == 0
+    hashes = json.loads(done.files[0].metadata["kohya_ext_lora_tuned_sha256"])
+    assert len(hashes) == 3 and all(name.startswith(inside) for name in hashes)
+
+
+def test_a_sharded_unet_gives_what_a_single_file_gives(tmp_path: Path) -> None:
+    folder = {part: models.random_weights(shapes) for part, shapes in models.sdxl_folder().items()}
+    tuned = {part: models.changed(weights) for part, weights in folder.items()}
+    base = models.save_folder(folder, tmp_path / "b")
+    run(base, models.save_folder(tuned, tmp_path / "t"), tmp_path / "1.safetensors", ranks=(4,), method="exact")
+    sharded(tuned["unet"], tmp_path / "s" / "unet", "diffusion_pytorch_model", 3)
+    for part in ("text_encoder", "text_encoder_2"):
+        sharded(tuned[part], tmp_path / "s" / part, "model", 2)
+    run(base, tmp_path / "s", tmp_path / "2.safetensors", ranks=(4,), method="exact")
+    assert_same_lora(tmp_path / "1.safetensors", tmp_path / "2.safetensors")
+    bare = open_checkpoint(tmp_path / "s" / "unet")
+    assert bare.architecture is Architecture.SDXL and len(bare.weights) == 46
+
+
+def test_a_scale_in_another_shard_than_its_weight_is_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """It would be read as plain numbers: fp8 codes without their scale."""
+    scale = KEY.replace(".weight", ".scale_weight")
+    first = {KEY: weights[KEY], **{key: value for key, value in weights.items() if key != KEY}}
+    folder = sharded({**first, scale: torch.ones(1)}, tmp_path / "m", "model", len(first) + 1)
+    with pytest.raises(UsageError, match=r"scale_weight is in another shard than its weight"):
+        open_checkpoint(folder)
+    assert open_checkpoint(sharded(first, tmp_path / "plain", "model", 3)).architecture is Architecture.FLUX
+
+
+def test_folders_that_are_no_model(tmp_path: Path) -> None:
+    shards = sharded(flux_pair()["b hf"], tmp_path / "f" / "transformer", "diffusion_pytorch_model", 3)
+    (shards / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"00002-of-00003\.safetensors does not exist"):
+        open_checkpoint(tmp_path / "f")
+    (shards / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
+    with pytest.raises(UsageError, match="outside of its folder"):
+        open_checkpoint(tmp_path / "f")
+    for content in ('{"weight_map": {}}', '{"weight_map": {"a": 1, "b": "c"}}', "[]", "{"):
+        (shards / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+        with pytest.raises(UsageError, match="lists no shards"):
+            open_checkpoint(tmp_path / "f")
+    with pytest.raises(UsageError, match="not a diffusers model"):
+        open_checkpoint(tmp_path)
+    models.save({"joint_blocks.0.x.weight": torch.zeros(2, 2)}, tmp_path / "sd3" / "transformer" / "model.safetensors")
+    with pytest.raises(UnsupportedError, match="is a SD 3 model"):
+        open_checkpoint(tmp_path / "sd3")
 
 
 def test_a_unet_alone_without_prefix(base_weights: dict[str, Tensor], tmp_path: Path) -> None:
