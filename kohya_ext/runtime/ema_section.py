@@ -143,7 +143,9 @@ def _wire(root: Any, text: Any, fields: list[Any], note: Any, flags: list[Flag])
         _on(field.input, written, [text, field], [text, note])
         if flag.kind.numbers is not None:
             left = f"(text, value) => {GLOBAL}.left({section}, {index}, text, value)"
-            for event in (field.blur, field.submit):
+            for event in filter(
+                None, (getattr(field, "blur", None), field.submit)
+            ):  # not all of gradio 4 and 5 have blur
                 _on(event, left, [text, field], [text, field, note])
 
 

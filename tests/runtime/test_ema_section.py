@@ -99,6 +99,17 @@ def test_only_a_persons_edit_writes_the_text(gradio: Any, hooked: Any) -> None:
     assert sum(block is text for block, *_ in root.fns.values()) == 1
 
 
+def test_a_gradio_whose_numbers_do_not_tell_when_they_are_left(
+    gradio: Any, hooked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gradio 4, and 5 before 5.34."""
+    whole = [name for _, name, *_ in page(gradio, hooked, "Accordion").fns.values()]
+    monkeypatch.setattr(gradio.Number, "blur", property())
+    root = page(gradio, hooked, "Accordion")
+    assert [child.label for child in root.children] == ["Advanced", SECTION, "outside"]
+    assert len(root.fns) == len(whole) - len([flag for flag in FIELDS if flag.kind.numbers is not None])
+
+
 @pytest.mark.parametrize(
     "broken",
     [
