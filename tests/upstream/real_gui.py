@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ ERAS = {
     "v26.0.0-gradio6": Era(
         "v26.0.0", "kohya_ss-v26", "gui26g6", 6, config="[basic]\nlr_warmup = 0\n", flags=("--noverify",)
     ),
+    "master": Era("master", "kohya_ss-master", "gui26g6", 6, flags=("--noverify",)),
 }
 
 
@@ -157,12 +159,18 @@ def free_port() -> int:
         return port
 
 
-def installed_copy(era: Era, folder: Path) -> Path:
-    """A copy of the rig's checkout with our bundle installed by our own command."""
-    ignored = shutil.ignore_patterns("__pycache__", ".kohya_ext", "user_presets")
+def plain_copy(era: Era, folder: Path, ignored: Callable[..., set[str]] | None = None) -> Path:
+    """A copy of the rig's checkout, with what its user would write into config.toml."""
     tree = Path(shutil.copytree(rig_folder() / "trees" / era.tree, folder, symlinks=True, ignore=ignored))
     if era.config:
         (tree / "config.toml").write_text(era.config)
+    return tree
+
+
+def installed_copy(era: Era, folder: Path) -> Path:
+    """A copy of the rig's checkout with our bundle installed by our own command."""
+    ignored = shutil.ignore_patterns("__pycache__", ".kohya_ext", "user_presets")
+    tree = plain_copy(era, folder, ignored)
     command = [sys.executable, "-m", "kohya_ext", "install", str(tree), "--no-package", "--yes"]
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
