@@ -6,6 +6,7 @@ refuses the text at every event of the tab. A number in the GUI's own `config.to
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,12 +19,14 @@ from kohya_ext.core.errors import ConflictError, KohyaExtError, UsageError
 from kohya_ext.files.atomic import write_atomic
 from kohya_ext.files.regular import TEXT_LIMIT, read_regular, read_text, toml_loads
 from kohya_ext.install import manifest
+from kohya_ext.pysource.sources import FolderSources, parse
 
 TEXT_SLIDER_RELEASES = ((25, 0, 1), (26, 0, 0))
 GRADIO_THAT_MINDS = 6
 CONFIG = "config.toml"
 SECTION, KEY = "basic", "lr_warmup"
 CURE = f"{KEY} = 0"
+SLIDER_MODULE, SLIDER_ARGUMENT = "kohya_gui/class_basic_training.py", "lr_warmup_value"
 
 
 def installed_version(checkout: Checkout, python: Path | None = None) -> str | None:
@@ -54,6 +57,21 @@ def _interpreters(checkout: Checkout) -> Iterator[Path]:
             yield Path(row["python"])
     for name in ENVIRONMENTS_IN_CHECKOUT:
         yield checkout.root / name / "bin" / "python"
+
+
+def slider_starts_with_number(checkout: Checkout) -> bool:
+    """Whether Kohya fixed it in this checkout's source: its main branch calls itself v26.0.0 too."""
+    try:
+        tree = parse(FolderSources(checkout.root).read(SLIDER_MODULE) or "")
+    except SyntaxError:
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            given = node.args[len(node.args) - len(node.defaults) :]
+            for argument, default in zip(given, node.defaults, strict=True):
+                if argument.arg == SLIDER_ARGUMENT and isinstance(default, ast.Constant):
+                    return isinstance(default.value, (int, float))
+    return False
 
 
 def warmup_is_number(checkout: Checkout) -> bool:

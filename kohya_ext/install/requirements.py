@@ -132,7 +132,7 @@ def gradio(checkout: Checkout, environment: Environment) -> Check:
         return Check("gradio", "warning", f"not in {environment.place}: the GUI cannot start", _setup(checkout))
     oldest, newest = gui_gradio.TEXT_SLIDER_RELEASES
     minds = numbers(version)[0] >= gui_gradio.GRADIO_THAT_MINDS and oldest <= numbers(checkout.release) <= newest
-    if minds and not gui_gradio.warmup_is_number(checkout):
+    if minds and not (gui_gradio.warmup_is_number(checkout) or gui_gradio.slider_starts_with_number(checkout)):
         return Check(
             "gradio",
             "warning",

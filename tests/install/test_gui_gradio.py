@@ -52,6 +52,18 @@ def test_a_number_in_config_toml_cures_it(make: Make, text: str, is_number: bool
     assert is_number or "--fix-warmup" in str(found.fix)
 
 
+@pytest.mark.parametrize(("default", "level"), [('"0"', "warning"), ("0", "ok"), ("", "warning")])
+def test_a_checkout_whose_source_has_a_number_there_needs_no_fix(make: Make, default: str, level: str) -> None:
+    """Kohya's main branch calls itself v26.0.0 too."""
+    checkout = dataclasses.replace(make("submodule"), release="v26.0.0")
+    if default:
+        code = f"class BasicTraining:\n    def __init__(self, a, b=1, lr_warmup_value: float = {default}, c=2): ...\n"
+        (checkout.root / "kohya_gui").mkdir(exist_ok=True)
+        (checkout.root / "kohya_gui" / "class_basic_training.py").write_text(code)
+    found = named(check(checkout, environment({**PACKAGES, "gradio": "6.17.3"})), "gradio")
+    assert found.level == level
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
