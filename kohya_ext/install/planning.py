@@ -154,7 +154,7 @@ class Builder:
             else "is neither upstream's nor kohya_ext's"
         )
         if merging.has_markers(seen.data):
-            what = "holds the conflict markers of a merge"
+            what = "contains merge conflict markers"
         path = self.root / seen.path
         return (
             f"{seen.path} {what}. Keep your version elsewhere: {shell.copy(path, f'{path}.mine')}\n"

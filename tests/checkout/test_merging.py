@@ -106,5 +106,5 @@ def test_markers_that_were_committed(make: Make, name: str) -> None:
     separator = r"[/\\]"
     text = (checkout.root / name).read_text()
     (checkout.root / name).write_text(f"<<<<<<< HEAD\nmine = 1\n=======\ntheirs = 1\n>>>>>>> theirs\n{text}")
-    with pytest.raises(ConflictError, match=f"{name.replace('/', separator)} holds the conflict markers of a merge"):
+    with pytest.raises(ConflictError, match=f"{name.replace('/', separator)} contains merge conflict markers"):
         apply.install(checkout)

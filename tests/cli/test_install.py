@@ -8,6 +8,7 @@ import pytest
 
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import inspect
+from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import CONFLICT, DONE, UNSUPPORTED, WRONG_USAGE, ConflictError
 from kohya_ext.install import apply, installer, package
 from kohya_ext.install.worksite import REGISTER
@@ -27,7 +28,7 @@ def test_install_and_uninstall_leave_nothing(make: Make, with_venv: WithVenv, ru
     done = run("install", checkout.root)
     assert done.code == DONE, done.errors
     assert f"checkout     {checkout.root} ({checkout.kind} {checkout.release}, {checkout.layout})" in done.text
-    assert "kohya-ext 0.1.0 installed into" in done.text
+    assert f"kohya-ext {VERSION} installed into" in done.text
     assert apply.installed(checkout) is not None
     assert (checkout.root / "venv" / SITE / "kohya_ext" / "__init__.py").is_file()
     done = run("uninstall", checkout.root)
@@ -79,7 +80,7 @@ def test_json_of_install(make: Make, with_venv: WithVenv, run: Run) -> None:
     checkout = with_venv(make("submodule"))
     done = run("install", checkout.root, "--json")
     document = done.document
-    assert (document["command"], document["exit_code"], document["version"]) == ("install", 0, "0.1.0")
+    assert (document["command"], document["exit_code"], document["version"]) == ("install", 0, VERSION)
     assert document["checkout"] == {
         "root": str(checkout.root),
         "kind": "kohya_ss",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS
 from kohya_ext.install import apply
 from kohya_ext.install.installer import package_files
@@ -151,12 +152,12 @@ def test_a_python_known_only_by_its_path_is_remembered(make: Make, run: Run, koh
     before = trees.whole(checkout.root)
     copy_venv(kohya_venv, tmp_path / "far" / "away")
     assert run("install", checkout.root, "--python", tmp_path / "far" / "away").code == DONE
-    assert f"package      0.1.0 in {tmp_path / 'far' / 'away'}: whole" in run("status", checkout.root).text
+    assert f"package      {VERSION} in {tmp_path / 'far' / 'away'}: intact" in run("status", checkout.root).text
     shutil.rmtree(tmp_path / "far" / "away" / SITE / "kohya_ext")
     done = run("status", checkout.root)
     assert done.code == FOUND_PROBLEMS and "--python" in done.text
     doctor = run("doctor", checkout.root)
-    assert "is whole again" in doctor.text  # half there: the next doctor mends it
+    assert "is intact again" in doctor.text  # half there: the next doctor mends it
     assert run("install", checkout.root).code == DONE
     assert run("status", checkout.root).code == DONE
     assert run("uninstall", checkout.root).code == DONE
@@ -182,7 +183,7 @@ def test_the_package_of_another_version_than_the_lines(
 def test_another_build_of_the_same_version(installed: Checkout, make: Make, run: Run, tmp_path: Path) -> None:
     second = make("bare", "second")
     files = {**package_files(), "kohya_ext/more.py": b""}
-    with being("0.1.0", tmp_path, files):
+    with being(VERSION, tmp_path, files):
         assert run("install", second.root, "--python", installed.root / "venv").code == DONE
     done = run("status", installed.root)
     assert done.code == FOUND_PROBLEMS and "another build" in done.text

@@ -14,6 +14,7 @@ import pytest
 from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import inspect
+from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import CONFLICT, DONE, ConflictError
 from kohya_ext.install import apply, installer, package
 from kohya_ext.install.installed import compare
@@ -185,9 +186,10 @@ def test_two_clones_with_a_real_pip(make: Make, tmp_path: Path) -> None:
         clone.mkdir()
         for name in ("kohya_ext", "patches", "presets"):
             shutil.copytree(REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(REPOSITORY / "install.sh", clone)
-        about = clone / "kohya_ext" / "about.py"
-        about.write_text(about.read_text().replace('VERSION = "0.1.0"', f'VERSION = "{version}"'))
+        for name in ("install.sh", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy2(REPOSITORY / name, clone)
+        about = clone / "kohya_ext" / "core" / "about.py"
+        about.write_text(about.read_text().replace(f'VERSION = "{VERSION}"', f'VERSION = "{version}"'))
         (clone / "kohya_ext" / f"only_{version.replace('.', '_')}.py").write_text("")
         clones[version] = clone
     checkout = make("embedded")
