@@ -38,7 +38,7 @@ def _repaired(checkout: Checkout, environment: Environment) -> Iterator[str]:
             if compare(site.purelib).condition == "partial" and recorded.version == about.VERSION:
                 files = presets.collect(checkout)
                 apply.install(checkout, patch_set=recorded.patch_set, presets=files, environments=[environment])
-                yield f"the package in {environment.place} was half there; it is whole again"
+                yield f"the package in {environment.place} was incomplete; it is intact again"
         elif _forgotten(checkout, environment):
             apply.uninstall(checkout, environments=[environment])
             yield f"the package in {environment.place} had been forgotten by an uninstall; it is gone"
