@@ -195,7 +195,7 @@ def check_captions(arguments: argparse.Namespace) -> int:
     out = Output("captions check", arguments.json)
     folder = require_folder(arguments.folder)
     if not arguments.recursive and not images_in(folder, recursive=False) and concepts(folder):
-        raise UsageError(f"{folder}: holds no image itself; add --recursive for the folders in it")
+        raise UsageError(f"{folder}: contains no images; add --recursive to include its subfolders")
     findings = caption_check.check(
         folder, recursive=arguments.recursive, suffix=arguments.extension, token=arguments.token
     )
