@@ -75,6 +75,16 @@ def killed_at(number: int, action: Action) -> bool:
     return False
 
 
+def _wait_for_the_rest_of(group: int) -> None:
+    """The kill leaves a git that was started alone, and that writes until it is done."""
+    for _ in range(1000):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        threading.Event().wait(0.01)
+
+
 def killed_near(number: int, seconds: float, action: Action, slow: float) -> tuple[str, str] | None:
     """Run `action` in a process of its own and kill it from outside, `seconds` after its boundary `number`.
 
@@ -85,6 +95,7 @@ def killed_near(number: int, seconds: float, action: Action, slow: float) -> tup
     child = os.fork()
     if child == 0:
         os.close(reading)
+        os.setsid()  # what it starts is found by its group
 
         def listener(name: str) -> None:
             os.write(writing, name.encode() + b"\n")
@@ -98,6 +109,7 @@ def killed_near(number: int, seconds: float, action: Action, slow: float) -> tup
     threading.Event().wait(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    _wait_for_the_rest_of(child)
     os.close(reading)
     if not os.WIFSIGNALED(status):
         assert os.WEXITSTATUS(status) == 0, "the child failed by itself"
