@@ -15,6 +15,7 @@ from kohya_ext.cli.parser import Parser
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, presets_of, release_of, written
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
+from kohya_ext.presets.rates import GUIDES_EPS
 
 if TYPE_CHECKING:
     from kohya_ext.presets.document import Preset
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 MISSING_SHOWN = 3
 ONE_LINE = {"missing-key": "missing", "neutral-key": ""}  # rule -> what the line says of its keys
-MOST_STEPS = 10**9
 WIDTH = 100  # of running text, next to its label
 
 
@@ -90,7 +90,7 @@ def _register_rate(verbs: argparse._SubParsersAction[Any]) -> None:
         help="an optimizer and its learning rate, for example: adamw 1e-4",
     )
     verb.add_argument("--steps", required=True, type=int, metavar="N", help="optimizer steps of the whole training")
-    verb.add_argument("--eps", type=float, default=1e-8, help="AdaCoor's eps (default: the guide's 1e-8)")
+    verb.add_argument("--eps", type=float, default=GUIDES_EPS, help="AdaCoor's eps (default: the guide's 1e-8)")
     add_json(verb)
     verb.set_defaults(run=rate)
 
@@ -259,7 +259,7 @@ def check(arguments: argparse.Namespace) -> int:
 def rate(arguments: argparse.Namespace) -> int:
     """The rate at which AdaCoor moves weights as far as another optimizer does at its own."""
     from kohya_ext.presets.convert import parse_number
-    from kohya_ext.presets.rates import STEPS_OF_RATE, matching
+    from kohya_ext.presets.rates import MOST_STEPS, STEPS_OF_RATE, matching
 
     name, text = arguments.reference
     known = next((one for one in STEPS_OF_RATE if one.casefold() == name.casefold()), None)

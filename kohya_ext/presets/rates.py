@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from kohya_ext.spec.optimizers import ADACOOR
+
 # Optimizers whose steps are of the size of their rate, whatever the gradients' scale.
 STEPS_OF_RATE = (
     "AdamW",
@@ -20,7 +22,8 @@ STEPS_OF_RATE = (
     "Lion8bit",
     "PagedLion8bit",
 )
-GUIDES_EPS = 1e-8
+GUIDES_EPS = float(ADACOOR.arguments["eps"])
+MOST_STEPS = 10**9  # more is a slip, not a training
 
 
 def matching(rate: float, steps: int, eps: float = GUIDES_EPS) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES, flags_in
-from kohya_ext.presets.rates import equivalent, matching
+from kohya_ext.presets.rates import MOST_STEPS, equivalent, matching
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
 from kohya_ext.spec.optimizers import OPTIMIZERS, Optimizer, ours
@@ -68,7 +68,7 @@ def _rates(values: Values, release: Release) -> Iterator[Finding]:
 def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Release) -> Iterator[Finding]:
     """What a rate means with an optimizer of ours, told in the rate of AdamW that moves the weights as far."""
     given = 0 if _number(values, "max_train_epochs") else _number(values, "max_train_steps")
-    steps = int(given) if 1 <= given <= 10**9 else USUAL_STEPS
+    steps = int(given) if 1 <= given <= MOST_STEPS else USUAL_STEPS
     like = equivalent(rate, steps)
     effect = f"{own.name} at {rate:g} moves the weights in {steps:,} steps as far as AdamW at {like:.1e}"
     rule_name = f"{own.name.lower()}-rate"
