@@ -15,7 +15,6 @@ from kohya_ext.cli.parser import Parser
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, presets_of, release_of, written
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
-from kohya_ext.presets.rates import GUIDES_EPS
 
 if TYPE_CHECKING:
     from kohya_ext.presets.document import Preset
@@ -90,7 +89,7 @@ def _register_rate(verbs: argparse._SubParsersAction[Any]) -> None:
         help="an optimizer and its learning rate, for example: adamw 1e-4",
     )
     verb.add_argument("--steps", required=True, type=int, metavar="N", help="optimizer steps of the whole training")
-    verb.add_argument("--eps", type=float, default=GUIDES_EPS, help="AdaCoor's eps (default: the guide's 1e-8)")
+    verb.add_argument("--eps", type=float, help="AdaCoor's eps (default: the guide's 1e-8)")
     add_json(verb)
     verb.set_defaults(run=rate)
 
@@ -259,7 +258,7 @@ def check(arguments: argparse.Namespace) -> int:
 def rate(arguments: argparse.Namespace) -> int:
     """The rate at which AdaCoor moves weights as far as another optimizer does at its own."""
     from kohya_ext.presets.convert import parse_number
-    from kohya_ext.presets.rates import MOST_STEPS, STEPS_OF_RATE, matching
+    from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, STEPS_OF_RATE, matching
 
     name, text = arguments.reference
     known = next((one for one in STEPS_OF_RATE if one.casefold() == name.casefold()), None)
@@ -270,17 +269,18 @@ def rate(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{text} is not a learning rate of {known}: give a number above 0 and up to 1, such as 1e-4")
     if not 0 < arguments.steps <= MOST_STEPS:
         raise UsageError(f"--steps {arguments.steps}: give the number of steps of the training, such as 2000")
-    if not 0 < arguments.eps <= 1:
-        raise UsageError(f"--eps {arguments.eps:g}: give a number above 0 and up to 1, such as 1e-8")
+    eps = GUIDES_EPS if arguments.eps is None else arguments.eps
+    if not 0 < eps <= 1:
+        raise UsageError(f"--eps {eps:g}: give a number above 0 and up to 1, such as 1e-8")
     out = Output("presets rate", arguments.json)
-    ours = matching(theirs, arguments.steps, arguments.eps)
+    ours = matching(theirs, arguments.steps, eps)
     out.row(f"{ours:.2g}")
     out.row(
-        f"In {arguments.steps:,} steps AdaCoor at {ours:.2g} (eps {arguments.eps:g}) moves the weights as far as "
+        f"In {arguments.steps:,} steps AdaCoor at {ours:.2g} (eps {eps:g}) moves the weights as far as "
         f"{known} at {theirs:g}."
     )
     out.row("AdaCoor's steps shrink with their number: for another number of steps, ask again.")
-    return out.finish(DONE, learning_rate=ours, like=known, rate=theirs, steps=arguments.steps, eps=arguments.eps)
+    return out.finish(DONE, learning_rate=ours, like=known, rate=theirs, steps=arguments.steps, eps=eps)
 
 
 def _checked(preset: Preset, release: Release) -> list[Finding]:

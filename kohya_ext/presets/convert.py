@@ -157,3 +157,12 @@ def shown_at_start(field: Field) -> Converted:
     if field.component in ("Dropdown", "Radio") and field.choices:
         return Converted(field.choices[0])
     return unusable("it has no default")
+
+
+def optimizer_argument(text: str, name: str) -> float | int | None:
+    """The number that `name=number` gives among an optimizer's arguments; None without one."""
+    for word in text.replace(",", " ").split():
+        key, _, value = word.partition("=")
+        if key == name:
+            return parse_number(value)
+    return None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.convert import optimizer_argument, parse_number
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, RATES, flags_in
@@ -120,7 +120,7 @@ def _optimizer(values: Mapping[str, Any]) -> Iterator[Finding]:
     if optimizer is None:
         return
     for argument, advised in optimizer.arguments.items():
-        if _argument(arguments, argument) != float(advised):
+        if optimizer_argument(arguments, argument) != float(advised):
             effect = f"the guide gives {optimizer.name} {argument}={advised}"
             yield Finding("note", "guide", "optimizer_args", arguments, effect, f"set it to {argument}={advised}")
 
@@ -131,15 +131,6 @@ def _flags(values: Mapping[str, Any]) -> Iterator[Finding]:
     if "enable_ema" in flags and parse_number(decay) != EMA_DECAY:
         effect = f"the guide advises {EMA_DECAY}: the decay of its configuration"
         yield Finding("note", "guide", EXTRA, f"--ema_decay={decay}", effect, f"set it to {EMA_DECAY}")
-
-
-def _argument(text: str, name: str) -> float | int | None:
-    """The number that `name=number` gives among an optimizer's arguments; None without one."""
-    for word in text.replace(",", " ").split():
-        key, _, value = word.partition("=")
-        if key == name:
-            return parse_number(value)
-    return None
 
 
 def _purposes(about: Mapping[str, Any]) -> dict[str, str]:

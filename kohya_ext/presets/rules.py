@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.convert import optimizer_argument, parse_number
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES, flags_in
-from kohya_ext.presets.rates import MOST_STEPS, equivalent, matching
+from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, equivalent, matching
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
 from kohya_ext.spec.optimizers import OPTIMIZERS, Optimizer, ours
@@ -69,19 +69,21 @@ def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Re
     """What a rate means with an optimizer of ours, told in the rate of AdamW that moves the weights as far."""
     given = 0 if _number(values, "max_train_epochs") else _number(values, "max_train_steps")
     steps = int(given) if 1 <= given <= MOST_STEPS else USUAL_STEPS
-    like = equivalent(rate, steps)
+    chosen = optimizer_argument(str(values.get("optimizer_args") or ""), "eps")
+    eps = chosen if chosen is not None and 0 < chosen <= 1 else GUIDES_EPS
+    like = equivalent(rate, steps, eps)
     effect = f"{own.name} at {rate:g} moves the weights in {steps:,} steps as far as AdamW at {like:.1e}"
     rule_name = f"{own.name.lower()}-rate"
     guides = f"set it to {own.rate:g}, the guide's"
     if like >= HIGH_RATE / 10:
         yield Finding("error", rule_name, key, values[key], f"{effect}: the model is destroyed", guides)
     elif 0 < rate < HIGH_RATE:
-        fix = f"{guides}, or for what AdamW does at {rate:g} {_written(key, matching(rate, steps), release)}"
+        fix = f"{guides}, or for what AdamW does at {rate:g} {_written(key, matching(rate, steps, eps), release)}"
         yield Finding("error", rule_name, key, values[key], f"{effect}: it learns next to nothing", fix)
     elif rate and rate != own.rate:
         fix = "none, if it is meant; `kohya-ext presets rate` tells the one for a rate of AdamW that you know"
         if release.schema.tab == "lora":
-            fix += f"; for 1e-4, usual for LoRA, {_written(key, matching(1e-4, steps), release)}"
+            fix += f"; for 1e-4, usual for LoRA, {_written(key, matching(1e-4, steps, eps), release)}"
         yield Finding("note", rule_name, key, values[key], effect, fix)
 
 

@@ -152,6 +152,14 @@ def test_a_rate_of_ours_is_told_in_that_of_adamw(rate: float, level: str, says: 
     assert says in found.effect
 
 
+def test_a_rate_of_ours_is_told_by_the_eps_of_the_preset() -> None:
+    [found] = of_the_rate({"optimizer": "AdaCoor", "learning_rate": 3, "optimizer_args": "eps=1e-10"})
+    assert "as far as AdamW at 1.3e-06" in found.effect
+    for nonsense in ("eps=nonsense", "eps=-1", "eps=0", "eps=inf", "eps="):
+        [found] = of_the_rate({"optimizer": "AdaCoor", "learning_rate": 3, "optimizer_args": nonsense})
+        assert "as far as AdamW at 1.3e-05" in found.effect
+
+
 def of_the_rate(changes: dict[str, Any], release: Release = RELEASE) -> list[Finding]:
     found = findings({"learning_rate_te1": 1, **changes}, release)
     return [one for one in found if one.rule == "adacoor-rate"]
