@@ -26,9 +26,10 @@ if __name__ == "__main__":
 from kohya_ext.cli.examples import EXAMPLES  # noqa: E402
 from kohya_ext.cli.main import build_parser  # noqa: E402
 from kohya_ext.core import about  # noqa: E402
-from kohya_ext.presets.document import bundled  # noqa: E402
+from kohya_ext.presets.document import Preset, bundled  # noqa: E402
 from kohya_ext.presets.family_settings import FAMILIES  # noqa: E402
 from kohya_ext.presets.guide import ADVICE  # noqa: E402
+from kohya_ext.presets.keys import EXTRA, flags_in  # noqa: E402
 from kohya_ext.presets.settings import SECTIONS as SETTINGS  # noqa: E402
 from kohya_ext.spec.flags import FLAGS  # noqa: E402
 
@@ -64,13 +65,28 @@ def flags() -> str:
 
 def presets() -> str:
     """The presets that ship, by what their own files say."""
-    rows = ["| preset | tab | memory | optimizer | rate | title |", "|---|---|---|---|---|---|"]
-    for preset in bundled():
-        tier = preset.about.get("vram", {}).get("tier_gb", "")
-        rate, optimizer = preset.values.get("learning_rate", ""), preset.values.get("optimizer", "")
-        title = _cell(str(preset.about.get("title", "")))
-        rows.append(f"| `{preset.name}` | {preset.tab} | {tier} GB | {optimizer} | {rate:g} | {title} |")
-    return "\n".join(rows)
+    rows = [
+        "| preset | tab | card | optimizer | rate | batch / repeats / accumulation | EMA | origin |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(rows + [_preset(preset) for preset in bundled()])
+
+
+def _preset(preset: Preset) -> str:
+    values, flags = preset.values, flags_in(preset.values.get(EXTRA))
+    passes = (values.get(key) for key in ("train_batch_size", "dataset_repeats", "gradient_accumulation_steps"))
+    ema = f"{flags['ema_decay']}, {flags.get('ema_device', 'auto')}" if "enable_ema" in flags else "-"
+    cells = (
+        f"`{preset.name}`",
+        preset.tab,
+        f"{preset.about['vram']['tier_gb']} GB",
+        " ".join(str(values[key]) for key in ("optimizer", "optimizer_args") if values.get(key)),
+        f"{values['learning_rate']:g}",
+        " / ".join("-" if value is None else str(value) for value in passes),
+        ema,
+        str(preset.about["origin"]).partition(":")[0].partition(";")[0],
+    )
+    return f"| {' | '.join(map(_cell, cells))} |"
 
 
 SETTINGS_PAGE = "docs/reference/parameters.md"

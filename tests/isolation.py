@@ -62,7 +62,7 @@ STRANGE_PREFIXES = (
 )
 
 # Where tests on real trees (marked upstream) are told to put what they make.
-GIVEN = ("RIG_WORK", "KOHYA_GUI_RIG", "KOHYA_EXT_REPORT", "KOHYA_GUI_PICTURES")
+GIVEN = ("RIG_WORK", "KOHYA_GUI_RIG", "KOHYA_EXT_REPORT", "KOHYA_GUI_IMAGES")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

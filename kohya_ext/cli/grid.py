@@ -156,7 +156,7 @@ def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | No
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make the folder; what is empty of it goes again when nothing is rendered. Raises ConflictError."""
-    from kohya_ext.evaluation.grid import PICTURES
+    from kohya_ext.evaluation.grid import IMAGES
 
     before = next((parent for parent in (folder, *folder.parents) if _exists(parent)), folder)
     try:
@@ -168,7 +168,7 @@ def _made(folder: Path) -> Iterator[None]:
             ) from error
         yield
     except BaseException:
-        for made in (folder / PICTURES, folder, *folder.parents):
+        for made in (folder / IMAGES, folder, *folder.parents):
             if made == before:
                 break
             with contextlib.suppress(OSError):

@@ -149,7 +149,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Print the commands, or run them and pass the exit code on."""
     import time
 
-    from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line, surroundings
+    from kohya_ext.presets.command import Project, as_toml, commands, run, shell_line, surroundings
 
     if is_toml(arguments.name):
         return presets_toml.command(arguments)

@@ -90,7 +90,7 @@ def _fitted(document: TomlDocument, given: str | None, release: Release) -> tupl
 
 def command(arguments: argparse.Namespace) -> int:
     """Print the command that trains with a file of settings, or run it and pass its exit code on."""
-    from kohya_ext.presets.commandline import run, shell_line, surroundings
+    from kohya_ext.presets.command import run, shell_line, surroundings
     from kohya_ext.presets.launch_command import LaunchCommands
     from kohya_ext.presets.release import read_training
     from kohya_ext.presets.script_config import Launch, config_findings, launch_words

@@ -14,7 +14,7 @@ from kohya_ext.evaluation.models import Column
 from kohya_ext.evaluation.promptfile import Prompt, line
 from kohya_ext.files.atomic import replacing
 
-PICTURES = "images"
+IMAGES = "images"
 Progress = Callable[[str, int, int], None]
 
 
@@ -68,13 +68,13 @@ def render(
     """
     from PIL import Image
 
-    (folder / PICTURES).mkdir(exist_ok=True)
+    (folder / IMAGES).mkdir(exist_ok=True)
     cells: list[list[Cell]] = [[] for _ in prompts]
     total, done = len(columns) * len(prompts), 0
     for column in columns:
         loaded = False
         for row, prompt in enumerate(prompts):
-            name = f"{PICTURES}/{_key(column, prompt, salt)}.png"
+            name = f"{IMAGES}/{_key(column, prompt, salt)}.png"
             if not (folder / name).exists():
                 if not loaded:
                     renderer.load(column)
@@ -82,8 +82,8 @@ def render(
                 _save(renderer.draw(prompt), folder / name)
             nearest = None
             if training:
-                with Image.open(folder / name) as picture:
-                    nearest = training.nearest(picture)
+                with Image.open(folder / name) as image:
+                    nearest = training.nearest(image)
             cells[row].append(Cell(name, nearest))
             done += 1
             progress(column.label, done, total)
@@ -97,10 +97,10 @@ def _key(column: Column, prompt: Prompt, salt: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:20]
 
 
-def _save(picture: Any, path: Path) -> None:
+def _save(image: Any, path: Path) -> None:
     """Under its name only when it is whole: an image that exists is not rendered again."""
     try:
         with replacing(path) as file:
-            picture.save(file, "PNG")
+            image.save(file, "PNG")
     except OSError as error:
         raise ConflictError(f"{path} cannot be written: {error.strerror or error}") from error

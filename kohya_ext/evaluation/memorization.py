@@ -35,7 +35,7 @@ class Measure(Protocol):
 
     name: str
 
-    def features(self, picture: Any) -> Any:
+    def features(self, image: Any) -> Any:
         """What is compared, of a PIL image."""
 
     def likeness(self, one: Any, other: Any) -> float:
@@ -57,9 +57,9 @@ class Hash:
             raise UsageError(f"--images needs the package imagehash: {pip_install('imagehash')}") from error
         self._phash = imagehash.phash
 
-    def features(self, picture: Any) -> int:
+    def features(self, image: Any) -> int:
         """Its perceptual hash."""
-        return int(str(self._phash(picture.convert("RGB"))), 16)
+        return int(str(self._phash(image.convert("RGB"))), 16)
 
     def likeness(self, one: int, other: int) -> float:
         """The share of bits in which they agree."""
@@ -90,9 +90,9 @@ class Clip:
                 "give a folder that contains it"
             ) from error
 
-    def features(self, picture: Any) -> Any:
+    def features(self, image: Any) -> Any:
         """Its unit vector."""
-        pixels = self._processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        pixels = self._processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         with self._torch.no_grad():
             found = self._model(pixels).image_embeds[0].double()
         return found / found.norm()
@@ -131,9 +131,9 @@ class TrainingImages:
         if not self._features:
             raise UsageError(f"{folder} has no image that can be read")
 
-    def nearest(self, picture: Any) -> Nearest:
+    def nearest(self, image: Any) -> Nearest:
         """The most similar training image to a PIL image."""
-        features = self.measure.features(picture)
+        features = self.measure.features(image)
         path, likeness = max(
             ((path, self.measure.likeness(features, known)) for path, known in self._features),
             key=lambda found: found[1],

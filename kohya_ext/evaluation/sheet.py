@@ -216,11 +216,11 @@ def _row(grid: Grid, prompt: Prompt, cells: list[Cell] | tuple[Cell, ...] | obje
     if prompt.negative:
         about.append(f"without: {prompt.negative}")
     head = f"{html.escape(prompt.text)}<div class=faint>{html.escape(', '.join(about))}</div>"
-    pictures = "".join(_picture(one, folder) for one in cells)
-    return f"<tr><th>{head}</th>{pictures}{_training(grid, best(cells))}</tr>"
+    images = "".join(_cell(one, folder) for one in cells)
+    return f"<tr><th>{head}</th>{images}{_training(grid, best(cells))}</tr>"
 
 
-def _picture(one: Cell, folder: Path) -> str:
+def _cell(one: Cell, folder: Path) -> str:
     near = one.nearest
     note = f"<div class=faint>{html.escape(near.text)}</div>" if near else ""
     image = _image(folder / one.path)

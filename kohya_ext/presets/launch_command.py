@@ -108,7 +108,7 @@ class _TrainingReached(Signal):
 
 
 def launch_commands(
-    sources: Sources, tab: Tab, settings: Mapping[str, Any], pictures: Mapping[str, list[str]], where: Surroundings
+    sources: Sources, tab: Tab, settings: Mapping[str, Any], images: Mapping[str, list[str]], where: Surroundings
 ) -> LaunchCommands:
     """What the GUI would run if its form held `settings` and "Start training" were clicked.
 
@@ -116,7 +116,7 @@ def launch_commands(
     GuiRefusesError when it would refuse the settings.
     """
     result = LaunchCommands()
-    interpreter = Interpreter(sources, _world(result, pictures, where))
+    interpreter = Interpreter(sources, _world(result, images, where))
     path = interpreter.find(BUILDERS[tab][0], f"def {LOADER}")
     try:
         module = interpreter.module(path) if path is not None else None
@@ -216,7 +216,7 @@ def _parameters(node: ast.FunctionDef, settings: Mapping[str, Any], keys: list[s
     return values
 
 
-def _world(result: LaunchCommands, pictures: Mapping[str, list[str]], where: Surroundings) -> World:
+def _world(result: LaunchCommands, images: Mapping[str, list[str]], where: Surroundings) -> World:
     def run(positional: list[Value], named: dict[str, Value]) -> Value:
         """Both kinds of commands take any of the ways to run one, depending on the release."""
         command = _command(positional[0] if positional else named.get("run_cmd", named.get("args")))
@@ -256,8 +256,8 @@ def _world(result: LaunchCommands, pictures: Mapping[str, list[str]], where: Sur
         "toml.dump": dump,
         "log.error": complain,
         "output_message": complain,
-        "os.listdir": lambda given, _: list(pictures[given[0]]),
-        "os.path.isdir": lambda given, _: posixpath.dirname(given[0]) not in pictures or given[0] in pictures,
+        "os.listdir": lambda given, _: list(images[given[0]]),
+        "os.path.isdir": lambda given, _: posixpath.dirname(given[0]) not in images or given[0] in images,
         "check_if_model_exist": lambda *_: False,
         "get_executable_path": lambda *_: where.accelerate,
         "builtins.open": lambda given, _: given[0],

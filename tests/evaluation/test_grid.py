@@ -14,7 +14,7 @@ from PIL import Image
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation import sheet
-from kohya_ext.evaluation.grid import PICTURES, Grid, render
+from kohya_ext.evaluation.grid import IMAGES, Grid, render
 from kohya_ext.evaluation.memorization import Hash, TrainingImages
 from kohya_ext.evaluation.models import columns
 from kohya_ext.evaluation.promptfile import Prompt
@@ -87,7 +87,7 @@ def test_a_grid_that_is_stopped_goes_on(tmp_path: Path) -> None:
         make(tmp_path, Stopped({}, CAPTIONS))
     painter = Painter({}, CAPTIONS)
     make(tmp_path, painter)
-    assert len(painter.drawn) == 8 and len(list((tmp_path / "out" / PICTURES).iterdir())) == 15
+    assert len(painter.drawn) == 8 and len(list((tmp_path / "out" / IMAGES).iterdir())) == 15
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_prompts_stay_beside_the_pictures(text: str) -> None:
 def test_the_page(tmp_path: Path, training: TrainingImages) -> None:
     grid = make(tmp_path, Painter({"femme": 3}, CAPTIONS), training)
     page = sheet.page(grid, tmp_path / "out", "Grid of <femme>")
-    assert page.count("data:image/jpeg;base64") == 5 * 4 and page.count(f"href='{PICTURES}/") == 15
+    assert page.count("data:image/jpeg;base64") == 5 * 4 and page.count(f"href='{IMAGES}/") == 15
     assert "&lt;in&gt;" in page and "<in>" not in page and "Grid of <femme>" not in page
     assert "3 of 5" in page and page.count("class=copy") == 6
     assert "http" not in page and "<script" not in page

@@ -11,7 +11,7 @@ import toml
 
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
-from kohya_ext.presets.commandline import Project, as_toml, commands, run, shell_line
+from kohya_ext.presets.command import Project, as_toml, commands, run, shell_line
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.launch_command import LaunchCommands, Surroundings, as_sent, launch_commands
 from kohya_ext.presets.release import read_release
@@ -20,7 +20,7 @@ from kohya_ext.pysource.sources import TextSources
 from tests.presets import guis
 
 WHERE = Surroundings("/kohya", "/env/bin/python", "/env/bin/accelerate", "20260101-000000")
-PICTURES = {"/data": ["a.png", "B.JPG", "a.txt"]}
+IMAGES = {"/data": ["a.png", "B.JPG", "a.txt"]}
 
 STRING_ERA = """
 import gradio as gr
@@ -133,7 +133,7 @@ def train_model(headless, print_only, epoch, generate_caption_database, image_fo
 
 def launched(tab: str, settings: dict[str, Any], common: str = LIST_COMMON) -> LaunchCommands:
     texts = {"library/finetune_gui.py": tab, "library/common_gui.py": common}
-    return launch_commands(TextSources(texts), "finetune", settings, PICTURES, WHERE)
+    return launch_commands(TextSources(texts), "finetune", settings, IMAGES, WHERE)
 
 
 def test_a_command_built_as_a_string() -> None:

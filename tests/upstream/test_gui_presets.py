@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import toml
 
-from kohya_ext.presets.commandline import Project, as_toml
+from kohya_ext.presets.command import Project, as_toml
 from kohya_ext.presets.document import dump_values, find_bundled
 from kohya_ext.presets.schema import Tab
 from tests.upstream import real_gui
@@ -190,8 +190,8 @@ def check_command(workshop: Workshop, preset: str, printed: str) -> None:
 
 
 def picture(tab: TabPage, era: str, preset: str) -> None:
-    """An image of the fields that matter, for people: in the folder that KOHYA_GUI_PICTURES names."""
-    if folder := os.environ.get("KOHYA_GUI_PICTURES"):
+    """An image of the fields that matter, for people: in the folder that KOHYA_GUI_IMAGES names."""
+    if folder := os.environ.get("KOHYA_GUI_IMAGES"):
         tab.box("optimizer").scroll_into_view_if_needed()
         tab.page.screenshot(path=str(Path(folder) / f"{era}-{preset}.png"))
 

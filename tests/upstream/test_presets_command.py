@@ -14,7 +14,7 @@ import pytest
 import toml
 
 from kohya_ext.core.errors import UnsupportedError
-from kohya_ext.presets.commandline import Project, as_toml
+from kohya_ext.presets.command import Project, as_toml
 from kohya_ext.presets.convert import shown_at_start
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.fit import fit

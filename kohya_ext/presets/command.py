@@ -31,7 +31,7 @@ from kohya_ext.pysource.sources import FolderSources
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CONCEPT = re.compile(r"\d+_\w+")
 
 
@@ -74,8 +74,8 @@ class Project:
         top = _names(self.data)
         found = {str(self.data.resolve()): top}
         if tab == "finetune":
-            if not any(name.lower().endswith(PICTURES) for name in top):
-                raise UsageError(f"{self.data}: contains no image ({', '.join(PICTURES)})")
+            if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in top):
+                raise UsageError(f"{self.data}: contains no image ({', '.join(IMAGE_SUFFIXES)})")
             return found
         folders = [name for name in top if (self.data / name).is_dir()]
         wrong = [name for name in folders if CONCEPT.match(name) is None]
@@ -92,8 +92,8 @@ class Project:
         for name in folders:
             found[str((self.data / name).resolve())] = _names(self.data / name)
         inside = [name for folder in folders for name in found[str((self.data / folder).resolve())]]
-        if not any(name.lower().endswith(PICTURES) for name in inside):
-            raise UsageError(f"{self.data}: its folders contain no image ({', '.join(PICTURES)})")
+        if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in inside):
+            raise UsageError(f"{self.data}: its folders contain no image ({', '.join(IMAGE_SUFFIXES)})")
         return found
 
 
