@@ -31,7 +31,7 @@ FORMATS = {
 }
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     """Patches at two sizes, and grain."""
     chance = random.Random(seed)
     coarse, fine = (
@@ -53,7 +53,7 @@ def save(path: Path, seed: int, how: dict[str, int]) -> None:
     if path.exists():
         return
     waiting = path.with_name(f"_{path.name}")
-    picture(seed).save(waiting, **how)
+    image(seed).save(waiting, **how)
     waiting.rename(path)
     path.with_suffix(".txt").write_text(f"a woman ewpp in dress number {seed}\n")
 

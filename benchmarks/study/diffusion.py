@@ -93,11 +93,11 @@ def _loss(model: Denoiser, count: int, generator: torch.Generator, *, new: bool)
     shape = torch.full((count,), NEW) if new else torch.randint(NEW, (count,), generator=generator)
     colour = torch.randint(CLASSES // SHAPES, (count,), generator=generator)
     classes = shape + SHAPES * colour
-    pictures = draw(classes, generator)
+    images = draw(classes, generator)
     times = torch.randint(1, TIMES, (count,), generator=generator)
     kept = torch.cos(times / TIMES * math.pi / 2).square()[:, None, None, None]
-    noise = torch.randn(pictures.shape, generator=generator)
-    predicted = model(kept.sqrt() * pictures + (1 - kept).sqrt() * noise, times, classes)
+    noise = torch.randn(images.shape, generator=generator)
+    predicted = model(kept.sqrt() * images + (1 - kept).sqrt() * noise, times, classes)
     return nn.functional.mse_loss(predicted, noise)
 
 

@@ -1,4 +1,4 @@
-"""Pictures made by formula: a coloured shape on a dark ground, softly drawn."""
+"""Images made by formula: a coloured shape on a dark ground, softly drawn."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def search(
     """The checkout meant: the argument if there is one; else the one around or in the current folder, that of a running
     GUI, then the places where the templates put it.
 
-    leaving: to take us out, which is done nowhere else than in the current folder's checkout where that is one; away
+    leaving: to uninstall, which is done nowhere else than in the current folder's checkout where that is one; away
     from any, only the checkouts that we are installed in are looked at.
     Raises AmbiguousError where the current folder's checkout and a running GUI's differ, where several GUIs run, or
     where several checkouts may be left; UnsupportedError, with everything that was rejected and why, when there is

@@ -1,4 +1,4 @@
-"""A tree that git has half merged or half rebased: nothing is to be read from it, and nothing to be put on it."""
+"""A tree that git has half merged or half rebased: nothing must be read from it or installed into it."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ def _report(out: Output, found: Audit, *, every: bool) -> None:
     from kohya_ext.dataset.balance import how_many
     from kohya_ext.dataset.findings import numbered
 
-    readable = sum(one.readable for one in found.pictures)
-    out.item("images", f"{len(found.pictures)}, {how_many(readable)}")
+    readable = sum(one.readable for one in found.images)
+    out.item("images", f"{len(found.images)}, {how_many(readable)}")
     out.item("buckets", ", ".join(_counted(found)) or "none")
     estimated = " (estimated: no tokenizer found)" if found.tokens_estimated else ""
     lengths = ", ".join(f"up to {limit}: {n}" if limit else f"more: {n}" for limit, n in found.tokens.items())
@@ -158,7 +158,7 @@ def _document(found: Audit) -> dict[str, Any]:
     return {
         "folder": str(found.folder),
         "images": [
-            {"path": one.path, "width": one.width, "height": one.height, "sha256": one.digest} for one in found.pictures
+            {"path": one.path, "width": one.width, "height": one.height, "sha256": one.digest} for one in found.images
         ],
         "buckets": [
             {"width": w, "height": h, "images": count, "with_repeats": found.samples[w, h]}

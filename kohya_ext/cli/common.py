@@ -66,7 +66,7 @@ def require_replaceable(arguments: argparse.Namespace) -> None:
 def find_checkout(argument: str | None, out: Output, *, leaving: bool = False) -> Checkout:
     """Search, and say what was found; where several may be meant, a person is asked.
 
-    leaving: to take us out of it. Raises UnsupportedError; UsageError where several may be meant and nobody is asked.
+    leaving: to uninstall from it. Raises UnsupportedError; UsageError where several may be meant and nobody is asked.
     """
     from kohya_ext.checkout.discovery import AmbiguousError, search
 

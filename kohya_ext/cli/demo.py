@@ -91,23 +91,23 @@ def _report(out: Output, demo: Demo, points: list[dict[str, float]], seconds: fl
     out.item(
         "result", f"loss on held-out images: raw {last['raw_loss']:.4f}, EMA {last['ema_loss']:.4f} ({better} raw)"
     )
-    out.item("image", f"{demo.picture}: the loss, and samples of the raw weights next to the EMA's")
+    out.item("image", f"{demo.image}: the loss, and samples of the raw weights next to the EMA's")
     out.item("time", f"{seconds:.0f} s")
     out.line()
     out.item("next steps", "the same in your own Kohya:")
-    out.item("", put_on("/path/to/kohya_ss"))
+    out.item("", install_command("/path/to/kohya_ss"))
     out.item("", f"then in the Finetune tab: {ADACOOR.setting},")
     out.item("", f"{ENABLE_EMA.label} under {SECTION} (or one of the presets)")
-    out.item("uninstall", f"{take_off(str(demo.checkout))}   (the miniature; byte-identical to before)")
+    out.item("uninstall", f"{uninstall_command(str(demo.checkout))}   (the miniature; byte-identical to before)")
 
 
-def put_on(checkout: str) -> str:
+def install_command(checkout: str) -> str:
     """The command that installs into `checkout`: our program where it is on PATH, else the script we came with."""
     return _command("install", checkout, options=[])
 
 
-def take_off(checkout: str) -> str:
-    """The command that takes us out of `checkout` again."""
+def uninstall_command(checkout: str) -> str:
+    """The command that uninstalls from `checkout`."""
     return _command("uninstall", checkout, options=["--uninstall"])
 
 
@@ -124,7 +124,7 @@ def _document(demo: Demo, points: list[dict[str, float]], done: dict[str, int], 
     return {
         "folder": str(demo.folder),
         "checkout": str(demo.checkout),
-        "image": str(demo.picture),
+        "image": str(demo.image),
         "models": sorted(str(path) for path in demo.output.glob("*.safetensors")),
         "steps": demo.steps,
         "ema_decay": demo.ema_decay,

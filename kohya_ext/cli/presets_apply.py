@@ -31,8 +31,8 @@ def register(verbs: argparse._SubParsersAction[Any]) -> None:
 def _register_command(verbs: argparse._SubParsersAction[Any]) -> None:
     verb = verbs.add_parser("command", help="print what the installed GUI would run for a preset, preparation included")
     verb.add_argument("name", metavar="NAME", help=NAME_HELP)
-    pictures = "the images with their captions; for other tabs than finetune in folders called REPEATS_NAME"
-    verb.add_argument("--data", metavar="DIR", required=True, type=Path, help=pictures)
+    images = "the images with their captions; for other tabs than finetune in folders called REPEATS_NAME"
+    verb.add_argument("--data", metavar="DIR", required=True, type=Path, help=images)
     verb.add_argument("--model", metavar="FILE", required=True, help="the base model: file, folder or name on a hub")
     verb.add_argument("--output", metavar="DIR", required=True, type=Path, help="where model and metadata are written")
     verb.add_argument("--name", dest="output_name", metavar="NAME", default="last", help="name of the model (last)")

@@ -48,9 +48,9 @@ def update(arguments: argparse.Namespace) -> int:
         out.line("Nothing was changed.")
         return out.finish(DONE, checkout=checkout_json(checkout), changed=False)
     done = updating.update(checkout, out.item)
-    if done.put_on is not None:
-        out.item("installed", ", ".join(change.path for change in done.put_on.plan.changes))
-        for path in done.put_on.plan.kept:
+    if done.reinstalled is not None:
+        out.item("installed", ", ".join(change.path for change in done.reinstalled.plan.changes))
+        for path in done.reinstalled.plan.kept:
             out.item("kept", f"{path} (not from kohya_ext, or edited since)")
     out.item("release", f"{done.before} -> {done.after}" if done.before != done.after else done.after)
     if done.failure is not None:
@@ -63,7 +63,7 @@ def update(arguments: argparse.Namespace) -> int:
         before=done.before,
         after=done.after,
         failure=done.failure,
-        put_on=done.put_on.as_json() if done.put_on else None,
+        reinstalled=done.reinstalled.as_json() if done.reinstalled else None,
     )
 
 

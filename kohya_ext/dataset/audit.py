@@ -15,7 +15,7 @@ from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.dataset import balance, caches, caption_check, layout, masks, texts
 from kohya_ext.dataset.buckets import Bucketing, Size
 from kohya_ext.dataset.findings import ADVICE, PROBLEM, AuditFinding
-from kohya_ext.dataset.images import Picture, can_fingerprint, duplicates, look_at
+from kohya_ext.dataset.images import ImageFile, can_fingerprint, duplicates, look_at
 from kohya_ext.dataset.layout import CAPTION_SUFFIX, IMAGE_SUFFIXES, require_extension
 from kohya_ext.dataset.tokens import LIMITS, TokenCounter, limit_for
 
@@ -40,7 +40,7 @@ class Audit:
     """
 
     folder: Path
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageFile, ...]
     findings: tuple[AuditFinding, ...]
     buckets: dict[Size, int]
     samples: dict[Size, int]
@@ -69,22 +69,22 @@ def audit(
     paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not layout.is_mask(path)]
     if not paths:
         raise UsageError(f"{folder} contains no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl)")
-    pictures = tuple(_pictures(folder, paths, settings.workers, progress))
+    images = tuple(_images(folder, paths, settings.workers, progress))
     captions = _captions(folder, paths, settings.suffix)
     counts = {path: tokens.count(text) for path, text in captions.items()}
     styles, views = balance.kinds(captions.values(), balance.STYLES), balance.kinds(captions.values(), balance.VIEWS)
-    findings = [finding for picture in pictures for finding in picture.findings]
-    findings += duplicates(pictures)
-    findings += _sizes(pictures, settings.bucketing)
+    findings = [finding for image in images for finding in image.findings]
+    findings += duplicates(images)
+    findings += _sizes(images, settings.bucketing)
     findings += caption_check.check_files(folder, files, suffix=settings.suffix, token=settings.token)
-    sizes = {Path(one.path): (one.width, one.height) for one in pictures if one.readable}
+    sizes = {Path(one.path): (one.width, one.height) for one in images if one.readable}
     findings += layout.check(folder, files)
     findings += caches.check(
         folder, files, {path.with_suffix(""): size for path, size in sizes.items()}, settings.bucketing
     )
     findings += masks.check(folder, files, sizes)
     findings += _lengths(counts, tokens.estimated)
-    findings += balance.advice(sum(picture.readable for picture in pictures), styles, views)
+    findings += balance.advice(sum(image.readable for image in images), styles, views)
     buckets: Counter[Size] = Counter()
     samples: Counter[Size] = Counter()
     for path, times in layout.repeats_in(folder, list(sizes)).items():
@@ -94,7 +94,7 @@ def audit(
             samples[bucket] += times
     return Audit(
         folder,
-        pictures,
+        images,
         tuple(sorted(findings, key=lambda finding: (finding.level != PROBLEM, finding.path, finding.code))),
         dict(sorted(buckets.items())),
         dict(sorted(samples.items())),
@@ -107,12 +107,12 @@ def audit(
     )
 
 
-def _pictures(folder: Path, paths: list[Path], workers: int, progress: Callable[[int, int], None]) -> Iterator[Picture]:
+def _images(folder: Path, paths: list[Path], workers: int, progress: Callable[[int, int], None]) -> Iterator[ImageFile]:
     """In the order of `paths`. Pillow decodes without holding Python's lock, so threads do."""
     with ThreadPoolExecutor(workers) as pool:
-        for done, picture in enumerate(pool.map(lambda path: look_at(folder, path), paths), 1):
+        for done, image in enumerate(pool.map(lambda path: look_at(folder, path), paths), 1):
             progress(done, len(paths))
-            yield picture
+            yield image
 
 
 def _captions(folder: Path, paths: list[Path], suffix: str) -> dict[Path, str]:
@@ -126,29 +126,29 @@ def _captions(folder: Path, paths: list[Path], suffix: str) -> dict[Path, str]:
     return found
 
 
-def _sizes(pictures: tuple[Picture, ...], bucketing: Bucketing) -> Iterator[AuditFinding]:
+def _sizes(images: tuple[ImageFile, ...], bucketing: Bucketing) -> Iterator[AuditFinding]:
     wanted = bucketing.area
-    for picture in pictures:
-        if not picture.readable:
+    for image in images:
+        if not image.readable:
             continue
-        size = f"{picture.width}x{picture.height}"
-        area = picture.width * picture.height
-        place = bucketing.place(picture.width, picture.height)
+        size = f"{image.width}x{image.height}"
+        area = image.width * image.height
+        place = bucketing.place(image.width, image.height)
         if area < wanted:
             target = f"{bucketing.resolution[0]}x{bucketing.resolution[1]}"
             text = f"is {size}, smaller than {target} in area"
             if place.scale > 1 or bucketing.no_upscale:
                 factor = math.sqrt(wanted / area)
-                yield AuditFinding("too-small", picture.path, f"{text}: upscale it {factor:.2f} times yourself")
+                yield AuditFinding("too-small", image.path, f"{text}: upscale it {factor:.2f} times yourself")
             else:
                 share = f"{1 - area / wanted:.1%}"
                 text = f"{text} by {share}, but fills its bucket {place.bucket[0]}x{place.bucket[1]} as it is"
-                yield AuditFinding("too-small", picture.path, text, ADVICE)
+                yield AuditFinding("too-small", image.path, text, ADVICE)
         if 0 in place.bucket:
-            yield AuditFinding("no-bucket", picture.path, f"is {size}: too narrow for any bucket, Kohya stops at it")
+            yield AuditFinding("no-bucket", image.path, f"is {size}: too narrow for any bucket, Kohya stops at it")
         elif place.cropped > CROPPED:
             text = f"is {size}: {place.cropped:.0%} is cut off for the bucket {place.bucket[0]}x{place.bucket[1]}"
-            yield AuditFinding("cropped", picture.path, text, ADVICE)
+            yield AuditFinding("cropped", image.path, text, ADVICE)
 
 
 def _lengths(counts: dict[Path, int], estimated: bool) -> Iterator[AuditFinding]:

@@ -35,7 +35,7 @@ NEAR = 6  # bits of 64 in which fingerprints of images that look alike differ at
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """path: relative to the folder. width, height: in pixels, 0 when unreadable. digest: SHA-256 of the file.
 
     fingerprint: 64 bits that are near for images that look alike; None without the library imagehash.
@@ -54,7 +54,7 @@ class Picture:
         return self.width > 0
 
 
-def look_at(folder: Path, path: Path, *, fingerprint: bool = True) -> Picture:
+def look_at(folder: Path, path: Path, *, fingerprint: bool = True) -> ImageFile:
     """Open and decode `path`, wholly: what is cut short shows at its end. Never raises for a broken image."""
     name = path.as_posix()
     try:
@@ -66,7 +66,7 @@ def look_at(folder: Path, path: Path, *, fingerprint: bool = True) -> Picture:
         return _broken(name, "unreadable", f"cannot be read: {error.strerror or error}")
 
 
-def _look_at(name: str, file: BinaryIO, fingerprint: bool) -> Picture:
+def _look_at(name: str, file: BinaryIO, fingerprint: bool) -> ImageFile:
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST_FILE:
         return _broken(name, "unreadable", f"has more than {LARGEST_FILE >> 20} MB")
@@ -94,7 +94,7 @@ def _look_at(name: str, file: BinaryIO, fingerprint: bool) -> Picture:
         cut = "truncated" in str(error).lower() or "premature" in str(error).lower()
         code, text = ("truncated", "is cut short") if cut else ("unreadable", "cannot be decoded")
         return _broken(name, code, f"{text}: {error}", digest)
-    return Picture(name, width, height, digest, bits, tuple(findings))
+    return ImageFile(name, width, height, digest, bits, tuple(findings))
 
 
 def _digest(file: BinaryIO) -> tuple[bytes, str]:
@@ -107,8 +107,8 @@ def _digest(file: BinaryIO) -> tuple[bytes, str]:
     return head, digest.hexdigest()
 
 
-def _broken(name: str, code: str, text: str, digest: str = "") -> Picture:
-    return Picture(name, digest=digest, findings=(AuditFinding(code, name, text),))
+def _broken(name: str, code: str, text: str, digest: str = "") -> ImageFile:
+    return ImageFile(name, digest=digest, findings=(AuditFinding(code, name, text),))
 
 
 def _before_decoding(name: str, image: Any, data: bytes) -> list[AuditFinding]:
@@ -182,28 +182,28 @@ def can_fingerprint() -> bool:
     return True
 
 
-def duplicates(pictures: Sequence[Picture]) -> Iterator[AuditFinding]:
+def duplicates(images: Sequence[ImageFile]) -> Iterator[AuditFinding]:
     """Every later copy of a file, and every later image that looks like an earlier one."""
-    copies: dict[str, Picture] = {}
+    copies: dict[str, ImageFile] = {}
     distinct = []
-    for picture in pictures:
-        first = copies.setdefault(picture.digest, picture) if picture.digest else picture
-        if first is picture:
-            distinct.append(picture)
+    for image in images:
+        first = copies.setdefault(image.digest, image) if image.digest else image
+        if first is image:
+            distinct.append(image)
         else:
-            yield AuditFinding("duplicate", picture.path, f"is the same file as {first.path}", other=first.path)
+            yield AuditFinding("duplicate", image.path, f"is the same file as {first.path}", other=first.path)
     for first, other, bits in _near(distinct):
         yield AuditFinding(
             "near-duplicate", other.path, f"looks like {first.path} ({bits} of {BITS} bits differ)", ADVICE, first.path
         )
 
 
-def _near(pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Picture, int]]:
+def _near(images: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, ImageFile, int]]:
     """Pairs that differ in at most NEAR bits. Two such agree in at least one of NEAR + 1 bands, so few are compared."""
     bands = [(BITS * band // (NEAR + 1), BITS * (band + 1) // (NEAR + 1)) for band in range(NEAR + 1)]
-    seen: list[dict[int, list[Picture]]] = [defaultdict(list) for _ in bands]
-    for picture in pictures:
-        fingerprint = picture.fingerprint
+    seen: list[dict[int, list[ImageFile]]] = [defaultdict(list) for _ in bands]
+    for image in images:
+        fingerprint = image.fingerprint
         if fingerprint is None:
             continue
         keys = [(fingerprint >> low) & ((1 << (high - low)) - 1) for low, high in bands]
@@ -216,6 +216,6 @@ def _near(pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Picture, int]]
             default=(BITS, 0),
         )
         if best[0] <= NEAR:
-            yield list(candidates.values())[best[1]], picture, best[0]
+            yield list(candidates.values())[best[1]], image, best[0]
         for table, key in zip(seen, keys, strict=True):
-            table[key].append(picture)
+            table[key].append(image)

@@ -43,10 +43,10 @@ def page(audit: Audit) -> str:
     """The whole page; nothing in it is loaded from elsewhere."""
     title = html.escape(f"Audit of {audit.folder.name}")
     problems, others = numbered(audit.findings)
-    readable = sum(picture.readable for picture in audit.pictures)
+    readable = sum(image.readable for image in audit.images)
     body = [
         f"<h1>{title}</h1>",
-        f"<p>{len(audit.pictures)} images, <span class=problem>{problems}</span>, "
+        f"<p>{len(audit.images)} images, <span class=problem>{problems}</span>, "
         f"<span class=advice>{others}</span>. That is {html.escape(balance.how_many(readable))}.</p>",
         *_about_all(audit),
         "<h2>Buckets</h2>", _bars({f"{w} x {h}": n for (w, h), n in audit.buckets.items()}),
@@ -85,10 +85,10 @@ def _bars(counts: dict[str, int]) -> str:
 
 def _cards(audit: Audit) -> Iterator[str]:
     """One card an image, with all that was found about it and about its caption; then the files without an image."""
-    images = {Path(picture.path).with_suffix("").as_posix(): picture.path for picture in audit.pictures}
+    images = {Path(image.path).with_suffix("").as_posix(): image.path for image in audit.images}
     captions = {path.with_suffix("").as_posix(): text for path, text in audit.captions.items()}
-    readable = {picture.path for picture in audit.pictures if picture.readable}
-    all_paths = {picture.path for picture in audit.pictures}
+    readable = {image.path for image in audit.images if image.readable}
+    all_paths = {image.path for image in audit.images}
     by_image: dict[str, list[AuditFinding]] = defaultdict(list)
     for finding in audit.findings:
         if finding.path:

@@ -41,15 +41,15 @@ def evaluate(arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Draws the image; the losses of every save point, for the caller."""
     from kohya_ext.demo.chart import Figure, SavePoint, draw
 
-    pictures = _held_out(arguments.held_out)
+    images = _held_out(arguments.held_out)
     points = []
     for step, raw, ema in save_points(arguments.models, arguments.name):
         raw_pipeline, ema_pipeline = _pipeline(raw), _pipeline(ema)
         points.append(
             SavePoint(
                 step,
-                _loss(raw_pipeline, *pictures),
-                _loss(ema_pipeline, *pictures),
+                _loss(raw_pipeline, *images),
+                _loss(ema_pipeline, *images),
                 _samples(raw_pipeline),
                 _samples(ema_pipeline),
             )

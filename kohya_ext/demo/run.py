@@ -63,7 +63,7 @@ class Demo:
         return self.folder / "train.log"
 
     @property
-    def picture(self) -> Path:
+    def image(self) -> Path:
         """The image of losses and samples."""
         return self.folder / "demo.png"
 
@@ -126,8 +126,8 @@ def prepare(demo: Demo) -> dict[str, int]:
     from kohya_ext.checkout.checkout import describe
     from kohya_ext.install import apply
 
-    number = write_pictures(demo.folder / "images" / "1_shapes", per_caption=12)
-    write_pictures(demo.folder / "held-out", per_caption=8, seed=1)
+    number = write_images(demo.folder / "images" / "1_shapes", per_caption=12)
+    write_images(demo.folder / "held-out", per_caption=8, seed=1)
     checkout = describe(build(NEWEST, demo.checkout))
     outcome = apply.install(checkout, presets=presets.collect(checkout))
     return {"images": number, "changed": len(outcome.plan.changes), "hooks": len(outcome.plan.hooks)}
@@ -162,7 +162,7 @@ def evaluate(demo: Demo) -> list[dict[str, float]]:
     )
     words = [sys.executable, "-m", "kohya_ext.demo.evaluate", "--training_root", str(training_root(demo.checkout))]
     words += ["--models", str(demo.output), "--name", NAME, "--metrics", str(metrics_file(demo.folder / "logs"))]
-    words += ["--held_out", str(demo.folder / "held-out"), "--image", str(demo.picture)]
+    words += ["--held_out", str(demo.folder / "held-out"), "--image", str(demo.image)]
     words += ["--title", "kohya_ext demo: a toy diffusion model, trained in a patched miniature of Kohya"]
     words += ["--subtitle", f"{what}. Loss: squared error of the noise, min-SNR weighted."]
     done = subprocess.run(words, env=demo.environ(), capture_output=True, text=True)
@@ -209,7 +209,7 @@ def captions() -> list[str]:
     return [f"a {colour} {shape}" for shape in SHAPES for colour in COLOURS]
 
 
-def write_pictures(folder: Path, per_caption: int, seed: int = 0) -> int:
+def write_images(folder: Path, per_caption: int, seed: int = 0) -> int:
     """Draws `per_caption` images of each caption, at varying places and sizes, next to their `.txt`; how many."""
     from PIL import Image, ImageDraw
 

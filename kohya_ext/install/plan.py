@@ -48,10 +48,10 @@ def plan_install(
         builder.patch(path, target, chosen)
     for path in strays:
         if path not in targets:
-            builder.take_off_unrecorded(path)
+            builder.restore_unrecorded(path)
     for entry in builder.entries(PATCHED):
         if entry.path not in targets:
-            builder.take_off(entry)
+            builder.restore(entry)
     for path, data in sorted((presets or {}).items()):
         builder.add_preset(relative(checkout.root, checkout.root / checked(path)), data)
     placed = {relative(checkout.root, checkout.root / path) for path in presets or {}}
@@ -82,7 +82,7 @@ def plan_uninstall(checkout: Checkout, presets: Mapping[str, bytes] | None = Non
         return _uninstall_unrecorded(checkout, presets or {})
     builder = _builder(checkout, recorded)
     for entry in builder.entries(PATCHED):
-        builder.take_off(entry)
+        builder.restore(entry)
     for entry in builder.entries(PRESET):
         builder.remove_preset(entry, keep_record=False)
     return builder.uninstall()
@@ -95,7 +95,7 @@ def _uninstall_unrecorded(checkout: Checkout, presets: Mapping[str, bytes]) -> I
     strays = unrecorded(checkout)
     builder = _builder(checkout, None, strays)
     for path in strays:
-        builder.take_off_unrecorded(path)
+        builder.restore_unrecorded(path)
     if strays or builder.excluded():
         for path, data in sorted(presets.items()):
             builder.remove_unrecorded_preset(relative(checkout.root, checkout.root / checked(path)), data)

@@ -124,7 +124,7 @@ class Builder:
             self.obstacles.append(self._foreign(seen))
         return None
 
-    def take_off(self, entry: ManifestEntry) -> None:
+    def restore(self, entry: ManifestEntry) -> None:
         """Give `entry` its original back."""
         seen = states.inspect(self.root, entry.path, entry, heads=self.heads)
         if seen.state is State.OURS and seen.file is not None:
@@ -135,7 +135,7 @@ class Builder:
         elif seen.state is not State.PRISTINE:
             self.obstacles.append(self._foreign(seen))
 
-    def take_off_unrecorded(self, path: str) -> None:
+    def restore_unrecorded(self, path: str) -> None:
         """Take our block out of a file that no manifest knows, whichever of our versions put it there."""
         seen = states.inspect(self.root, path, None, heads=self.heads)
         before = patchset.unpatched(seen.data, head=seen.head) if seen.state is State.UNRECORDED else None

@@ -65,7 +65,7 @@ class PackageStatus:
 class Status:
     """What `kohya-ext status` reports.
 
-    release: of the checkout now; installed_release: when the patch was put on; both as `Checkout.release` says it.
+    release: of the checkout now; installed_release: when the patch was installed; both as `Checkout.release` says it.
     problems: everything that is to be fixed, each with the command that does it. notes: what is worth knowing besides.
     package: what the manifest remembers; packages: what is there now, empty when nobody looked.
     """

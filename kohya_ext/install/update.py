@@ -33,13 +33,13 @@ SUBMODULES = ("submodule", "update", "--init", "--recursive")
 class UpdateResult:
     """What an update did. before, after: the releases. failure: git's own words when it refused, None otherwise.
 
-    put_on: what was put on afterwards; None when the new release cannot be patched, `failure` says why.
+    reinstalled: what was installed afterwards; None when the new release cannot be patched, `failure` says why.
     """
 
     before: str
     after: str
     failure: str | None
-    put_on: Outcome | None
+    reinstalled: Outcome | None
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ def _update(checkout: Checkout, report: Callable[[str, str], None]) -> UpdateRes
     try:
         failure = _pull(checkout.root, report)
         updated = describe(checkout.root)
-        outcome = _put_on(updated, wanted)
+        outcome = _reinstall(updated, wanted)
     except KohyaExtError as error:
         reason = f"{failure}\n{error}" if failure else str(error)
         off = "kohya_ext is uninstalled from this checkout now"
-        if isinstance(error, UnsupportedError):  # not with this release: nothing to put on later
+        if isinstance(error, UnsupportedError):  # not with this release: nothing to install later
             pending.end(checkout.root)
         else:  # a full disk, say: the record stays
             off += f"; when that is solved, this reinstalls it: {command('doctor', checkout.root)}"
@@ -138,7 +138,7 @@ def resume(checkout: Checkout) -> Outcome | None:
         if left is None:  # the update was not killed, only slow; or it had not begun
             pending.end(checkout.root)
             return None
-        outcome = _put_on(describe(checkout.root), left)
+        outcome = _reinstall(describe(checkout.root), left)
         pending.end(checkout.root)
     return outcome
 
@@ -162,7 +162,7 @@ def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Chec
     return checkout, wanted
 
 
-def _put_on(checkout: Checkout, wanted: pending.PendingUpdate) -> Outcome:
+def _reinstall(checkout: Checkout, wanted: pending.PendingUpdate) -> Outcome:
     files = presets.collect(checkout)
     environments = [] if wanted.patch_set == PRESETS_ONLY else _environments(checkout.root, wanted)
     return apply.install(

@@ -69,7 +69,7 @@ class Project:
         """Whether the model is named as a file that is not there; a name on a hub may be any other text."""
         return Path(self.model).suffix.lower() in MODEL_FILES and not Path(self.model).exists()
 
-    def pictures(self, tab: Tab) -> dict[str, list[str]]:
+    def images(self, tab: Tab) -> dict[str, list[str]]:
         """Folder -> names in it, for every folder that the GUI looks into. Raises UsageError without an image."""
         top = _names(self.data)
         found = {str(self.data.resolve()): top}
@@ -125,8 +125,8 @@ def commands(
     form.update(project.settings(schema.tab))
     form.update(_typed(project.fields, schema))
     form = {key: as_sent(value, schema.fields.get(key), release.gradio) for key, value in form.items()}
-    pictures = project.pictures(schema.tab)
-    result = launch_commands(release.gui or FolderSources(checkout.root), schema.tab, form, pictures, where)
+    images = project.images(schema.tab)
+    result = launch_commands(release.gui or FolderSources(checkout.root), schema.tab, form, images, where)
     _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
     if project.model_is_missing:
         result.complaints.append(f"--model {project.model}: there is no such file")

@@ -17,16 +17,16 @@ BUNDLE = Path(__file__).resolve().parents[2]
 
 def test_with_the_program_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
-    assert demo.put_on("/a b") == shell.line("kohya-ext", "install", "/a b")
-    assert demo.take_off("/a") == "kohya-ext uninstall /a"
+    assert demo.install_command("/a b") == shell.line("kohya-ext", "install", "/a b")
+    assert demo.uninstall_command("/a") == "kohya-ext uninstall /a"
 
 
 def test_from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None)
     if WINDOWS:  # the Python that runs us: scripts may not be run everywhere
-        assert demo.put_on("/a") == shell.line(sys.executable, BUNDLE / "kohya_ext", "install", "/a")
-        assert demo.take_off("/a") == shell.line(sys.executable, BUNDLE / "kohya_ext", "uninstall", "/a")
+        assert demo.install_command("/a") == shell.line(sys.executable, BUNDLE / "kohya_ext", "install", "/a")
+        assert demo.uninstall_command("/a") == shell.line(sys.executable, BUNDLE / "kohya_ext", "uninstall", "/a")
         return
     script = BUNDLE / "install.sh"
-    assert demo.put_on("/a") == f"{script} /a"
-    assert demo.take_off("/a") == f"{script} --uninstall /a"
+    assert demo.install_command("/a") == f"{script} /a"
+    assert demo.uninstall_command("/a") == f"{script} --uninstall /a"

@@ -256,7 +256,7 @@ def test_command_prints_what_the_gui_would_run(
 ) -> None:
     gui = checkout / "kohya_gui" / "finetune_gui.py"
     gui.write_text(gui.read_text() + TRAIN)
-    data = tmp_path / "pictures"
+    data = tmp_path / "images"
     data.mkdir()
     (data / "a.png").touch()
     words: tuple[str | Path, ...] = (

@@ -54,7 +54,7 @@ def test_gits_words_when_it_refuses(cloned: tuple[Path, Checkout], run: Run) -> 
 def test_json(cloned: tuple[Path, Checkout], run: Run) -> None:
     document = run("update", cloned[1].root, "--json").document
     assert (document["before"], document["after"], document["failure"]) == ("v22.3.1", "v22.4.0", None)
-    assert document["put_on"]["changed"] is True
+    assert document["reinstalled"]["changed"] is True
 
 
 def test_a_dry_run_asks_the_remote_and_changes_nothing(cloned: tuple[Path, Checkout], run: Run) -> None:

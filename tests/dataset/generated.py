@@ -22,7 +22,7 @@ class Builder:
         self.random = random.Random(seed)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def picture(self, width: int = 0, height: int = 0) -> Image.Image:
+    def image(self, width: int = 0, height: int = 0) -> Image.Image:
         """Soft coloured patches: no two have fingerprints that are near."""
         patches = Image.frombytes("RGB", (12, 12), self.random.randbytes(12 * 12 * 3))
         return patches.resize((width or self.side, height or self.side), Image.Resampling.BICUBIC)
@@ -31,7 +31,7 @@ class Builder:
         self, path: Path, image: Image.Image | None = None, caption: str | bytes | None = "", **how: object
     ) -> None:
         """An image and its caption; None for no caption, "" for a good one."""
-        (image or self.picture()).save(path, **how)
+        (image or self.image()).save(path, **how)
         if caption is None:
             return
         letters = "".join(self.random.choices("abcdefgh", k=6))
@@ -66,13 +66,13 @@ def _caption(text: str | bytes | None) -> Make:
 
 
 def _transparent(builder: Builder, path: Path) -> None:
-    image = builder.picture().convert("RGBA")
+    image = builder.image().convert("RGBA")
     image.putpixel((3, 3), (0, 0, 0, 0))
     builder.save(path, image)
 
 
 def _animated(builder: Builder, path: Path) -> None:
-    builder.save(path, builder.picture(), save_all=True, append_images=[builder.picture()])
+    builder.save(path, builder.image(), save_all=True, append_images=[builder.image()])
 
 
 def _rotated(builder: Builder, path: Path) -> None:
@@ -82,12 +82,12 @@ def _rotated(builder: Builder, path: Path) -> None:
 
 
 def _sixteen_bits(builder: Builder, path: Path) -> None:
-    builder.save(path, builder.picture().convert("L").convert("I").point(lambda value: value * 256).convert("I;16"))
+    builder.save(path, builder.image().convert("L").convert("I").point(lambda value: value * 256).convert("I;16"))
 
 
 def _misnamed(builder: Builder, path: Path) -> None:
     written = io.BytesIO()
-    builder.picture().save(written, "JPEG")
+    builder.image().save(written, "JPEG")
     builder.save(path)
     path.write_bytes(written.getvalue())
 
@@ -100,7 +100,7 @@ def _duplicate(builder: Builder, path: Path) -> None:
 
 
 def _near(builder: Builder, path: Path) -> None:
-    image = builder.picture()
+    image = builder.image()
     builder.save(path.with_name(f"good near {path.name}"), image)
     smaller = image.resize((image.width + 32, image.height + 32))
     builder.save(path, smaller, quality=60)
@@ -116,13 +116,13 @@ FAULTS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "unreadable": (_no_image, (".jpg", ".webp")),
     "empty-file": (_empty, (".png",)),
     "animated": (_animated, (".webp", ".png")),
-    "cmyk": (lambda builder, path: builder.save(path, builder.picture().convert("CMYK")), (".jpg",)),
+    "cmyk": (lambda builder, path: builder.save(path, builder.image().convert("CMYK")), (".jpg",)),
     "16-bit": (_sixteen_bits, (".png",)),
     "rotated": (_rotated, (".jpg",)),
     "transparent": (_transparent, (".png", ".webp")),
     "wrong-extension": (_misnamed, (".png",)),
-    "too-small": (lambda b, path: b.save(path, b.picture(b.side // 2, b.side // 2)), (".png", ".jpg")),
-    "cropped": (lambda b, path: b.save(path, b.picture(b.side * 12, b.side)), (".jpg",)),
+    "too-small": (lambda b, path: b.save(path, b.image(b.side // 2, b.side // 2)), (".png", ".jpg")),
+    "cropped": (lambda b, path: b.save(path, b.image(b.side * 12, b.side)), (".jpg",)),
     "duplicate": (_duplicate, (".png", ".jpg")),
     "near-duplicate": (_near, (".jpg",)),
     "no-caption": (_caption(None), (".png", ".jpg")),

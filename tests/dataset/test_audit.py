@@ -52,7 +52,7 @@ def test_a_thousand_images_with_forty_faults_of_every_kind(tmp_path: Path) -> No
 def test_buckets_and_lengths_are_counted(tmp_path: Path) -> None:
     builder = Builder(tmp_path, 128)
     builder.save(tmp_path / "a.png")
-    builder.save(tmp_path / "b.png", builder.picture(256, 64))
+    builder.save(tmp_path / "b.png", builder.image(256, 64))
     builder.save(tmp_path / "c.png", caption="a photo of ewpp " + "word " * 100)
     result = run(tmp_path)
     assert result.buckets == {(128, 128): 2, (256, 64): 1}
@@ -85,7 +85,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 def test_below_the_area_of_the_training(tmp_path: Path, size: tuple[int, int], level: str, text: str) -> None:
     """Sizes that are buckets themselves are trained as they are, though they have a little less area."""
     builder = Builder(tmp_path, 128)
-    builder.save(tmp_path / "a.png", builder.picture(*size))
+    builder.save(tmp_path / "a.png", builder.image(*size))
     (found,) = (one for one in audit(tmp_path, AuditSettings(), COUNTER).findings if one.path)
     assert (found.code, found.level) == ("too-small", level) and text in found.text
 

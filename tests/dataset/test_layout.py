@@ -66,7 +66,7 @@ def test_the_histogram_has_repeats(tmp_path: Path) -> None:
     for name in ("10_x", "3_y", "loose"):
         builder = Builder(tmp_path / name, 128, seed=len(name))
         builder.save(tmp_path / name / f"{name}.png")
-    builder.save(tmp_path / "3_y" / "wide.png", builder.picture(256, 64))
+    builder.save(tmp_path / "3_y" / "wide.png", builder.image(256, 64))
     result = audit(tmp_path, SETTINGS, COUNTER)
     assert result.buckets == {(128, 128): 2, (256, 64): 1} and result.samples == {(128, 128): 13, (256, 64): 3}
     assert audit(tmp_path / "3_y", SETTINGS, COUNTER).samples == {(128, 128): 3, (256, 64): 3}

@@ -26,7 +26,7 @@ def colours(image: object) -> set[tuple[int, int, int]]:
     return {colour for _, colour in image.getcolors(1 << 24)}  # type: ignore[attr-defined]
 
 
-def test_curves_and_samples_are_in_the_picture() -> None:
+def test_curves_and_samples_are_in_the_image() -> None:
     image = chart.draw(figure([(step, 1.0 / step) for step in range(1, 21)]))
     assert image.width == chart.WIDTH
     seen = colours(image)

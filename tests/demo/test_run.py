@@ -16,7 +16,7 @@ from kohya_ext.cli import demo as command
 from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.errors import UsageError
 from kohya_ext.demo import run as demonstration
-from kohya_ext.demo.run import COLOURS, SHAPES, SIDE, captions, write_pictures
+from kohya_ext.demo.run import COLOURS, SHAPES, SIDE, captions, write_images
 from kohya_ext.install import apply
 
 
@@ -32,7 +32,7 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_trains_a_patched_miniature_and_leaves_files_and_a_picture(tmp_path: Path) -> None:
+def test_it_trains_a_patched_miniature_and_leaves_files_and_an_image(tmp_path: Path) -> None:
     for package in ("torch", "accelerate", "PIL"):
         pytest.importorskip(package)
     folder = tmp_path / "a demo"
@@ -107,12 +107,12 @@ def test_half_written_lines_of_the_log_are_waited_for(tmp_path: Path) -> None:
     assert [row["step"] for row in demonstration._follow(tmp_path / "logs", process)] == [1]
 
 
-def test_every_picture_has_a_caption_and_the_size(tmp_path: Path) -> None:
+def test_every_image_has_a_caption_and_the_size(tmp_path: Path) -> None:
     Image = pytest.importorskip("PIL.Image")  # noqa: N806
-    assert write_pictures(tmp_path, per_caption=2) == 2 * len(COLOURS) * len(SHAPES)
-    pictures = sorted(tmp_path.glob("*.png"))
-    assert len(pictures) == 24
-    for path in pictures:
+    assert write_images(tmp_path, per_caption=2) == 2 * len(COLOURS) * len(SHAPES)
+    images = sorted(tmp_path.glob("*.png"))
+    assert len(images) == 24
+    for path in images:
         with Image.open(path) as image:
             assert image.size == (SIDE, SIDE)
         assert path.with_suffix(".txt").read_text(encoding="utf-8").strip() in captions()
@@ -120,7 +120,7 @@ def test_every_picture_has_a_caption_and_the_size(tmp_path: Path) -> None:
 
 def test_the_caption_names_the_colour_in_the_middle(tmp_path: Path) -> None:
     Image = pytest.importorskip("PIL.Image")  # noqa: N806
-    write_pictures(tmp_path, per_caption=1)
+    write_images(tmp_path, per_caption=1)
     for path in tmp_path.glob("*.png"):
         pixel = Image.open(path).getpixel((SIDE // 2, SIDE // 2))
         nearest = min(
@@ -130,9 +130,9 @@ def test_the_caption_names_the_colour_in_the_middle(tmp_path: Path) -> None:
         assert nearest == path.stem.split("_")[0]
 
 
-def test_a_seed_gives_the_same_pictures_and_another_gives_others(tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_images_and_another_gives_others(tmp_path: Path) -> None:
     pytest.importorskip("PIL.Image")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_pictures(tmp_path / name, per_caption=1, seed=seed)
+        write_images(tmp_path / name, per_caption=1, seed=seed)
     read = {name: (tmp_path / name / "red_circle_00.png").read_bytes() for name in "abc"}
     assert read["a"] == read["b"] != read["c"]

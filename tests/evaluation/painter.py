@@ -17,7 +17,7 @@ CHECKPOINT_KEYS = {"model.diffusion_model.a": (2, 2), "conditioner.embedders.1.b
 LORA_KEYS = {"lora_unet_a.lora_down.weight": (2, 2), "lora_te2_b.lora_up.weight": (2, 2)}
 
 
-def picture(seed: str, size: tuple[int, int]) -> Image.Image:
+def image(seed: str, size: tuple[int, int]) -> Image.Image:
     """Large shapes in colours of the seed: images of different seeds differ in their perceptual hash."""
     chance = random.Random(seed)
     colours = [tuple(chance.randrange(256) for _ in range(3)) for _ in range(9)]
@@ -35,7 +35,7 @@ def training_set(folder: Path, captions: list[str]) -> Path:
     for number, caption in enumerate(captions):
         place = folder / ("5_x" if number else "") / f"{number}.{('png', 'jpg', 'webp')[number % 3]}"
         place.parent.mkdir(parents=True, exist_ok=True)
-        picture(caption, (320, 256)).save(place)
+        image(caption, (320, 256)).save(place)
         place.with_suffix(".txt").write_text(caption)
     return folder
 
@@ -58,8 +58,8 @@ class Painter:
         self.drawn.append((label, prompt.text))
         size = (prompt.width, prompt.height)
         if prompt.text in self.captions[: self.copies.get(label, 0)]:
-            return picture(prompt.text, size).point(lambda value: min(255, value + 10))
-        return picture(f"{prompt.text} {prompt.seed} {label}", size)
+            return image(prompt.text, size).point(lambda value: min(255, value + 10))
+        return image(f"{prompt.text} {prompt.seed} {label}", size)
 
 
 def models(folder: Path, *names: str, keys: Mapping[str, tuple[int, ...]] | None = None) -> list[Path]:

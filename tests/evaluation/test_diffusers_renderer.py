@@ -1,4 +1,4 @@
-"""Pictures by diffusers itself, from tiny random models."""
+"""Images by diffusers itself, from tiny random models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def same(one: Any, other: Any) -> bool:
     return ImageChops.difference(one, other).getbbox() is None
 
 
-def test_a_seed_is_a_picture(pipelines: Path) -> None:
+def test_a_seed_is_an_image(pipelines: Path) -> None:
     raw, average = columns([pipelines / "models" / "femme"])
     renderer = DiffusersRenderer(RenderSettings(device="cpu"))
     renderer.load(raw)
@@ -100,7 +100,7 @@ def test_clip(tmp_path: Path) -> None:
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from kohya_ext.evaluation.memorization import Clip, TrainingImages
-    from tests.evaluation.painter import picture
+    from tests.evaluation.painter import image
 
     torch.manual_seed(0)
     config = CLIPVisionConfig(
@@ -113,7 +113,7 @@ def test_clip(tmp_path: Path) -> None:
     )
     images = training_set(tmp_path / "set", ["a b", "c d"])
     found = TrainingImages(images, [Path("0.png"), Path("5_x/1.jpg")], Clip(str(tmp_path / "clip")))
-    nearest = found.nearest(picture("a b", (320, 256)))
+    nearest = found.nearest(image("a b", (320, 256)))
     assert nearest.path == "0.png" and nearest.copy and nearest.likeness == pytest.approx(1, abs=1e-5)
     with pytest.raises(UsageError, match="is not on this machine"):
         Clip(str(tmp_path / "absent"))

@@ -107,7 +107,7 @@ def test_the_sheet(tmp_path: Path, training: TrainingImages) -> None:
 
 
 @pytest.mark.parametrize("text", ["a word and another " * 9, "W" * 80, "Łódź " * 30, "iiii " * 60, ""])
-def test_prompts_stay_beside_the_pictures(text: str) -> None:
+def test_prompts_stay_beside_the_images(text: str) -> None:
     font = sheet._font(13)
     lines = sheet._wrapped(text, sheet.MARGIN - 2 * sheet.GAP, font)
     assert all(font.getlength(line) <= sheet.MARGIN - 2 * sheet.GAP for line in lines)
@@ -132,12 +132,12 @@ def test_without_training_images(tmp_path: Path) -> None:
     )
 
 
-def test_unrelated_pictures_are_no_copies(tmp_path: Path) -> None:
+def test_unrelated_images_are_no_copies(tmp_path: Path) -> None:
     """The limit of the hash keeps clear of images that have nothing to do with each other."""
-    from tests.evaluation.painter import picture
+    from tests.evaluation.painter import image
 
     measure = Hash()
-    features = [measure.features(picture(str(number), (256, 256))) for number in range(120)]
+    features = [measure.features(image(str(number), (256, 256))) for number in range(120)]
     closest = max(measure.likeness(a, b) for place, a in enumerate(features) for b in features[:place])
     assert not measure.told(closest)[1]
 

@@ -51,7 +51,7 @@ def cloned(origin: Path, folder: Path) -> Checkout:
     return describe(folder)
 
 
-def put_on(checkout: Checkout, patch_set: str = "hook") -> None:
+def install_ours(checkout: Checkout, patch_set: str = "hook") -> None:
     apply.install(checkout, patch_set=patch_set, presets=presets.collect(checkout))
 
 
@@ -62,7 +62,7 @@ PRESET = Path("presets/finetune/user_presets/ours.json")
 def test_a_new_release_is_pulled_and_patched_again(make: Make, tmp_path: Path, patch_set: str) -> None:
     origin = make("embedded", "origin").root
     checkout = cloned(origin, tmp_path / "mine")
-    put_on(checkout, patch_set)
+    install_ours(checkout, patch_set)
     trees.write(origin, {".release": "v22.4.0", "library/train_util.py": trees.define(*trees.COMMON) + "NEW = 1\n"})
     trees.commit(origin, "v22.4.0")
     lines, report = said()
@@ -79,7 +79,7 @@ def test_from_embedded_to_submodule(make: Make, tmp_path: Path) -> None:
     """What update is for: v22 to v23 deletes the very file that carries our hook."""
     origin = make("embedded", "origin").root
     checkout = cloned(origin, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     scripts = trees.bare(tmp_path / "scripts", "classic")
     trees.git(origin, "rm", "-rq", ".")
     trees.write(origin, trees.gui_files("kohya_gui", "v23.0.0"))
@@ -102,7 +102,7 @@ def test_from_embedded_to_submodule(make: Make, tmp_path: Path) -> None:
 def test_a_moved_submodule_is_updated_too(make: Make, tmp_path: Path) -> None:
     origin = make("submodule", "origin").root
     checkout = cloned(origin, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     scripts = origin / "sd-scripts"
     trees.write(scripts, {"library/new.py": "x = 1\n"})
     trees.commit(scripts, "pin2")
@@ -117,7 +117,7 @@ def test_a_moved_submodule_is_updated_too(make: Make, tmp_path: Path) -> None:
 def test_when_git_refuses_the_hook_goes_on_again(make: Make, tmp_path: Path) -> None:
     origin = make("embedded", "origin").root
     checkout = cloned(origin, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     before = trees.snapshot(checkout.root)
     trees.write(origin, {"train_network.py": "theirs = 1\n"})
     trees.commit(origin)
@@ -132,7 +132,7 @@ def test_when_git_refuses_the_hook_goes_on_again(make: Make, tmp_path: Path) -> 
 
 def test_nothing_to_pull_changes_nothing(make: Make, tmp_path: Path) -> None:
     checkout = cloned(make("submodule", "origin").root, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     before = trees.snapshot(checkout.root)
     assert update.update(checkout, lambda *_: None).failure is None
     assert trees.snapshot(checkout.root) == before
@@ -140,28 +140,28 @@ def test_nothing_to_pull_changes_nothing(make: Make, tmp_path: Path) -> None:
 
 def test_an_edited_preset_stays(make: Make, tmp_path: Path) -> None:
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     (checkout.root / PRESET).write_text("mine\n")
     done = update.update(checkout, lambda *_: None)
     assert (checkout.root / PRESET).read_text() == "mine\n"
-    assert done.put_on is not None and done.put_on.plan.kept == (PRESET.as_posix(),)
+    assert done.reinstalled is not None and done.reinstalled.plan.kept == (PRESET.as_posix(),)
 
 
 def test_a_release_that_cannot_be_patched_is_reported(make: Make, tmp_path: Path) -> None:
     origin = make("embedded", "origin").root
     checkout = cloned(origin, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     trees.write(origin, {"library/train_util.py": "nothing = 1\n"})
     trees.commit(origin)
     done = update.update(checkout, lambda *_: None)
-    assert done.put_on is None
+    assert done.reinstalled is None
     assert done.failure is not None and "get_optimizer" in done.failure and "uninstalled from" in done.failure
     assert trees.git(checkout.root, "status", "--porcelain") == ""
 
 
 def test_an_interruption_puts_the_hook_on_again(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -179,7 +179,7 @@ def test_a_killed_update_is_resumed(
 ) -> None:
     """SIGKILL while git works: our files are off, and somebody must know."""
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout, patch_set)
+    install_ours(checkout, patch_set)
     child = os.fork()
     if child == 0:
         update._pull = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -198,7 +198,7 @@ def test_a_killed_update_is_resumed(
 def test_nobody_puts_on_again_while_git_works(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A doctor next to a slow pull: it may not mistake the update for a killed one; it waits for the lock."""
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     seen = []
 
     def pull(root: Path, _: object) -> None:
@@ -207,13 +207,13 @@ def test_nobody_puts_on_again_while_git_works(make: Make, tmp_path: Path, monkey
         seen.append(apply.installed(checkout))
 
     monkeypatch.setattr(update, "_pull", pull)
-    assert update.update(checkout, lambda *_: None).put_on is not None
+    assert update.update(checkout, lambda *_: None).reinstalled is not None
     assert seen == [None]
 
 
-def test_an_update_that_may_not_take_off_leaves_no_record(make: Make, tmp_path: Path) -> None:
+def test_an_update_that_may_not_uninstall_leaves_no_record(make: Make, tmp_path: Path) -> None:
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     target = checkout.root / "library/__init__.py"
     target.write_bytes(target.read_bytes() + b"mine = 1\n")
     with pytest.raises(ConflictError):
@@ -221,10 +221,10 @@ def test_an_update_that_may_not_take_off_leaves_no_record(make: Make, tmp_path: 
     assert pending.read(checkout.root) is None
 
 
-def test_what_may_still_be_put_on_is_not_forgotten(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_still_be_installed_stays_known(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk when our files are to go on again: the record stays, and doctor has something to go by."""
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout, "inline")
+    install_ours(checkout, "inline")
     real = apply.install
 
     def refused(*_: object, **__: object) -> None:
@@ -232,7 +232,7 @@ def test_what_may_still_be_put_on_is_not_forgotten(make: Make, tmp_path: Path, m
 
     monkeypatch.setattr(apply, "install", refused)
     done = update.update(checkout, lambda *_: None)
-    assert done.put_on is None and done.failure is not None and command("doctor", checkout.root) in done.failure
+    assert done.reinstalled is None and done.failure is not None and command("doctor", checkout.root) in done.failure
     assert command("doctor", checkout.root) in "".join(status(checkout).problems)
     monkeypatch.setattr(apply, "install", real)
     assert update.resume(checkout) is not None
@@ -242,7 +242,7 @@ def test_what_may_still_be_put_on_is_not_forgotten(make: Make, tmp_path: Path, m
 def test_after_a_killed_uninstall_the_patch_set_is_known(make: Make, tmp_path: Path) -> None:
     """Wherever it was killed: what comes first is the recovery, and it is said."""
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout, "inline")
+    install_ours(checkout, "inline")
     copy = describe(trees.copy(checkout.root, tmp_path / "whole"))
     crossed = boundaries(lambda: apply.uninstall(copy))
     commit = crossed.index("after commit")
@@ -257,7 +257,7 @@ def test_after_a_killed_uninstall_the_patch_set_is_known(make: Make, tmp_path: P
 
 def test_an_update_after_a_killed_one_does_its_work(make: Make, tmp_path: Path) -> None:
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout, "inline")
+    install_ours(checkout, "inline")
     apply.uninstall(checkout)
     pending.begin(checkout.root, pending.PendingUpdate("inline", None))
     lines, report = said()
@@ -274,7 +274,7 @@ def test_a_copy_without_git_says_how(make: Make, monkeypatch: pytest.MonkeyPatch
     checkout = make("embedded")
     if HAS_GIT:
         shutil.rmtree(checkout.root / ".git")
-    put_on(checkout)
+    install_ours(checkout)
     before = trees.snapshot(checkout.root)
     with pytest.raises(UnsupportedError, match="is not a git repository"):
         update.update(checkout, lambda *_: None)
@@ -283,7 +283,7 @@ def test_a_copy_without_git_says_how(make: Make, monkeypatch: pytest.MonkeyPatch
 
 def test_a_checked_out_tag_says_how(make: Make, tmp_path: Path) -> None:
     checkout = cloned(make("embedded", "origin").root, tmp_path / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     trees.git(checkout.root, "checkout", "-q", "v22.3.1")
     with pytest.raises(ConflictError, match="checkout TAG"):
         update.update(checkout, lambda *_: None)
@@ -294,7 +294,7 @@ def test_a_checked_out_tag_says_how(make: Make, tmp_path: Path) -> None:
 def test_as_root_git_works_as_the_owner(make: Make, public: Path) -> None:
     origin = trees.copy(make("embedded").root, public / "origin")
     checkout = cloned(origin, public / "mine")
-    put_on(checkout)
+    install_ours(checkout)
     trees.write(origin, {".release": "v22.4.0"})
     trees.commit(origin, "v22.4.0")
     for folder in (origin, checkout.root):

@@ -241,18 +241,18 @@ def test_the_other_tabs_want_folders_called_repeats_and_name(tmp_path: Path) -> 
     project = Project(tmp_path / "data", "m", tmp_path, "x")
     project.data.mkdir()
     with pytest.raises(UsageError, match="REPEATS_NAME"):
-        project.pictures("lora")
+        project.images("lora")
     (project.data / "10_cat").mkdir()
     with pytest.raises(UsageError, match="no image"):
-        project.pictures("lora")
+        project.images("lora")
     (project.data / "10_cat" / "a.PNG").touch()
     below = Project(project.data / "10_cat", "m", tmp_path, "x")
     with pytest.raises(UsageError, match=r"no folder called REPEATS_NAME.*did you mean the folder above, .*data"):
-        below.pictures("lora")
-    assert project.pictures("lora")[str(project.data / "10_cat")] == ["a.PNG"]
+        below.images("lora")
+    assert project.images("lora")[str(project.data / "10_cat")] == ["a.PNG"]
     (project.data / "cats").mkdir()
     with pytest.raises(UsageError, match="cats is not called"):
-        project.pictures("dreambooth")
+        project.images("dreambooth")
 
 
 def test_other_fields_are_given_as_text_and_take_their_type(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_commands_of_a_preset_for_a_project(tmp_path: Path) -> None:
     texts["kohya_gui/finetune_gui.py"] = texts["kohya_gui/finetune_gui.py"] + TRAIN_FOR_REGISTRY
     checkout = guis.write(texts, tmp_path / "kohya_ss")
     release = read_release(checkout, "finetune", patched=True)
-    data = tmp_path / "pictures"
+    data = tmp_path / "images"
     data.mkdir()
     project = Project(data, "some/model", tmp_path / "out", "mine")
     preset = Preset("p", "finetune", {"optimizer": "AdaCoor", "learning_rate": 1, "epoch": 7})

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.checkout.checkout import describe
-from kohya_ext.demo.run import write_pictures
+from kohya_ext.demo.run import write_images
 from kohya_ext.install import apply
 from tests.miniatures.build import ERAS, build, training_root
 from tests.miniatures.run import Launcher, Run
@@ -43,8 +43,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.launcher = Launcher()
-        self.pictures = folder / "pictures"
-        write_pictures(self.pictures / "1_shapes", per_caption=1)
+        self.images = folder / "images"
+        write_images(self.images / "1_shapes", per_caption=1)
         self.tree = cache(self._tree)
         self.start_model = cache(self._start_model)
         self.count = 0
@@ -75,7 +75,7 @@ class Bench:
         words = "--caption_extension .txt --resolution 16 --train_batch_size 2 --max_data_loader_n_workers 0 --seed 3"
         words += f" --max_train_steps {STEPS} --save_model_as safetensors --save_precision float"
         words += " --network_module networks.lora --network_dim 2" if kind == "lora" else " --train_text_encoder"
-        where = ["--train_data_dir", str(self.pictures), "--pretrained_model_name_or_path", "toy"]
+        where = ["--train_data_dir", str(self.images), "--pretrained_model_name_or_path", "toy"]
         return [*words.split(), *where]
 
     @staticmethod
@@ -263,11 +263,9 @@ def test_samples_of_both_weights_leave_training_alone(bench: Bench, patch_set: s
     assert run.code == 0, run.log
     assert same(run.tensors("dog"), plain.tensors("dog"))
     assert same(run.tensors("dog-ema"), plain.tensors("dog-ema"))
-    pictures = {
-        path.name.split("_0")[0] + path.suffix: path.read_bytes() for path in (run.out / "sample").glob("*.png")
-    }
+    images = {path.name.split("_0")[0] + path.suffix: path.read_bytes() for path in (run.out / "sample").glob("*.png")}
     assert len(list((run.out / "sample").glob("*.png"))) == 4
-    assert len(pictures) == 2 and len(set(pictures.values())) == 2, sorted(pictures)
+    assert len(images) == 2 and len(set(images.values())) == 2, sorted(images)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -275,7 +273,7 @@ def test_samples_of_both_weights_leave_training_alone(bench: Bench, patch_set: s
 def test_a_resumed_run_goes_on_with_its_average(bench: Bench, era: str, kind: str, tmp_path: Path) -> None:
     """One image: upstream replays the first epoch's data after a resume, so only then are runs comparable."""
     one = tmp_path / "one" / "1_shape"
-    write_pictures(one, per_caption=1)
+    write_images(one, per_caption=1)
     for path in sorted(one.glob("*.png"))[1:]:
         path.unlink()
     flags = [

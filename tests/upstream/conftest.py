@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+def one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """Flags for a data set of one image: upstream replays the first epoch's order after a resume."""
     rig.require_rig(MAIN)
     # accelerate of 2023 cannot read its own random states under a torch that is newer than it

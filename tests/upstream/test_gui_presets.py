@@ -56,9 +56,9 @@ class Workshop:
         self.tree = real_gui.installed_copy(era, folder / "kohya_ss")
         assets = real_gui.rig_folder() / "assets"
         self.model = (assets / "tiny_sdxl.safetensors").resolve()
-        self.data, self.output = folder / "pictures", folder / "out"
-        pictures = self.data if tab == "finetune" else self.data / "1_cat"
-        shutil.copytree(next(assets.glob("data/*")), pictures, ignore=shutil.ignore_patterns("*.npz"))
+        self.data, self.output = folder / "images", folder / "out"
+        images = self.data if tab == "finetune" else self.data / "1_cat"
+        shutil.copytree(next(assets.glob("data/*")), images, ignore=shutil.ignore_patterns("*.npz"))
         self.output.mkdir()
         self.programs = folder / "programs"
         self.programs.mkdir()
@@ -152,7 +152,7 @@ def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(
             assert {key: sent[key] for key, value in values.items() if sent[key] != value} == {}
             check_command(workshop, path.stem, printed)
             compared[path.stem] = {"fields": len(values), "on the page": len(on_page), "unread": len(unread)}
-            picture(tab, name, path.stem)
+            image(tab, name, path.stem)
         choose_upstreams_own(tab, where)
     if target := os.environ.get("KOHYA_EXT_REPORT"):
         with Path(target).open("a", encoding="utf-8") as file:
@@ -189,7 +189,7 @@ def check_command(workshop: Workshop, preset: str, printed: str) -> None:
         assert toml.loads(as_toml(settings)) == toml.loads(written[-1].read_text("utf-8"))
 
 
-def picture(tab: TabPage, era: str, preset: str) -> None:
+def image(tab: TabPage, era: str, preset: str) -> None:
     """An image of the fields that matter, for people: in the folder that KOHYA_GUI_IMAGES names."""
     if folder := os.environ.get("KOHYA_GUI_IMAGES"):
         tab.box("optimizer").scroll_into_view_if_needed()

@@ -33,7 +33,7 @@ STAMP = re.compile(r"\d{8}-\d{6}")
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_the_commands_are_those_of_the_real_gui(revision: str, tmp_path: Path) -> None:
     tree = export_python(revision, tmp_path / "kohya_ss")
-    data, model = tmp_path / "pictures", tmp_path / "base model.safetensors"
+    data, model = tmp_path / "images", tmp_path / "base model.safetensors"
     data.mkdir()
     for name in ("a.png", "b.jpg", "a.txt"):
         (data / name).touch()
@@ -91,7 +91,7 @@ def test_the_commands_of_the_other_tabs_are_those_of_the_real_gui(revision: str,
     model = tmp_path / "base model.safetensors"
     model.touch()
     accelerate = program(tmp_path)
-    project = Project(concepts(tmp_path / "pictures"), str(model), tmp_path, "mine")
+    project = Project(concepts(tmp_path / "images"), str(model), tmp_path, "mine")
     schema = read_schema(FolderSources(tree), tab, patched=True)
     assert schema is not None
     presets = {preset.name: dict(preset.values) for preset in bundled() if preset.tab == tab}
@@ -106,9 +106,9 @@ def test_the_commands_of_the_other_tabs_are_those_of_the_real_gui(revision: str,
         if (revision, tab, name) in REFUSED:
             assert truth["commands"] == []
             with pytest.raises(UnsupportedError, match="would not start"):
-                launch_commands(FolderSources(tree), tab, form, project.pictures(tab), where)
+                launch_commands(FolderSources(tree), tab, form, project.images(tab), where)
             continue
-        ours = launch_commands(FolderSources(tree), tab, form, project.pictures(tab), where)
+        ours = launch_commands(FolderSources(tree), tab, form, project.images(tab), where)
         assert [*ours.preparation, ours.training] == unstamped(truth["commands"])
         assert {path: toml.loads(as_toml(one)) for path, one in ours.toml.items()} == unstamped(truth["toml"])
 
@@ -116,9 +116,9 @@ def test_the_commands_of_the_other_tabs_are_those_of_the_real_gui(revision: str,
 def concepts(folder: Path) -> Path:
     """A folder of folders of images, a space in a name."""
     for name in ("3_cat/a.png", "3_cat/b.jpg", "3_cat/a.txt", "10_dog house/c.webp"):
-        picture = folder / name
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.touch()
+        image = folder / name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
     return folder
 
 

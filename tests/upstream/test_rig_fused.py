@@ -66,9 +66,9 @@ def test_control_nets(bench: Bench, tree: str, script: str, tmp_path: Path) -> N
         remove(run)
 
 
-def test_a_resumed_fused_run_is_the_uninterrupted_one(bench: Bench, one_picture: tuple[str, ...]) -> None:
+def test_a_resumed_fused_run_is_the_uninterrupted_one(bench: Bench, one_image: tuple[str, ...]) -> None:
     """Loading a state replaces the optimizer's groups, which the hooks of some scripts have caught already."""
-    flags = (NO_CLIPPING, FUSED, *one_picture)
+    flags = (NO_CLIPPING, FUSED, *one_image)
     straight = bench.train(MAIN, "full", "straight", *flags, "--save_every_n_steps=1", "--save_state")
     state = straight.folder / f"{straight.name}-step00000002-state"
     resumed = bench.train(MAIN, "full", "resumed", *flags, "--max_train_steps=2", f"--resume={state}")

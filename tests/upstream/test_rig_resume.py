@@ -23,15 +23,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize(("tree", "kind"), [(MAIN, "full"), (NEWEST, "lora"), (OLD, "full"), (OLD, "lora")])
-def test_a_resumed_run_is_the_uninterrupted_one(
-    bench: Bench, tree: str, kind: str, one_picture: tuple[str, ...]
-) -> None:
-    straight = bench.train(tree, kind, "straight", *EMA, *EVERY_STEP, *one_picture, "--save_state")
+def test_a_resumed_run_is_the_uninterrupted_one(bench: Bench, tree: str, kind: str, one_image: tuple[str, ...]) -> None:
+    straight = bench.train(tree, kind, "straight", *EMA, *EVERY_STEP, *one_image, "--save_state")
     state = straight.folder / f"{straight.name}{STATE}"
     assert (state / "kohya_ext_ema.safetensors").is_file()
     # newer releases count the steps of the state, older ones begin at 0
     left = () if tree != OLD and kind == "lora" else (ONE_LEFT,)
-    resumed = bench.train(tree, kind, "resumed", *EMA, *one_picture, *left, f"--resume={state}")
+    resumed = bench.train(tree, kind, "resumed", *EMA, *one_image, *left, f"--resume={state}")
     assert different(straight.tensors("-ema"), straight.tensors("-ema-step00000002"))
     assert_identical(straight.tensors(), resumed.tensors())
     assert_identical(straight.tensors("-ema"), resumed.tensors("-ema"))
@@ -40,29 +38,29 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize(("tree", "kind"), [(NEWEST, "full"), (OLD, "lora")])
-def test_states_and_the_flag_may_disagree(bench: Bench, tree: str, kind: str, one_picture: tuple[str, ...]) -> None:
+def test_states_and_the_flag_may_disagree(bench: Bench, tree: str, kind: str, one_image: tuple[str, ...]) -> None:
     """A state without an average begins a new one, and says so; one with an average resumes without the flag."""
-    saving = (*EVERY_STEP, *one_picture, "--save_state")
+    saving = (*EVERY_STEP, *one_image, "--save_state")
     without = bench.train(tree, kind, "without", *saving)
     left = () if tree != OLD and kind == "lora" else (ONE_LEFT,)
     begun = bench.train(
-        tree, kind, "begun", *EMA, *one_picture, *left, f"--resume={without.folder}/{without.name}{STATE}"
+        tree, kind, "begun", *EMA, *one_image, *left, f"--resume={without.folder}/{without.name}{STATE}"
     )
     assert "contains no EMA" in begun.output
     assert_identical(begun.tensors(), without.tensors())
     assert different(begun.tensors("-ema"), begun.tensors())
     remove(begun)
     having = bench.train(tree, kind, "having", *EMA, *saving)
-    plain = bench.train(tree, kind, "plain", *one_picture, *left, f"--resume={having.folder}/{having.name}{STATE}")
+    plain = bench.train(tree, kind, "plain", *one_image, *left, f"--resume={having.folder}/{having.name}{STATE}")
     assert_identical(plain.tensors(), without.tensors())
     for run in (without, having, plain):
         remove(run)
 
 
 @pytest.mark.parametrize("tree", [MAIN, NEWEST])
-def test_files_from_before_a_resume_are_rotated(bench: Bench, tree: str, one_picture: tuple[str, ...]) -> None:
+def test_files_from_before_a_resume_are_rotated(bench: Bench, tree: str, one_image: tuple[str, ...]) -> None:
     """A LoRA's epochs go on counting there (its steps do not); with one image a step is an epoch."""
-    flags = (*EMA, "--save_every_n_epochs=1", "--save_last_n_epochs=1", *one_picture, "--save_state")
+    flags = (*EMA, "--save_every_n_epochs=1", "--save_last_n_epochs=1", *one_image, "--save_state")
     begun = bench.train(tree, "lora", "rotated", *flags, ONE_LEFT)
     assert counted(begun) == {f"{begun.name}{ema}-000001.safetensors" for ema in ("", "-ema")}
     state = f"--resume={begun.folder}/{begun.name}-000001-state"
@@ -86,13 +84,13 @@ def test_samples_of_both_lie_beside_each_other_and_change_nothing(bench: Bench, 
     for suffix in ("", "-ema", "-step00000003", "-ema-step00000003"):
         assert_identical(raw.tensors(suffix), both.tensors(suffix))
         assert_identical(plain.tensors(suffix), both.tensors(suffix))
-    pictures = {path.name: path.read_bytes() for path in (both.folder / "sample").glob("*.png")}
+    images = {path.name: path.read_bytes() for path in (both.folder / "sample").glob("*.png")}
     of_raw = {path.name: path.read_bytes() for path in (raw.folder / "sample").glob("*.png")}
-    averages = {name for name in pictures if name.startswith(f"{both.name}-ema_")}
-    assert len(averages) == len(of_raw) == len(pictures) - len(averages) == 2, sorted(pictures)
-    beside = [pictures[name] for name in sorted(set(pictures) - averages)]
+    averages = {name for name in images if name.startswith(f"{both.name}-ema_")}
+    assert len(averages) == len(of_raw) == len(images) - len(averages) == 2, sorted(images)
+    beside = [images[name] for name in sorted(set(images) - averages)]
     assert beside == [of_raw[name] for name in sorted(of_raw)], "the raw images are not those of a run without EMA's"
     # at a real step's distance the two differ
-    assert pictures[sorted(averages)[-1]] != beside[-1]
+    assert images[sorted(averages)[-1]] != beside[-1]
     for run in (plain, raw, both):
         remove(run)

@@ -50,13 +50,13 @@ resolution = 128
 # script -> the model it starts from, its own flags, and the kind of data it takes
 SCRIPTS = {
     "fine_tune": ("sd15", ("--train_text_encoder", "--cache_latents"), "metadata"),
-    "sdxl_train": ("sdxl", ("--train_text_encoder",), "pictures"),
-    "sdxl_train_network": ("sdxl", ("--network_module=networks.lora", "--network_dim=4"), "pictures"),
-    "train_db": ("sd15", (), "pictures"),
-    "train_network": ("sd15", ("--network_module=networks.lora", "--network_dim=4"), "pictures"),
-    "train_textual_inversion": ("sd15", TOKENS, "pictures"),
-    "train_textual_inversion_XTI": ("sd15", TOKENS, "pictures"),
-    "sdxl_train_textual_inversion": ("sdxl", TOKENS, "pictures"),
+    "sdxl_train": ("sdxl", ("--train_text_encoder",), "images"),
+    "sdxl_train_network": ("sdxl", ("--network_module=networks.lora", "--network_dim=4"), "images"),
+    "train_db": ("sd15", (), "images"),
+    "train_network": ("sd15", ("--network_module=networks.lora", "--network_dim=4"), "images"),
+    "train_textual_inversion": ("sd15", TOKENS, "images"),
+    "train_textual_inversion_XTI": ("sd15", TOKENS, "images"),
+    "sdxl_train_textual_inversion": ("sdxl", TOKENS, "images"),
     "train_control_net": ("sd15", (), "conditions"),
     "train_controlnet": ("sd15", (), "conditions"),
     "sdxl_train_control_net": ("sdxl", (), "conditions"),
@@ -122,15 +122,15 @@ def flags_of(script: str, folder: Path) -> tuple[str, ...]:
     if kind == "prompts":
         (folder / "prompts.toml").write_text(PROMPTS)
         return (*flags, f"--prompts_file={folder / 'prompts.toml'}")
-    pictures = folder / "data" / "1_rig"
-    shutil.copytree(assets / "data" / "1_rig", pictures, ignore=shutil.ignore_patterns("*.npz"))
+    images = folder / "data" / "1_rig"
+    shutil.copytree(assets / "data" / "1_rig", images, ignore=shutil.ignore_patterns("*.npz"))
     flags += [*DATA, *(["--no_half_vae"] if model == "sdxl" else [])]
     if kind == "metadata":
-        return (*flags, f"--train_data_dir={pictures}", f"--in_json={assets}/meta_lat.json")
-    if kind == "pictures":
-        return (*flags, f"--train_data_dir={pictures.parent}")
-    shutil.copytree(pictures, folder / "conditions", ignore=shutil.ignore_patterns("*.txt"))
-    return (*flags, f"--train_data_dir={pictures}", f"--conditioning_data_dir={folder / 'conditions'}")
+        return (*flags, f"--train_data_dir={images}", f"--in_json={assets}/meta_lat.json")
+    if kind == "images":
+        return (*flags, f"--train_data_dir={images.parent}")
+    shutil.copytree(images, folder / "conditions", ignore=shutil.ignore_patterns("*.txt"))
+    return (*flags, f"--train_data_dir={images}", f"--conditioning_data_dir={folder / 'conditions'}")
 
 
 @pytest.mark.parametrize(("tree", "script"), RUNS)
