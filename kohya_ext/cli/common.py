@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +221,22 @@ def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
     if not (environment.runs_kohya or environment.modules.get("kohya_ext")):
         return found  # any Python, which says nothing of Kohya's
     return Known(((environment, None),), found.gone)
+
+
+def training_environments(checkout: Checkout) -> list[Environment]:
+    """Those that the package was put into for this checkout, else the one that trains for it; empty where there is
+    none. Says nothing and never raises: what a preset is judged by where it can be known.
+    """
+    from kohya_ext.checkout.environment import search
+    from kohya_ext.core.errors import KohyaExtError
+    from kohya_ext.install.manifest import known, read
+
+    with suppress(KohyaExtError):  # `status` and `doctor` speak of a broken record
+        if found := known(checkout.root, read(checkout.root)).environments:
+            return found
+    with suppress(KohyaExtError):
+        return [search(checkout, None, os.environ).environment]
+    return []
 
 
 def clear_abandoned_saves(checkout: Checkout, out: Output) -> int:

@@ -18,6 +18,7 @@ from kohya_ext.cli.common import (
     environments_to_leave,
     find_checkout,
     training_allows,
+    training_environments,
 )
 from kohya_ext.core import shell
 from kohya_ext.core.about import NAME, PACKAGE
@@ -67,6 +68,7 @@ def install(arguments: argparse.Namespace) -> int:
     from kohya_ext.checkout import merging
     from kohya_ext.install import apply, pending
     from kohya_ext.install.plan import patch_set_there
+    from kohya_ext.presets.machine import has_xformers
 
     out = Output("install", arguments.json)
     checkout = find_checkout(arguments.checkout, out)
@@ -79,7 +81,7 @@ def install(arguments: argparse.Namespace) -> int:
     if not arguments.no_package and not arguments.presets_only:
         environments = environments_to_install(checkout, recorded, arguments.python, out)
     environment = environments[-1] if environments else None
-    wanted = presets.collect(checkout)
+    wanted = presets.collect(checkout, xformers=has_xformers(environments or training_environments(checkout)))
     replaces = not arguments.presets_only and _replaces(checkout, recorded, environments, patch_set, wanted)
     allowed = not replaces or training_allows(out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run)
     if arguments.dry_run:
@@ -263,12 +265,15 @@ def uninstall(arguments: argparse.Namespace) -> int:
     from kohya_ext import presets
     from kohya_ext.checkout import merging
     from kohya_ext.install import apply, pending
+    from kohya_ext.presets.machine import has_xformers
 
     out = Output("uninstall", arguments.json)
     checkout = find_checkout(arguments.checkout, out, leaving=True)
     merging.refuse(checkout)
     recorded = apply.installed(checkout)
-    wanted = presets.collect(checkout) if recorded is None else {}
+    wanted = (
+        presets.collect(checkout, xformers=has_xformers(training_environments(checkout))) if recorded is None else {}
+    )
     environments = [] if arguments.no_package else environments_to_leave(checkout, recorded)
     allowed = not (recorded or environments) or training_allows(
         out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run

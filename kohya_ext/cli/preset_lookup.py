@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext.cli.common import training_environments
 from kohya_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
+    from kohya_ext.checkout.environment import Environment
     from kohya_ext.presets.document import Preset
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.release import Release
@@ -28,15 +31,26 @@ def is_toml(name: str) -> bool:
     return Path(name).suffix.lower() == ".toml" and not Path(name).is_dir()
 
 
-def release_of(checkout: Checkout, tab: Any, gradio: int | None = None) -> Release:
-    """One tab of the checkout. gradio: the version to judge by; None = the one that is installed, else the pinned."""
+def release_of(
+    checkout: Checkout, tab: Any, gradio: int | None = None, environments: Sequence[Environment] | None = None
+) -> Release:
+    """One tab of the checkout. gradio: the version to judge by; None = the one that is installed, else the pinned.
+
+    environments: those that train; None = look for them.
+    """
     from kohya_ext.install.gui_gradio import installed_version
     from kohya_ext.install.requirements import numbers
+    from kohya_ext.presets.machine import has_xformers
     from kohya_ext.presets.release import read_release
 
     if gradio is None and (version := installed_version(checkout)) is not None:
         gradio = (numbers(version) or (None,))[0]
-    return read_release(checkout, tab, gradio=gradio)
+    return read_release(
+        checkout,
+        tab,
+        gradio=gradio,
+        xformers=has_xformers(training_environments(checkout) if environments is None else environments),
+    )
 
 
 def preset_named(name: str, tab: str | None, repairs: list[str] | None = None) -> Preset:

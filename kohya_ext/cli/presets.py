@@ -295,9 +295,8 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
     if preset.about:
         try:
             schema = offering_ours(release.schema)
-            fitted = fit_preset(
-                preset, schema, arguments=release.flags, migration=release.migration, gradio=release.gradio
-            )
+            known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
+            fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, **known)
         except UnsupportedError as error:
             return [Finding("error", "refused", preset.name, None, str(error), "use another preset or a newer release")]
         preset = as_preset(fitted.values, preset.name, preset.tab)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.cli import presets_toml
-from kohya_ext.cli.common import add_changing, add_checkout, add_json, find_checkout, find_environment, find_gui
+from kohya_ext.cli.common import (
+    add_changing,
+    add_checkout,
+    add_json,
+    find_checkout,
+    find_environment,
+    find_gui,
+    training_environments,
+)
 from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, release_of, written
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
@@ -80,7 +88,8 @@ def fit(arguments: argparse.Namespace) -> int:
         out.item("repaired", repair)
     release = release_of(find_gui(arguments.checkout, out), preset.tab)
     schema = offering_ours(release.schema)
-    fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, gradio=release.gradio)
+    known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
+    fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, **known)
     target = Path(arguments.out)
     if not arguments.dry_run:
         try:
@@ -105,8 +114,9 @@ def install(arguments: argparse.Namespace) -> int:
     from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.install import apply
     from kohya_ext.install.manifest import known
+    from kohya_ext.presets.collection import collect_all
     from kohya_ext.presets.document import bundled, find_bundled
-    from kohya_ext.presets.fit import collect_all
+    from kohya_ext.presets.machine import has_xformers
 
     out = Output("presets install", arguments.json)
     folders = [name for name in arguments.names if Path(name).is_dir()]
@@ -117,7 +127,7 @@ def install(arguments: argparse.Namespace) -> int:
     recorded = apply.installed(checkout)
     there = {Path(entry.path).stem for entry in recorded.files if entry.kind == "preset"} if recorded else set()
     wanted = [preset for preset in bundled() if not chosen or preset.name in chosen | there]
-    collection = collect_all(checkout, wanted)
+    collection = collect_all(checkout, wanted, xformers=has_xformers(training_environments(checkout)))
     for name, reason in collection.refused.items():
         if name in chosen:
             raise UnsupportedError(reason)
@@ -156,9 +166,10 @@ def command(arguments: argparse.Namespace) -> int:
     out = Output("presets command", arguments.json)
     quiet = Output("presets command", as_json=True)  # the commands alone go to standard output
     checkout = find_checkout(arguments.checkout, quiet)
-    python = find_environment(checkout, arguments.python, quiet).python
+    environment = find_environment(checkout, arguments.python, quiet)
+    python = environment.python
     preset = preset_named(arguments.name, arguments.tab)
-    release = release_of(checkout, preset.tab)
+    release = release_of(checkout, preset.tab, environments=[environment])
     fields = _fields(arguments.fields)
     project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name, fields)
     if arguments.run_it and project.model_is_missing:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli.common import find_checkout, find_environment
+from kohya_ext.cli.common import find_checkout, find_environment, training_environments
 from kohya_ext.cli.preset_lookup import written
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
@@ -30,11 +30,13 @@ def add_script(verb: argparse.ArgumentParser) -> None:
 def checked(name: str, given: str | None, checkout: Checkout) -> tuple[str, str, list[Finding]]:
     """Name of the file, what reads it, and the findings. Raises UsageError, UnsupportedError."""
     from kohya_ext.presets.dataset_config import dataset_findings
+    from kohya_ext.presets.machine import has_xformers
     from kohya_ext.presets.release import read_training
     from kohya_ext.presets.script_config import config_findings
     from kohya_ext.presets.toml_document import read_document
 
-    document, release = read_document(Path(name)), read_training(checkout)
+    document = read_document(Path(name))
+    release = read_training(checkout, xformers=has_xformers(training_environments(checkout)))
     if document.kind == DATASET:
         return document.path.name, "--dataset_config", dataset_findings(document, release)
     script = _script(document, given, release)
@@ -92,6 +94,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Print the command that trains with a file of settings, or run it and pass its exit code on."""
     from kohya_ext.presets.command import run, shell_line, surroundings
     from kohya_ext.presets.launch_command import LaunchCommands
+    from kohya_ext.presets.machine import has_xformers
     from kohya_ext.presets.release import read_training
     from kohya_ext.presets.script_config import Launch, config_findings, launch_words
     from kohya_ext.presets.toml_document import read_document
@@ -103,8 +106,9 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.fields or arguments.toml:
         raise UsageError("--set and --toml are for presets of the GUI: a TOML file of settings is read as it is")
     checkout = find_checkout(arguments.checkout, quiet)
-    python = find_environment(checkout, arguments.python, quiet).python
-    release = read_training(checkout)
+    environment = find_environment(checkout, arguments.python, quiet)
+    python = environment.python
+    release = read_training(checkout, xformers=has_xformers([environment]))
     script = _script(document, arguments.script, release)
     for finding in config_findings(document, script, release):
         if finding.level == "error":

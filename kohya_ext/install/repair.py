@@ -14,6 +14,7 @@ from kohya_ext.install import apply, package, worksite
 from kohya_ext.install.installed import compare
 from kohya_ext.install.manifest import Known
 from kohya_ext.install.status import PRESETS_ONLY
+from kohya_ext.presets.machine import has_xformers
 
 
 def environments(checkout: Checkout, known: Known) -> list[str]:
@@ -36,7 +37,7 @@ def _repaired(checkout: Checkout, environment: Environment) -> Iterator[str]:
         wanted = recorded is not None and recorded.patch_set != PRESETS_ONLY
         if recorded is not None and wanted:
             if compare(site.purelib).condition == "partial" and recorded.version == about.VERSION:
-                files = presets.collect(checkout)
+                files = presets.collect(checkout, xformers=has_xformers([environment]))
                 apply.install(checkout, patch_set=recorded.patch_set, presets=files, environments=[environment])
                 yield f"the package in {environment.place} was incomplete; it is intact again"
         elif _forgotten(checkout, environment):

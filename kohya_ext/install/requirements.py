@@ -20,6 +20,7 @@ from kohya_ext.core import about, shell
 from kohya_ext.core.shell import command
 from kohya_ext.files.regular import MODULE_LIMIT, TEXT_LIMIT, NotReadableError, read_regular
 from kohya_ext.install import gui_gradio, package
+from kohya_ext.presets.machine import names_xformers
 from kohya_ext.pysource.sources import parse
 from kohya_ext.spec.hooks import TRAINING_PACKAGE
 
@@ -59,7 +60,7 @@ def check(checkout: Checkout, environment: Environment, *, deep: bool = False, p
     if patched:
         checks.append(_own_package(environment, checkout))
     if checkout.gui_root is not None:
-        checks += [gradio(checkout, environment), _xformers(environment)]
+        checks += [gradio(checkout, environment), _xformers(checkout, environment)]
     if deep:
         checks += _imports(checkout, environment, {one.name for one in checks})
     if shutil.which("git") is None:
@@ -143,15 +144,21 @@ def gradio(checkout: Checkout, environment: Environment) -> Check:
     return Check("gradio", "ok", version)
 
 
-def _xformers(environment: Environment) -> Check:
-    """What most presets choose for attention; rented machines' templates omit it, to keep their torch."""
+def _xformers(checkout: Checkout, environment: Environment) -> Check:
+    """What some presets choose for attention; rented machines' templates omit it, to keep their torch."""
     if environment.modules.get("xformers"):
         return Check("xformers", "ok", environment.packages.get("xformers", "present"))
     version = environment.packages.get(TORCH, "")
+    absent = f"not in {environment.place}"
+    folder = checkout.presets_dir
+    files = sorted(folder.glob("*/user_presets/*.json")) if folder is not None else []
+    wanting = [path.stem for path in files if names_xformers(path)]
+    if not wanting:
+        return Check("xformers", "ok", f"{absent}; your presets do without it")
     return Check(
         "xformers",
         "warning",
-        f"not in {environment.place}: training stops with a preset that chooses it under CrossAttention",
+        f"{absent}: training stops with {', '.join(wanting)}, which choose it under CrossAttention",
         "choose sdpa there, torch's own; or install the xformers that was built for torch " + version,
     )
 

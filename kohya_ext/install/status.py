@@ -23,6 +23,7 @@ from kohya_ext.install.installed import Condition, Installed, examine
 from kohya_ext.install.manifest import PATCHED, PRESET, Known, Manifest, ManifestEntry
 from kohya_ext.install.plan import relative, unrecorded
 from kohya_ext.install.states import State, is_blank, is_damaged_preset
+from kohya_ext.presets.machine import has_xformers
 
 PRESETS_ONLY = "presets"  # the patch set without lines: nothing there imports our package
 
@@ -113,8 +114,9 @@ def status(checkout: Checkout, environments: Known | None = None) -> Status:
     packages: tuple[PackageStatus, ...] = ()
     if recorded is not None:
         files = tuple(_file(checkout, entry, recorded) for entry in recorded.files)
+        if recorded.release != checkout.release or recorded.version == about.VERSION:
+            files = _refitted(checkout, files, recorded, environments)
         if recorded.release != checkout.release:
-            files = _refitted(checkout, files)
             notes.append(f"installed on {recorded.release}, the checkout is at {checkout.release} now")
         if recorded.version != about.VERSION:
             notes.append(f"installed by kohya_ext {recorded.version}; this command is of {about.VERSION}")
@@ -238,18 +240,26 @@ def _preset(root: Path, entry: ManifestEntry) -> FileStatus:
     return FileStatus(entry.path, entry.kind, State.EDITED.value, "edited by you; kept")
 
 
-def _refitted(checkout: Checkout, files: Sequence[FileStatus]) -> tuple[FileStatus, ...]:
-    """`files` with a problem at each preset that was fitted to another release and would differ for this one."""
+def _refitted(
+    checkout: Checkout, files: Sequence[FileStatus], recorded: Manifest, environments: Known | None
+) -> tuple[FileStatus, ...]:
+    """`files` with a problem at each preset that would differ for the release and the environment that are there now.
+
+    Where no environment can be looked into, it fits with either attention.
+    """
+    has = has_xformers(environments.environments if environments else ())
     try:
-        wanted = presets.collect(checkout)
+        answers = (None, False) if has is None else (has,)
+        wanted = [presets.collect(checkout, xformers=one) for one in answers]
     except KohyaExtError:  # said by the scan of the checkout
         return tuple(files)
+    newer = recorded.release != checkout.release
     stale = []
     for file in files:
-        data = wanted.get(file.path)
+        expected = [files[file.path] for files in wanted if file.path in files]
         ours = file.kind == PRESET and file.state == State.OURS.value
-        if ours and data is not None and data != (checkout.root / file.path).read_bytes():
-            what = "fitted to another release of the GUI"
+        if ours and expected and (checkout.root / file.path).read_bytes() not in expected:
+            what = f"fitted to another {'release of the GUI' if newer else 'environment'}"
             file = FileStatus(file.path, file.kind, State.STALE.value, what, reinstall(checkout.root))
         stale.append(file)
     return tuple(stale)

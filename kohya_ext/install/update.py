@@ -24,6 +24,7 @@ from kohya_ext.install import package as packages
 from kohya_ext.install.apply import Outcome
 from kohya_ext.install.manifest import remembered
 from kohya_ext.install.status import PRESETS_ONLY
+from kohya_ext.presets.machine import has_xformers
 
 PULL = ("pull", "--ff-only")
 SUBMODULES = ("submodule", "update", "--init", "--recursive")
@@ -163,8 +164,9 @@ def _begin(checkout: Checkout, report: Callable[[str, str], None]) -> tuple[Chec
 
 
 def _reinstall(checkout: Checkout, wanted: pending.PendingUpdate) -> Outcome:
-    files = presets.collect(checkout)
-    environments = [] if wanted.patch_set == PRESETS_ONLY else _environments(checkout.root, wanted)
+    known = _environments(checkout.root, wanted)
+    environments = [] if wanted.patch_set == PRESETS_ONLY else known
+    files = presets.collect(checkout, xformers=has_xformers(known))
     return apply.install(
         checkout, patch_set=wanted.patch_set, presets=files, package=wanted.package, environments=environments
     )

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
 
-def collect(checkout: Checkout) -> dict[str, bytes]:
+def collect(checkout: Checkout, *, xformers: bool | None = None) -> dict[str, bytes]:
     """The preset files that belong into a checkout: posix path relative to its root -> bytes.
 
     They are complete and valid for the GUI that is installed there; empty without a GUI. Presets that need
-    something the release lacks are skipped; `kohya_ext.presets.fit.collect_all` also says why.
-    """
-    from kohya_ext.presets.fit import collect_all
+    something the release lacks are skipped; `kohya_ext.presets.collection.collect_all` also says why.
 
-    return collect_all(checkout).files
+    xformers: whether the environment that trains has the package; None = not known. See `machine.has_xformers`.
+    """
+    from kohya_ext.presets.collection import collect_all
+
+    return collect_all(checkout, xformers=xformers).files

@@ -11,6 +11,7 @@ from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import LEVELS, Finding, Level
 from kohya_ext.presets.fit import ADAPTIVE_NOISE, lacking, noise_offset_counts
 from kohya_ext.presets.keys import DEAD, EXTRA, KEYS_OF_FLAGS, PRIVATE, RENAMED, flags_in
+from kohya_ext.presets.machine import hub_models
 from kohya_ext.presets.migration import LoadError
 from kohya_ext.presets.privacy import private_findings
 from kohya_ext.presets.release import Release
@@ -35,7 +36,7 @@ def check(preset: Preset, release: Release) -> list[Finding]:
     loaded, form, start = loaded_form(values, release), effective(values, release), Start(release)
     findings = [
         *_unknown({key: value for key, value in values.items() if key in preset.values}, release),
-        *private_findings(values),
+        *private_findings(values, hub_models(release.schema)),
         *_loading(preset.values, values, loaded, start),
         *_typed(values, loaded, start),
         *_missing(preset.values, values, release),

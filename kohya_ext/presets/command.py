@@ -18,6 +18,7 @@ from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
 from kohya_ext.presets.launch_command import DATA_KEYS, LaunchCommands, Surroundings, as_sent, launch_commands
+from kohya_ext.presets.machine import WITHOUT
 from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions, training_defects
@@ -119,7 +120,8 @@ def commands(
         form[key] = "" if key in SECRETS or not start.usable else start.value
     zeroed = Migration(zeroed=release.migration.zeroed)
     flags = release.flags
-    fitted = fit(preset, schema, arguments=flags, migration=zeroed, keep_personal=True, gradio=release.gradio)
+    known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
+    fitted = fit(preset, schema, arguments=flags, migration=zeroed, keep_personal=True, **known)
     form.update(fitted.values)
     form.update({key: preset.values[key] for key in WORDS if isinstance(preset.values.get(key), str) and key in form})
     form.update(project.settings(schema.tab))
@@ -130,6 +132,7 @@ def commands(
     _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
     if project.model_is_missing:
         result.complaints.append(f"--model {project.model}: there is no such file")
+    result.complaints += [f"{one.key} = {one.after}: {one.reason}" for one in fitted.steps if one.reason == WITHOUT]
     result.complaints += _complaints(preset, form, release, result)
     return result
 

@@ -7,24 +7,20 @@ A preset is refused where the release has no training for what it is for: its mo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
-from kohya_ext.presets.document import Preset, bundled, dump_values
+from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE, RENAMED, SECRETS, ZERO_IS_UNSET
-from kohya_ext.presets.migration import Migration, read_migration
+from kohya_ext.presets.machine import IN_LIST, WITHOUT, base_model, hub_models, without_xformers
+from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.privacy import without_paths, without_secrets
-from kohya_ext.presets.release import FAMILIES, SCRIPTS
-from kohya_ext.presets.schema import Field, Schema, Tab, read_schema
-from kohya_ext.pysource.arguments import flags_of
-from kohya_ext.pysource.sources import FolderSources
-
-if TYPE_CHECKING:
-    from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.presets.release import FAMILIES
+from kohya_ext.presets.schema import Field, Schema
 
 ADAPTIVE_NOISE = "adaptive_noise_scale"
 CAPTIONS = "caption_extension"
@@ -35,9 +31,6 @@ Action = Literal["dropped", "renamed", "converted", "changed", "filled", "moved"
 NETWORK = "LoRA_type"
 OLD_NAMES = {"LoCon": "LyCORIS/LoCon"}  # renamed in 2023
 NAMES = {"flux1": "Flux", "sd3": "SD3", "anima": "Anima", "lumina": "Lumina", "hunyuan_image": "HunyuanImage"}
-
-# Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
-USER_FOLDER = "presets/{tab}/user_presets/{name}.json"
 
 
 @dataclass(frozen=True)
@@ -81,11 +74,13 @@ def fit(
     migration: Migration | None = None,
     keep_personal: bool = False,
     gradio: int | None = None,
+    xformers: bool | None = None,
 ) -> Fitted:
     """The preset for the tab that `schema` describes.
 
     gradio: its major version; up to 5 sliders take values outside their limits, up to 4 lists take texts that they do
     not offer, and those stay. None = not known.
+    xformers: whether the environment has the package; without it torch's own attention is chosen. None = not known.
 
     keep_personal: leave paths and what belongs to one machine as they are, where the field takes them; secrets never.
     migration: what the release does to values while it loads them, None when the preset is not going to be loaded.
@@ -100,6 +95,10 @@ def fit(
     _pass_flags(preset, given, schema, arguments, fitted)
     _drop(given, schema, fitted, SECRETS if keep_personal else PRIVATE)
     _clean(given, fitted, keep_personal=keep_personal)
+    if not keep_personal:
+        _base_model(given, schema, fitted)
+    if xformers is False:
+        _other_attention(given, schema, arguments, fitted)
     _spaced(given, fitted)
     _zeroed(given, schema, migration, fitted)
     fields = dict(schema.fields)
@@ -296,11 +295,12 @@ def _clean(given: dict[str, Any], fitted: Fitted, *, keep_personal: bool) -> Non
 
 
 def _drop(given: dict[str, Any], schema: Schema, fitted: Fitted, private: Collection[str]) -> None:
+    shared = hub_models(schema)
     for key in sorted(given):
         one = schema.fields.get(key)
         if one is None:
             reason = "this release has no such setting"
-        elif key in private:
+        elif key in private and str(given[key]) not in shared:
             reason = "belongs to one machine or person"
         elif one.wired_to is not None:
             reason = f"this release writes it into the field of {one.wired_to}"
@@ -309,6 +309,21 @@ def _drop(given: dict[str, Any], schema: Schema, fitted: Fitted, private: Collec
         if given[key] not in ("", None) or one is None:
             fitted.note("dropped", key, given[key], None, reason)
         del given[key]
+
+
+def _base_model(given: dict[str, Any], schema: Schema, fitted: Fitted) -> None:
+    """Named in the preset: the field would keep what it showed before, in a fresh GUI a model of another family."""
+    for key, value in base_model(given, schema).items():
+        if given.get(key) != value:
+            fitted.note("filled", key, given.get(key), value, IN_LIST)
+            given[key] = value
+
+
+def _other_attention(given: dict[str, Any], schema: Schema, arguments: Collection[str] | None, fitted: Fitted) -> None:
+    for key, value in without_xformers(given, schema, arguments).items():
+        if given.get(key) != value:
+            fitted.note("changed", key, given.get(key), value, WITHOUT)
+            given[key] = value
 
 
 def lacking(values: Mapping[str, Any], schema: Schema) -> Iterator[Finding]:
@@ -325,38 +340,3 @@ def lacking(values: Mapping[str, Any], schema: Schema) -> Iterator[Finding]:
     if offered and OLD_NAMES.get(kind, kind).casefold() not in (str(choice).casefold() for choice in offered):
         effect = f"this release has no such network: {', '.join(map(str, offered))}"
         yield Finding("error", "refused", NETWORK, kind, effect, "choose one of these, or use a newer release")
-
-
-@dataclass
-class FittedPresets:
-    """files: path in the checkout -> bytes. refused: preset -> why this release cannot take it."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-
-
-def collect_all(checkout: Checkout, presets: Iterable[Preset] | None = None) -> FittedPresets:
-    """The fitted files of `presets` (all bundled ones by default), and the presets that the release cannot take."""
-    collected = FittedPresets()
-    if checkout.gui_root is None:
-        return collected
-    sources = FolderSources(checkout.root)
-    migration = read_migration(sources)
-    schemas: dict[Tab, Schema | None] = {}
-    flags: dict[Tab, frozenset[str]] = {}
-    for preset in bundled() if presets is None else presets:
-        tab = preset.tab
-        if tab not in schemas:
-            schemas[tab] = read_schema(sources, tab, patched=True)
-            flags[tab] = flags_of(FolderSources(checkout.training_root), SCRIPTS[tab][0])
-        schema = schemas[tab]
-        if schema is None:
-            collected.refused[preset.name] = f"this GUI has no {tab} tab that loads presets"
-            continue
-        try:
-            fitted = fit(preset, schema, arguments=flags[tab], migration=migration)
-        except UnsupportedError as error:
-            collected.refused[preset.name] = str(error)
-            continue
-        collected.files[USER_FOLDER.format(tab=tab, name=preset.name)] = dump_values(fitted.values)
-    return collected

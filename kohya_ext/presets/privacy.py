@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from kohya_ext.presets.findings import Finding
@@ -17,11 +17,14 @@ KEPT = ("model_list", "training_preset")  # names of what every GUI has
 _UNSAID = "..."
 
 
-def private_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Secrets, paths and personal settings, by key and by what texts look like. Secrets are not repeated."""
+def private_findings(values: Mapping[str, Any], shared: Collection[str] = ()) -> Iterator[Finding]:
+    """Secrets, paths and personal settings, by key and by what texts look like. Secrets are not repeated.
+
+    shared: texts that are the same on every machine, such as the names of models on the hub.
+    """
     for key in sorted(values, key=str):
         value = values[key]
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or value in shared:
             continue
         if key in SECRETS or TOKEN.search(value) or (key in FLAG_KEYS and _secret_words(value)):
             effect = "whoever gets the file gets the secret"

@@ -68,6 +68,7 @@ class Release:
     files. gradio: its major version as far as requirements.txt pins it, else None. patched: whether kohya_ext is
     installed in the checkout.
     wants_cached_latents: a fault of sd-scripts 0.10: data sets from metadata files work with cached latents only.
+    xformers: whether the environment has this package, None = not known.
     refuses_no_upscale: up to 0.9 these stop on `bucket_no_upscale` once the buckets are prepared.
     """
 
@@ -81,6 +82,7 @@ class Release:
     refuses_no_upscale: bool = False
     training: Sources | None = None
     gui: Sources | None = None
+    xformers: bool | None = None
     _read: dict[str, Mapping[str, Argument]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def arguments_for(self, values: Mapping[str, Any]) -> Mapping[str, Argument]:
@@ -108,10 +110,18 @@ class Release:
         return frozenset(argument.flag for argument in self.arguments.values())
 
 
-def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, gradio: int | None = None) -> Release:
+def read_release(
+    checkout: Checkout,
+    tab: Tab,
+    *,
+    patched: bool | None = None,
+    gradio: int | None = None,
+    xformers: bool | None = None,
+) -> Release:
     """What `checkout` is for presets of `tab`.
 
     patched: None = look whether kohya_ext is installed there. gradio: its major version, None = what is pinned.
+    xformers: whether the environment has the package, None = not known.
     Raises UnsupportedError where the checkout has no such tab.
     """
     if patched is None:
@@ -134,15 +144,22 @@ def read_release(checkout: Checkout, tab: Tab, *, patched: bool | None = None, g
         refuses_no_upscale(training),
         training,
         sources,
+        xformers,
     )
 
 
-def read_training(checkout: Checkout, *, patched: bool | None = None) -> Release:
+def read_training(checkout: Checkout, *, patched: bool | None = None, xformers: bool | None = None) -> Release:
     """The training code of `checkout` alone, kohya_ss or bare sd-scripts, for settings that no GUI reads."""
     if patched is None:
         patched = (checkout.root / MANIFEST).is_file()
     training = FolderSources(checkout.training_root)
-    return Release(checkout.release, Schema("lora", "", {}, presets_list=False), patched=patched, training=training)
+    return Release(
+        checkout.release,
+        Schema("lora", "", {}, presets_list=False),
+        patched=patched,
+        training=training,
+        xformers=xformers,
+    )
 
 
 def pinned_gradio(sources: Sources) -> int | None:

@@ -16,6 +16,7 @@ from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
 from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
+from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT, OUR_FLAGS
 from kohya_ext.presets.script_run import ScriptRun
@@ -346,3 +347,11 @@ def _captions(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
         key = key_of(name, form)
         effect = "captions like a.txt are not read: without an extension sd-scripts looks for a.caption"
         yield Finding("note", "caption-files", key, form.get(key), effect, "write .txt, if your captions end so")
+
+
+@training_rule
+def _attention(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """A package that the environment lacks."""
+    if release.xformers is False and training.value(XFORMERS):
+        key = key_of(XFORMERS, form)
+        yield Finding("error", "no-xformers", key, form.get(key), WITHOUT, f"choose {SDPA}, torch's own attention")

@@ -82,7 +82,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One preset instead of all, and no real installer: what it would do is another test's business."""
     from kohya_ext import presets
 
-    def collect(checkout: Checkout) -> dict[str, bytes]:
+    def collect(checkout: Checkout, **_: object) -> dict[str, bytes]:
         return {PRESET: b'{"optimizer": "AdaCoor"}\n'} if checkout.gui_root else {}
 
     monkeypatch.setattr(presets, "collect", collect)

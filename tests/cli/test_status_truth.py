@@ -113,7 +113,7 @@ def test_damage_is_seen_and_the_command_mends_it(
     if damage == "another release":
         from kohya_ext import presets
 
-        def refitted(checkout: Checkout) -> dict[str, bytes]:
+        def refitted(checkout: Checkout, **_: object) -> dict[str, bytes]:
             return {PRESET: f'{{"for": "{checkout.release}"}}\n'.encode()}
 
         monkeypatch.setattr(presets, "collect", refitted)

@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
 def of_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The presets of that version."""
 
-    def collect(checkout: Checkout) -> dict[str, bytes]:
+    def collect(checkout: Checkout, **_: object) -> dict[str, bytes]:
         return {PRESET: f'{{"of": "{version}"}}\n'.encode()} if checkout.gui_root else {}
 
     monkeypatch.setattr(presets, "collect", collect)
@@ -152,14 +152,14 @@ def test_presets_of_a_newer_version_bring_its_package_along(
     make: Make, with_venv: WithVenv, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`presets install` writes the lines of its own version too."""
-    from kohya_ext.presets import document, fit
+    from kohya_ext.presets import collection, document
 
     checkout = with_venv(make("submodule"))
     with being(OLD, tmp_path):
         assert run("install", checkout.root).code == DONE
     monkeypatch.setattr(document, "bundled", list)
     files = {PRESET: f'{{"of": "{NEW}"}}\n'.encode()}
-    monkeypatch.setattr(fit, "collect_all", lambda *_: fit.FittedPresets(files))
+    monkeypatch.setattr(collection, "collect_all", lambda *_, **__: collection.FittedPresets(files))
     with being(NEW, tmp_path):
         assert run("presets", "install", checkout.root).code == DONE
         together(checkout, NEW)

@@ -103,7 +103,7 @@ def light() -> Iterator[None]:
     def inspect(python: Path, **_: object) -> Environment:
         return environment_at(python.parent.parent if python.name == "python" else python)
 
-    def collect(checkout: Checkout) -> dict[str, bytes]:
+    def collect(checkout: Checkout, **_: object) -> dict[str, bytes]:
         fitted = f'{{"optimizer": "AdaCoor", "for": "{checkout.release}"}}\n'.encode()
         return {PRESET: fitted} if checkout.presets_dir else {}
 

@@ -75,9 +75,17 @@ def test_missing_scipy_is_a_warning_with_the_exact_command(make: Make) -> None:
     assert "install scipy numpy==2.1.0" in str(named(check(checkout, environment(packages)), "scipy").fix)
 
 
-def test_missing_xformers_is_a_warning_that_names_the_way_around(make: Make) -> None:
-    found = named(check(make("submodule"), environment(without("xformers"))), "xformers")
+def test_missing_xformers_is_a_warning_where_a_preset_of_the_users_asks_for_it(make: Make) -> None:
+    checkout, lacking = make("submodule"), environment(without("xformers"))
+    assert named(check(checkout, lacking), "xformers").level == "ok"
+    assert checkout.presets_dir is not None
+    folder = checkout.presets_dir / "lora" / "user_presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.json").write_text('{"xformers": "xformers"}')
+    (folder / "other.json").write_text('{"xformers": "sdpa"}')
+    found = named(check(checkout, lacking), "xformers")
     assert found.level == "warning"
+    assert "mine" in found.detail and "other" not in found.detail
     assert "sdpa" in str(found.fix)
 
 

@@ -33,7 +33,7 @@ def local_transport(monkeypatch: pytest.MonkeyPatch) -> None:
 def one_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the installer would put into a GUI: its text names the release it was fitted to."""
 
-    def collect(checkout: Checkout) -> dict[str, bytes]:
+    def collect(checkout: Checkout, **_: object) -> dict[str, bytes]:
         folder = "presets/finetune/user_presets"
         return {f"{folder}/ours.json": f'{{"for": "{checkout.release}"}}\n'.encode()} if checkout.gui_root else {}
 

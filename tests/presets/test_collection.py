@@ -8,8 +8,8 @@ from datetime import date
 from pathlib import Path
 
 from kohya_ext.presets import collect
+from kohya_ext.presets.collection import collect_all
 from kohya_ext.presets.document import bundled
-from kohya_ext.presets.fit import collect_all
 from kohya_ext.presets.keys import PRIVATE
 from kohya_ext.presets.settings import OTHER, described, grouped
 from tests.presets import guis

@@ -1,0 +1,62 @@
+"""The bundled presets as files for a checkout, fitted to what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kohya_ext.core.errors import UnsupportedError
+from kohya_ext.presets.document import Preset, bundled, dump_values
+from kohya_ext.presets.fit import fit
+from kohya_ext.presets.migration import read_migration
+from kohya_ext.presets.release import SCRIPTS
+from kohya_ext.presets.schema import Schema, Tab, read_schema
+from kohya_ext.pysource.arguments import flags_of
+from kohya_ext.pysource.sources import FolderSources
+
+if TYPE_CHECKING:
+    from kohya_ext.checkout.checkout import Checkout
+
+# Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
+USER_FOLDER = "presets/{tab}/user_presets/{name}.json"
+
+
+@dataclass
+class FittedPresets:
+    """files: path in the checkout -> bytes. refused: preset -> why this release cannot take it."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def collect_all(
+    checkout: Checkout, presets: Iterable[Preset] | None = None, *, xformers: bool | None = None
+) -> FittedPresets:
+    """The fitted files of `presets` (all bundled ones by default), and the presets that the release cannot take.
+
+    xformers: whether the environment has the package, None = not known.
+    """
+    collected = FittedPresets()
+    if checkout.gui_root is None:
+        return collected
+    sources = FolderSources(checkout.root)
+    migration = read_migration(sources)
+    schemas: dict[Tab, Schema | None] = {}
+    flags: dict[Tab, frozenset[str]] = {}
+    for preset in bundled() if presets is None else presets:
+        tab = preset.tab
+        if tab not in schemas:
+            schemas[tab] = read_schema(sources, tab, patched=True)
+            flags[tab] = flags_of(FolderSources(checkout.training_root), SCRIPTS[tab][0])
+        schema = schemas[tab]
+        if schema is None:
+            collected.refused[preset.name] = f"this GUI has no {tab} tab that loads presets"
+            continue
+        try:
+            fitted = fit(preset, schema, arguments=flags[tab], migration=migration, xformers=xformers)
+        except UnsupportedError as error:
+            collected.refused[preset.name] = str(error)
+            continue
+        collected.files[USER_FOLDER.format(tab=tab, name=preset.name)] = dump_values(fitted.values)
+    return collected
