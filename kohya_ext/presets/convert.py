@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kohya_ext.presets.keys import ZERO_IS_UNSET
+from kohya_ext.presets.keys import ZERO_TRAINS_NOTHING
 from kohya_ext.presets.schema import Field
 
 TRUE_WORDS = ("true", "yes", "on", "1")
@@ -51,7 +51,7 @@ def text_of(value: Any, key: str) -> str:
     """A value as somebody would type it."""
     if isinstance(value, bool):
         return str(value)
-    if key in ZERO_IS_UNSET and value in (0, "0"):
+    if key in ZERO_TRAINS_NOTHING and value in (0, "0"):
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))

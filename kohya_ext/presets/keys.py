@@ -93,8 +93,10 @@ DEAD = frozenset(
     {"no_token_padding", "save_as_bool", "use_8bit_adam", "conv_dims", "conv_alphas", "headless", "print_only"}
 )
 
-# In text boxes of old releases empty means "not set" where newer number fields say 0.
+# In number fields of newer releases 0 means "not set", for which the text boxes of old ones are left empty.
 ZERO_IS_UNSET = frozenset({"seed", "max_train_epochs", "max_train_steps"})
+# A text box with 0 is a limit that trains nothing. A seed of 0 is one like any other: it stays.
+ZERO_TRAINS_NOTHING = ZERO_IS_UNSET - {"seed"}
 
 # Up to v23.1.3 loading a preset without these keys sets them to 0: nothing would be trained.
 ZEROED_WHEN_ABSENT = (

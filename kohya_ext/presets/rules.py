@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from kohya_ext.presets.convert import optimizer_argument, parse_number
-from kohya_ext.presets.findings import Finding
-from kohya_ext.presets.keys import EXTRA, RATE_ONE, RATES, flags_in
-from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, equivalent, matching
+from kohya_ext.presets.findings import Finding, Level
+from kohya_ext.presets.keys import ADAPTIVE, EXTRA, OPTIMIZER_WHEN_ABSENT, RATE_ONE, RATES, flags_in
+from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, STEPS_OF_RATE, equivalent, matching
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
 from kohya_ext.spec.optimizers import OPTIMIZERS, Optimizer, ours
@@ -17,6 +17,7 @@ from kohya_ext.spec.optimizers import OPTIMIZERS, Optimizer, ours
 Values = Mapping[str, Any]
 
 HIGH_RATE = 0.1
+RATE_IS_STEP = frozenset(name.casefold() for name in (*STEPS_OF_RATE, "Adafactor", "AdamWScheduleFree"))
 USUAL_STEPS = 2000  # where a preset leaves it to the number of images
 OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
 # the GUI has words of its own for the default, or means accelerate, which takes others
@@ -53,16 +54,25 @@ def _number(values: Values, key: str) -> float:
 
 @rule
 def _rates(values: Values, release: Release) -> Iterator[Finding]:
+    yield from rate_findings(values, release)
+
+
+def rate_findings(values: Values, release: Release) -> Iterator[Finding]:
+    """What the learning rates come to with their optimizer. values: by the GUI's keys; a rate may be a list."""
     optimizer, own = _optimizer(values), ours(values.get("optimizer"))
     for key in RATES:
         if values.get(key) is None:
             continue
-        rate = _number(values, key)
+        given = values[key] if isinstance(values[key], list) else [values[key]]
+        rate = max((parse_number(one or 0) or 0 for one in given), default=0)
         if own is not None:
             yield from _our_rate(own, key, rate, values, release)
         elif rate >= HIGH_RATE and not _finds_its_rate(optimizer, values):
-            effect = f"a rate of {rate} with {values.get('optimizer')} destroys the model within a few steps"
-            yield Finding("error", "rate-too-high", key, values[key], effect, "1e-6 for AdamW, 1e-7 for Lion")
+            known = optimizer in RATE_IS_STEP or not optimizer
+            what = "destroys the model within a few steps" if known else "is more than most optimizers bear"
+            effect = f"a rate of {rate} with {values.get('optimizer') or OPTIMIZER_WHEN_ABSENT} {what}"
+            level: Level = "error" if known else "warning"
+            yield Finding(level, "rate-too-high", key, values[key], effect, "1e-6 for AdamW, 1e-7 for Lion")
 
 
 def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Release) -> Iterator[Finding]:
@@ -97,8 +107,14 @@ def _written(key: str, rate: float, release: Release) -> str:
 
 def _finds_its_rate(optimizer: str, values: Values) -> bool:
     """Whether the learning rate only scales a rate that the optimizer finds itself."""
-    relative = optimizer == "adafactor" and "relative_step=false" not in str(values.get("optimizer_args")).casefold()
-    return relative or optimizer in RATE_ONE or optimizer.startswith("dadapt")
+    relative = optimizer == "adafactor" and not _asks("relative_step", False, values)
+    short = optimizer.rpartition(".")[2]  # of whichever library
+    return relative or optimizer in RATE_ONE or short in RATE_ONE or short.startswith(ADAPTIVE)
+
+
+def _asks(name: str, value: bool, values: Values) -> bool:
+    """Whether the optimizer's arguments, a text or a list of texts, set this one so."""
+    return f"{name}={value}".casefold() in str(values.get("optimizer_args")).replace(" ", "").casefold()
 
 
 @rule

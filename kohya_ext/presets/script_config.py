@@ -18,11 +18,11 @@ from kohya_ext.presets.fit import Fitted
 from kohya_ext.presets.keys import DEAD, KEYS_OF_FLAGS
 from kohya_ext.presets.launch_command import Surroundings
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.rules import OUR_FLAGS
+from kohya_ext.presets.rules import OUR_FLAGS, rate_findings
 from kohya_ext.presets.script_run import ScriptRun
-from kohya_ext.presets.script_values import converted_value, fault_of
+from kohya_ext.presets.script_values import converted_value, fault_of, weighed
 from kohya_ext.presets.toml_document import TomlDocument, alike, data_set_finding, reader_findings
-from kohya_ext.presets.training_rules import training_findings
+from kohya_ext.presets.training_rules import optimizer_of, training_findings
 from kohya_ext.pysource.arguments import Argument
 from kohya_ext.spec.optimizers import ours
 
@@ -79,6 +79,7 @@ def config_findings(document: TomlDocument, script: str, release: Release) -> li
         elif key in ONLY_WITH and not settings.values.get(ONLY_WITH[key]):
             continue
         elif (fault := fault_of(value, argument, types.get(key))) is not None:
+            fault = weighed(fault, key, settings.values, script)
             findings.append(Finding(fault.level, fault.rule, key, value, fault.effect, fault.fix))
     if ours(settings.values.get("optimizer_type")) is not None and not release.patched:
         effect = f"{script} stops: this checkout does not have kohya_ext, and so no such optimizer"
@@ -89,7 +90,9 @@ def config_findings(document: TomlDocument, script: str, release: Release) -> li
     wrong = {one.key for one in findings if one.level == "error"}
     usable = {key: value for key, value in settings.values.items() if key in arguments and key not in wrong}
     run = ScriptRun(script, {key: _as_parsed(value, arguments[key]) for key, value in usable.items()}, arguments)
-    for one in training_findings(run, settings.values, release):
+    words = " ".join(map(str, run.value("optimizer_args") or ()))
+    form = {**settings.values, "optimizer": optimizer_of(run), "optimizer_args": words}
+    for one in (*training_findings(run, settings.values, release), *rate_findings(form, release)):
         named = _in_the_scripts_words(one, settings.values)
         if named.key not in wrong:
             findings.append(named)

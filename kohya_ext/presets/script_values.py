@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kohya_ext.presets.check import says_nothing
@@ -39,6 +40,10 @@ ALWAYS_USED = frozenset(
 # Whole numbers that a run counts or sizes with; 2.0 ends it.
 WHOLE = frozenset({"gradient_accumulation_steps", "max_train_epochs", "max_train_steps", "network_dim", "seed"})
 STRICT_CHOICES = ("loss_type", "mixed_precision")  # other values end the run; elsewhere they count as the default
+# Settings that end a run only together with others: of the Huber losses, and of the noise of SD and SDXL.
+HUBER, HUBER_LOSSES = "huber_schedule", ("huber", "smooth_l1")
+ROUNDS = "multires_noise_iterations"
+FAMILIES = ("flux_", "sd3_", "lumina_", "anima_", "hunyuan_")  # whose scripts make their noise otherwise
 SIZES = ("resolution", "validation_resolution")  # texts like 1024,1024
 
 
@@ -72,6 +77,15 @@ def fault_of(value: Any, argument: Argument, types: str | None) -> Fault | None:
     if argument.type in ("int", "float"):
         return _number(value, argument)
     return _text(value, argument)
+
+
+def weighed(fault: Fault, key: str, values: Mapping[str, Any], script: str) -> Fault:
+    """The fault with its level in view of the other settings."""
+    if key == HUBER and values.get("loss_type") in HUBER_LOSSES:
+        return replace(fault, level="error", effect=f"training stops: the loss {values['loss_type']} needs a schedule")
+    if key == ROUNDS and values[key] and not isinstance(values[key], bool) and not script.startswith(FAMILIES):
+        return replace(fault, level="error", effect="training stops: so many rounds of noise must be a whole number")
+    return fault
 
 
 def _kind(value: Any) -> str:

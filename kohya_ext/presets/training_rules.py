@@ -17,6 +17,7 @@ from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
 from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
 from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
+from kohya_ext.presets.optimizer_choice import unknown_optimizer, word_faults
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT, OUR_FLAGS
 from kohya_ext.presets.script_run import ScriptRun
@@ -207,23 +208,48 @@ def _listed(value: Any) -> list[Any]:
 @training_rule
 def _optimizer_words(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
     """Arguments of optimizers and schedulers are split at `=`, and what follows is read as a Python literal."""
+    sound: list[str] = []
     for name in ("optimizer_args", "lr_scheduler_args"):
         key = key_of(name, form)
-        for word in training.value(name) or ():
-            fault = _fault(str(word))
+        for word in map(str, training.value(name) or ()):
+            fault = _fault(word)
             if fault:
                 effect = f"{training.script} stops: {word!r} {fault}"
                 fix = "write key=value, as in weight_decay=0.01; texts in quotes"
                 yield Finding("error", "optimizer-args", key, form.get(key), effect, fix)
+            elif name == "optimizer_args":
+                sound.append(word)
+    key = key_of("optimizer_args", form)
     switches = {name for name, argument in training.arguments.items() if argument.type == "bool"}
-    for word in training.value("optimizer_args") or ():
-        name = str(word).partition("=")[0]
-        if name in switches:
-            key = key_of("optimizer_args", form)
-            effect = f"{training.script} stops: no optimizer has an argument {name}; it is a flag of the script"
-            yield Finding(
-                "error", "optimizer-args", key, form.get(key), effect, f"remove it there, and set {name} itself"
-            )
+    flags = [word.partition("=")[0] for word in sound if word.partition("=")[0] in switches]
+    for name in flags:
+        effect = f"{training.script} stops: no optimizer has an argument {name}; it is a flag of the script"
+        fix = f"remove it there, and set {name} itself"
+        yield Finding("error", "optimizer-args", key, form.get(key), effect, fix)
+    others = [word for word in sound if word.partition("=")[0] not in flags]
+    for wrong in word_faults(optimizer_of(training), others):
+        stops = "stops" if wrong.level == "error" else "may stop"
+        effect = f"{training.script} {stops}: {wrong.effect}"
+        yield Finding(wrong.level, "optimizer-args", key, form.get(key), effect, wrong.fix)
+
+
+def optimizer_of(training: ScriptRun) -> str:
+    """The name of its optimizer, given by the older switches too; "" for the default."""
+    switches = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
+    return next((name for switch, name in switches.items() if training.value(switch)), "") or str(
+        training.value("optimizer_type") or ""
+    )
+
+
+@training_rule
+def _optimizer_name(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    name = optimizer_of(training)
+    near = unknown_optimizer(name, release.training)
+    if near is not None:
+        key = key_of("optimizer_type", form)
+        effect = f"{training.script} stops: {release.name} has no optimizer {name}"
+        fix = f"choose {near}" if near else "choose one of the GUI's list, or give a class by its dotted path"
+        yield Finding("error", "optimizer", key, form.get(key), effect, fix)
 
 
 def _fault(word: str) -> str:

@@ -18,6 +18,7 @@ NUMBERS = Field("a", "Dropdown", choices=(75, 150))
 XFORMERS = Field("xformers", "Dropdown", choices=("none", "sdpa", "xformers"))
 TEXT = Field("a", "Textbox")
 SEED = Field("seed", "Textbox")
+EPOCHS = Field("max_train_epochs", "Textbox")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,9 @@ SEED = Field("seed", "Textbox")
         (True, XFORMERS, "xformers"),
         (False, XFORMERS, "none"),
         (1.0, TEXT, "1"),
-        (0, SEED, ""),
+        (0, SEED, "0"),  # what the release trains with
+        (0, EPOCHS, ""),
+        ("0", EPOCHS, ""),
         (1234, SEED, "1234"),
     ],
 )
@@ -76,7 +79,7 @@ def test_a_default_of_the_wrong_type_is_converted_too() -> None:
     assert not shown_at_start(Field("a", "Number", inexact=("default",))).usable
 
 
-FIELDS = (CHECKBOX, NUMBER, WHOLE, SLIDER, TEXTS, NUMBERS, XFORMERS, TEXT, SEED)
+FIELDS = (CHECKBOX, NUMBER, WHOLE, SLIDER, TEXTS, NUMBERS, XFORMERS, TEXT, SEED, EPOCHS)
 
 
 @given(

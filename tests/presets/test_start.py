@@ -242,6 +242,15 @@ def told(changes: dict[str, Any], release: Release) -> set[tuple[str, str, str]]
         ),
         ({"additional_parameters": "--lr_scheduler=mine.Schedule"}, set()),
         ({"additional_parameters": "--lr_scheduler=cosine_with_restarts"}, set()),
+        ({"optimizer_args": "d_coef=2"}, {("error", "optimizer-args", "optimizer_args")}),  # Prodigy's
+        ({"optimizer_args": "relative_step=False"}, {("error", "optimizer-args", "optimizer_args")}),  # Adafactor's
+        ({"optimizer_args": "weight_decy=0.1"}, {("error", "optimizer-args", "optimizer_args")}),
+        ({"optimizer_args": "new_in_torch=3"}, {("warning", "optimizer-args", "optimizer_args")}),
+        ({"optimizer_args": "lr=0.1"}, {("error", "optimizer-args", "optimizer_args")}),
+        (
+            {"optimizer": "Adafactor", "optimizer_args": "scale_parameter=False relative_step=False warmup_init=False"},
+            set(),
+        ),
         ({"optimizer_args": "weight_decay=much"}, {("error", "optimizer-args", "optimizer_args")}),
     ],
 )  # fmt: skip
@@ -263,6 +272,26 @@ def test_a_script_that_drops_cached_captions() -> None:
 @pytest.mark.parametrize("text", ["weight_decay=0.05 ", "weight_decay=0.05  betas=(0.9,0.99)", " a=1", "a = 1", "a"])
 def test_blanks_that_the_gui_refuses_from_v24_on(text: str) -> None:
     assert ("error", "gui-refuses", "optimizer_args") in told({"optimizer_args": text}, LIST)
+
+
+def test_optimizers_by_name() -> None:
+    """The release's own list decides; what it does not list is looked for in torch, letter by letter."""
+    chosen = 'if optimizer_type == "AdamW".lower() or optimizer_type == "Lion".lower():\n        pass\n'
+    training = TextSources({
+        "sdxl_train_network.py": SCRIPT, "train_network.py": NETWORK,
+        "library/train_util.py": f"import ast\n\ndef get_optimizer(args):\n    {chosen}\n\ndef other(): ...\n",
+    })  # fmt: skip
+    release = replace(SHELL, training=training)
+    wrong = ("error", "optimizer", "optimizer")
+    assert {name: wrong in told({"optimizer": name}, release) for name in (
+        "AdamW", "lion", "Adam", "adam", "lion8bit", "Prodigy", "mine.Optimizer", "AdaCoor", "", "RAdam"
+    )} == {
+        "AdamW": False, "lion": False, "Adam": False, "adam": True, "lion8bit": True, "Prodigy": True,
+        "mine.Optimizer": False, "AdaCoor": False, "": False, "RAdam": False,
+    }  # fmt: skip
+    fix = next(one.fix for one in findings({"optimizer": "adam"}, release) if one.rule == "optimizer")
+    assert fix == "choose AdamW"
+    assert wrong not in told({"optimizer": "adam"}, SHELL), "its list cannot be read"
 
 
 def test_blanks_that_an_older_gui_takes() -> None:

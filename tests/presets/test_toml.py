@@ -27,7 +27,8 @@ network_dim = 16
 network_args = ["conv_dim=4", "conv_alpha=1"]
 [training]
 learning_rate = 1e-4
-unet_lr = 1
+unet_lr = 1e-4
+max_grad_norm = 1
 text_encoder_lr = 5e-5
 optimizer_type = "AdamW8bit"
 optimizer_args = ["weight_decay=0.1"]
@@ -80,6 +81,13 @@ def test_a_right_file_has_no_findings_and_stays_as_it_is(tmp_path: Path) -> None
         ('lr_warmup_steps = "10%"', ("error", "text-for-number", "lr_warmup_steps"), "10%"),
         ('mixed_precision = "float"', ("error", "not-offered", "mixed_precision"), "float"),
         ('save_precision = "fp32"', ("warning", "not-offered", "save_precision"), "fp32"),
+        ("learning_rate = 1.0", ("error", "rate-too-high", "learning_rate"), 1.0),
+        ("text_encoder_lr = [1.0, 0.5]", ("error", "rate-too-high", "text_encoder_lr"), [1.0, 0.5]),
+        ('huber_schedule = "linear"', ("warning", "not-offered", "huber_schedule"), "linear"),
+        ('huber_schedule = "linear"\nloss_type = "huber"', ("error", "not-offered", "huber_schedule"), "linear"),
+        ('multires_noise_iterations = "6"', ("error", "text-for-number", "multires_noise_iterations"), 6),
+        ("multires_noise_iterations = 6.0", ("error", "not-whole", "multires_noise_iterations"), 6),
+        ('optimizer_args = ["d_coef=2"]', ("error", "optimizer-args", "optimizer_args"), ["d_coef=2"]),
         ("max_train_epochs = 0", ("error", "trains-nothing", "max_train_epochs"), 0),
         ('max_grad_norm = "1"', ("warning", "text-for-number", "max_grad_norm"), 1),
         ("optimizer = 'Lion'", ("warning", "renamed-key", "optimizer"), ...),
@@ -104,7 +112,8 @@ def test_one_wrong_setting(change: str, expected: tuple[str, str, str], fitted: 
 
 
 def test_settings_of_kohya_ext_in_a_checkout_that_has_it(tmp_path: Path) -> None:
-    mine = document('enable_ema = true\noptimizer_type = "AdaCoor"\n' + GOOD.replace("optimizer_type", "#"), tmp_path)
+    text = GOOD.replace("optimizer_type", "#").replace("1e-4", "1").replace("5e-5", "1")
+    mine = document(f'enable_ema = true\noptimizer_type = "AdaCoor"\n{text}', tmp_path)
     found = config_findings(mine, NETWORK, replace(RELEASE, patched=True))
     assert {one.level for one in found} <= {"note"}
 

@@ -33,6 +33,9 @@ def add_shared_arguments(parser):
     parser.add_argument("--mixed_precision", type=str, default="no", choices=["no", "fp16", "bf16"])
     parser.add_argument("--save_precision", type=str, default=None, choices=[None, "float", "fp16", "bf16"])
     parser.add_argument("--vae", type=str, default=None)
+    parser.add_argument("--loss_type", type=str, default="l2", choices=["l1", "l2", "huber", "smooth_l1"])
+    parser.add_argument("--huber_schedule", type=str, default="snr", choices=["constant", "exponential", "snr"])
+    parser.add_argument("--multires_noise_iterations", type=int, default=None)
 """
 
 NETWORK = """

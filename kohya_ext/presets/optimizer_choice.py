@@ -1,0 +1,68 @@
+"""The optimizer that a training names and the arguments that it hands to it: does the one exist, and take the other?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from kohya_ext.presets.findings import Level
+from kohya_ext.pysource.sources import Sources
+from kohya_ext.spec.kohyas_optimizers import ARGUMENTS, GIVEN, OF_TORCH
+from kohya_ext.spec.optimizers import ours
+
+FILES = ("library/optimizer.py", "library/train_util.py")  # where releases keep `get_optimizer`, newest first
+MOST = 1 << 15  # characters of that function
+_COMPARED = re.compile(r'optimizer_type\s*==\s*"(\w+)"')
+
+
+@dataclass(frozen=True)
+class WordFault:
+    """What is wrong with one argument of an optimizer, in words that follow its name."""
+
+    word: str
+    level: Level
+    effect: str
+    fix: str
+
+
+def names_of(training: Sources | None) -> frozenset[str]:
+    """The optimizers that a release knows by name, in its spelling; empty where its text does not tell."""
+    for path in FILES:
+        text = (training and training.read(path)) or ""
+        _, found, body = text.partition("\ndef get_optimizer(")
+        if found:
+            return frozenset(_COMPARED.findall(body.partition("\ndef ")[0][:MOST]))
+    return frozenset()
+
+
+def unknown_optimizer(name: str, training: Sources | None) -> str | None:
+    """The nearest name where no optimizer is called so, "" where none is near; None where there may be one."""
+    known = names_of(training)
+    if not name or "." in name or not known or ours(name) is not None or name in OF_TORCH:
+        return None
+    lower = {one.casefold(): one for one in known}
+    if name.casefold() in lower:
+        return None
+    near = get_close_matches(name.casefold(), lower, n=1)
+    return lower[near[0]] if near else ""
+
+
+def word_faults(optimizer: str, words: Iterable[str]) -> Iterator[WordFault]:
+    """What is wrong with arguments, each a `name=value`, for an optimizer of Kohya's; nothing for any other."""
+    key = (optimizer or "AdamW").casefold()
+    taken = ARGUMENTS.get(key)
+    if taken is None:
+        return
+    shown = optimizer or "AdamW"
+    for word in words:
+        name = word.partition("=")[0]
+        if name in GIVEN[key]:
+            yield WordFault(word, "error", f"{shown} gets {name} twice: the script gives it", "remove it")
+        elif name not in taken:
+            near = get_close_matches(name, taken, n=1, cutoff=0.75)
+            of_another = any(name in others for others in ARGUMENTS.values())
+            fix = f"write {near[0]}, or remove it" if near else "remove it, or choose the optimizer that it belongs to"
+            level: Level = "error" if near or of_another else "warning"
+            yield WordFault(word, level, f"{shown} has no argument {name}", fix)
