@@ -17,6 +17,7 @@ from kohya_ext.checkout.known_locations import GUI_SCRIPT
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, folder_fault, read_regular
+from kohya_ext.spec.hooks import RELEASE_FILE
 
 Kind = Literal["kohya_ss", "sd-scripts"]
 Layout = Literal["embedded", "submodule", "bare"]
@@ -191,7 +192,7 @@ def _holds_tab(module: Path) -> bool:
 def _release_of_kohya_ss(root: Path) -> str:
     """`.release` equals the tag in nearly every release; `pyproject.toml` does not, so it is never asked."""
     try:
-        release = read_regular(root / ".release", RELEASE_LIMIT).decode("utf-8", "replace").strip()
+        release = read_regular(root / RELEASE_FILE, RELEASE_LIMIT).decode("utf-8", "replace").strip()
     except NotReadableError:
         release = ""
     return release or _described_by_git(root) or "unknown"

@@ -51,6 +51,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "presets rate --like adamw8bit 1e-5 --steps 6000 --json",
     ),
     "presets install": (PRESETS, f"presets install AdaCoor-48GB {KOHYA}", f"presets install {KOHYA} --dry-run"),
+    "presets refit": (PRESETS, f"presets refit {KOHYA}", f"presets refit {KOHYA} --dry-run"),
     "base-model": (BASE_MODEL, f"base-model --to {KOHYA}/models", "base-model --dry-run"),
     "base-model build": (
         BASE_MODEL,

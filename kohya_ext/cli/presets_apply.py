@@ -32,6 +32,12 @@ def register(verbs: argparse._SubParsersAction[Any]) -> None:
     add_checkout(verb)
     add_json(verb)
     verb.set_defaults(run=fit)
+    verb = verbs.add_parser("refit", help="fit the installed presets to the release that is there now")
+    verb.add_argument("--dry-run", action="store_true", help="show what would be changed, write nothing")
+    verb.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
+    add_checkout(verb)
+    add_json(verb)
+    verb.set_defaults(run=refit)
     _register_command(verbs)
     _register_install(verbs)
 
@@ -153,6 +159,30 @@ def install(arguments: argparse.Namespace) -> int:
     elif not arguments.dry_run:
         out.item("next steps", "restart the GUI and reload the page: it reads its list of presets at start only")
     return out.finish(DONE, refused=collection.refused, **outcome.as_json())
+
+
+def refit(arguments: argparse.Namespace) -> int:
+    """What an upgrade of Kohya asks for: the installed presets for the release that is there now, the rest as it is."""
+    from kohya_ext import presets
+    from kohya_ext.checkout.environment import inspect
+    from kohya_ext.install import apply
+    from kohya_ext.presets.machine import has_xformers
+
+    out = Output("presets refit", arguments.json)
+    checkout = find_checkout(arguments.checkout, out)
+    recorded = apply.installed(checkout)
+    named = [inspect(Path(arguments.python))] if arguments.python else training_environments(checkout)
+    wanted = presets.collect(checkout, xformers=has_xformers(named))
+    outcome = apply.refit(checkout, wanted, dry_run=arguments.dry_run)
+    for change in outcome.plan.presets:
+        verb = "removed" if change.after is None else "fitted"
+        out.item(f"would be {verb}" if arguments.dry_run else verb, change.path)
+    for path in outcome.plan.kept:
+        out.item("kept", f"{path} (edited since)")
+    if not outcome.plan.presets:
+        out.item("unchanged", f"the presets fit {checkout.release}")
+    before = recorded.release if recorded else None
+    return out.finish(DONE, before=before, release=checkout.release, **outcome.as_json())
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -10,3 +10,4 @@ NAME = "kohya-ext"  # of the distribution and of the command
 PACKAGE = "kohya_ext"
 VERSION = "0.2.0"
 REPOSITORY = "https://github.com/OWNER/kohya_ext"
+MANIFEST = ".kohya_ext/manifest.json"  # the record of an installation, in the checkout

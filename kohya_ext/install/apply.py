@@ -19,7 +19,7 @@ from kohya_ext.install import manifest, patchset
 from kohya_ext.install import package as packages
 from kohya_ext.install.manifest import Known
 from kohya_ext.install.package import PackageResult, Packages
-from kohya_ext.install.plan import InstallPlan, plan_install, plan_uninstall
+from kohya_ext.install.plan import InstallPlan, plan_install, plan_refit, plan_uninstall
 from kohya_ext.install.status import Status
 from kohya_ext.install.status import status as _status
 
@@ -32,6 +32,7 @@ __all__ = [
     "installed",
     "interrupted",
     "recover",
+    "refit",
     "status",
     "uninstall",
 ]
@@ -99,6 +100,23 @@ def install(
         planned = plan(checkout)
         effects, results = packages.effects(packages.INSTALL, environments, checkout.root)
         return _run(checkout, replace(planned, steps=(*effects, *planned.steps)), recovery, environments, results)
+
+
+def refit(
+    checkout: Checkout, presets: Mapping[str, bytes], *, dry_run: bool = False, wait_seconds: float = WAIT_SECONDS
+) -> Outcome:
+    """Fit the presets that are installed in `checkout` to its release; edited ones stay, and so does all else.
+
+    presets: what an install would put there. wait_seconds: for another installer to finish.
+    Raises ConflictError when nothing is installed or something stands in the way; nothing is changed then.
+    """
+    _require_whole(checkout)
+    with explained(checkout.root):
+        if dry_run:
+            return Outcome(plan_refit(checkout, presets), changed=False)
+        with locked(checkout.root, wait_seconds):
+            _require_whole(checkout)
+            return _run(checkout, plan_refit(checkout, presets), None, (), ())
 
 
 def uninstall(

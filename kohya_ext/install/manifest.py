@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kohya_ext.checkout.environment import Environment, inspect
-from kohya_ext.core.about import VERSION
+from kohya_ext.core.about import MANIFEST, VERSION
 from kohya_ext.core.bundle import PACKAGE_DIR
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.core.shell import INSTALLER
@@ -23,7 +23,7 @@ from kohya_ext.files.paths import checked
 from kohya_ext.files.transaction import STATE_FOLDER
 
 FORMAT = 1
-NAME = f"{STATE_FOLDER}/manifest.json"
+NAME = MANIFEST
 BACKUP = f"{STATE_FOLDER}/backup"
 
 PATCHED: Literal["patched"] = "patched"

@@ -13,12 +13,13 @@ from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.checkout.sources import SourceFiles
 from kohya_ext.core import about
 from kohya_ext.core.errors import ConflictError
+from kohya_ext.core.shell import command
 from kohya_ext.files.paths import checked
 from kohya_ext.install import manifest, patchset
 from kohya_ext.install.manifest import PATCHED, PRESET
 from kohya_ext.install.planning import Builder, InstallPlan
 
-__all__ = ["InstallPlan", "plan_install", "plan_uninstall", "unrecorded"]
+__all__ = ["InstallPlan", "plan_install", "plan_refit", "plan_uninstall", "unrecorded"]
 
 
 def plan_install(
@@ -103,6 +104,32 @@ def _uninstall_unrecorded(checkout: Checkout, presets: Mapping[str, bytes]) -> I
     if not plan.steps:
         return replace(plan, notes=("kohya_ext is not installed in this checkout",))
     return plan
+
+
+def plan_refit(checkout: Checkout, presets: Mapping[str, bytes]) -> InstallPlan:
+    """What fits the presets that are installed to the release that is there now. Reads only.
+
+    presets: what an install would put there. A preset that was removed or edited stays as it is, one that the release
+    cannot take goes. Raises ConflictError where nothing is installed, or where another version of ours did it.
+    """
+    recorded = manifest.read(checkout.root)
+    if recorded is None:
+        raise ConflictError(f"kohya_ext is not installed in {checkout.root}")
+    if recorded.version != about.VERSION:
+        raise ConflictError(
+            f"kohya_ext {recorded.version} was installed in {checkout.root}, this is {about.VERSION}. "
+            f"Run: {command('install', checkout.root)}"
+        )
+    builder = _builder(checkout, recorded)
+    for entry in builder.entries(PRESET):
+        data = presets.get(entry.path)
+        if not (checkout.root / entry.path).exists():
+            builder.next_entries.append(entry)
+        elif data is None:
+            builder.remove_preset(entry, keep_record=True)
+        else:
+            builder.add_preset(relative(checkout.root, checkout.root / checked(entry.path)), data)
+    return builder.refit(recorded, checkout.release)
 
 
 def newer(version: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
 from kohya_ext.files.transaction import STATE_FOLDER
 from kohya_ext.install import manifest, patchset, states
+from kohya_ext.install.diff import diff_of
 from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Exclusion, Manifest, ManifestEntry
 from kohya_ext.install.states import Inspected, State
 
@@ -59,7 +59,7 @@ class InstallPlan:
         presets: with the preset files, which have a thousand lines where the patch has thirty.
         """
         left = () if presets else self.presets
-        return "".join(_diff(change) for change in self.changes if change not in left)
+        return "".join(diff_of(change) for change in self.changes if change not in left)
 
 
 @dataclass
@@ -231,6 +231,16 @@ class Builder:
         steps: tuple[Step, ...] = (*exclude, *flags, *self._backup_changes(), *self.files, *record, *lifts)
         return InstallPlan("install", steps, (*prune, *self._backup_dirs()), tuple(self.kept), tuple(self.notes))
 
+    def refit(self, recorded: Manifest, release: str) -> InstallPlan:
+        """The plan of presets alone: what else is installed stays, in the tree and on record."""
+        self._stop_at_obstacles()
+        presets = [entry.path for entry in self.next_entries]
+        exclusion, exclude = self._exclude([f"{STATE_FOLDER}/", *presets])
+        entries = (*self.entries(PATCHED), *self.next_entries)
+        document = replace(recorded, release=release, files=entries, exclusion=exclusion)
+        record = self._record(manifest.NAME, document.to_json())
+        return InstallPlan("refit", (*exclude, *self.files, *record), kept=tuple(self.kept))
+
     def uninstall(self) -> InstallPlan:
         """The plan of an uninstall."""
         self._stop_at_obstacles()
@@ -374,17 +384,3 @@ class Builder:
 
 def _flag_effects(flags: Mapping[str, list[str]], *, on: bool) -> list[Effect]:
     return [Effect(git.SKIP_WORKTREE, {"folder": f, "paths": paths, "on": on}) for f, paths in sorted(flags.items())]
-
-
-def _diff(change: Change) -> str:
-    old = "/dev/null" if change.before is None else f"a/{change.path}"
-    new = "/dev/null" if change.after is None else f"b/{change.path}"
-    lines = difflib.unified_diff(_lines(change.before), _lines(change.after), fromfile=old, tofile=new)
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
-
-
-def _lines(state: FileState | None) -> list[str]:
-    if state is None:
-        return []
-    *whole, rest = state.data.decode("utf-8", "surrogateescape").split("\n")  # only LF ends a line of a diff
-    return [line + "\n" for line in whole] + ([rest] if rest else [])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext.core.about import MANIFEST
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.migration import Migration, read_migration
 from kohya_ext.presets.schema import Schema, Tab, read_schema
@@ -16,7 +17,6 @@ from kohya_ext.pysource.sources import FolderSources, Sources
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
-MANIFEST = ".kohya_ext/manifest.json"
 REQUIREMENTS = ("requirements.txt", "setup/requirements.txt")
 
 DATASETS = ("library/finetuning_dataset.py", "library/train_util.py")

@@ -1,4 +1,4 @@
-"""Our optimizers in the GUI's optimizer lists, and the section of the EMA in its tabs.
+"""Our optimizers in the GUI's optimizer lists, the section of the EMA in its tabs, and presets after an upgrade.
 
 The lists are literals inside functions, `gr.Dropdown(label="Optimizer", choices=[...])`. Three tabs have one in v26. We
 leave the functions alone and give the module a `gr` that adds our entries as the Dropdown is made.
@@ -35,7 +35,13 @@ class GradioWithOurs:
 def offer_ours(namespace: dict[str, Any]) -> None:
     """Add ours to what the module with these globals defines of the GUI; a second call changes nothing."""
     _offer_optimizers(namespace)
-    _offer_ema(namespace)
+    advanced = namespace.get(ADVANCED_CLASS)
+    if isinstance(advanced, type) and advanced.__module__ == namespace["__name__"]:
+        _offer_ema(advanced)
+        if namespace.get("__file__"):  # once a start, before a tab lists its presets
+            from kohya_ext.runtime import upgrades
+
+            upgrades.refit_presets(Path(namespace["__file__"]).resolve().parents[1])
 
 
 def _offer_optimizers(namespace: dict[str, Any]) -> None:
@@ -48,12 +54,10 @@ def _offer_optimizers(namespace: dict[str, Any]) -> None:
         namespace["gr"] = GradioWithOurs(gradio)
 
 
-def _offer_ema(namespace: dict[str, Any]) -> None:
+def _offer_ema(advanced: type) -> None:
     """Wrap the constructor that makes the field for additional flags."""
-    advanced = namespace.get(ADVANCED_CLASS)
-    if isinstance(advanced, type) and advanced.__module__ == namespace["__name__"]:
-        from kohya_ext.runtime import ema_section  # here: only the GUI needs it
+    from kohya_ext.runtime import ema_section  # here: only the GUI needs it
 
-        constructor = vars(advanced).get("__init__")
-        if constructor is not None and not hasattr(constructor, MARK):
-            advanced.__init__ = wrapped(constructor, ema_section.advanced_training)  # type: ignore[misc]
+    constructor = vars(advanced).get("__init__")
+    if constructor is not None and not hasattr(constructor, MARK):
+        advanced.__init__ = wrapped(constructor, ema_section.advanced_training)  # type: ignore[misc]

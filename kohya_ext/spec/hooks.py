@@ -88,6 +88,9 @@ LEGACY_FLAG_HOMES = ("add_training_arguments", "add_optimizer_arguments")
 TRAINING_PACKAGE = "library"
 GUI_PACKAGES = ("kohya_gui", "library")
 
+# The file that names the release of a kohya_ss, in its folder.
+RELEASE_FILE = ".release"
+
 # The GUI's optimizer lists: the Dropdown with this label whose choices hold this entry. v26 has three such modules.
 OPTIMIZER_LABEL = "Optimizer"
 OPTIMIZER_LANDMARK = "AdamW8bit"
