@@ -28,6 +28,8 @@ BELOW: dict[str, set[str]] = {
     "presets": {"checkout", "core", "files", "pysource", "spec"},
     "install": {"checkout", "core", "files", "presets", "pysource", "spec"},
     "runtime": {"core", "ema", "optim", "spec"},
+    "preflight": {"checkout", "core", "files", "presets", "pysource", "spec", "tensors"},
+    "tracing": {"core", "files", "runtime", "spec", "tensors"},
     "dataset": {"core", "files"},
     "basemodel": {"core", "files", "tensors"},
     "lora": {"core", "files", "tensors"},
@@ -37,7 +39,7 @@ BELOW: dict[str, set[str]] = {
 }
 ON_TOP = {"cli"}
 # Rooms that never import torch, not even inside a function: they run in any Python, and at once.
-WITHOUT_TORCH = {"core", "spec", "files", "pysource", "checkout", "presets", "install", "card"}
+WITHOUT_TORCH = {"core", "spec", "files", "pysource", "checkout", "presets", "preflight", "install", "card"}
 
 
 def modules() -> dict[str, Path]:

@@ -15,6 +15,7 @@ TROUBLE = "docs/troubleshooting.md"
 UNINSTALL = "docs/how-to/uninstall.md"
 UPGRADE = "docs/how-to/upgrade.md"
 PRESETS = "docs/how-to/presets.md"
+PREFLIGHT = "docs/how-to/preflight.md"
 BASE_MODEL = "docs/how-to/base-model.md"
 CAPTIONS = "docs/how-to/captions.md"
 AUDIT = "docs/how-to/audit.md"
@@ -52,6 +53,11 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     ),
     "presets install": (PRESETS, f"presets install AdaCoor-48GB {KOHYA}", f"presets install {KOHYA} --dry-run"),
     "presets refit": (PRESETS, f"presets refit {KOHYA}", f"presets refit {KOHYA} --dry-run"),
+    "preflight": (
+        PREFLIGHT,
+        f"preflight AdaCoor-24GB {KOHYA} --data images",
+        f"preflight {KOHYA} --only data -- sdxl_train.py --train_data_dir=images --max_train_epochs=10",
+    ),
     "base-model": (BASE_MODEL, f"base-model --to {KOHYA}/models", "base-model --dry-run"),
     "base-model build": (
         BASE_MODEL,

@@ -24,6 +24,7 @@ from kohya_ext.cli import (
     health,
     install,
     lora,
+    preflight,
     presets,
     prompts,
     update,
@@ -34,7 +35,7 @@ from kohya_ext.core.about import NAME, REPOSITORY, VERSION
 from kohya_ext.core.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
 from kohya_ext.core.terminal import OutputLostError, abandon_output, indented, named_in_one_line, safe_streams
 
-GROUPS = (install, health, update, presets, basemodel, captions, audit, lora, prompts, grid, card, demo)
+GROUPS = (install, health, update, presets, preflight, basemodel, captions, audit, lora, prompts, grid, card, demo)
 INTERRUPTED = 130  # what shells report for Ctrl+C
 FRAMES_SHOWN = 4
 DESCRIPTION = "AdaCoor, an EMA of the weights and presets for the Kohya_ss or sd-scripts that you already have"

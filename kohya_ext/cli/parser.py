@@ -14,7 +14,10 @@ from kohya_ext.core.terminal import printable
 class Parser(argparse.ArgumentParser):
     """The parser of every command; its subparsers are of this class too."""
 
+    any_order = False  # accept `NAME --data DIR CHECKOUT` as well: plain argparse ends positional words at a flag
+    after_dashes = ""  # where the words after `--` are kept, whatever they look like; "" for argparse's own way
     _misspelt = ""
+    _inside = False
 
     def format_help(self) -> str:
         """argparse's, with the examples of the command at its end."""
@@ -25,10 +28,23 @@ class Parser(argparse.ArgumentParser):
 
         argparse leaves the latter to the topmost parser, which knows neither the usage nor the options of the verb.
         """
+        if self._inside:  # the intermixed parser works by calling this method
+            return super().parse_known_args(args, namespace)
         if args is not None and not args and any(action.required for action in self._groups()):
             self.exit(WRONG_USAGE, self.format_help())
-        self._misspelt = self._close_to_a_flag(args or ())
-        parsed, unknown = super().parse_known_args(args, namespace)
+        words = list(args or ())
+        at = words.index("--") if self.after_dashes and "--" in words else len(words)
+        self._misspelt = self._close_to_a_flag(words[:at])
+        if self.any_order:
+            self._inside = True
+            try:
+                parsed, unknown = self.parse_known_intermixed_args(words[:at], namespace)
+            finally:
+                self._inside = False
+        else:
+            parsed, unknown = super().parse_known_args(args if at == len(words) else words[:at], namespace)
+        if self.after_dashes:
+            setattr(parsed, self.after_dashes, words[at + 1 :])
         self.refuse(unknown)
         return parsed, unknown
 

@@ -27,24 +27,9 @@ WIDTH = 100  # of running text, next to its label
 
 
 class _AnyOrder(Parser):
-    """Accepts `NAME --data DIR CHECKOUT` as well.
+    """Accepts `NAME --data DIR CHECKOUT` as well."""
 
-    Plain argparse decides that the optional CHECKOUT is absent as soon as it meets NAME.
-    """
-
-    _inside = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._inside:  # the intermixed parser works by calling this method
-            return argparse.ArgumentParser.parse_known_args(self, args, namespace)
-        self._inside = True
-        self._misspelt = self._close_to_a_flag(args or ())
-        try:
-            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._inside = False
-        self.refuse(unknown)
-        return parsed, unknown
+    any_order = True
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,0 +1,129 @@
+"""`kohya-ext preflight`: will it start, what will it train, asked of the installed script itself."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kohya_ext.cli.common import add_json, find_checkout, find_environment
+from kohya_ext.cli.parser import Parser
+from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, release_of
+from kohya_ext.cli.presets_toml import SCRIPT_HELP
+from kohya_ext.core.console import Output
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
+
+if TYPE_CHECKING:
+    from kohya_ext.checkout.checkout import Checkout
+    from kohya_ext.checkout.environment import Environment
+    from kohya_ext.preflight.commands import Given, Planned
+    from kohya_ext.preflight.prepare import Workplace
+    from kohya_ext.presets.release import Release
+
+ONLY = ("start", "data")
+COMMAND = "script_words"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("preflight", help="ask the installed script: will it start, what will it train")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{NAME_HELP}, or after -- a script of sd-scripts and its flags; a folder is taken as the checkout",
+    )
+    parser.add_argument("--data", metavar="DIR", type=Path, help="your images (default: a few generated ones)")
+    parser.add_argument("--model", metavar="FILE", help="the base model (default: a full-size one, shapes alone)")
+    parser.add_argument(
+        "--set", dest="fields", metavar="KEY=VALUE", action="append", default=[], help="any other field or argument"
+    )
+    parser.add_argument("--tab", choices=TABS, help="when the path does not tell it")
+    parser.add_argument("--script", metavar="NAME", help=SCRIPT_HELP)
+    parser.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
+    parser.add_argument("--only", choices=ONLY, help="stop when this is answered (default: both)")
+    add_json(parser)
+    if isinstance(parser, Parser):
+        parser.any_order, parser.after_dashes = True, COMMAND
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, and print the answer; exit code 1 where the run would not start or train nothing."""
+    from kohya_ext.cli.preflight_report import say
+    from kohya_ext.preflight.child import workplace
+    from kohya_ext.preflight.commands import Given
+    from kohya_ext.preflight.prepare import Workplace
+    from kohya_ext.preflight.run import preflight
+
+    out = Output("preflight", arguments.json)
+    name, folder = _named(arguments)
+    given = Given(arguments.data, _model(arguments.model), _fields(arguments.fields))
+    checkout = find_checkout(folder, out)
+    environment = find_environment(checkout, arguments.python, out)
+    _require_kohya(environment)
+    with workplace() as temporary:
+        place = Workplace(temporary)
+        planned, release = _planned(arguments, name, checkout, environment, given, place)
+        for complaint in planned.complaints:
+            out.warn(complaint)
+        answer = preflight(planned, release, checkout, environment.python, place, arguments.only or "start")
+    say(answer, out, arguments.only)
+    return out.finish(
+        DONE if answer.ok else FOUND_PROBLEMS, folder=str(checkout.root), **answer.as_json(arguments.only)
+    )
+
+
+def _named(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
+    """The settings and the checkout, as they are named."""
+    folders = [name for name in arguments.names if Path(name).is_dir()]
+    names = [name for name in arguments.names if name not in folders]
+    words = getattr(arguments, COMMAND)
+    if len(folders) > 1 or len(names) + bool(words) != 1:
+        raise UsageError("name one preset or file, or a script and its flags after --; and at most one checkout")
+    return (names[0] if names else None), (folders[0] if folders else None)
+
+
+def _planned(
+    arguments: argparse.Namespace,
+    name: str | None,
+    checkout: Checkout,
+    environment: Environment,
+    given: Given,
+    place: Workplace,
+) -> tuple[Planned, Release]:
+    from kohya_ext.preflight.commands import of_file, of_preset, of_words
+    from kohya_ext.presets.release import read_training
+
+    if name is None:
+        release = read_training(checkout)
+        return of_words(getattr(arguments, COMMAND), release, checkout, given), release
+    if is_toml(name):
+        release = read_training(checkout)
+        return of_file(name, arguments.script, release, checkout, given), release
+    preset = preset_named(name, arguments.tab)
+    release = release_of(checkout, preset.tab)
+    return of_preset(preset, release, checkout, environment.python, given, place), release
+
+
+def _model(name: str | None) -> str | None:
+    if name is None:
+        return None
+    if not Path(name).exists():
+        raise UsageError(f"--model {name}: there is no such file; without --model the shapes of the published one do")
+    return str(Path(name).resolve())
+
+
+def _fields(given: list[str]) -> dict[str, str]:
+    wrong = [text for text in given if "=" not in text]
+    if wrong:
+        raise UsageError(f"--set {wrong[0]}: write KEY=VALUE")
+    return {key.strip(): value for key, _, value in (text.partition("=") for text in given)}
+
+
+def _require_kohya(environment: Environment) -> None:
+    if not environment.runs_kohya:
+        raise UsageError(
+            f"{environment.python} has no torch or no accelerate: a preflight runs Kohya's script, so finish Kohya's "
+            "own setup first, or name its Python with --python PATH"
+        )

@@ -1,0 +1,88 @@
+"""The answer of a preflight, as lines for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kohya_ext.core.console import Output
+
+if TYPE_CHECKING:
+    from kohya_ext.preflight.explain import StartError
+    from kohya_ext.preflight.report import Answer
+
+REACHED = {
+    "models": "up to where the models load",
+    "scheduler": "up to the training, which was not run",
+    "loop": "up to the first step",
+    "steps": "two steps on tensors without contents",
+}
+MOST_BUCKETS = 6
+
+
+def say(answer: Answer, out: Output, only: str | None) -> None:
+    """Print it.
+
+    Args:
+        answer: of the preflight.
+        out: of the command.
+        only: the part that was asked for, None for all.
+    """
+    for note in answer.notes:
+        out.item("note", note)
+    if answer.error is not None:
+        _say_error(answer.error, answer.script, out)
+        return
+    reached = REACHED.get(answer.reached or "", "")
+    out.item("start", f"yes: {answer.script} runs {reached}{f' ({answer.reason})' if answer.reason else ''}")
+    if only != "start" and answer.facts.get("data"):
+        _say_data(answer, out)
+    for problem in answer.problems:
+        out.item("problem", problem)
+
+
+def _say_error(error: StartError, script: str, out: Output) -> None:
+    kind = "" if error.type in ("SystemExit", "ended", "AssertionError", "died", "timeout") else f"{error.type}: "
+    out.item("start", f"no: {script} stops")
+    out.item("it says", f"{kind}{error.message}")
+    if error.where:
+        out.item("where", error.where)
+    if error.field:
+        value = "" if error.value in (None, "") else f" = {error.value}"
+        out.item("setting", f"{error.field}{value}")
+    if error.fix:
+        out.item("fix", error.fix)
+
+
+def _say_data(answer: Answer, out: Output) -> None:
+    facts = answer.facts
+    data: dict[str, Any] = facts["data"]
+    captions = data["captions"]
+    stand_in = " (stand-ins: give yours with --data)" if answer.own_images else ""
+    out.item("images", f"{data['images']}, {data['with_repeats']} with repeats{stand_in}")
+    for one in data["datasets"]:
+        for subset in one["subsets"]:
+            out.item("", f"{subset['images']} x {subset['repeats']} in {subset['folder']}")
+    empty = f", {captions['empty']} empty" if captions["empty"] else ""
+    out.item("captions", f"{captions['distinct']} different{empty}, the longest has {captions['longest']} characters")
+    buckets = [bucket for one in data["datasets"] for bucket in one["buckets"]]
+    buckets.sort(key=lambda bucket: -bucket["images"])
+    for number, bucket in enumerate(buckets[:MOST_BUCKETS]):
+        width, height = bucket["resolution"]
+        line = f"{width}x{height}: {bucket['images']} in {bucket['batches']} batches"
+        out.item("" if number else "buckets", line)
+    if len(buckets) > MOST_BUCKETS:
+        out.item("", f"and {len(buckets) - MOST_BUCKETS} more")
+    _say_steps(facts, out)
+
+
+def _say_steps(facts: Any, out: Output) -> None:
+    steps = facts.get("steps")
+    if steps:
+        out.item(
+            "steps",
+            f"{steps['total_steps']} in all: {steps['steps_per_epoch']} an epoch, {steps['epochs']} epochs, "
+            f"{steps['batches_per_epoch']} batches an epoch, accumulation {steps['gradient_accumulation_steps']}",
+        )
+    for number, one in enumerate(facts.get("trained") or ()):
+        line = f"{one['part']}: {one['weights']:,} weights at {one['learning_rate']:g}"
+        out.item("" if number else "trained", line if number else f"{line}, by {facts.get('optimizer')}")

@@ -1,0 +1,130 @@
+"""A command made ready for a preflight: outputs into a temporary folder, stand-ins for what is not at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.files.mirror import mirrored
+from kohya_ext.preflight.arguments import ScriptCommand
+from kohya_ext.preflight.stand_ins import family_of, write_images, write_metadata, write_model
+from kohya_ext.presets.toml_document import dump_toml
+from kohya_ext.spec.preflight import (
+    CONFIG_ARGUMENT,
+    DATA_ARGUMENTS,
+    DROPPED_ARGUMENTS,
+    METADATA_ARGUMENT,
+    MODEL_ARGUMENTS,
+    OUTPUT_ARGUMENTS,
+)
+
+MAIN_MODEL = "pretrained_model_name_or_path"
+
+
+@dataclass
+class Workplace:
+    """The temporary folder of one preflight, and what was put into it.
+
+    unknown_models: stand-ins whose shapes nobody knows. notes: what is in the place of something else.
+    own_images: whether the images are stand-ins. mirrors: mirror of a folder of images -> the folder.
+    """
+
+    folder: Path
+    unknown_models: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    own_images: bool = False
+    mirrors: dict[str, str] = field(default_factory=dict)
+    _images: dict[bool, Path] = field(default_factory=dict)
+
+    def images(self, *, in_concept: bool) -> Path:
+        """The folder of stand-in images, made when it is first asked for."""
+        if in_concept not in self._images:
+            place = self.folder / ("concepts" if in_concept else "images")
+            self._images[in_concept] = write_images(place, in_concept=in_concept)
+        return self._images[in_concept]
+
+    def mirror(self, folder: Path) -> Path:
+        """A mirror of a folder of images. Raises OSError where it cannot be listed."""
+        mirror = mirrored(folder, self.folder)
+        self.mirrors[str(mirror)] = str(folder.resolve())
+        return mirror
+
+    def model(self, name: str, family: str | None) -> str:
+        """A stand-in for a model file."""
+        file = self.folder / "models" / f"{name}.safetensors"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            write_model(file, family)
+            if family is None:
+                self.unknown_models.append(str(file))
+        return str(file)
+
+    def output(self, name: str) -> str:
+        """A folder for what a run writes."""
+        place = self.folder / "output" / name
+        place.mkdir(parents=True, exist_ok=True)
+        return str(place)
+
+
+def prepare(command: ScriptCommand, place: Workplace) -> None:
+    """Change the arguments of a training command in place.
+
+    Args:
+        command: as the user's settings have it.
+        place: gets the stand-ins that are needed.
+    """
+    for name in DROPPED_ARGUMENTS:
+        command.drop(name)
+    for name in OUTPUT_ARGUMENTS:
+        if isinstance(command.value(name), str) and not _inside(command.value(name), place):
+            command.change(name, place.output(name))
+    for name, value in _texts(command, MODEL_ARGUMENTS):
+        if not Path(value).exists():
+            family = family_of(command.script, v2=bool(command.value("v2"))) if name == MAIN_MODEL else None
+            command.change(name, place.model(name, family))
+            place.notes.append(f"--{name} {value} is not at hand: a file with the shapes alone is in its place")
+    for name in ("network_weights", "base_weights"):
+        if isinstance(value := command.value(name), str) and not Path(value).exists():
+            command.drop(name)
+            place.notes.append(f"--{name} {value} is not at hand: the run begins without it")
+    _data(command, place)
+    if command.settings:
+        file = place.folder / "settings.toml"
+        file.write_text(dump_toml(command.settings), encoding="utf-8")
+        command.change(CONFIG_ARGUMENT, str(file))
+
+
+def _texts(command: ScriptCommand, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        value: Any = command.value(name)
+        if isinstance(value, str) and value:
+            yield name, value
+
+
+def _inside(value: str, place: Workplace) -> bool:
+    return Path(value).is_relative_to(place.folder)
+
+
+def _data(command: ScriptCommand, place: Workplace) -> None:
+    """Images are read through links, since caches are written next to them."""
+    metadata = command.value(METADATA_ARGUMENT)
+    missing = isinstance(metadata, str) and not Path(metadata).exists()
+    if missing and not _inside(str(metadata), place):
+        file = place.folder / "metadata.json"
+        write_metadata(file)
+        command.change(METADATA_ARGUMENT, str(file))
+        place.notes.append(f"--{METADATA_ARGUMENT} {metadata} is not at hand: that of generated images is in its place")
+    for name, value in _texts(command, DATA_ARGUMENTS):
+        if _inside(value, place):
+            continue
+        if Path(value).is_dir() and not (missing and name == DATA_ARGUMENTS[0]):
+            command.change(name, str(place.mirror(Path(value))))
+        elif name == DATA_ARGUMENTS[0]:
+            command.change(name, str(place.images(in_concept=not metadata)))
+            place.own_images = True
+            place.notes.append(f"--{name} {value} is not at hand: generated images are in its place")
+        else:
+            command.drop(name)
+            place.notes.append(f"--{name} {value} is not at hand: the run goes without it")

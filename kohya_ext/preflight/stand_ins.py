@@ -1,0 +1,88 @@
+"""What a preflight puts in the place of files that are not at hand: images, and model files of which only a header is
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from kohya_ext.preflight.shapes import checkpoint
+from kohya_ext.tensors.header import TensorEntry, encode
+
+SIZES = ((1024, 1024), (1152, 896), (896, 1152), (1344, 768))  # pixels of the images
+REPEATS = 10
+CAPTIONS = (".txt", ".caption")
+FOLDER = f"{REPEATS}_stand-in"
+BYTES = 2  # a weight, as in the published files
+FAMILIES = {"sdxl": "sdxl"}  # how a script's name begins -> whose shapes we know
+PLAIN = ("train_network", "train_db", "fine_tune", "train_textual_inversion", "train_controlnet", "train_control_net")
+
+
+def family_of(script: str, *, v2: bool) -> str | None:
+    """The family of the models that a script trains, as `shapes.checkpoint` calls it; None for those it has not."""
+    name = Path(script).stem
+    known = next((family for begin, family in FAMILIES.items() if name.startswith(begin)), None)
+    return known or (("sd2" if v2 else "sd1") if name.startswith(PLAIN) else None)
+
+
+def write_images(folder: Path, *, in_concept: bool) -> Path:
+    """A few images of one colour with captions.
+
+    Args:
+        folder: is made.
+        in_concept: in a folder called REPEATS_NAME, as most tabs want it.
+
+    Returns:
+        The folder to train from.
+    """
+    where = folder / FOLDER if in_concept else folder
+    where.mkdir(parents=True)
+    for number, (width, height) in enumerate(SIZES):
+        (where / f"image{number}.png").write_bytes(_png(width, height))
+        for ending in CAPTIONS:
+            (where / f"image{number}{ending}").write_text(f"a stand-in, number {number}\n", encoding="utf-8")
+    return folder
+
+
+def write_metadata(file: Path) -> None:
+    """Captions and sizes of the images, as the preparation steps of a fine-tune would write them."""
+    entries = {
+        f"image{number}": {"caption": f"a stand-in, number {number}", "train_resolution": [width, height]}
+        for number, (width, height) in enumerate(SIZES)
+    }
+    file.write_text(json.dumps(entries), encoding="utf-8")
+
+
+def write_model(file: Path, family: str | None) -> None:
+    """A safetensors file with the header of a full-size model, and no weights on the disk.
+
+    Args:
+        file: is made, sparse.
+        family: as `family_of` says; None: a file that nobody can read the shapes from.
+    """
+    entries, place = {}, 0
+    shapes: Mapping[str, tuple[int, ...]] = checkpoint(family) if family else {}
+    for name, shape in shapes.items():
+        end = place + math.prod(shape) * BYTES
+        entries[name] = TensorEntry("F16", shape, place, end)
+        place = end
+    header = encode(entries, {})
+    with file.open("wb") as opened:
+        opened.write(header)
+        opened.truncate(len(header) + place)
+
+
+def _png(width: int, height: int) -> bytes:
+    row = b"\0" + b"\x80\x80\x80" * width
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    packed = zlib.compress(row * height, 1)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")

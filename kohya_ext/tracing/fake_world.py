@@ -1,0 +1,117 @@
+"""Torch on tensors that have shapes but no contents, as far as a training script needs more than torch gives.
+
+A tensor on the training device has the device `cpu:0` here, one in the host's memory `cpu`: torch's fake tensors keep
+the two apart, refuse to mix them as a GPU does, and a Python without CUDA can follow both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+DEVICE = "cpu:0"
+NUMBER = 0.5  # what a number read from a tensor without contents is
+_NUMBER_OF = torch.ops.aten._local_scalar_dense.default
+_EQUAL = torch.ops.aten.equal.default
+# What fills new weights: there is nothing to fill, and a model has thousands of them.
+_FILLERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "xavier_uniform_",
+            "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_")  # fmt: skip
+
+
+class FakeWorld(FakeTensorMode):  # type: ignore[misc]
+    """Fake tensors, and answers for what a script reads from them: there is nothing in them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _NUMBER_OF and isinstance(args[0], FakeTensor):
+            kind = args[0].dtype
+            return False if kind == torch.bool else NUMBER if kind.is_floating_point else 1
+        if func is _EQUAL:
+            return True
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+def _zeros(tensor: Any) -> Any:
+    import numpy
+
+    kinds = {
+        torch.float64: numpy.float64, torch.float16: numpy.float16, torch.int64: numpy.int64,
+        torch.int32: numpy.int32, torch.uint8: numpy.uint8, torch.bool: numpy.bool_,
+    }  # fmt: skip
+    return numpy.zeros(tuple(tensor.shape), kinds.get(tensor.dtype, numpy.float32))
+
+
+def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+    """Module._apply: parameters without contents cannot be swapped, so they are exchanged where they change."""
+    if recurse:
+        for module in self.children():
+            module._apply(fn)
+    for key, parameter in self._parameters.items():
+        if parameter is None:
+            continue
+        with torch.no_grad():
+            new = fn(parameter)
+            gradient = None if parameter.grad is None else fn(parameter.grad)
+        if new is not parameter and (new.dtype != parameter.dtype or new.device != parameter.device):
+            parameter.data = new.detach()
+            if fake(parameter):
+                parameter.fake_device = new.fake_device
+        if gradient is not None:
+            parameter.grad = gradient
+        self._parameters[key] = parameter
+    for key, buffer in self._buffers.items():
+        if buffer is not None:
+            self._buffers[key] = fn(buffer)
+    return self
+
+
+def _set_tensor(module: Any, name: str, device: Any, value: Any = None, dtype: Any = None, **_: Any) -> None:
+    """accelerate's `set_module_tensor_to_device`."""
+    *path, last = name.split(".")
+    for part in path:
+        module = getattr(module, part)
+    old = getattr(module, last)
+    value = torch.empty(old.shape, dtype=old.dtype, device=device) if value is None else value
+    value = value.to(device=device, dtype=dtype or (old.dtype if value.is_floating_point() else None))
+    if last in module._parameters:
+        wants = old.requires_grad and value.is_floating_point()
+        module._parameters[last] = torch.nn.Parameter(value.detach(), requires_grad=wants)
+    else:
+        module._buffers[last] = value
+
+
+def _replacements() -> Iterator[tuple[Any, str, Any]]:
+    import accelerate.big_modeling
+    import accelerate.utils
+    import accelerate.utils.modeling
+
+    def not_needed(*_: Any, **__: Any) -> Any:
+        return contextlib.nullcontext()  # weights take no memory here anyway
+
+    for module in (accelerate, accelerate.big_modeling):
+        yield module, "init_empty_weights", not_needed
+    numpy_of, list_of = torch.Tensor.numpy, torch.Tensor.tolist
+    yield torch.Tensor, "numpy", lambda self, **more: _zeros(self) if fake(self) else numpy_of(self, **more)
+    yield torch.Tensor, "tolist", lambda self: _zeros(self).tolist() if fake(self) else list_of(self)
+    yield torch.nn.Module, "_apply", _apply
+    for name in _FILLERS:
+        yield torch.nn.init, name, lambda tensor, *_, **__: tensor
+    for module in (accelerate.utils, accelerate.utils.modeling):
+        yield module, "set_module_tensor_to_device", _set_tensor
+
+
+def fake(tensor: Any) -> bool:
+    """Whether a tensor has no contents."""
+    return isinstance(tensor, FakeTensor)
+
+
+@contextlib.contextmanager
+def fake_world() -> Iterator[None]:
+    """All that torch makes inside has no contents."""
+    for owner, name, value in _replacements():
+        setattr(owner, name, value)
+    with FakeWorld(allow_non_fake_inputs=True):
+        yield

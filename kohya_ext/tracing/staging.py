@@ -1,0 +1,177 @@
+"""Everything around a script that a preflight puts in place: stand-ins, places to stop, and what is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.files.mirror import mirrored
+from kohya_ext.spec.hooks import TRAINING_PACKAGE
+from kohya_ext.spec.preflight import (
+    CACHING_METHODS,
+    DATASET_GROUP,
+    ENCODE_BATCH,
+    HASHES,
+    LOAD_DATA_CONFIG,
+    LOAD_VAE,
+    SCHEDULER,
+    WRITE_LATENTS,
+)
+from kohya_ext.tracing.facts import Facts
+from kohya_ext.tracing.milestones import LOOP, STEPS, Reached
+from kohya_ext.tracing.milestones import SCHEDULER as AT_SCHEDULER
+from kohya_ext.tracing.watching import Change, watch
+
+
+@dataclass
+class Stage:
+    """What is in place. memory: filled while the script runs, where memory is asked for."""
+
+    until: str
+    folder: Path
+    facts: Facts
+    stand_in_images: Path
+    memory: dict[str, Any] | None = None
+
+
+@contextlib.contextmanager
+def staged(request: dict[str, Any], folder: Path, facts: Facts) -> Iterator[Stage]:
+    """Put it all in place for this process; nothing is put back.
+
+    Args:
+        request: see `kohya_ext.preflight.child.Request`.
+        folder: the temporary folder.
+        facts: what is seen is added to it.
+    """
+    stage = Stage(request["until"], folder, facts, Path(request["images"]))
+    watch(frozenset({TRAINING_PACKAGE}), _changes(stage))
+    if request["activate"]:
+        from kohya_ext.runtime import activate
+
+        activate(TRAINING_PACKAGE)
+    from kohya_ext.tracing.fake_world import fake_world
+    from kohya_ext.tracing.packages import replace_packages
+    from kohya_ext.tracing.training_device import on_one_device
+
+    with fake_world():
+        replace_packages(request, folder, facts.notes)
+        on_one_device()
+        _stop_at_the_loop(stage)
+        yield stage
+
+
+def _changes(stage: Stage) -> dict[str, Change]:
+    facts = stage.facts
+
+    def scheduler(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(args: Any, optimizer: Any, processes: int = 1, *more: Any, **named: Any) -> Any:
+            facts.see_optimizer(args, optimizer, processes)
+            if stage.until == AT_SCHEDULER and not getattr(args, "fused_optimizer_groups", None):
+                raise Reached(AT_SCHEDULER)
+            return original(args, optimizer, processes, *more, **named)
+
+        return call
+
+    def group(original: type) -> type:
+        initialise = original.__init__  # type: ignore[misc]
+
+        @functools.wraps(initialise)
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            initialise(self, *args, **kwargs)
+            facts.see_data(self)
+
+        original.__init__ = init  # type: ignore[misc]
+        if stage.until != STEPS:
+            for name in CACHING_METHODS:
+                if hasattr(original, name):
+                    setattr(original, name, lambda self, *args, **kwargs: None)
+        return original
+
+    return {
+        SCHEDULER: scheduler,
+        DATASET_GROUP: group,
+        ENCODE_BATCH: _written_empty,
+        LOAD_VAE: lambda original: lambda *args, **kwargs: _NoVae(),
+        LOAD_DATA_CONFIG: functools.partial(_own_data, stage),
+        **{name: (lambda original: lambda *args, **kwargs: "0" * 64) for name in HASHES[:2]},
+        HASHES[2]: lambda original: lambda *args, **kwargs: ("0" * 64, "0" * 64),
+    }
+
+
+class _NoVae:
+    """In the place of a VAE that only encodes what is written without contents anyway."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self
+
+
+def _written_empty(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Latents of a batch of images, of the right shape and without contents; no image is decoded for it."""
+    write = original.__globals__.get(WRITE_LATENTS)
+
+    @functools.wraps(original)
+    def call(vae: Any, cache_to_disk: bool, infos: list[Any], *args: Any, **kwargs: Any) -> None:
+        import torch
+
+        for info in infos:
+            width, height = info.bucket_reso
+            latents = torch.zeros(4, height // 8, width // 8)
+            size, crop = list(info.resized_size), (0, 0, width, height)
+            if cache_to_disk and write is not None:
+                write(info.latents_npz, latents, size, crop)
+            else:
+                info.latents, info.latents_original_size, info.latents_crop_ltrb = latents, size, crop
+
+    return call
+
+
+def _own_data(stage: Stage, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A data set configuration whose folders are mirrored, so that caches next to images are written elsewhere."""
+
+    @functools.wraps(original)
+    def call(file: Any) -> Any:
+        found = original(file)
+        for dataset in found.get("datasets", []):
+            for subset in dataset.get("subsets", []):
+                for key in ("image_dir", "conditioning_data_dir"):
+                    if subset.get(key):
+                        subset[key] = _mirror(stage, subset[key])
+        return found
+
+    return call
+
+
+def _mirror(stage: Stage, folder: str) -> str:
+    if os.path.isdir(folder):  # noqa: PTH112 - may be any text
+        mirror = str(mirrored(Path(folder), stage.folder))
+        stage.facts.mirrors[mirror] = folder
+        return mirror
+    stage.facts.notes.append(f"{folder} is not at hand: generated images are in its place")
+    return str(stage.stand_in_images)
+
+
+def _stop_at_the_loop(stage: Stage) -> None:
+    """The training loop begins where the loader of the training data is first iterated."""
+    from torch.utils.data import DataLoader
+
+    initialise, iterate = DataLoader.__init__, DataLoader.__iter__
+
+    def init(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs.update(num_workers=0, persistent_workers=False)
+        kwargs.pop("prefetch_factor", None)
+        kwargs.pop("multiprocessing_context", None)
+        initialise(self, dataset, *args, **kwargs)
+
+    def iter_(self: Any) -> Any:
+        if stage.until == LOOP and type(self.dataset).__name__ == DATASET_GROUP:
+            raise Reached(LOOP)
+        return iterate(self)
+
+    DataLoader.__init__ = init
+    DataLoader.__iter__ = iter_

@@ -1,0 +1,164 @@
+"""Little scripts, run by a preflight in a process of their own as the real ones are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kohya_ext.cli.main import main
+from tests.conftest import HAS_TORCH
+from tests.preflight.little_tree import little_tree
+
+pytestmark = pytest.mark.skipif(not HAS_TORCH, reason="the scripts need torch")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return little_tree(tmp_path_factory.mktemp("little") / "sd-scripts")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "images" / "3_cat"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (64, 64)).save(folder / f"{number}.png")
+    (folder / "0.txt").write_text("a cat\n")
+    (folder / "0.npz").write_bytes(b"an old cache")
+    return folder.parent
+
+
+def asked(tree: Path, capsys: pytest.CaptureFixture[str], *words: str, only: str = "") -> tuple[int, dict[str, Any]]:
+    options = ["--only", only] if only else []
+    code = main(["preflight", str(tree), "--python", sys.executable, "--json", *options, "--", *words])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_what_would_be_trained(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(images.rglob("*"))
+    code, answer = asked(
+        tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", "--max_train_epochs=4",
+        "--train_batch_size=2", "--pretrained_model_name_or_path=gone.safetensors", "--output_dir=/nowhere/at/all",
+        "--gradient_accumulation_steps=2",
+    )  # fmt: skip
+    assert code == 0
+    assert answer["start"] == {"ok": True, "error": None, "script": "sdxl_train.py", "reached": "loop", "reason": ""}
+    data = answer["data"]
+    assert (data["images"], data["with_repeats"], data["batches_per_epoch"]) == (2, 6, 3)
+    assert (data["steps_per_epoch"], data["epochs"], data["total_steps"]) == (2, 4, 8)
+    assert data["captions"] == {"empty": 1, "distinct": 2, "longest": 5}
+    assert data["datasets"][0]["buckets"] == [{"resolution": [64, 64], "images": 6, "batches": 3}]
+    assert data["datasets"][0]["subsets"] == [{"folder": str(images / "3_cat"), "images": 2, "repeats": 3}]
+    assert data["trained"] == [{"part": "U-Net", "weights": 72, "learning_rate": 1e-4}]
+    assert any("gone.safetensors" in note for note in answer["notes"])
+    assert sorted(images.rglob("*")) == before
+
+
+def test_stand_ins_for_all_that_is_not_given(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = asked(
+        tree, capsys, "sdxl_train.py", "--train_data_dir=/gone", "--pretrained_model_name_or_path=x",
+        "--output_dir=o", only="data",
+    )  # fmt: skip
+    assert (code, answer["start"]["reached"]) == (0, "scheduler")
+    assert (answer["data"]["stand_in"], answer["data"]["images"]) == (True, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "message"),
+    [
+        (["--cache_text_encoder_outputs", "--shuffle_caption"], "shuffle_caption", "captions are cached, they cannot"),
+        (["--optimizer_type=AdamX"], "optimizer_type", "has no attribute 'AdamX'"),
+        (["--train_batch_size=two"], "train_batch_size", "invalid int value: 'two'"),
+        (["--full_bf16"], "full_bf16", "unrecognized arguments: --full_bf16"),
+        (["--resolution=64x64"], "resolution", "invalid literal for int()"),
+    ],
+)
+def test_what_upstream_refuses(
+    words: list[str], field: str, message: str, tree: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, answer = asked(
+        tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", "--pretrained_model_name_or_path=x",
+        "--output_dir=o", *words,
+    )  # fmt: skip
+    error = answer["start"]["error"]
+    assert (code, answer["start"]["ok"]) == (1, False)
+    assert message in error["message"]
+    assert (error["field"], bool(error["fix"])) == (field, True)
+    assert not any("\u3040" <= letter <= "\u30ff" for letter in error["message"])
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"), [(["--max_train_epochs=0"], "0 steps"), (["--learning_rate=0"], "nothing is trained")]
+)
+def test_runs_that_do_nothing(
+    words: list[str], problem: str, tree: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, answer = asked(
+        tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", "--pretrained_model_name_or_path=x",
+        "--output_dir=o", *words, only="data",
+    )  # fmt: skip
+    assert code == 1
+    assert any(one.startswith(problem) for one in answer["data"]["problems"])
+
+
+def test_nothing_is_written_elsewhere(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = images / "written"
+    code, answer = asked(
+        tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", "--output_dir=o",
+        "--pretrained_model_name_or_path=x", f"--write={target}",
+    )  # fmt: skip
+    assert (code, answer["start"]["error"]["type"], target.exists()) == (1, "ConfinedError", False)
+
+
+def test_a_family_whose_shapes_nobody_knows(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "flux_train.py").write_text((tree / "sdxl_train.py").read_text())
+    code, answer = asked(
+        tree, capsys, "flux_train.py", f"--train_data_dir={images}", "--output_dir=o",
+        "--pretrained_model_name_or_path=x",
+    )  # fmt: skip
+    assert (code, answer["start"]["reached"]) == (0, "models")
+    assert "shapes are not known" in answer["start"]["reason"]
+
+
+def test_a_file_of_settings(tree: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('pretrained_model_name_or_path = "sdxl.safetensors"\nmax_train_epochs = 2\n')
+    words = [str(file), str(tree), "--script", "sdxl_train", "--data", str(images), "--python", sys.executable]
+    code = main(["preflight", *words, "--json", "--set", "max_train_epochs=3"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["start"]["error"] is None
+    assert main(["preflight", *words, "--set", "max_train_epoch=3"]) == 2
+    assert "did you mean max_train_epochs?" in capsys.readouterr().err
+    assert (code, answer["data"]["images"], answer["data"]["total_steps"]) == (0, 2, 18)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name one preset or file"),
+        (["--", "train_nothing.py"], "has no script train_nothing.py"),
+        (["--", "sdxl"], "name a training script after --"),
+        (["--model", "gone.safetensors", "--", "sdxl_train.py"], "there is no such file"),
+        (["--set", "x", "--", "sdxl_train.py"], "write KEY=VALUE"),
+    ],
+)
+def test_wrong_usage(words: list[str], message: str, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preflight", str(tree), "--python", sys.executable, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_lines_for_people(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sdxl_train.py", f"--train_data_dir={images}", "--pretrained_model_name_or_path=x", "--output_dir=o"]
+    assert main(["preflight", str(tree), "--python", sys.executable, "--", *words]) == 0
+    said = capsys.readouterr().out
+    assert "start        yes: sdxl_train.py runs up to the first step" in said
+    assert f"2 x 3 in {images / '3_cat'}" in said
+    assert "trained      U-Net: 72 weights at 0.0001, by AdamW" in said
+    assert main(["preflight", str(tree), "--python", sys.executable, "--", *words, "--optimizer_type=X"]) == 1
+    assert "setting      optimizer_type = X" in capsys.readouterr().out

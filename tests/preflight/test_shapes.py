@@ -1,0 +1,64 @@
+"""The shapes of published checkpoints: their numbers of tensors and of weights are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.preflight.shapes import checkpoint
+from kohya_ext.preflight.stand_ins import family_of, write_images, write_metadata, write_model
+from kohya_ext.tensors.header import read_header
+
+
+def weights(family: str, top: str = "") -> int:
+    return sum(math.prod(shape) for name, shape in checkpoint(family).items() if name.startswith(top))
+
+
+@pytest.mark.parametrize(
+    ("family", "top", "count"),
+    [
+        ("sdxl", "model.diffusion_model.", 2_567_463_684),
+        ("sdxl", "conditioner.embedders.0.", 123_060_480),
+        ("sdxl", "first_stage_model.", 83_653_863),
+        ("sd1", "model.diffusion_model.", 859_520_964),
+        ("sd1", "cond_stage_model.", 123_060_480),
+        ("sd2", "model.diffusion_model.", 865_910_724),
+    ],
+)
+def test_weights_of_the_published_models(family: str, top: str, count: int) -> None:
+    assert weights(family, top) == count
+
+
+def test_a_model_is_a_header_alone(tmp_path: Path) -> None:
+    file = tmp_path / "sdxl.safetensors"
+    write_model(file, "sdxl")
+    assert read_header(file).entries.keys() == checkpoint("sdxl").keys()
+    assert file.stat().st_size > 6_900_000_000
+    assert file.stat().st_blocks * 512 < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("script", "v2", "family"),
+    [
+        ("sdxl_train_network.py", False, "sdxl"),
+        ("train_network.py", False, "sd1"),
+        ("/x/fine_tune.py", True, "sd2"),
+        ("flux_train.py", False, None),
+    ],
+)
+def test_family_of_a_script(script: str, v2: bool, family: str | None) -> None:
+    assert family_of(script, v2=v2) == family
+
+
+def test_images(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = write_images(tmp_path / "x", in_concept=True)
+    found = sorted(folder.glob("10_*/*.png"))
+    with Image.open(found[1]) as image:
+        image.load()
+        assert (image.size, image.getpixel((5, 5))) == ((1152, 896), (128, 128, 128))
+    write_metadata(tmp_path / "meta.json")
+    assert len(found) == 4
