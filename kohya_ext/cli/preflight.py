@@ -102,7 +102,7 @@ def _planned(
         release = read_training(checkout)
         return of_file(name, arguments.script, release, checkout, given), release
     preset = preset_named(name, arguments.tab)
-    release = release_of(checkout, preset.tab)
+    release = release_of(checkout, preset.tab, environments=[environment])
     return of_preset(preset, release, checkout, environment.python, given, place), release
 
 

@@ -14,7 +14,7 @@ from kohya_ext.core.errors import UsageError, did_you_mean
 from kohya_ext.preflight.arguments import ScriptCommand, script_command
 from kohya_ext.preflight.prepare import MAIN_MODEL, Workplace
 from kohya_ext.preflight.stand_ins import family_of
-from kohya_ext.presets.commandline import Project, commands, surroundings
+from kohya_ext.presets.command import Project, commands, surroundings
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.launch_command import LaunchCommands
@@ -84,7 +84,10 @@ def of_preset(
     place.output(".")
     where = surroundings(checkout, python, time.strftime("%Y%m%d-%H%M%S"))
     installed = replace(release, patched=True)  # a preset of ours is meant for such a checkout
-    launch = commands(preset, installed, checkout, project, where)
+    try:
+        launch = commands(preset, installed, checkout, project, where)
+    except UsageError as error:
+        raise UsageError(place.by_their_names(str(error))) from error
     training = script_run(launch, installed)
     form = {**preset.values, **given.fields}
     findings = [] if training is None else list(training_findings(training, form, installed))

@@ -51,6 +51,12 @@ class Workplace:
         self.mirrors[str(mirror)] = str(folder.resolve())
         return mirror
 
+    def by_their_names(self, text: str) -> str:
+        """A message with the user's own folders in the place of their mirrors."""
+        for mirror, folder in self.mirrors.items():
+            text = text.replace(mirror, folder).replace(str(Path(mirror).parent), str(Path(folder).parent))
+        return text
+
     def model(self, name: str, family: str | None) -> str:
         """A stand-in for a model file."""
         file = self.folder / "models" / f"{name}.safetensors"

@@ -58,6 +58,8 @@ def preflight(
         activate=needs_us,
     )
     report = run_child(python, request, place.folder)
+    if report.get("error"):
+        report["error"]["message"] = place.by_their_names(str(report["error"]["message"]))
     script = Path(training.script).name
     arguments = list(release.arguments_of(script))
     answer = Answer(
