@@ -32,6 +32,12 @@ def fresh(weights: Tensor, state_bits: int) -> dict[str, Tensor]:
     return {"vt": torch.zeros_like(weights, dtype=dtype, requires_grad=False)}
 
 
+def fresh_momentum(weights: Tensor, state_bits: int) -> Tensor:
+    """The momentum of a parameter that has not been stepped yet: as wide as the accumulator, 16 bits at least."""
+    dtype = {32: torch.float32, 64: torch.float64}.get(width_of(weights, state_bits), torch.bfloat16)
+    return torch.zeros_like(weights, dtype=dtype, requires_grad=False)
+
+
 def adopt(
     saved: Mapping[str, Any], saved_bits: int | None, saved_eps: float, weights: Tensor, state_bits: int, eps: float
 ) -> tuple[dict[str, Tensor], bool]:

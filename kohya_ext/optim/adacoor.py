@@ -43,6 +43,10 @@ class AdaCoor(torch.optim.Optimizer):
         foreach: gather small tensors into one step. None: on a GPU, unless `fused`.
         fused: True for compiled kernels, which need a C++ compiler or Triton, and no 8 bits. None: torch's own fused
             Adagrad where it does the same (32 bits, on a CPU).
+        auto_lr: put the distance that a tensor's weights have moved so far in the place of sqrt(eps), which then is the
+            first guess of it. `lr` 1 is right for most trainings; another one multiplies. Takes 1/32 byte a weight.
+        momentum: share of the mean of the latest updates that each step keeps, at least 0 and below 1. Above 0 it takes
+            2 bytes a weight, rounded stochastically; 4 with state_bits=32.
 
     Raises:
         TypeError: an argument, or a parameter, of a type that cannot be used; it is named.
@@ -51,7 +55,8 @@ class AdaCoor(torch.optim.Optimizer):
     Reference:
         Duchi, Hazan, Singer: Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, 2011,
         https://jmlr.org/papers/v12/duchi11a.html; decoupled decay: https://arxiv.org/abs/1711.05101; 8 bits in blocks:
-        https://arxiv.org/abs/2110.02861.
+        https://arxiv.org/abs/2110.02861; auto_lr: Khaled, Mishchenko, Jin: DoWG Unleashed, 2023,
+        https://arxiv.org/abs/2305.16284.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class AdaCoor(torch.optim.Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        auto_lr: bool = False,
+        momentum: float = 0.0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -81,6 +88,8 @@ class AdaCoor(torch.optim.Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
+            "auto_lr": auto_lr,
+            "momentum": momentum,
         }
         settings.check(defaults)
         self._set_up()
@@ -100,6 +109,9 @@ class AdaCoor(torch.optim.Optimizer):
             if isinstance(loaded, loading.Entries):  # from `load_state_dict`
                 entries[parameter] = loaded.values
         super().__setstate__(state)
+        for group in self.param_groups:  # an unpickled one of an earlier version has fewer settings
+            group.setdefault("auto_lr", False)
+            group.setdefault("momentum", 0.0)
 
     @property
     def skipped(self) -> int:

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.functional import Constants, Rule, round_weights
+from kohya_ext.optim.functional import Constants, Rule, averaged, round_weights
 
 BLOCK = 256
 _DECADES = 7
@@ -72,6 +72,7 @@ def step_(
     numbers: Constants,
     rule: Rule,
     words: Tensor | None,
+    momentum: Tensor | None = None,
 ) -> Tensor:
     """One step in place for flat tensors that begin at the start of a block. Returns which gradients were usable."""
     assert words is not None
@@ -82,7 +83,14 @@ def step_(
     grown = torch.where(usable, sums + square * numbers.growth, sums)
     moved = weights.to(torch.float32) * numbers.decay
     towards = -up if rule.maximize else up
-    moved = moved + numbers.negative_lr * towards / (torch.sqrt(grown) + numbers.added)
+    if rule.extended:
+        towards = towards * numbers.scale
+    if momentum is None:
+        moved = moved + numbers.negative_lr * towards / (torch.sqrt(grown) + numbers.added)
+    else:
+        kept = averaged(momentum, towards / (torch.sqrt(grown) + numbers.added), rule, usable, words)
+        momentum.copy_(kept)
+        moved = moved + numbers.negative_lr * kept.to(torch.float32)
     weights.copy_(torch.where(usable, round_weights(moved, rule, weights.dtype, words), weights))
     # an unchanged sum lies on a code and keeps it, so unusable gradients leave the state alone
     new_codes, new_scales = encode(grown, scales, words)

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim.eager import Job
-from kohya_ext.optim.functional import Constants, Rule, Stepped, constants, needs_words, step_full, step_half
+from kohya_ext.optim.functional import (
+    Constants,
+    Rule,
+    Stepped,
+    constants,
+    found,
+    momentum_dtype,
+    needs_words,
+    step_full,
+    step_half,
+)
 from kohya_ext.tensors.compiled import WIDTH, any_rows, compile_kernel, exact_options, table_of
 from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
@@ -55,34 +65,51 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     """Jobs of one kind, at most `size` of them, in one call: before each, torch checks its arguments for 50 us."""
     random = needs_words(rule, kind[0], kind[2])
     kernel = _kernel(_shape_of(rule), random, kind, size)
-    rows = [[table_of(flat) for flat in (job.weights, job.gradient, job.state["vt"])] for job in jobs]
-    rows += [_padding(kind)] * (size - len(rows))
-    weights, gradients, sums = ([row[column] for row in rows] for column in range(3))
+    rows = [[table_of(flat) for flat in _columns(rule, job)] for job in jobs]
+    rows += [_padding(_dtypes(rule, kind), kind[3])] * (size - len(rows))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    factors = None
+    if rule.auto_lr:
+        factors = torch.stack([job.state["factor"] for job in jobs] + [jobs[0].state["factor"]] * (size - len(jobs)))
     keys = [stream_key(rule.seed, job.step, job.place) for job in jobs] if random else []
     words = _keys(tuple(keys + [0] * (size - len(keys))), kind[3])
-    return kernel(weights, gradients, sums, _numbers(rule, kind[2], kind[3]), words)
+    return kernel(columns, _numbers(rule, kind[2], kind[3]), words, factors)
+
+
+def _columns(rule: Rule, job: Job) -> list[Tensor]:
+    """The tensors of a job that a step reads and writes."""
+    columns = [job.weights, job.gradient, job.state["vt"]]
+    return [*columns, job.state["momentum"]] if rule.momentum else columns
+
+
+def _dtypes(rule: Rule, kind: _Kind) -> tuple[torch.dtype, ...]:
+    """Theirs."""
+    return (*kind[:3], momentum_dtype(kind[2])) if rule.momentum else kind[:3]
 
 
 def _step_end(rule: Rule, job: Job) -> Tensor:
     """The same, eagerly, for the elements that fill no row."""
     vt = job.state["vt"]
     start = job.weights.numel() // WIDTH * WIDTH
-    weights, gradient, end = job.weights[start:], job.gradient[start:], vt[start:]
+    weights, gradient, end, *momentum = (flat[start:] for flat in _columns(rule, job))
     words = None
     if needs_words(rule, weights.dtype, vt.dtype):
         key = stream_key(rule.seed, job.step, job.place)
         words = random_words(key, element_indices(start, weights.numel(), vt.device))
     formula = step_half if vt.dtype == torch.bfloat16 else step_full
-    new = formula(weights, gradient, end, constants(rule, vt.dtype, vt.device), rule, words)
+    numbers = found(constants(rule, vt.dtype, vt.device), job.state["factor"] if rule.auto_lr else None)
+    new = formula(weights, gradient, end, numbers, rule, words, *momentum)
     weights.copy_(new.weights)
     end.copy_(new.state)
+    if new.momentum is not None:
+        momentum[0].copy_(new.momentum)
     return (~new.usable).sum(dtype=torch.int32)
 
 
 @functools.lru_cache(maxsize=64)
-def _padding(kind: _Kind) -> list[Tensor]:
+def _padding(dtypes: tuple[torch.dtype, ...], device: torch.device) -> list[Tensor]:
     """A stand-in that fills up a group: without a gradient it stays as it is."""
-    return [torch.zeros(2, WIDTH, dtype=dtype, device=kind[3]) for dtype in kind[:3]]
+    return [torch.zeros(2, WIDTH, dtype=dtype, device=device) for dtype in dtypes]
 
 
 def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -120,6 +147,8 @@ def _shape_of(rule: Rule) -> Rule:
         stochastic_state=rule.stochastic_state,
         stochastic_weights=rule.stochastic_weights,
         seed=0,
+        auto_lr=rule.auto_lr,
+        momentum=rule.momentum,
     )
 
 
@@ -130,24 +159,28 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
     if kind[2] == torch.bfloat16:
         formula = functools.partial(step_half, rounded=as_bfloat16_by_bits)
 
-    def step(
-        weights: list[Tensor], gradients: list[Tensor], sums: list[Tensor], numbers: Tensor, keys: Tensor
-    ) -> Tensor:
-        own = Constants(*numbers.unbind())
+    def step(columns: list[list[Tensor]], numbers: Tensor, keys: Tensor, factors: Tensor | None) -> Tensor:
+        plain = Constants(*numbers.unbind())
+        each = [None] * size if factors is None else factors.unbind()
         skipped = keys.new_zeros(())
-        for table, gradient, vt, key in zip(weights, gradients, sums, keys.unbind(), strict=True):
+        for *row, key, factor in zip(*columns, keys.unbind(), each, strict=True):
+            table, gradient, vt, *momentum = row
             words = None
             if random:
                 elements = torch.arange(table.numel(), dtype=torch.int32, device=table.device)
                 words = random_words(key, elements.view(table.shape))
-            new = formula(table, gradient, vt, own, rule, words)
+            new = formula(table, gradient, vt, found(plain, factor), rule, words, *momentum)
             table.copy_(new.weights)
             vt.copy_(new.state)
+            if new.momentum is not None:
+                momentum[0].copy_(new.momentum)
             skipped = skipped + (~new.usable).to(torch.int32).sum(dtype=torch.int32)
         return skipped
 
     def first_call(kernel: _Kernel) -> None:
-        kernel(*_first_tables(kind, size), _numbers(rule, kind[2], kind[3]), _keys((0,) * size, kind[3]))
+        numbers = _numbers(rule, kind[2], kind[3])
+        factors = numbers.new_ones(size) if rule.auto_lr else None
+        kernel(_first_tables(_dtypes(rule, kind), kind[3], size), numbers, _keys((0,) * size, kind[3]), factors)
 
     name = f"adacoor_step_{_kernel.cache_info().misses}"
     try:
@@ -159,11 +192,11 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
         ) from error
 
 
-def _first_tables(kind: _Kind, size: int) -> list[list[Tensor]]:
+def _first_tables(dtypes: tuple[torch.dtype, ...], device: torch.device, size: int) -> list[list[Tensor]]:
     """What the first call sees, and torch generates code for: of any number of rows, and no two alike."""
     columns = []
-    for dtype in kind[:3]:
-        tables = [torch.zeros(_FIRST_ROWS + number, WIDTH, dtype=dtype, device=kind[3]) for number in range(size)]
+    for dtype in dtypes:
+        tables = [torch.zeros(_FIRST_ROWS + number, WIDTH, dtype=dtype, device=device) for number in range(size)]
         any_rows(tables)
         columns.append(tables)
     return columns

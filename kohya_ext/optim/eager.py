@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import blockwise
-from kohya_ext.optim.functional import Constants, Rule, constants, needs_words, step_full, step_half
+from kohya_ext.optim.functional import Constants, Rule, constants, found, needs_words, step_full, step_half
 from kohya_ext.tensors.elements import DeviceCount, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 # The dtypes of weights, gradient and accumulator, and their device: with a group's settings, all that decides the path.
 Kind = tuple[torch.dtype, torch.dtype, torch.dtype, torch.device]
-# One step in place of flat, contiguous weights; the others are the gradient and the accumulator.
-QuickStep = Callable[[Tensor, Tensor, Tensor], None]
+# One step in place of flat, contiguous weights; the others: the gradient, the accumulator, the factor of `found`.
+QuickStep = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], None]
 
 # Learning rates that a scheduler has left behind; a few stand for as many groups and kinds of tensors.
 _MOST_KEPT = 64
@@ -58,24 +58,36 @@ class SlicedStep:
     def step(
         self, rule: Rule, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, index: int
     ) -> None:
-        """One step of a flat tensor. step, index: what random bits depend on, see `kohya_ext.tensors.rounding`."""
-        vt = state["vt"]
+        """One step of a flat tensor.
+
+        Args:
+            rule: the settings of the group.
+            weights: stepped in place.
+            gradient: as long as they are.
+            state: the accumulator and its company; under `factor` a number, or one for each element.
+            step: what random bits depend on, see `kohya_ext.tensors.rounding`.
+            index: likewise.
+        """
+        vt, momentum, factor = state["vt"], state.get("momentum"), state.get("factor")
+        each = factor is not None and factor.dim() > 0
         quick = self.quick(rule, (weights.dtype, gradient.dtype, vt.dtype, weights.device))
-        if quick is not None:
-            quick(weights, gradient, vt)
+        if quick is not None and not each:
+            quick(weights, gradient, vt, factor)
             return
         key = stream_key(rule.seed, step, index) if needs_words(rule, weights.dtype, vt.dtype) else None
-        numbers = constants(rule, vt.dtype, weights.device)
+        plain = constants(rule, vt.dtype, weights.device)
         for start, length in slices(weights.numel(), slice_size(weights.device)):
             end = start + length
             words = None if key is None else random_words(key, element_indices(start, length, weights.device))
             piece, grad = weights[start:end], gradient[start:end]
+            numbers = found(plain, factor[start:end] if each and factor is not None else factor)
+            kept = None if momentum is None else momentum[start:end]
             if vt.dtype == torch.uint8:
                 scales = state["scale"][start // blockwise.BLOCK : -(-end // blockwise.BLOCK)]
-                usable = blockwise.step_(piece, grad, vt[start:end], scales, numbers, rule, words)
+                usable = blockwise.step_(piece, grad, vt[start:end], scales, numbers, rule, words, kept)
                 self._skips.add(usable)
             else:
-                self._step_slice(rule, numbers, piece, grad, vt[start:end], words)
+                self._step_slice(rule, numbers, piece, grad, vt[start:end], words, kept)
 
     def quick(self, rule: Rule, kind: Kind) -> QuickStep | None:
         """The quick step for tensors of this kind under these settings, made at the first call; None without one."""
@@ -88,28 +100,36 @@ class SlicedStep:
 
     def _prepare(self, rule: Rule, kind: Kind) -> QuickStep | None:
         weights, gradient, vt, device = kind
-        if device.type != "cpu" or weights != gradient or needs_words(rule, weights, vt):
+        if device.type != "cpu" or weights != gradient or needs_words(rule, weights, vt) or rule.momentum:
             return None
         if vt == torch.bfloat16:
             return self._quick_half(rule, device) if weights == torch.float32 else None
         return self._quick_full(rule, kind) if vt == weights else None
 
     def _step_slice(
-        self, rule: Rule, numbers: Constants, weights: Tensor, gradient: Tensor, vt: Tensor, words: Tensor | None
+        self,
+        rule: Rule,
+        numbers: Constants,
+        weights: Tensor,
+        gradient: Tensor,
+        vt: Tensor,
+        words: Tensor | None,
+        momentum: Tensor | None = None,
     ) -> None:
         formula = step_half if vt.dtype == torch.bfloat16 else step_full
-        new = formula(weights, gradient, vt, numbers, rule, words)
+        new = formula(weights, gradient, vt, numbers, rule, words, momentum)
         weights.copy_(new.weights)
         vt.copy_(new.state)
+        if momentum is not None and new.momentum is not None:
+            momentum.copy_(new.momentum)
         self._skips.add(new.usable)
 
     def _quick_half(self, rule: Rule, device: torch.device) -> QuickStep:
         """Weights in float32, accumulator in bfloat16."""
-        numbers = constants(rule, torch.bfloat16, device)
-        growth, scale, decay, eps = float(numbers.growth), float(numbers.scale), rule.decay, rule.eps
+        plain = constants(rule, torch.bfloat16, device)
+        decay, eps = rule.decay, rule.eps
         sign = 1.0 if rule.maximize else -1.0
         one_factor = rule.lr == 1  # the sign changes no rounding, so learning rate and scale are one factor
-        value = sign * (scale if one_factor else rule.lr)
         wide_buffer, narrow_buffer = (
             self._scratch.take(name, dtype, device)
             for name, dtype in (("wide", torch.float32), ("narrow", torch.bfloat16))
@@ -117,7 +137,10 @@ class SlicedStep:
         scaled_buffer = wide_buffer if one_factor else self._scratch.take("scaled", torch.float32, device)
         size = slice_size(device)
 
-        def step(weights: Tensor, gradient: Tensor, vt: Tensor) -> None:
+        def step(weights: Tensor, gradient: Tensor, vt: Tensor, factor: Tensor | None) -> None:
+            numbers = found(plain, factor)
+            growth, scale = float(numbers.growth), float(numbers.scale)
+            value = sign * (scale if one_factor else rule.lr)
             for own, newest, sums in _pieces(size, weights, gradient, vt):
                 length = own.numel()
                 wide, narrow = wide_buffer[:length], narrow_buffer[:length]
@@ -139,22 +162,27 @@ class SlicedStep:
 
     def _quick_full(self, rule: Rule, kind: Kind) -> QuickStep:
         """Weights and accumulator in float32, or both in float64."""
-        numbers = constants(rule, kind[2], kind[3])
-        added, decay, vt_rate = float(numbers.added), rule.decay, rule.vt_rate
-        value = -float(numbers.negative_lr) if rule.maximize else float(numbers.negative_lr)
+        plain = constants(rule, kind[2], kind[3])
+        added, decay = float(plain.added), rule.decay
+        value = -float(plain.negative_lr) if rule.maximize else float(plain.negative_lr)
         buffer = self._scratch.take("wide", kind[2], kind[3])
+        scaled_buffer = self._scratch.take("scaled", kind[2], kind[3]) if rule.extended else buffer
         size = slice_size(kind[3])
 
-        def step(weights: Tensor, gradient: Tensor, total: Tensor) -> None:
+        def step(weights: Tensor, gradient: Tensor, total: Tensor, factor: Tensor | None) -> None:
+            numbers = found(plain, factor)
+            growth, scale = float(numbers.growth), float(numbers.scale)
             for own, newest, sums in _pieces(size, weights, gradient, total):
                 wide = torch.mul(newest, newest, out=buffer[: own.numel()])
                 if not math.isfinite(wide.sum().item()):
                     self._step_slice(rule, numbers, own, newest, sums, None)
                     continue
-                sums.add_(wide if vt_rate == 1 else wide.mul_(vt_rate))
+                sums.add_(wide if growth == 1 else wide.mul_(growth))
                 torch.sqrt(sums, out=wide).add_(added)
                 if decay != 1:
                     own.mul_(decay)
+                if scale != 1:
+                    newest = torch.mul(newest, scale, out=scaled_buffer[: own.numel()])
                 own.addcdiv_(newest, wide, value=value)
 
         return step
@@ -213,9 +241,16 @@ def _step_batch(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
     all_weights = [job.weights for job in jobs]
     all_vt = [job.state["vt"] for job in jobs]
     weights, gradient, vt = torch.cat(all_weights), torch.cat([job.gradient for job in jobs]), torch.cat(all_vt)
-    sliced.step(rule, weights, gradient, {"vt": vt}, 0, 0)
+    state = {"vt": vt}
+    if rule.auto_lr:
+        state["factor"] = torch.cat([job.state["factor"].expand(job.weights.numel()) for job in jobs])
+    if rule.momentum:
+        state["momentum"] = torch.cat([job.state["momentum"] for job in jobs])
+    sliced.step(rule, weights, gradient, state, 0, 0)
     scatter(weights, all_weights)
     scatter(vt, all_vt)
+    if rule.momentum:
+        scatter(state["momentum"], [job.state["momentum"] for job in jobs])
 
 
 class SkipCount:

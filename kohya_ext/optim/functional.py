@@ -16,19 +16,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kohya_ext.tensors.rounding import as_bfloat16, round_stochastically
+from kohya_ext.tensors.rounding import as_bfloat16, more_words, round_stochastically
 
 
 @dataclass(frozen=True)
 class Rule:
     """The settings of a parameter group, as numbers ready for use.
 
-    lr multiplies the update. decay: what weights are multiplied with first (1 without weight decay).
+    lr multiplies the update. decay: what weights are multiplied with first (1 without weight decay). momentum: the
+    share of it that each step keeps, 0 for none.
     """
 
     lr: float
@@ -40,6 +41,13 @@ class Rule:
     stochastic_state: bool
     stochastic_weights: bool
     seed: int
+    auto_lr: bool = False
+    momentum: float = 0.0
+
+    @property
+    def extended(self) -> bool:
+        """Whether a step does more than that of the published optimizer."""
+        return self.auto_lr or self.momentum > 0
 
     @property
     def rounded_eps(self) -> float:
@@ -63,14 +71,15 @@ class Stepped:
     weights: Tensor
     state: Tensor
     usable: Tensor
+    momentum: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Constants:
     """The rule's numbers as the formula takes them: floats, or 0-dimensional tensors in compiled code.
 
-    growth: factor of the squared gradient in the accumulator. scale: factor of the gradient. added: term next to the
-    root. negative_lr, decay: see Rule.
+    growth: factor of the squared gradient in the accumulator. scale: factor of the gradient; the 32- and 64-bit forms
+    of the plain rule have it in negative_lr. added: term next to the root. negative_lr, decay: see Rule.
     """
 
     growth: float | Tensor
@@ -85,7 +94,16 @@ def constants(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Con
     if state_dtype == torch.bfloat16:
         eps = rule.rounded_eps
         return Constants(eps * rule.vt_rate, eps, rule.added_eps(device), -rule.lr, rule.decay)
+    if rule.extended:
+        return Constants(rule.vt_rate, rule.root_eps, rule.root_eps, -rule.lr, rule.decay)
     return Constants(rule.vt_rate, 1.0, rule.root_eps, -rule.lr * rule.root_eps, rule.decay)
+
+
+def found(numbers: Constants, factor: Tensor | None) -> Constants:
+    """The numbers at the distance found: factor is its square by eps, for all elements or each; None for 1."""
+    if factor is None:
+        return numbers
+    return replace(numbers, growth=factor * numbers.growth, scale=factor * numbers.scale)
 
 
 def step_half(
@@ -95,6 +113,7 @@ def step_half(
     numbers: Constants,
     rule: Rule,
     words: Tensor | None,
+    momentum: Tensor | None = None,
     rounded: Callable[[Tensor], Tensor] = as_bfloat16,
 ) -> Stepped:
     """One step with a bfloat16 accumulator.
@@ -107,28 +126,59 @@ def step_half(
         rule: the settings of the group.
         words: int32 random bits, one an element, for whatever is rounded stochastically; None where nothing is. The
             upper 16 bits round the accumulator, the lower ones the weights.
+        momentum: the mean of the latest updates before `lr`; None where the rule has none.
         rounded: rounds float32 to the nearest bfloat16 and leaves it in float32; the ways of `rounding` have one
             result.
     """
-    up, usable = _usable(gradient, torch.float32, rule)
+    up, usable = usable_part(gradient, torch.float32, rule)
     growth = up * up * numbers.growth
     if rule.stochastic_state and words is not None:
         grown = round_stochastically(vt.to(torch.float32) + growth, words >> 16, torch.bfloat16).to(torch.float32)
     else:
         grown = rounded(vt.to(torch.float32) + rounded(growth))
-    denominator = rounded(rounded(torch.sqrt(grown)) + numbers.added)
-    moved = _move(weights.to(torch.float32), up * numbers.scale, denominator, numbers, rule, usable)
-    return Stepped(round_weights(moved, rule, weights.dtype, words), grown.to(torch.bfloat16), usable)
+    divisor = half_divisor(grown, numbers, rounded)
+    kept = None if momentum is None else averaged(momentum, up * numbers.scale / divisor, rule, usable, words)
+    moved = _move(weights.to(torch.float32), up * numbers.scale, divisor, kept, numbers, rule, usable)
+    return Stepped(round_weights(moved, rule, weights.dtype, words), grown.to(torch.bfloat16), usable, kept)
 
 
 def step_full(
-    weights: Tensor, gradient: Tensor, total: Tensor, numbers: Constants, rule: Rule, words: Tensor | None
+    weights: Tensor,
+    gradient: Tensor,
+    total: Tensor,
+    numbers: Constants,
+    rule: Rule,
+    words: Tensor | None,
+    momentum: Tensor | None = None,
 ) -> Stepped:
     """One step with a float32 or float64 accumulator."""
-    up, usable = _usable(gradient, total.dtype, rule)
+    up, usable = usable_part(gradient, total.dtype, rule)
     grown = total + up * up * numbers.growth
-    moved = _move(weights.to(total.dtype), up, torch.sqrt(grown) + numbers.added, numbers, rule, usable)
-    return Stepped(round_weights(moved, rule, weights.dtype, words), grown, usable)
+    numerator = up * numbers.scale if rule.extended else up
+    divisor = torch.sqrt(grown) + numbers.added
+    kept = None if momentum is None else averaged(momentum, numerator / divisor, rule, usable, words)
+    moved = _move(weights.to(total.dtype), numerator, divisor, kept, numbers, rule, usable)
+    return Stepped(round_weights(moved, rule, weights.dtype, words), grown, usable, kept)
+
+
+def half_divisor(grown: Tensor, numbers: Constants, rounded: Callable[[Tensor], Tensor] = as_bfloat16) -> Tensor:
+    """What a gradient is divided by, from a bfloat16 accumulator that is given in float32."""
+    return rounded(rounded(torch.sqrt(grown)) + numbers.added)
+
+
+def averaged(momentum: Tensor, update: Tensor, rule: Rule, usable: Tensor, words: Tensor | None) -> Tensor:
+    """The momentum after one more update, as it is stored; unusable elements keep theirs."""
+    before = momentum.to(update.dtype)
+    after = before + (update - before) * (1.0 - rule.momentum)
+    after = torch.where(usable, after, before)
+    if momentum.dtype != torch.bfloat16 or words is None:
+        return after.to(momentum.dtype)
+    return round_stochastically(after, more_words(words), torch.bfloat16)
+
+
+def momentum_dtype(state_dtype: torch.dtype) -> torch.dtype:
+    """The type of the momentum next to an accumulator of this type."""
+    return torch.bfloat16 if state_dtype == torch.uint8 else state_dtype
 
 
 def rounds_weights_stochastically(rule: Rule, weights_dtype: torch.dtype) -> bool:
@@ -139,6 +189,7 @@ def rounds_weights_stochastically(rule: Rule, weights_dtype: torch.dtype) -> boo
 def needs_words(rule: Rule, weights_dtype: torch.dtype, state_dtype: torch.dtype) -> bool:
     """Whether a step needs random bits."""
     coarse = state_dtype == torch.uint8 or (rule.stochastic_state and state_dtype == torch.bfloat16)
+    coarse = coarse or (rule.momentum > 0 and momentum_dtype(state_dtype) == torch.bfloat16)
     return coarse or rounds_weights_stochastically(rule, weights_dtype)
 
 
@@ -155,7 +206,7 @@ def round_weights(moved: Tensor, rule: Rule, dtype: torch.dtype, words: Tensor |
     return moved.to(dtype)
 
 
-def _usable(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> tuple[Tensor, Tensor]:
+def usable_part(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> tuple[Tensor, Tensor]:
     """The gradient to step by, and where it could be used. Elsewhere it is 0, which moves neither weight nor state."""
     up = gradient.to(dtype)
     up = -up if rule.maximize else up
@@ -164,8 +215,16 @@ def _usable(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> tuple[Tensor, T
 
 
 def _move(
-    weights: Tensor, numerator: Tensor, denominator: Tensor, numbers: Constants, rule: Rule, usable: Tensor
+    weights: Tensor,
+    numerator: Tensor,
+    divisor: Tensor,
+    kept: Tensor | None,
+    numbers: Constants,
+    rule: Rule,
+    usable: Tensor,
 ) -> Tensor:
     decayed = weights if rule.decay == 1 else torch.where(usable, weights * numbers.decay, weights)
+    if kept is not None:
+        return torch.where(usable, decayed + numbers.negative_lr * kept.to(weights.dtype), weights)
     # the order of operations of torch's addcdiv on a CPU
-    return decayed + numbers.negative_lr * numerator / denominator
+    return decayed + numbers.negative_lr * numerator / divisor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import accumulator, blockwise, settings
+from kohya_ext.optim import accumulator, blockwise, distance, settings
 
 # More steps than any run has; a number beyond is damage.
 _MOST_STEPS = 1 << 40
@@ -54,10 +54,11 @@ def read(state_dict: Any, own_groups: Sequence[Mapping[str, Any]]) -> Loaded:
             continue
         try:
             step = _step_of(entries, saved_groups[number])
-            accumulator, other_width = _accumulator(entries, saved_groups[number], parameter, groups[number])
+            own, other_width = _accumulator(entries, saved_groups[number], parameter, groups[number])
+            own.update(_company(entries, parameter, groups[number]))
         except ValueError as error:
             raise ValueError(f"state of parameter {index} (shape {tuple(parameter.shape)}): {error}") from None
-        state[key] = Entries({"step": step, **accumulator})
+        state[key] = Entries({"step": step, **own})
         converted += [groups[number]["state_bits"]] if other_width else []
     return Loaded(groups, state, converted)
 
@@ -140,6 +141,24 @@ def _accumulator(
     if not all(_in_range(tensor) for tensor in vt.values()):
         raise ValueError(f"'vt' is too large for {own['state_bits']} bits")
     return vt, converted
+
+
+def _company(entries: Mapping[str, Any], parameter: Tensor, own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What `auto_lr` and `momentum` keep, where the state has it; a step makes afresh what it lacks."""
+    wanted: dict[str, Tensor] = {}
+    if own["auto_lr"] and ("moved" in entries or "factor" in entries):
+        wanted.update(distance.fresh(parameter))
+    if own["momentum"] and "momentum" in entries:
+        wanted["momentum"] = accumulator.fresh_momentum(parameter, own["state_bits"])
+    for name, tensor in wanted.items():
+        saved = entries.get(name)
+        if not isinstance(saved, Tensor) or not saved.is_floating_point() or saved.shape != tensor.shape:
+            found = f"{saved.dtype}, of shape {tuple(saved.shape)}" if isinstance(saved, Tensor) else repr(saved)
+            raise ValueError(f"{name!r} is {found}, expected {tuple(tensor.shape)}: the state of another model")
+        if not bool(torch.isfinite(saved).all()) or (name == "factor" and float(saved) < 1):
+            raise ValueError(f"{name!r} holds numbers that it cannot have: infinite or NaN, or a factor below 1")
+        tensor.copy_(saved)
+    return wanted
 
 
 def _check_tensors(entries: Mapping[str, Any], saved_bits: int | None, parameter: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import accumulator, compiled, torch_adagrad
+from kohya_ext.optim import accumulator, compiled, distance, torch_adagrad
 from kohya_ext.optim.eager import Job, Kind, QuickStep, SkipCount, SlicedStep, step_many
 from kohya_ext.optim.functional import Rule
 from kohya_ext.tensors.elements import flat_views, overlap
@@ -51,6 +51,7 @@ class GroupPlan:
         self._skips = skips
         self._quick: dict[Kind, QuickStep | None] = {}
         self._gathered: set[Kind] = set()
+        self._needed = {"vt"} | ({"moved"} if rule.auto_lr else set()) | ({"momentum"} if rule.momentum else set())
 
     def step(self, members: Sequence[Due], states: MutableMapping[Tensor, dict[str, Any]]) -> int:
         """Step each of these in place; returns how many elements they have. states: where new ones are to be kept."""
@@ -61,9 +62,8 @@ class GroupPlan:
             weights = parameter.data
             if state is None:
                 state = states[parameter]
-            if "vt" not in state:
-                state["step"] = 0
-                state.update(accumulator.fresh(parameter, self._rule.state_bits))
+            if not self._needed <= state.keys():
+                self._complete(parameter, state)
             state["step"] += 1
             vt = state["vt"]
             elements += weights.numel()
@@ -74,9 +74,11 @@ class GroupPlan:
                 continue
             flat, newest, sums = weights.view(-1), gradient.view(-1), vt.view(-1)
             if quick is not None:
-                quick(flat, newest, sums)
+                quick(flat, newest, sums, None)
                 continue
             job = Job(flat, newest, {**state, "vt": sums}, state["step"], index)
+            if self._rule.momentum:
+                job.state["momentum"] = state["momentum"].view(-1)
             if not alone and (kind in self._gathered or self._is_gathered(job)):
                 together.append(job)
             else:
@@ -85,11 +87,21 @@ class GroupPlan:
             self._step_together(together)
         return elements
 
+    def _complete(self, parameter: Tensor, state: dict[str, Any]) -> None:
+        """Give a parameter the state that it lacks: all of it at its first step, some where a setting has changed."""
+        if "vt" not in state:
+            state["step"] = 0
+            state.update(accumulator.fresh(parameter, self._rule.state_bits))
+        if self._rule.auto_lr and "moved" not in state:
+            state.update(distance.fresh(parameter))
+        if self._rule.momentum and "momentum" not in state:
+            state["momentum"] = accumulator.fresh_momentum(parameter, self._rule.state_bits)
+
     def _decide(self, kind: Kind) -> QuickStep | None:
         """The quick step of this kind, where nothing else about the tensors matters."""
         if gathers(self._foreach, self._fused, kind[3]):
             self._gathered.add(kind)
-        other_path = self._fused or kind in self._gathered or self._may_take_torchs_kernel(kind)
+        other_path = self._fused or self._rule.extended or kind in self._gathered or self._may_take_torchs_kernel(kind)
         quick = self._quick[kind] = None if other_path else self._sliced.quick(self._rule, kind)
         return quick
 
@@ -105,17 +117,23 @@ class GroupPlan:
         they write into the gaps.
         """
         vt = state["vt"]
+        if self._rule.auto_lr and vt.stride() == weights.stride() != gradient.stride():
+            # the sample is of places in memory, and must stay one of the same elements
+            gradient = torch.empty_like(weights, dtype=gradient.dtype).copy_(gradient)
+        tensors = [weights, gradient, vt, *([state["momentum"]] if self._rule.momentum else [])]
         # codes are flat already, in the logical order of the elements
-        views = flat_views(weights, gradient, vt) if vt.dtype != torch.uint8 else None
-        flat = views or [tensor.reshape(-1).contiguous() for tensor in (weights, gradient, vt)]
+        views = flat_views(*tensors) if vt.dtype != torch.uint8 else None
+        flat = views or [tensor.reshape(-1).contiguous() for tensor in tensors]
         job = Job(flat[0], flat[1], {**state, "vt": flat[2]}, state["step"], index)
+        if self._rule.momentum:
+            job.state["momentum"] = flat[3]
         if together is not None and views is not None and self._is_gathered(job):
             together.append(job)
             return
         self._dispatch(job)
         if views is None:
-            for own, copy in ((weights, flat[0]), (vt, flat[2])):
-                if not own.is_contiguous():
+            for own, copy in zip(tensors, flat, strict=True):
+                if own is not gradient and not own.is_contiguous():
                     own.copy_(copy.view(own.shape))
 
     def _is_gathered(self, job: Job) -> bool:
@@ -129,7 +147,8 @@ class GroupPlan:
         if len(jobs) > 1 and overlap([job.weights for job in jobs]):  # what is gathered is read before it is written
             for job in jobs:
                 self._dispatch(job)
-        elif self._fused:
+            return
+        if self._fused:
             self._step_compiled(jobs)
         else:
             devices = {job.weights.device for job in jobs}
@@ -137,6 +156,7 @@ class GroupPlan:
             step_many(self._sliced, self._rule, [job for job in jobs if job.weights.device in gathering])
             small = [job for job in jobs if job.weights.device not in gathering]
             torch_adagrad.step_many(self._sliced, self._rule, small)
+        self._measure(jobs)
 
     def _step_compiled(self, jobs: list[Job]) -> None:
         for count in compiled.step_many(self._rule, jobs):
@@ -149,6 +169,13 @@ class GroupPlan:
             self._step_compiled([job])
         else:
             self._sliced.step(self._rule, job.weights, job.gradient, job.state, job.step, job.place)
+        self._measure([job])
+
+    def _measure(self, jobs: Sequence[Job]) -> None:
+        """Note how far these have moved, where that decides how far the next steps go."""
+        if self._rule.auto_lr:
+            for job in jobs:
+                distance.note(self._rule, job.gradient, job.state)
 
     def _is_compiled(self, job: Job) -> bool:
         return bool(self._fused) and job.weights.numel() >= compiled.SMALLEST

@@ -14,8 +14,8 @@ from kohya_ext.optim.functional import Rule, to_bfloat16
 from kohya_ext.tensors.elements import repeats
 
 STATE_BITS = (8, 16, 32)
-_NUMBERS = ("lr", "eps", "weight_decay", "vt_rate")
-_SWITCHES = ("stochastic_state", "stochastic_weights", "maximize")
+_NUMBERS = ("lr", "eps", "weight_decay", "vt_rate", "momentum")
+_SWITCHES = ("auto_lr", "stochastic_state", "stochastic_weights", "maximize")
 _CHOICES = ("foreach", "fused")
 _others = operator.itemgetter("state_bits", "seed", *_SWITCHES, *_CHOICES)
 
@@ -26,6 +26,8 @@ def check(group: Mapping[str, Any]) -> None:
         _check_number(name, group[name])
     if group["eps"] <= 0 or to_bfloat16(group["eps"]) <= 0:
         raise ValueError(f"eps must be above 0, got {group['eps']!r}: it is the first step's size and the divisor")
+    if group["momentum"] >= 1:
+        raise ValueError(f"momentum must be below 1, got {group['momentum']!r}: it is the share that each step keeps")
     for name in _SWITCHES:
         if not isinstance(group[name], bool):
             raise TypeError(f"{name} must be True or False, got {group[name]!r}")
@@ -62,8 +64,7 @@ def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
 
 def values(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """All settings of a group, to tell later whether any has changed: `lr` may be a tensor, changed in place."""
-    lr, eps, decay, vt_rate = group["lr"], group["eps"], group["weight_decay"], group["vt_rate"]
-    return float(lr), float(eps), float(decay), float(vt_rate), *_others(group)
+    return float(group["lr"]), group["eps"], group["weight_decay"], group["vt_rate"], group["momentum"], *_others(group)
 
 
 def rule_of(group: Mapping[str, Any]) -> Rule:
@@ -79,6 +80,8 @@ def rule_of(group: Mapping[str, Any]) -> Rule:
         stochastic_state=group["stochastic_state"],
         stochastic_weights=group["stochastic_weights"],
         seed=group["seed"],
+        auto_lr=group["auto_lr"],
+        momentum=float(group["momentum"]),
     )
 
 

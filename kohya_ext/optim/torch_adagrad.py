@@ -29,7 +29,9 @@ def available(rule: Rule, kind: Kind) -> bool:
     """Whether the kernel computes what the rule asks for, for tensors of this kind (none with a pending sign)."""
     weights, gradient, vt, device = kind
     same = weights == gradient == vt == torch.float32
-    return same and device.type == "cpu" and rule.vt_rate == 1 and hasattr(torch, "_fused_adagrad_")
+    return (
+        same and device.type == "cpu" and rule.vt_rate == 1 and not rule.extended and hasattr(torch, "_fused_adagrad_")
+    )
 
 
 def step_(sliced: SlicedStep, rule: Rule, weights: Tensor, gradient: Tensor, total: Tensor) -> None:

@@ -49,6 +49,13 @@ def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
     return word ^ (word >> 16 & 0xFFFF)
 
 
+def more_words(words: Tensor) -> Tensor:
+    """As many random bits again, made of those from `random_words` where the first are used up."""
+    word = words * -1640531535 + 1013904223
+    word = (word ^ (word >> 15 & 0x1FFFF)) * -2048144789
+    return word ^ (word >> 16 & 0xFFFF)
+
+
 def element_indices(start: int, length: int, device: torch.device) -> Tensor:
     """The int32 indices of elements start ... start + length - 1 of a tensor, wrapped beyond 2**31."""
     wrapped = (start + (1 << 31)) % (1 << 32) - (1 << 31)

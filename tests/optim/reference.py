@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import AdaCoor, blockwise
-from kohya_ext.optim.accumulator import fresh
-from kohya_ext.optim.functional import constants, needs_words, step_full, step_half
+from kohya_ext.optim import AdaCoor, blockwise, distance
+from kohya_ext.optim.accumulator import fresh, fresh_momentum
+from kohya_ext.optim.functional import constants, found, needs_words, step_full, step_half
 from kohya_ext.optim.settings import rule_of
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
@@ -42,10 +42,39 @@ class Exact:
         self.weights -= rate * gradient / (self.total.sqrt() + self.eps**0.5)
 
 
+class Found:
+    """`auto_lr` and `momentum` in float64, from their definition: coordinate-wise DoWG, one distance a tensor.
+
+    All elements count for the distance, as AdaCoor has it for tensors of up to 4096.
+    """
+
+    def __init__(self, weights: Tensor, eps: float = 1e-8, momentum: float = 0.0, **settings: float) -> None:
+        self.weights = weights.double().clone()
+        self.total, self.moved, self.mean = (torch.zeros_like(self.weights) for _ in range(3))
+        self.eps, self.momentum = eps, momentum
+        self.vt_rate, self.weight_decay = settings.get("vt_rate", 1.0), settings.get("weight_decay", 0.0)
+        self.square = eps  # of the distance
+
+    def step(self, gradient: Tensor, lr: float = 1.0) -> None:
+        """One step with a gradient of any precision, none of it unusable."""
+        gradient = gradient.double()
+        self.total += self.vt_rate * self.square * gradient**2
+        update = self.square * gradient / (self.total.sqrt() + self.eps)
+        self.mean = self.momentum * self.mean + (1 - self.momentum) * update
+        self.weights *= 1 - lr * self.eps**0.5 * self.weight_decay
+        self.weights -= lr * self.mean
+        self.moved -= lr * self.mean
+        self.square = max(self.square, min(2 * self.square, float(self.moved.square().mean())))
+
+
 def decades(shape: tuple[int, ...], generator: torch.Generator, low: float = -9, high: float = 3) -> Tensor:
     """Random gradients whose magnitudes spread evenly over 12 powers of ten."""
     exponent = low + (high - low) * torch.rand(shape, generator=generator)
     return torch.randn(shape, generator=generator) * 10**exponent
+
+
+# What has one element for each weight, codes of 8 bits as well.
+SHAPED = {"vt", "momentum"}
 
 
 class Formula:
@@ -57,6 +86,10 @@ class Formula:
         self._steps = 0
         self.skipped = 0
         self.state = {key: value.flatten() for key, value in fresh(self.weights, self._rule.state_bits).items()}
+        if self._rule.auto_lr:
+            self.state.update(distance.fresh(self.weights))
+        if self._rule.momentum:
+            self.state["momentum"] = fresh_momentum(self.weights, self._rule.state_bits).flatten()
 
     def step(self, gradient: Tensor, index: int, order: Sequence[int]) -> None:
         """One step of parameter `index`. order: of the dimensions, in which elements count for random bits."""
@@ -67,21 +100,29 @@ class Formula:
         words = random_words(
             stream_key(self._rule.seed, self._steps, index), element_indices(0, flat.numel(), flat.device)
         )
-        vt = self.state["vt"]
-        if vt.dtype != torch.uint8:
-            vt = _flat_copy(vt.view(self.weights.shape), order)
-        numbers = constants(self._rule, vt.dtype, flat.device)
+        own = {name: _flat_copy(self._shaped(value), order) for name, value in self.state.items() if name in SHAPED}
+        own = {**self.state, **own}
+        vt, kept = own["vt"], own.get("momentum")
+        numbers = found(constants(self._rule, vt.dtype, flat.device), own.get("factor"))
         if not needs_words(self._rule, flat.dtype, vt.dtype):
             words = None
         if vt.dtype == torch.uint8:
-            usable = blockwise.step_(flat, newest, vt, self.state["scale"], numbers, self._rule, words)
+            usable = blockwise.step_(flat, newest, vt, own["scale"], numbers, self._rule, words, kept)
         else:
             formula = step_half if vt.dtype == torch.bfloat16 else step_full
-            new = formula(flat, newest, vt, numbers, self._rule, words)
-            flat, usable = new.weights, new.usable
-            _unfold(self.state["vt"].view(self.weights.shape), new.state, order)
+            new = formula(flat, newest, vt, numbers, self._rule, words, kept)
+            flat, usable, own["vt"] = new.weights, new.usable, new.state
+            if new.momentum is not None:
+                own["momentum"] = new.momentum
+        if self._rule.auto_lr:
+            distance.note(self._rule, newest, own)
+        for name in SHAPED & own.keys():
+            _unfold(self._shaped(self.state[name]), own[name], order)
         _unfold(self.weights, flat, order)
         self.skipped += int((~usable).sum())
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        return flat.view(self.weights.shape)
 
 
 def _flat_copy(tensor: Tensor, order: Sequence[int]) -> Tensor:

@@ -31,6 +31,14 @@ PATHS: list[dict[str, Any]] = [
     {"state_bits": 32, "weight_decay": 10.0, "maximize": True},
     {"state_bits": 8},
     {"state_bits": 8, "foreach": True},
+    {"auto_lr": True},
+    {"auto_lr": True, "foreach": True, "lr": 3.0},
+    {"auto_lr": True, "momentum": 0.9, "weight_decay": 10.0},
+    {"auto_lr": True, "momentum": 0.9, "foreach": True, "stochastic_state": True},
+    {"auto_lr": True, "state_bits": 32},
+    {"auto_lr": True, "state_bits": 32, "momentum": 0.9, "foreach": True, "maximize": True},
+    {"auto_lr": True, "state_bits": 8, "momentum": 0.9},
+    {"momentum": 0.9},
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -92,7 +100,8 @@ class Case:
         if self.path.get("state_bits") == 8:
             return list(range(parameter.dim()))
         vt = self.optimizer.state.get(parameter, {}).get("vt")
-        return memory_order(parameter, parameter.grad, torch.empty_like(parameter) if vt is None else vt)
+        gradient = parameter if self.path.get("auto_lr") else parameter.grad  # which is copied to that order if need be
+        return memory_order(parameter, gradient, torch.empty_like(parameter) if vt is None else vt)
 
     def check(self) -> None:
         for guard, views in self.guards:

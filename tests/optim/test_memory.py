@@ -27,7 +27,17 @@ def peak_bytes(optimizer: AdaCoor) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "settings", [{}, {"foreach": True}, {"stochastic_state": True}, {"state_bits": 32}, {"state_bits": 8}], ids=str
+    "settings",
+    [
+        {},
+        {"foreach": True},
+        {"stochastic_state": True},
+        {"state_bits": 32},
+        {"state_bits": 8},
+        {"auto_lr": True},
+        {"auto_lr": True, "momentum": 0.9},
+    ],
+    ids=str,
 )
 def test_a_step_takes_little_memory(dtype: torch.dtype, settings: dict[str, Any]) -> None:
     """12 million elements: one temporary of their size would already be 48 MB, and the published loop makes four."""

@@ -17,7 +17,12 @@ from kohya_ext.optim import AdaCoor
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")]
 
 
-MODES: tuple[dict[str, Any], ...] = ({"stochastic_state": True, "seed": 5}, {"state_bits": 8}, {"state_bits": 32})
+MODES: tuple[dict[str, Any], ...] = (
+    {"stochastic_state": True, "seed": 5},
+    {"state_bits": 8},
+    {"state_bits": 32},
+    {"auto_lr": True, "momentum": 0.9},
+)
 
 
 def _train(rank: int, port: int, folder: str, settings: dict[str, Any]) -> None:
