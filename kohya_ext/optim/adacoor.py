@@ -44,7 +44,8 @@ class AdaCoor(torch.optim.Optimizer):
         fused: True for compiled kernels, which need a C++ compiler or Triton, and no 8 bits. None: torch's own fused
             Adagrad where it does the same (32 bits, on a CPU).
         auto_lr: put the distance that a tensor's weights have moved so far in the place of sqrt(eps), which then is the
-            first guess of it. `lr` 1 is right for most trainings; another one multiplies. Takes 1/32 byte a weight.
+            first guess of it. `lr` 1 is right for most trainings; another one multiplies. Takes 1/32 byte a weight; a
+            16-bit accumulator is rounded stochastically then.
         momentum: share of the mean of the latest updates that each step keeps, at least 0 and below 1. Above 0 it takes
             2 bytes a weight, rounded stochastically; 4 with state_bits=32.
 

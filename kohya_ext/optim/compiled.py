@@ -27,6 +27,7 @@ from kohya_ext.optim.functional import (
     step_half,
 )
 from kohya_ext.tensors.compiled import WIDTH, any_rows, compile_kernel, exact_options, table_of
+from kohya_ext.tensors.elements import on_device
 from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
 # Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
@@ -122,17 +123,12 @@ def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tens
 
 @functools.lru_cache(maxsize=256)
 def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _on(torch.tensor(values, dtype=dtype), device)
+    return on_device(torch.tensor(values, dtype=dtype), device)
 
 
 @functools.lru_cache(maxsize=2)
 def _keys(values: tuple[int, ...], device: torch.device) -> Tensor:
-    return _on(torch.tensor(values, dtype=torch.int32), device)
-
-
-def _on(numbers: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+    return on_device(torch.tensor(values, dtype=torch.int32), device)
 
 
 def _shape_of(rule: Rule) -> Rule:

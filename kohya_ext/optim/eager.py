@@ -9,6 +9,7 @@ group's settings, with preallocated outputs, which gives the bits of the formula
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from kohya_ext.optim import blockwise
 from kohya_ext.optim.functional import Constants, Rule, constants, found, needs_words, step_full, step_half
-from kohya_ext.tensors.elements import DeviceCount, scatter, slice_size, slices
+from kohya_ext.tensors.elements import DeviceCount, on_device, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 # The dtypes of weights, gradient and accumulator, and their device: with a group's settings, all that decides the path.
@@ -56,7 +57,14 @@ class SlicedStep:
         self._prepared: dict[tuple[Rule, Kind], QuickStep | None] = {}
 
     def step(
-        self, rule: Rule, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, index: int
+        self,
+        rule: Rule,
+        weights: Tensor,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        step: int,
+        index: int,
+        given: Tensor | None = None,
     ) -> None:
         """One step of a flat tensor.
 
@@ -67,6 +75,7 @@ class SlicedStep:
             state: the accumulator and its company; under `factor` a number, or one for each element.
             step: what random bits depend on, see `kohya_ext.tensors.rounding`.
             index: likewise.
+            given: the random bits, where they depend on something else.
         """
         vt, momentum, factor = state["vt"], state.get("momentum"), state.get("factor")
         each = factor is not None and factor.dim() > 0
@@ -78,7 +87,9 @@ class SlicedStep:
         plain = constants(rule, vt.dtype, weights.device)
         for start, length in slices(weights.numel(), slice_size(weights.device)):
             end = start + length
-            words = None if key is None else random_words(key, element_indices(start, length, weights.device))
+            words = given if given is None else given[start:end]
+            if key is not None and given is None:
+                words = random_words(key, element_indices(start, length, weights.device))
             piece, grad = weights[start:end], gradient[start:end]
             numbers = found(plain, factor[start:end] if each and factor is not None else factor)
             kept = None if momentum is None else momentum[start:end]
@@ -219,8 +230,8 @@ def step_many(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
         kinds[weights.dtype, job.gradient.dtype, job.state["vt"].dtype, weights.device].append(job)
     for (weights_dtype, _, state_dtype, device), alike in kinds.items():
         most = slice_size(device)
-        # random bits depend on a tensor's own index and elements
-        largest = 0 if needs_words(rule, weights_dtype, state_dtype) else most // 2
+        random = needs_words(rule, weights_dtype, state_dtype)
+        largest = 0 if state_dtype == torch.uint8 else most // 2  # blocks of codes begin with their tensor
         batch: list[Job] = []
         size = 0
         for job in alike:
@@ -229,15 +240,15 @@ def step_many(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
                 sliced.step(rule, job.weights, job.gradient, job.state, job.step, job.place)
                 continue
             if size + elements > most:
-                _step_batch(sliced, rule, batch)
+                _step_batch(sliced, rule, batch, random)
                 batch, size = [], 0
             batch.append(job)
             size += elements
         if batch:
-            _step_batch(sliced, rule, batch)
+            _step_batch(sliced, rule, batch, random)
 
 
-def _step_batch(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
+def _step_batch(sliced: SlicedStep, rule: Rule, jobs: list[Job], random: bool) -> None:
     all_weights = [job.weights for job in jobs]
     all_vt = [job.state["vt"] for job in jobs]
     weights, gradient, vt = torch.cat(all_weights), torch.cat([job.gradient for job in jobs]), torch.cat(all_vt)
@@ -246,11 +257,21 @@ def _step_batch(sliced: SlicedStep, rule: Rule, jobs: list[Job]) -> None:
         state["factor"] = torch.cat([job.state["factor"].expand(job.weights.numel()) for job in jobs])
     if rule.momentum:
         state["momentum"] = torch.cat([job.state["momentum"] for job in jobs])
-    sliced.step(rule, weights, gradient, state, 0, 0)
+    sliced.step(rule, weights, gradient, state, 0, 0, _words_of(rule, jobs) if random else None)
     scatter(weights, all_weights)
     scatter(vt, all_vt)
     if rule.momentum:
         scatter(state["momentum"], [job.state["momentum"] for job in jobs])
+
+
+def _words_of(rule: Rule, jobs: list[Job]) -> Tensor:
+    """The random bits of gathered tensors: for each the same as by itself."""
+    device = jobs[0].weights.device
+    starts = itertools.accumulate((job.weights.numel() for job in jobs[:-1]), initial=0)
+    keys = [stream_key(rule.seed, job.step, job.place) for job in jobs]
+    numbers = on_device(torch.tensor([keys, list(starts)], dtype=torch.int32), device)
+    key, start = (torch.cat([row[n].expand(job.weights.numel()) for n, job in enumerate(jobs)]) for row in numbers)
+    return random_words(key, element_indices(0, key.numel(), device) - start)
 
 
 class SkipCount:

@@ -77,7 +77,8 @@ def rule_of(group: Mapping[str, Any]) -> Rule:
         vt_rate=float(group["vt_rate"]),
         maximize=group["maximize"],
         state_bits=group["state_bits"],
-        stochastic_state=group["stochastic_state"],
+        # with `auto_lr` there is no published trajectory to keep, and a sum that no longer grows makes steps too long
+        stochastic_state=group["stochastic_state"] or (group["auto_lr"] and group["state_bits"] == 16),
         stochastic_weights=group["stochastic_weights"],
         seed=group["seed"],
         auto_lr=group["auto_lr"],

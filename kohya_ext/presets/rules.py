@@ -65,7 +65,9 @@ def rate_findings(values: Values, release: Release) -> Iterator[Finding]:
             continue
         given = values[key] if isinstance(values[key], list) else [values[key]]
         rate = max((parse_number(one or 0) or 0 for one in given), default=0)
-        if own is not None:
+        if own is not None and _asks("auto_lr", True, values):
+            yield from _factor_of_a_found_rate(own, key, rate, values)
+        elif own is not None:
             yield from _our_rate(own, key, rate, values, release)
         elif rate >= HIGH_RATE and not _finds_its_rate(optimizer, values):
             known = optimizer in RATE_IS_STEP or not optimizer
@@ -95,6 +97,20 @@ def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Re
         if release.schema.tab == "lora":
             fix += f"; for 1e-4, usual for LoRA, {_written(key, matching(1e-4, steps, eps), release)}"
         yield Finding("note", rule_name, key, values[key], effect, fix)
+
+
+def _factor_of_a_found_rate(own: Optimizer, key: str, rate: float, values: Values) -> Iterator[Finding]:
+    """What a rate means where our optimizer finds one itself: a factor."""
+    if not rate or rate == own.rate:
+        return
+    effect = f"{own.name} with auto_lr=True finds its rate, and {rate:g} multiplies it"
+    fix = f"set it to {own.rate:g}, or remove auto_lr=True where a rate is known"
+    level: Level = "note"
+    if rate < HIGH_RATE:
+        level, effect = "error", f"{effect}: it learns next to nothing"
+    elif rate > 1 / HIGH_RATE:
+        level, effect = "warning", f"{effect}: it may destroy the model"
+    yield Finding(level, f"{own.name.lower()}-rate", key, values[key], effect, fix)
 
 
 def _written(key: str, rate: float, release: Release) -> str:

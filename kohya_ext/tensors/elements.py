@@ -58,6 +58,11 @@ def scatter(gathered: Tensor, targets: Sequence[Tensor]) -> None:
         target.copy_(part)
 
 
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on a device, without waiting for it."""
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+
+
 class DeviceCount:
     """A count that is kept where what is counted lies, so that no device is waited for until it is asked for."""
 

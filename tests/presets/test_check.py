@@ -165,6 +165,21 @@ def of_the_rate(changes: dict[str, Any], release: Release = RELEASE) -> list[Fin
     return [one for one in found if one.rule == "adacoor-rate"]
 
 
+def test_a_rate_of_1_is_right_where_the_optimizer_finds_its_own() -> None:
+    auto = {"optimizer": "AdaCoor", "optimizer_args": "eps=1e-8 auto_lr=True momentum=0.9"}
+    assert not of_the_rate({**auto, "learning_rate": 1})
+    for rate, level, words in (
+        (1e-4, "error", "next to nothing"),
+        (0.5, "note", "0.5 multiplies it"),
+        (30, "warning", ""),
+    ):
+        [found] = of_the_rate({**auto, "learning_rate": rate})
+        assert found.level == level and "finds its rate" in found.effect and words in found.effect
+        assert "AdamW" not in found.effect and "set it to 1" in found.fix
+    [found] = of_the_rate({**auto, "optimizer_args": "auto_lr=False", "learning_rate": 3})
+    assert "as far as AdamW" in found.effect
+
+
 def test_the_fix_for_a_rate_of_adamw_goes_by_the_steps() -> None:
     changes = {"optimizer": "AdaCoor", "learning_rate": 1e-4, "max_train_steps": 500, "max_train_epochs": 0}
     [found] = of_the_rate(changes)

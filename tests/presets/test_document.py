@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 from pathlib import Path
@@ -22,6 +23,7 @@ from kohya_ext.presets.document import (
     tab_of,
     without_slips,
 )
+from kohya_ext.presets.keys import RATES
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,23 @@ def test_our_presets_say_where_they_come_from() -> None:
         "Skynet-80GB",
         "A100-80GB-EMA",
         "A6000-48GB",
+        "AdaCoor-Auto-48GB",
+        "AdaCoor-Auto-24GB",
+        "LoRA-AdaCoor-Auto",
     }
     for preset in presets:
         assert {"title", "origin", "date", "vram", "requires", "fill_in", "derived", "extract"} <= set(preset.about)
         assert preset.values["optimizer"]
+
+
+@pytest.mark.parametrize("name", ["AdaCoor-Auto-48GB", "AdaCoor-Auto-24GB", "LoRA-AdaCoor-Auto"])
+def test_presets_that_find_their_rate_are_ours_and_have_arguments_that_kohya_can_read(name: str) -> None:
+    preset = find_bundled(name)
+    assert str(preset.about["origin"]).startswith("ours")
+    words = dict(word.split("=") for word in str(preset.values["optimizer_args"]).split())
+    read = {key: ast.literal_eval(value) for key, value in words.items()}  # as sd-scripts does
+    assert read.items() >= {"eps": 1e-8, "auto_lr": True, "momentum": 0.9}.items()
+    assert {value for key, value in preset.values.items() if key in RATES} == {1.0}
 
 
 def test_our_presets_are_found_by_any_spelling_of_their_name() -> None:
