@@ -3,7 +3,8 @@
     python -m benchmarks.accumulator [--steps 10000] [--elements 20000] [--plot FILE.svg]
 
 Every element gets the same random gradients of 1e-4 (root mean square) as a float64 sum does. "sum" is the accumulator
-by that sum, the mean over all elements; "step" the length of a step by that of exact arithmetic.
+by that sum, the mean over all elements; "step" the length of a step by that of exact arithmetic. A second table is for
+8 bits where the gradients of one block differ in size, by so many decades, after 1,000 steps.
 """
 
 from __future__ import annotations
@@ -57,6 +58,22 @@ def run(steps: int, elements: int, mode: dict[str, Any]) -> dict[int, tuple[floa
     return found
 
 
+def spread_row(decades: int, steps: int = 1000, elements: int = 256 * 40) -> tuple[str, ...]:
+    """8 bits: the sum by the true one, mean, least and largest; the weights' distance from those of the true sum."""
+    generator = torch.Generator().manual_seed(0)
+    size = 10 ** (-4 - decades * torch.rand(elements, generator=generator))
+    fine, coarse = (nn.Parameter(torch.zeros(elements, dtype=dtype)) for dtype in (torch.float64, torch.float32))
+    exact, eight = AdaCoor([fine], eps=1e-16, lr=1e4), AdaCoor([coarse], eps=1e-16, lr=1e4, state_bits=8)
+    for _ in range(steps):
+        coarse.grad = (torch.randn(elements, generator=generator) + 0.3) * size
+        fine.grad = coarse.grad.double()
+        exact.step()
+        eight.step()
+    ratio = held(eight.state[coarse]) / exact.state[fine]["vt"]
+    error = float((coarse.detach().double() - fine.detach()).norm() / fine.detach().norm())
+    return f"{decades}", f"{ratio.mean():.3f}", f"{ratio.min():.2f} to {ratio.max():.2f}", f"{100 * error:.1f} %"
+
+
 def plot(path: Path, found: dict[str, dict[int, tuple[float, float]]]) -> None:
     """Needs matplotlib."""
     from benchmarks.study.figures import pyplot, save
@@ -81,6 +98,8 @@ def main() -> None:
     steps = next(iter(found.values()))
     rows = [(f"{step}", *(f"{found[name][step][which]:.3f}" for name in MODES for which in (0, 1))) for step in steps]
     print(table(rows, ("step", *(f"{name}: {what}" for name in MODES for what in ("sum", "step")))))
+    columns = ("decades", "8 bits: sum", "least and largest", "error of the weights")
+    print(table([spread_row(decades) for decades in (0, 2, 3, 4)], columns))
     if options.plot:
         plot(options.plot, found)
 

@@ -39,12 +39,18 @@ def fresh_momentum(weights: Tensor, state_bits: int) -> Tensor:
 
 
 def adopt(
-    saved: Mapping[str, Any], saved_bits: int | None, saved_eps: float, weights: Tensor, state_bits: int, eps: float
+    saved: Mapping[str, Any],
+    saved_bits: int | None,
+    saved_eps: float,
+    weights: Tensor,
+    state_bits: int,
+    eps: float,
+    book: int = blockwise.BOOK,
 ) -> tuple[dict[str, Tensor], bool]:
     """A saved accumulator in the width this parameter needs, on its device; and whether it had to be converted.
 
     saved_bits: None for a state of the published optimizer, which keeps eps * sum(g**2) whatever the dtype.
-    saved: checked already, see `loading`.
+    saved: checked already, see `loading`. book: the code book of its codes.
     """
     vt: Tensor = saved["vt"]
     own = fresh(weights, state_bits)
@@ -52,18 +58,26 @@ def adopt(
     if scaled and own["vt"].dtype == torch.bfloat16:
         own["vt"].copy_(vt.to(weights.device))
         return own, vt.dtype != torch.bfloat16
-    if not scaled and vt.dtype == own["vt"].dtype:
+    if not scaled and vt.dtype == own["vt"].dtype and (vt.dtype != torch.uint8 or book == blockwise.BOOK):
         for name, tensor in own.items():
             tensor.copy_(saved[name].view(tensor.shape))
         return own, False
-    sums = _sums(saved, vt, saved_eps if scaled else None).to(weights.device)
+    sums = _sums(saved, vt, saved_eps if scaled else None, book).to(weights.device)
     _store(own, sums, eps)
     return own, True
 
 
-def _sums(saved: Mapping[str, Any], vt: Tensor, eps: float | None) -> Tensor:
+def renew(state: dict[str, Any]) -> None:
+    """Have a state with codes of the first code book, if it has any, hold those of today's."""
+    if "scale" in state:
+        sums = blockwise.decode(state["vt"], state["scale"], 1)
+        state["scale"].zero_()
+        _store(state, sums, 1.0)
+
+
+def _sums(saved: Mapping[str, Any], vt: Tensor, eps: float | None, book: int) -> Tensor:
     if vt.dtype == torch.uint8:
-        return blockwise.decode(vt, saved["scale"])
+        return blockwise.decode(vt, saved["scale"], book)
     wide = vt if vt.dtype == torch.float64 else vt.to(torch.float32)
     return wide if eps is None else wide / eps
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import accumulator, loading, settings
+from kohya_ext.optim import accumulator, blockwise, loading, settings
 from kohya_ext.optim.eager import SkipCount, SlicedStep
 from kohya_ext.optim.plan import Due, GroupPlan
 
@@ -91,6 +91,7 @@ class AdaCoor(torch.optim.Optimizer):
             "fused": fused,
             "auto_lr": auto_lr,
             "momentum": momentum,
+            "code_book": blockwise.BOOK,  # of 8-bit states, for `load_state_dict`; not an argument
         }
         settings.check(defaults)
         self._set_up()
@@ -113,6 +114,10 @@ class AdaCoor(torch.optim.Optimizer):
         for group in self.param_groups:  # an unpickled one of an earlier version has fewer settings
             group.setdefault("auto_lr", False)
             group.setdefault("momentum", 0.0)
+            if group.setdefault("code_book", 1) != blockwise.BOOK:
+                for parameter in group["params"]:
+                    accumulator.renew(self.state.get(parameter, {}))
+                group["code_book"] = blockwise.BOOK
 
     @property
     def skipped(self) -> int:

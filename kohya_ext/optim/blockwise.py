@@ -1,11 +1,14 @@
-"""The 8-bit accumulator: one code an element from bitsandbytes' dynamic code book, one scale a block of 256.
+"""The 8-bit accumulator: one code an element, one scale a block of 256.
 
-The code book (unsigned, 256 values from 0 to 1, finest just below each power of ten) is computed here, so bitsandbytes
-need not be installed. Two things differ from its optimizers. The scale of a block is a power of two that only doubles,
-when the block outgrows it: so a value that does not change stays exactly where it is, step after step, instead of being
-rounded again each time its neighbour grows. And a value is rounded to one of its two neighbouring codes at random, so
-that its expected value is exact; only a positive sum never becomes code 0, for a sum of 0 means a step as large as the
-gradient itself.
+The sums of one block differ by the square of what its gradients differ by: 4 decades of gradients are 8 of sums, and
+new sums come from below. So the code book has 12 decades, logarithmic within each, finest at the top (3.9 % from code
+to code) and coarser from decade to decade. bitsandbytes' dynamic code book, the one of states from kohya_ext 0.2, ends
+after 7, and what was smaller was held as up to 80 times what it is.
+
+The scale of a block is a power of two that only doubles, when the block outgrows it: so a value that does not change
+stays exactly where it is, step after step, instead of being rounded again each time its neighbour grows. And a value is
+rounded to one of its two neighbouring codes at random, so that its expected value is exact; only a positive sum never
+becomes code 0, for a sum of 0 means a step as large as the gradient itself.
 
 Reference: Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022, https://arxiv.org/abs/2110.02861.
 """
@@ -22,24 +25,31 @@ from torch import Tensor
 from kohya_ext.optim.functional import Constants, Rule, averaged, round_weights
 
 BLOCK = 256
-_DECADES = 7
+# Codes in each decade below 1.
+_CELLS = (60, 44, 33, 26, 20, 16, 13, 11, 10, 8, 7, 6)
+# The code book that steps use. States of book 1 are converted.
+BOOK = 2
 
 
-def code_values() -> list[float]:
-    """The 256 values of the code book in ascending order."""
+def code_values(book: int = BOOK) -> list[float]:
+    """The 256 values of a code book in ascending order. 1: bitsandbytes' dynamic one without signs."""
     values = [0.0, 1.0]
-    for decade in range(_DECADES):
-        cells = 2 ** (decade + 1)
-        edges = [0.1 + 0.9 * cell / cells for cell in range(cells + 1)]
-        size = 10.0 ** (decade - _DECADES + 1)
-        values += [size * (low + high) / 2 for low, high in itertools.pairwise(edges)]
+    if book == 1:
+        for decade in range(7):
+            cells = 2 ** (decade + 1)
+            edges = [0.1 + 0.9 * cell / cells for cell in range(cells + 1)]
+            size = 10.0 ** (decade - 6)
+            values += [size * (low + high) / 2 for low, high in itertools.pairwise(edges)]
+    else:
+        for decade, cells in enumerate(_CELLS):
+            values += [10.0 ** -(decade + (cell + 0.5) / cells) for cell in range(cells)]
     return sorted(values)
 
 
 @functools.lru_cache(maxsize=8)
-def code_book(device: torch.device) -> Tensor:
-    """The code book as float32 on a device."""
-    return torch.tensor(code_values(), dtype=torch.float32, device=device)
+def code_book(device: torch.device, book: int = BOOK) -> Tensor:
+    """A code book as float32 on a device."""
+    return torch.tensor(code_values(book), dtype=torch.float32, device=device)
 
 
 def blocks_of(numel: int) -> int:
@@ -47,9 +57,9 @@ def blocks_of(numel: int) -> int:
     return -(-numel // BLOCK)
 
 
-def decode(codes: Tensor, scales: Tensor) -> Tensor:
+def decode(codes: Tensor, scales: Tensor, book: int = BOOK) -> Tensor:
     """The sums that flat codes stand for, as float32."""
-    return code_book(codes.device).index_select(0, codes.to(torch.int32)) * _spread(scales, codes.numel())
+    return code_book(codes.device, book).index_select(0, codes.to(torch.int32)) * _spread(scales, codes.numel())
 
 
 def encode(sums: Tensor, scales: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,12 +112,15 @@ def step_(
 def _upper_neighbour(share: Tensor, book: Tensor) -> Tensor:
     """The first code whose value is not below `share`, but at least 1: `torch.bucketize`, several times as fast.
 
-    Within a decade the codes are equally spaced, so a guess by arithmetic is at most one off, and is then put right.
+    Within a decade the codes are equally spaced by their logarithm, so a guess by arithmetic is at most one off, and is
+    then put right.
     """
-    decade = torch.log10(share.clamp(1e-7, 1)).floor_().add_(_DECADES).clamp_(0, _DECADES - 1).to(torch.int32)
+    lowest = 10.0 ** -len(_CELLS)
+    below = torch.log10(share.clamp(lowest, 1)).neg_()
+    decade = below.floor().clamp_(0, len(_CELLS) - 1).to(torch.int32)
     slope, offset = (column.index_select(0, decade) for column in _decades(share.device))
     last = len(book) - 1
-    upper = (share * slope).add_(offset).floor_().clamp_(1, last).to(torch.int32)
+    upper = (offset - below * slope).floor_().clamp_(1, last).to(torch.int32)
     upper = upper + (book.index_select(0, upper) < share).to(torch.int32)
     upper = upper.clamp_(max=last)
     return (upper - (book.index_select(0, upper - 1) >= share).to(torch.int32)).clamp_(min=1)
@@ -115,12 +128,12 @@ def _upper_neighbour(share: Tensor, book: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _decades(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(slope, offset) of each decade, so that the upper neighbour is about floor(share * slope + offset)."""
-    cells = [2.0 ** (decade + 1) for decade in range(_DECADES)]
-    slopes = [count / (0.9 * 10.0 ** (decade - _DECADES + 1)) for decade, count in enumerate(cells)]
-    # the codes of a decade begin at index `count - 1`; the first lies half a cell above a tenth of its end
-    offsets = [(count - 1) - count / 9 - 0.5 + 1 for count in cells]
-    return torch.tensor(slopes, device=device), torch.tensor(offsets, device=device)
+    """(slope, offset) of each decade, so that the upper neighbour is about floor(offset + slope * log10(share))."""
+    offsets = []
+    for decade, cells in enumerate(_CELLS):
+        lower = 1 + sum(_CELLS[decade + 1 :])  # codes below this decade, 0 among them
+        offsets.append(lower + cells + 0.5 + decade * cells)
+    return torch.tensor([float(cells) for cells in _CELLS], device=device), torch.tensor(offsets, device=device)
 
 
 def _spread(scales: Tensor, numel: int) -> Tensor:

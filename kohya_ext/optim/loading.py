@@ -99,7 +99,11 @@ def _keys(saved_groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mappin
 
 def _merge(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The settings to continue with: the saved ones, except what belongs to this object or differs in meaning."""
-    kept = ("state_bits", "foreach", "fused") if "state_bits" in saved else tuple(key for key in own if key != "params")
+    kept = (
+        ("state_bits", "foreach", "fused", "code_book")
+        if "state_bits" in saved
+        else tuple(key for key in own if key != "params")
+    )
     return {**own, **saved, **{key: own[key] for key in kept}, "params": saved["params"]}
 
 
@@ -136,8 +140,11 @@ def _accumulator(
 ) -> tuple[dict[str, Tensor], bool]:
     saved_bits = saved_group.get("state_bits")
     _check_tensors(entries, saved_bits, parameter)
+    book = saved_group.get("code_book", 1)
+    if saved_bits == 8 and book not in (1, blockwise.BOOK):
+        raise ValueError(f"its 8-bit codes are of code book {book!r}: saved by a newer kohya_ext; upgrade this one")
     saved_eps = float(saved_group.get("eps", own["eps"]))
-    vt, converted = accumulator.adopt(entries, saved_bits, saved_eps, parameter, own["state_bits"], own["eps"])
+    vt, converted = accumulator.adopt(entries, saved_bits, saved_eps, parameter, own["state_bits"], own["eps"], book)
     if not all(_in_range(tensor) for tensor in vt.values()):
         raise ValueError(f"'vt' is too large for {own['state_bits']} bits")
     return vt, converted

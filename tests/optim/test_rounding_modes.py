@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -186,8 +187,19 @@ def test_bfloat16_weights_follow_those_in_float32() -> None:
     assert distance[False] < 0.5
 
 
-def test_the_code_book_is_that_of_bitsandbytes() -> None:
+def test_the_code_book_has_12_decades() -> None:
     values = blockwise.code_values()
+    assert len(values) == len(set(values)) == 256
+    assert (values[0], values[-1]) == (0.0, 1.0)
+    assert 1e-12 < values[1] < 1.3e-12
+    steps = [upper / lower for lower, upper in itertools.pairwise(values[1:])]
+    assert max(steps) < 1.5
+    assert max(steps[-60:]) < 1.04
+
+
+def test_the_first_code_book_is_that_of_bitsandbytes() -> None:
+    """States of kohya_ext 0.2 have it."""
+    values = blockwise.code_values(1)
     assert len(values) == len(set(values)) == 256
     assert (values[0], values[-1]) == (0.0, 1.0)
     assert values[1:3] == pytest.approx([3.25e-7, 7.75e-7])
@@ -215,11 +227,29 @@ def test_8_bits_hold_the_sum(count: int, steps: int) -> None:
     assert float(((ratio <= 2) & (ratio >= 0.5)).double().mean()) >= 0.999
 
 
+@pytest.mark.parametrize("decades_apart", [0, 2, 3, 4])
+def test_8_bits_hold_the_mean_sum_of_gradients_that_differ_within_a_block(decades_apart: int) -> None:
+    count = 256 * 32
+    generator = torch.Generator().manual_seed(0)
+    size = 10 ** (-3 - decades_apart * torch.rand(count, generator=generator))
+    parameter = nn.Parameter(torch.zeros(count))
+    optimizer = AdaCoor([parameter], state_bits=8)
+    exact = torch.zeros(count, dtype=torch.float64)
+    for _ in range(300):
+        parameter.grad = torch.randn(count, generator=generator) * size
+        optimizer.step()
+        exact += parameter.grad.double() ** 2
+    state = optimizer.state[parameter]
+    ratio = blockwise.decode(state["vt"], state["scale"]).double() / exact
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(ratio.max()) < 6
+
+
 def test_neighbouring_codes_are_found_by_arithmetic() -> None:
     book = blockwise.code_book(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    spread = 10 ** (-9 + 9 * torch.rand(200_000, generator=generator))
-    powers = torch.tensor([10.0**-k for k in range(9)])
+    spread = 10 ** (-13 + 13 * torch.rand(200_000, generator=generator))
+    powers = torch.tensor([10.0**-k for k in range(14)])
     for share in (spread, book, book.nextafter(torch.tensor(0.0)), book.nextafter(torch.tensor(1.0)), powers):
         wanted = torch.bucketize(share, book).clamp(1, 255)
         assert torch.equal(blockwise._upper_neighbour(share, book), wanted.int())

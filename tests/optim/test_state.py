@@ -80,6 +80,49 @@ def test_another_width_is_converted_and_said(before: int, after: int) -> None:
     train(twin, loaded, 1)
 
 
+def old_codes(optimizer: AdaCoor) -> dict[str, Any]:
+    """The state as kohya_ext 0.2 would have saved it, with the first code book."""
+    state = copy.deepcopy(optimizer.state_dict())
+    book = blockwise.code_book(torch.device("cpu"), 1)
+    for entries in state["state"].values():
+        share = blockwise.code_book(torch.device("cpu"))[entries["vt"].int()]
+        entries["vt"] = torch.bucketize(share, book).clamp(1, 255).to(torch.uint8)
+    for group in state["param_groups"]:
+        del group["code_book"]
+    return state
+
+
+def test_a_state_of_the_first_code_book_is_converted_and_said() -> None:
+    parameter, optimizer = make(state_bits=8)
+    train(parameter, optimizer, 20)
+    old = old_codes(optimizer)
+    wanted = blockwise.decode(old["state"][0]["vt"], old["state"][0]["scale"], 1)
+    twin, loaded = make(state_bits=8)
+    with pytest.warns(UserWarning, match="converted to 8 bits"):
+        loaded.load_state_dict(old)
+    assert float((sums(twin, loaded).view(-1) / wanted).mean()) == pytest.approx(1.0, abs=0.02)
+    assert loaded.param_groups[0]["code_book"] == blockwise.BOOK
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(state_bits=8)[1].load_state_dict(loaded.state_dict())
+    old["param_groups"][0]["code_book"] = 3
+    with pytest.raises(ValueError, match="newer kohya_ext"):
+        loaded.load_state_dict(old)
+
+
+def test_an_unpickled_optimizer_of_the_first_code_book_is_converted() -> None:
+    parameter, optimizer = make(state_bits=8)
+    train(parameter, optimizer, 20)
+    old = old_codes(optimizer)["state"][0]
+    wanted = blockwise.decode(old["vt"], old["scale"], 1)
+    optimizer.state[parameter].update(old)
+    del optimizer.param_groups[0]["code_book"], optimizer.param_groups[0]["auto_lr"]
+    twin = copy.deepcopy(optimizer)
+    [parameter] = twin.param_groups[0]["params"]
+    assert float((sums(parameter, twin).view(-1) / wanted).mean()) == pytest.approx(1.0, abs=0.02)
+    train(parameter, twin, 1)
+
+
 def published_state(dtype: torch.dtype) -> tuple[dict[str, Any], torch.Tensor]:
     vt = (torch.rand(40, 25, generator=torch.Generator().manual_seed(1)) * 1e-14).to(torch.bfloat16)
     group = {"lr": 1e-4, "eps": 1e-8, "initial_lr": 1e-4, "params": [0]}
