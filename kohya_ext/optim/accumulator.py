@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import blockwise
+from kohya_ext.tensors.elements import local
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 
@@ -19,13 +20,14 @@ def width_of(weights: Tensor, state_bits: int) -> int:
 
 def fits(vt: Tensor, weights: Tensor) -> bool:
     """Whether an accumulator is one for weights of this shape: codes of 8 bits are flat."""
-    return vt.shape == ((weights.numel(),) if vt.dtype == torch.uint8 else weights.shape)
+    return vt.shape == ((local(weights).numel(),) if vt.dtype == torch.uint8 else weights.shape)
 
 
 def fresh(weights: Tensor, state_bits: int) -> dict[str, Tensor]:
     """The accumulator of a parameter that has not been stepped yet."""
     bits = width_of(weights, state_bits)
     if bits == 8:
+        weights = local(weights)
         scales = torch.zeros(blockwise.blocks_of(weights.numel()), dtype=torch.float32, device=weights.device)
         return {"vt": torch.zeros(weights.numel(), dtype=torch.uint8, device=weights.device), "scale": scales}
     dtype = {16: torch.bfloat16, 32: torch.float32, 64: torch.float64}[bits]

@@ -15,7 +15,6 @@ Reference: Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022, 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim.functional import Constants, Rule, averaged, round_weights
+from kohya_ext.tensors.elements import kept
 
 BLOCK = 256
 # Codes in each decade below 1.
@@ -46,7 +46,7 @@ def code_values(book: int = BOOK) -> list[float]:
     return sorted(values)
 
 
-@functools.lru_cache(maxsize=8)
+@kept
 def code_book(device: torch.device, book: int = BOOK) -> Tensor:
     """A code book as float32 on a device."""
     return torch.tensor(code_values(book), dtype=torch.float32, device=device)
@@ -98,9 +98,9 @@ def step_(
     if momentum is None:
         moved = moved + numbers.negative_lr * towards / (torch.sqrt(grown) + numbers.added)
     else:
-        kept = averaged(momentum, towards / (torch.sqrt(grown) + numbers.added), rule, usable, words)
-        momentum.copy_(kept)
-        moved = moved + numbers.negative_lr * kept.to(torch.float32)
+        after = averaged(momentum, towards / (torch.sqrt(grown) + numbers.added), rule, usable, words)
+        momentum.copy_(after)
+        moved = moved + numbers.negative_lr * after.to(torch.float32)
     weights.copy_(torch.where(usable, round_weights(moved, rule, weights.dtype, words), weights))
     # an unchanged sum lies on a code and keeps it, so unusable gradients leave the state alone
     new_codes, new_scales = encode(grown, scales, words)
@@ -126,7 +126,7 @@ def _upper_neighbour(share: Tensor, book: Tensor) -> Tensor:
     return (upper - (book.index_select(0, upper - 1) >= share).to(torch.int32)).clamp_(min=1)
 
 
-@functools.lru_cache(maxsize=8)
+@kept
 def _decades(device: torch.device) -> tuple[Tensor, Tensor]:
     """(slope, offset) of each decade, so that the upper neighbour is about floor(offset + slope * log10(share))."""
     offsets = []

@@ -18,7 +18,6 @@ Reference:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from kohya_ext.optim import blockwise
 from kohya_ext.optim.functional import Rule, constants, found, half_divisor, usable_part
+from kohya_ext.tensors.elements import kept, local
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 RUN = 16
@@ -38,6 +38,7 @@ FASTEST = 2.0
 
 def fresh(weights: Tensor) -> dict[str, Tensor]:
     """The state of a parameter that has not moved yet: `factor`, the squared distance by eps, and `moved`."""
+    weights = local(weights)
     dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
     moved = torch.zeros(sampled(weights.numel()), dtype=dtype, device=weights.device)
     return {"moved": moved, "factor": torch.ones((), dtype=dtype, device=weights.device)}
@@ -102,7 +103,7 @@ def _strata(numel: int) -> int:
     return min(EVERY, numel // EXACT)
 
 
-@functools.lru_cache(maxsize=256)
+@kept
 def _runs(numel: int, device: torch.device) -> Tensor:
     """The numbers of the runs that are sampled of a flat tensor: one of each stratum, by a hash."""
     each = _strata(numel)

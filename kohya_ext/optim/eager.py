@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kohya_ext.optim import blockwise
 from kohya_ext.optim.functional import Constants, Rule, constants, found, needs_words, step_full, step_half
-from kohya_ext.tensors.elements import DeviceCount, on_device, scatter, slice_size, slices
+from kohya_ext.tensors.elements import DeviceCount, is_fake, on_device, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 # The dtypes of weights, gradient and accumulator, and their device: with a group's settings, all that decides the path.
@@ -80,7 +80,7 @@ class SlicedStep:
         vt, momentum, factor = state["vt"], state.get("momentum"), state.get("factor")
         each = factor is not None and factor.dim() > 0
         quick = self.quick(rule, (weights.dtype, gradient.dtype, vt.dtype, weights.device))
-        if quick is not None and not each:
+        if quick is not None and not each and not is_fake(weights):
             quick(weights, gradient, vt, factor)
             return
         key = stream_key(rule.seed, step, index) if needs_words(rule, weights.dtype, vt.dtype) else None
@@ -288,6 +288,8 @@ class SkipCount:
 
     def add(self, usable: Tensor) -> None:
         """Count the elements that are False."""
+        if is_fake(usable):
+            return
         if usable.device.type == "cpu":
             self._on_cpu += usable.numel() - int(usable.sum())
             return

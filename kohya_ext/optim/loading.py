@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import accumulator, blockwise, distance, settings
+from kohya_ext.tensors.elements import local
 
 # More steps than any run has; a number beyond is damage.
 _MOST_STEPS = 1 << 40
@@ -162,7 +163,7 @@ def _company(entries: Mapping[str, Any], parameter: Tensor, own: Mapping[str, An
         if not isinstance(saved, Tensor) or not saved.is_floating_point() or saved.shape != tensor.shape:
             found = f"{saved.dtype}, of shape {tuple(saved.shape)}" if isinstance(saved, Tensor) else repr(saved)
             raise ValueError(f"{name!r} is {found}, expected {tuple(tensor.shape)}: the state of another model")
-        if not bool(torch.isfinite(saved).all()) or (name == "factor" and float(saved) < 1):
+        if not bool(torch.isfinite(local(saved)).all()) or (name == "factor" and float(saved) < 1):
             raise ValueError(f"{name!r} holds numbers that it cannot have: infinite or NaN, or a factor below 1")
         tensor.copy_(saved)
     return wanted
@@ -195,5 +196,8 @@ def _in_range(tensor: Tensor) -> bool:
     """Whether every element is finite and at least 0."""
     if tensor.dtype == torch.uint8 or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor)
+    part = local(tensor)
+    if not part.numel():
+        return True
+    low, high = torch.aminmax(part)
     return float(low) >= 0 and float(high) < math.inf

@@ -15,7 +15,7 @@ from torch import Tensor
 from kohya_ext.optim import accumulator, compiled, distance, torch_adagrad
 from kohya_ext.optim.eager import Job, Kind, QuickStep, SkipCount, SlicedStep, step_many
 from kohya_ext.optim.functional import Rule
-from kohya_ext.tensors.elements import flat_views, overlap
+from kohya_ext.tensors.elements import flat_views, is_fake, local, overlap
 
 # index, parameter, gradient, state (None before the first step): a plain tuple, one a parameter and step
 Due = tuple[int, Tensor, Tensor, "dict[str, Any] | None"]
@@ -59,26 +59,28 @@ class GroupPlan:
         alone = len(members) == 1
         together: list[Job] = []
         for index, parameter, gradient, state in members:
-            weights = parameter.data
+            weights, gradient = local(parameter.data), local(gradient)
+            if not weights.numel():  # of another process's
+                continue
             if state is None:
                 state = states[parameter]
             if not self._needed <= state.keys():
                 self._complete(parameter, state)
             state["step"] += 1
-            vt = state["vt"]
+            vt = local(state["vt"])
             elements += weights.numel()
             kind = (weights.dtype, gradient.dtype, vt.dtype, weights.device)
             quick = self._quick[kind] if kind in self._quick else self._decide(kind)
             if not (weights.is_contiguous() and gradient.is_contiguous() and vt.is_contiguous()):
-                self._step_strided(index, weights, gradient, state, None if alone else together)
+                self._step_strided(index, weights, gradient, vt, state, None if alone else together)
                 continue
             flat, newest, sums = weights.view(-1), gradient.view(-1), vt.view(-1)
-            if quick is not None:
+            if quick is not None and not is_fake(flat):
                 quick(flat, newest, sums, None)
                 continue
             job = Job(flat, newest, {**state, "vt": sums}, state["step"], index)
             if self._rule.momentum:
-                job.state["momentum"] = state["momentum"].view(-1)
+                job.state["momentum"] = local(state["momentum"]).view(-1)
             if not alone and (kind in self._gathered or self._is_gathered(job)):
                 together.append(job)
             else:
@@ -109,18 +111,23 @@ class GroupPlan:
         return self._fused is None and not self._foreach and torch_adagrad.available(self._rule, kind)
 
     def _step_strided(
-        self, index: int, weights: Tensor, gradient: Tensor, state: dict[str, Any], together: list[Job] | None
+        self,
+        index: int,
+        weights: Tensor,
+        gradient: Tensor,
+        vt: Tensor,
+        state: dict[str, Any],
+        together: list[Job] | None,
     ) -> None:
         """The same where not all are contiguous: on flat views, where there are any, else on copies.
 
         Contiguous, as torch's own kernels take that for granted: given a flat view with gaps, as `reshape` may return,
         they write into the gaps.
         """
-        vt = state["vt"]
         if self._rule.auto_lr and vt.stride() == weights.stride() != gradient.stride():
             # the sample is of places in memory, and must stay one of the same elements
             gradient = torch.empty_like(weights, dtype=gradient.dtype).copy_(gradient)
-        tensors = [weights, gradient, vt, *([state["momentum"]] if self._rule.momentum else [])]
+        tensors = [weights, gradient, vt, *([local(state["momentum"])] if self._rule.momentum else [])]
         # codes are flat already, in the logical order of the elements
         views = flat_views(*tensors) if vt.dtype != torch.uint8 else None
         flat = views or [tensor.reshape(-1).contiguous() for tensor in tensors]
@@ -144,7 +151,9 @@ class GroupPlan:
 
     def _step_together(self, jobs: list[Job]) -> None:
         """Step what `_is_gathered`."""
-        if len(jobs) > 1 and overlap([job.weights for job in jobs]):  # what is gathered is read before it is written
+        if (
+            len(jobs) > 1 and not is_fake(jobs[0].weights) and overlap([job.weights for job in jobs])
+        ):  # what is gathered is read before it is written
             for job in jobs:
                 self._dispatch(job)
             return
@@ -178,9 +187,11 @@ class GroupPlan:
                 distance.note(self._rule, job.gradient, job.state)
 
     def _is_compiled(self, job: Job) -> bool:
-        return bool(self._fused) and job.weights.numel() >= compiled.SMALLEST
+        return bool(self._fused) and not is_fake(job.weights) and job.weights.numel() >= compiled.SMALLEST
 
     def _takes_torchs_kernel(self, job: Job) -> bool:
         kind = (job.weights.dtype, job.gradient.dtype, job.state["vt"].dtype, job.weights.device)
         # the kernel does not see a pending sign
-        return self._may_take_torchs_kernel(kind) and not (job.gradient.is_neg() or job.weights.is_neg())
+        return self._may_take_torchs_kernel(kind) and not (
+            job.gradient.is_neg() or job.weights.is_neg() or is_fake(job.weights)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,7 @@ def check(group: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError, with the name of the argument, for settings that cannot be honoured."""
     for name in _NUMBERS:
         _check_number(name, group[name])
-    if group["eps"] <= 0 or to_bfloat16(group["eps"]) <= 0:
+    if group["eps"] <= 0 or to_bfloat16(float(group["eps"])) <= 0:
         raise ValueError(f"eps must be above 0, got {group['eps']!r}: it is the first step's size and the divisor")
     if group["momentum"] >= 1:
         raise ValueError(f"momentum must be below 1, got {group['momentum']!r}: it is the share that each step keeps")
@@ -64,7 +65,7 @@ def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
 
 def values(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """All settings of a group, to tell later whether any has changed: `lr` may be a tensor, changed in place."""
-    return float(group["lr"]), group["eps"], group["weight_decay"], group["vt_rate"], group["momentum"], *_others(group)
+    return (*(float(group[name]) for name in _NUMBERS), *_others(group))
 
 
 def rule_of(group: Mapping[str, Any]) -> Rule:
@@ -87,7 +88,10 @@ def rule_of(group: Mapping[str, Any]) -> Rule:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
+    if isinstance(value, Tensor):  # torch's optimizers take one for `lr`
+        number = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    if not number:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")

@@ -6,11 +6,16 @@ temporary memory stays small, whatever the size of the model.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+
+_Made = TypeVar("_Made")
 
 # Elements a slice. On a CPU a few slices of float32 fit the second-level cache of all cores together with the scratch;
 # a GPU wants launches large enough to fill it, and at this size all scratch buffers stay below 64 MB.
@@ -56,6 +61,30 @@ def scatter(gathered: Tensor, targets: Sequence[Tensor]) -> None:
         return
     for target, part in zip(targets, parts, strict=True):
         target.copy_(part)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor (torch's DTensor) that this process has; any other tensor as it is."""
+    if type(tensor) is Tensor or type(tensor) is torch.nn.Parameter or not hasattr(tensor, "to_local"):
+        return tensor
+    part: Tensor = tensor.to_local()
+    return part
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has no values, only a shape: under torch's FakeTensorMode, or on the device `meta`."""
+    return isinstance(tensor, FakeTensor) or tensor.is_meta
+
+
+def kept(make: Callable[..., _Made]) -> Callable[..., _Made]:
+    """Keep the tensors that a function makes, by its arguments, as `functools.lru_cache` does; but no fake ones."""
+    known = functools.lru_cache(maxsize=256)(make)
+
+    @functools.wraps(make)
+    def once(*args: Any) -> _Made:
+        return make(*args) if is_fake(torch.empty(0)) else known(*args)
+
+    return once
 
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:

@@ -1,0 +1,142 @@
+"""Numbers and tensors of other kinds than usual: scalars for `lr`, fake tensors, sharded ones."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from kohya_ext.optim import AdaCoor
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"stochastic_state": True},
+    {"state_bits": 32},
+    {"state_bits": 8},
+    {"foreach": True},
+    {"auto_lr": True},
+    {"auto_lr": True, "momentum": 0.9, "state_bits": 8},
+    {"auto_lr": True, "momentum": 0.9, "foreach": True},
+]
+
+
+def after_one_step(lr: Any) -> torch.Tensor:
+    parameter = nn.Parameter(torch.ones(50))
+    optimizer = AdaCoor([parameter], lr=lr)
+    parameter.grad = torch.full((50,), 1e-3)
+    optimizer.step()
+    return parameter.detach()
+
+
+def test_scalars_of_torch_and_numpy_are_rates() -> None:
+    numpy = pytest.importorskip("numpy")
+    wanted = after_one_step(0.5)
+    for lr in (torch.tensor(0.5), torch.tensor([0.5], dtype=torch.float64), numpy.float32(0.5), numpy.float64(0.5)):
+        assert torch.equal(after_one_step(lr), wanted)
+    for lr in (torch.tensor([0.5, 0.5]), torch.tensor(True), torch.tensor(1j), numpy.array([0.5, 1.0])):
+        with pytest.raises(TypeError, match="lr must be a number"):
+            after_one_step(lr)
+    for bad in (torch.tensor(-1.0), torch.tensor(float("nan")), numpy.float32(-1)):
+        with pytest.raises(ValueError, match="lr must be a finite number"):
+            after_one_step(bad)
+
+
+def test_a_rate_in_a_tensor_may_change_in_place() -> None:
+    lr = torch.tensor(0.5)
+    parameter = nn.Parameter(torch.ones(50))
+    optimizer = AdaCoor([parameter], lr=lr)
+    parameter.grad = torch.full((50,), 1e-3)
+    optimizer.step()
+    moved = parameter.detach().clone()
+    lr.fill_(0.0)
+    optimizer.step()
+    assert torch.equal(parameter, moved)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fake_tensors_are_stepped_and_leave_nothing_behind(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """As in a trace of a run's memory: shapes and types of the state are those of a real run."""
+    shapes = [(700, 50), (30,), ()]
+    with FakeTensorMode():
+        params = [nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in shapes]
+        optimizer = AdaCoor(params, **settings)
+        for parameter in params:
+            parameter.grad = torch.empty_like(parameter)
+        for _ in range(2):
+            optimizer.step()
+        optimizer.step_param(params[0])
+    twins = [nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in shapes]
+    real = AdaCoor(twins, **settings)
+    for twin in twins:
+        twin.grad = torch.full_like(twin, 1e-3)
+    real.step()
+    for parameter, twin in zip(params, twins, strict=True):
+        kinds = [
+            {name: (value.shape, value.dtype) for name, value in state.items() if isinstance(value, torch.Tensor)}
+            for state in (optimizer.state[parameter], real.state[twin])
+        ]
+        assert kinds[0] == kinds[1]
+
+
+SHARDED = [*SETTINGS[:4], {"auto_lr": True, "momentum": 0.9}, {"auto_lr": True, "state_bits": 8}]
+
+
+def _train_sharded(rank: int, port: int, folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    found = []
+    for settings in SHARDED:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(40, 31), nn.Tanh(), nn.Linear(31, 1))
+        fully_shard(model, mesh=mesh)
+        optimizer = AdaCoor(model.parameters(), **settings)
+        for step in range(4):
+            optimizer.zero_grad()
+            torch.manual_seed(step)
+            model(torch.randn(8, 40)).pow(2).sum().backward()
+            optimizer.step()
+            if step == 1:
+                optimizer.load_state_dict(optimizer.state_dict())
+        weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+        found.append([weight.detach() for weight in weights])
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.skipif(torch.__version__ < (2, 6), reason="fully_shard is in torch.distributed.fsdp since 2.6")
+def test_sharded_weights_are_stepped_as_whole_ones(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_train_sharded, args=(port, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for number, settings in enumerate(SHARDED):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(40, 31), nn.Tanh(), nn.Linear(31, 1))
+        start = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer = AdaCoor(model.parameters(), **settings)
+        for step in range(4):
+            optimizer.zero_grad()
+            torch.manual_seed(step)
+            model(torch.randn(8, 40)).pow(2).sum().backward()
+            optimizer.step()
+        for left, right, whole, before in zip(
+            ranks[0][number], ranks[1][number], model.parameters(), start, strict=True
+        ):
+            assert torch.equal(left, right)
+            # random bits and distances are those of each part
+            torch.testing.assert_close(left - before, whole.detach() - before, rtol=0.2, atol=3e-5)
