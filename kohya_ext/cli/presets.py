@@ -140,8 +140,9 @@ def _show_about(preset: Preset, out: Output) -> None:
     for label, key in (("requires", "requires"), ("fill in", "fill_in")):
         if isinstance(about.get(key), list) and about[key]:
             out.item(label, _wrapped(", ".join(map(str, about[key]))))
-    for note in about.get("notes", []) if isinstance(about.get("notes"), list) else []:
-        out.item("note", _wrapped(note))
+    for label, key in (("warning", "warnings"), ("note", "notes")):
+        for note in about.get(key, []) if isinstance(about.get(key), list) else []:
+            out.item(label, _wrapped(note))
     if isinstance(about.get("derived"), dict):
         for keys, reason in about["derived"].items():
             out.item("derived", _wrapped(f"{keys}: {reason}"))
@@ -273,11 +274,12 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
     from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.presets.check import check as check_preset
     from kohya_ext.presets.document import as_preset
+    from kohya_ext.presets.explained import is_installed
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.fit import fit as fit_preset
     from kohya_ext.presets.schema import offering_ours
 
-    if preset.about:
+    if preset.about and not is_installed(preset):
         try:
             schema = offering_ours(release.schema)
             known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}

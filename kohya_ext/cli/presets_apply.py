@@ -82,6 +82,7 @@ def fit(arguments: argparse.Namespace) -> int:
     """Fit one preset and write it. Raises UnsupportedError when the release lacks what it requires."""
     from kohya_ext.files.atomic import write_atomic
     from kohya_ext.presets.document import dump_values
+    from kohya_ext.presets.explained import with_about
     from kohya_ext.presets.fit import fit as fit_preset
     from kohya_ext.presets.schema import offering_ours
 
@@ -99,7 +100,7 @@ def fit(arguments: argparse.Namespace) -> int:
     target = Path(arguments.out)
     if not arguments.dry_run:
         try:
-            write_atomic(target, dump_values(fitted.values))
+            write_atomic(target, dump_values(with_about(preset, fitted.values, schema, release.name)))
         except OSError as error:
             raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
     filled = [step for step in fitted.steps if step.action == "filled"]

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.document import Preset, bundled, dump_values
+from kohya_ext.presets.explained import with_about
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.migration import read_migration
 from kohya_ext.presets.release import SCRIPTS
 from kohya_ext.presets.schema import Schema, Tab, read_schema
 from kohya_ext.pysource.arguments import flags_of
 from kohya_ext.pysource.sources import FolderSources
+from kohya_ext.spec.preset_files import USER_PRESETS
 
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
 # Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
-USER_FOLDER = "presets/{tab}/user_presets/{name}.json"
+USER_FOLDER = f"presets/{{tab}}/{USER_PRESETS}/{{name}}.json"
 
 
 @dataclass
@@ -58,5 +60,7 @@ def collect_all(
         except UnsupportedError as error:
             collected.refused[preset.name] = str(error)
             continue
-        collected.files[USER_FOLDER.format(tab=tab, name=preset.name)] = dump_values(fitted.values)
+        collected.files[USER_FOLDER.format(tab=tab, name=preset.name)] = dump_values(
+            with_about(preset, fitted.values, schema, checkout.release)
+        )
     return collected

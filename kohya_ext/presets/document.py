@@ -18,8 +18,8 @@ from kohya_ext.files.regular import read_regular
 from kohya_ext.presets.keys import DEAD, PRIVATE, RENAMED
 from kohya_ext.presets.schema import TABS, Tab
 from kohya_ext.presets.settings import described
+from kohya_ext.spec.preset_files import ABOUT
 
-ABOUT = "_about"
 MAX_BYTES = 1024 * 1024  # the largest preset of any release has 12 kB
 MAX_DEPTH = 20
 MAX_KEYS = 5000  # the largest tab of any release has 288

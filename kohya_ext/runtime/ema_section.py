@@ -2,8 +2,6 @@
 
 So nothing of ours is in a preset, a saved configuration or a TOML that the user did not put there, and a tab whose
 section was not touched saves what it saves without us. What translates between text and fields is `ema_form.js`.
-
-gradio 3 to 6: arguments that a version of it does not know are not given to it.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.core import about
+from kohya_ext.runtime.page import made, on, within
 from kohya_ext.spec.flags import (
     ENABLE_EMA,
     EXP_BETA,
@@ -58,33 +57,10 @@ def advanced_training(original: Callable[..., None], tab: Any, *args: Any, **kwa
     # next to a closed accordion of Kohya's, where it is seen; else in front of its advanced settings
     outside = type(block).__name__ == "Accordion" and block.parent is not None
     place = block.parent if outside else block
-    before = _contents(context.root_block, place)
-    try:
-        context.block = place
+    with within(context, place):
         _add(tab, context.root_block)
         if not outside:
             place.children.insert(first, place.children.pop())
-    except BaseException:
-        _restore(before)
-        raise
-    finally:
-        context.block = block
-
-
-def _contents(root: Any, place: Any) -> list[tuple[Any, Any]]:
-    """The page's lists of components and events, each with a copy. gradio has them in different places."""
-    holders = (root, getattr(root, "default_config", None))
-    found = [getattr(holder, name, None) for holder in holders for name in ("blocks", "fns", "dependencies")]
-    return [(one, one.copy()) for one in (place.children, *found) if isinstance(one, (list, dict))]
-
-
-def _restore(contents: list[tuple[Any, Any]]) -> None:
-    for one, copy in contents:
-        one.clear()
-        if isinstance(one, dict):
-            one.update(copy)
-        else:
-            one.extend(copy)
 
 
 def _add(tab: Any, root: Any) -> None:
@@ -92,7 +68,7 @@ def _add(tab: Any, root: Any) -> None:
     text = getattr(tab, ADDITIONAL_PARAMETERS)
     flags = [flag for flag in FLAGS if flag.label]
     fields: list[Any] = []
-    with _made(gradio.Accordion, label=SECTION, open=False):
+    with made(gradio.Accordion, label=SECTION, open=False):
         for start in range(0, len(flags), ROW):
             with gradio.Row():
                 fields += [_field(gradio, flag) for flag in flags[start : start + ROW]]
@@ -104,11 +80,11 @@ def _add(tab: Any, root: Any) -> None:
 def _field(gradio: Any, flag: Flag) -> Any:
     words = {"label": flag.label, "info": _info(flag), "value": flag.default, "interactive": True}
     if flag.kind.choices:
-        return _made(gradio.Dropdown, choices=list(flag.kind.choices), **words)
+        return made(gradio.Dropdown, choices=list(flag.kind.choices), **words)
     if flag.kind.numbers is None:
-        return _made(gradio.Checkbox, **words)
+        return made(gradio.Checkbox, **words)
     whole = flag.kind.numbers.whole
-    return _made(gradio.Number, step=1 if whole else 0.0001, minimum=flag.kind.numbers.least, **words)
+    return made(gradio.Number, step=1 if whole else 0.0001, minimum=flag.kind.numbers.least, **words)
 
 
 def _info(flag: Flag) -> str:
@@ -124,38 +100,23 @@ def _footer() -> str:
     )
 
 
-def _made(component: Any, **words: Any) -> Any:
-    """The component, with those of the arguments that this gradio knows."""
-    known = inspect.signature(component.__init__).parameters
-    return component(**{name: value for name, value in words.items() if name in known})
-
-
 def _wire(root: Any, text: Any, fields: list[Any], note: Any, flags: list[Flag]) -> None:
     """The events, all of them in the browser. Only a person's edit writes the text (`input`), so nothing loops."""
     section = json.dumps(str(text._id))
     all_of_them, shown = [text, *fields], [*fields, note]
     create = f"{GLOBAL} = {GLOBAL} || ({_script()})({json.dumps(_form())});"
     read = f"return {GLOBAL}.fromText({section}, ...values);"
-    _on(root.load, f"(...values) => {{ {create} {read} }}", all_of_them, shown)  # it may start with a text
-    _on(text.change, f"(...values) => {{ {read} }}", all_of_them, shown)
+    on(root.load, f"(...values) => {{ {create} {read} }}", all_of_them, shown)  # it may start with a text
+    on(text.change, f"(...values) => {{ {read} }}", all_of_them, shown)
     for index, (field, flag) in enumerate(zip(fields, flags, strict=True)):
         written = f"(text, value) => {GLOBAL}.fromField({section}, {index}, text, value)"
-        _on(field.input, written, [text, field], [text, note])
+        on(field.input, written, [text, field], [text, note])
         if flag.kind.numbers is not None:
             left = f"(text, value) => {GLOBAL}.left({section}, {index}, text, value)"
             for event in filter(
                 None, (getattr(field, "blur", None), field.submit)
             ):  # not all of gradio 4 and 5 have blur
-                _on(event, left, [text, field], [text, field, note])
-
-
-def _on(event: Any, js: str, inputs: list[Any], outputs: list[Any]) -> None:
-    known = inspect.signature(event).parameters
-    script = next(name for name in ("js", "_js") if name in known)
-    words = {script: js, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "queue": False}
-    # no entry in the GUI's API
-    words.update({"api_visibility": "private"} if "api_visibility" in known else {"api_name": False})
-    event(fn=None, **{name: value for name, value in words.items() if name in known})
+                on(event, left, [text, field], [text, field, note])
 
 
 def _script() -> str:

@@ -1,4 +1,4 @@
-"""Our optimizers in the GUI's optimizer lists, the section of the EMA in its tabs, and presets after an upgrade.
+"""In the GUI: our optimizers in its lists, the section of the EMA, notes on presets, and presets after an upgrade.
 
 The lists are literals inside functions, `gr.Dropdown(label="Optimizer", choices=[...])`. Three tabs have one in v26. We
 leave the functions alone and give the module a `gr` that adds our entries as the Dropdown is made.
@@ -37,7 +37,7 @@ def offer_ours(namespace: dict[str, Any]) -> None:
     _offer_optimizers(namespace)
     advanced = namespace.get(ADVANCED_CLASS)
     if isinstance(advanced, type) and advanced.__module__ == namespace["__name__"]:
-        _offer_ema(advanced)
+        _offer_fields(advanced)
         if namespace.get("__file__"):  # once a start, before a tab lists its presets
             from kohya_ext.runtime import upgrades
 
@@ -54,10 +54,11 @@ def _offer_optimizers(namespace: dict[str, Any]) -> None:
         namespace["gr"] = GradioWithOurs(gradio)
 
 
-def _offer_ema(advanced: type) -> None:
-    """Wrap the constructor that makes the field for additional flags."""
-    from kohya_ext.runtime import ema_section  # here: only the GUI needs it
+def _offer_fields(advanced: type) -> None:
+    """Wrap the constructor that makes the field for additional flags, once for each thing of ours: one may fail."""
+    from kohya_ext.runtime import ema_section, preset_notes  # here: only the GUI needs them
 
     constructor = vars(advanced).get("__init__")
     if constructor is not None and not hasattr(constructor, MARK):
-        advanced.__init__ = wrapped(constructor, ema_section.advanced_training)  # type: ignore[misc]
+        noting = wrapped(constructor, preset_notes.advanced_training)
+        advanced.__init__ = wrapped(noting, ema_section.advanced_training)  # type: ignore[misc]

@@ -137,7 +137,9 @@ def test_fit_writes_a_preset_that_checks_clean(
     target = tmp_path / "fitted.json"
     code, document = as_json(capsys, "fit", "Lion-48GB", checkout, "--out", target)
     assert code == 0
-    assert json.loads(target.read_text()) == document["values"]
+    written = json.loads(target.read_text())
+    assert written.pop("_about")["fitted_to"] == "v0.0.0"
+    assert written == document["values"]
     assert run("fit", "Lion-48GB", checkout, "--out", target) == 0
     code, document = as_json(capsys, "check", target, checkout, "--tab", "finetune")
     assert (code, document["presets"][0]["findings"]) == (0, [])

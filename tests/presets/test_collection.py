@@ -22,7 +22,11 @@ def test_the_presets_of_a_checkout_are_fitted_to_its_gui(tmp_path: Path) -> None
     assert values["optimizer"] == "AdaCoor"
     assert values["learning_rate"] == 1
     assert values["max_token_length"] == "75"
-    assert "_about" not in values
+    about = values["_about"]
+    assert about["fitted_to"] == "v0.0.0"
+    assert about["title"] and about["vram"]["estimate"] and about["warnings"] and about["extract_command"]
+    assert about["fill_in"] == ["pretrained_model_name_or_path", "image_folder", "Folder", "output_dir", "output_name"]
+    assert "derived" not in about
     assert "min_snr_gamma" not in values
     assert files[path].isascii()
 

@@ -1,0 +1,36 @@
+"""What an installed preset says about itself, for the GUI: the bundled words, in the names of the fields of the GUI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kohya_ext.presets.document import Preset
+from kohya_ext.presets.machine import MODEL
+from kohya_ext.presets.schema import Schema
+from kohya_ext.spec.preset_files import ABOUT, BASE_MODEL, FILL_IN, FITTED_TO, KEPT
+
+
+def with_about(preset: Preset, values: Mapping[str, Any], schema: Schema, release: str) -> dict[str, Any]:
+    """The fitted settings with what is known about the preset; without a word of it, the settings alone."""
+    if not preset.about:
+        return dict(values)
+    about = {key: preset.about[key] for key in KEPT if preset.about.get(key)}
+    given = preset.about.get(FILL_IN)
+    keys = [str(key) for key in given if not values.get(key)] if isinstance(given, list) else []
+    about[FILL_IN] = [_label(key, schema) for key in keys]
+    if values.get(MODEL):
+        about[BASE_MODEL] = values[MODEL]
+    return {ABOUT: {**about, FITTED_TO: release}, **values}
+
+
+def is_installed(preset: Preset) -> bool:
+    """Whether a preset was made by us for some release: a bundled one is made for none yet."""
+    return FITTED_TO in preset.about
+
+
+def _label(key: str, schema: Schema) -> str:
+    """What the GUI calls a field, without its remark in brackets."""
+    one = schema.fields.get(key)
+    label = one.label.partition("(")[0].strip() if one is not None else ""
+    return label or key
