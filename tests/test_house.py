@@ -33,7 +33,8 @@ BELOW: dict[str, set[str]] = {
     "dataset": {"core", "files"},
     "basemodel": {"core", "files", "tensors"},
     "lora": {"core", "files", "tensors"},
-    "evaluation": {"core", "files", "tensors"},
+    "evaluation": {"core", "files", "spec", "tensors"},
+    "posthoc": {"core", "ema", "files", "spec", "tensors"},
     "card": {"core", "files", "spec", "tensors"},
     "demo": {"checkout", "core", "files", "install", "presets", "spec"},
 }

@@ -14,8 +14,8 @@ from typing import Any
 
 from kohya_ext.card.model import LORA, Model
 from kohya_ext.spec.flags import ENABLE_EMA
+from kohya_ext.spec.outputs import EMA_METADATA
 
-EMA = "kohya_ext_ema_"
 EXTRACTED = "kohya_ext_lora_"
 MOST_DIGITS = 5  # of a side in pixels
 NOTHING = ("", "none", "null", "false", "0", "0.0")
@@ -130,7 +130,7 @@ def _resolution(text: str) -> str:
 
 
 def _average(found: Mapping[str, str], preset: Mapping[str, Any]) -> str:
-    recorded = {key.removeprefix(EMA): value for key, value in found.items() if key.startswith(EMA)}
+    recorded = {key.removeprefix(EMA_METADATA): value for key, value in found.items() if key.startswith(EMA_METADATA)}
     if not recorded:
         flags = str(preset.get("additional_parameters", ""))
         if ENABLE_EMA.name not in flags:

@@ -22,6 +22,7 @@ AUDIT = "docs/how-to/audit.md"
 LORA = "docs/how-to/lora.md"
 JUDGE = "docs/how-to/judge-a-model.md"
 CARD = "docs/how-to/model-page.md"
+LENGTH = "docs/how-to/ema-length.md"
 
 EXAMPLES: dict[str, tuple[str, str, str]] = {
     "": (START, f"install {KOHYA}", f"doctor {KOHYA}"),
@@ -94,6 +95,23 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         LORA,
         "lora resize dog-lora.safetensors dog-lora-32.safetensors --rank 32",
         "lora resize dog-lora.safetensors small.safetensors --rank 64 --dynamic sv_fro --param 0.9",
+    ),
+    "ema": (LENGTH, "ema list out", "ema sweep out --sigma-rel 0.03:0.25:6 --out lengths"),
+    "ema list": (LENGTH, "ema list out", "ema list out/mine-ema.safetensors out/mine-ema-000010.safetensors --json"),
+    "ema reconstruct": (
+        LENGTH,
+        "ema reconstruct out --sigma-rel 0.15 --out mine-wide.safetensors",
+        "ema reconstruct out --decay 0.999 --step 2000 --out mine-2000.safetensors --dry-run",
+    ),
+    "ema sweep": (
+        LENGTH,
+        "ema sweep out --sigma-rel 0.03:0.25:6 --out lengths",
+        "ema sweep out --sigma-rel 0.05:0.15:3 --out lengths --dry-run",
+    ),
+    "ema merge": (
+        LENGTH,
+        "ema merge epochs --sigma-rel 0.25 --out merged.safetensors",
+        "ema merge a-000008.safetensors a-000009.safetensors a.safetensors --sigma-rel 0.1 --out merged.safetensors",
     ),
     "prompts": (JUDGE, "prompts images --trigger ewpp --output prompts.txt", "prompts images --count 2 --seed 7"),
     "grid": (

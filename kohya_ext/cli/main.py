@@ -20,6 +20,7 @@ from kohya_ext.cli import (
     card,
     common,
     demo,
+    ema,
     grid,
     health,
     install,
@@ -35,7 +36,22 @@ from kohya_ext.core.about import NAME, REPOSITORY, VERSION
 from kohya_ext.core.errors import FOUND_PROBLEMS, ConflictError, KohyaExtError, UsageError
 from kohya_ext.core.terminal import OutputLostError, abandon_output, indented, named_in_one_line, safe_streams
 
-GROUPS = (install, health, update, presets, preflight, basemodel, captions, audit, lora, prompts, grid, card, demo)
+GROUPS = (
+    install,
+    health,
+    update,
+    presets,
+    preflight,
+    basemodel,
+    captions,
+    audit,
+    lora,
+    ema,
+    prompts,
+    grid,
+    card,
+    demo,
+)
 INTERRUPTED = 130  # what shells report for Ctrl+C
 FRAMES_SHOWN = 4
 DESCRIPTION = "AdaCoor, an EMA of the weights and presets for the Kohya_ss or sd-scripts that you already have"

@@ -1,7 +1,4 @@
-"""The EMA's state: as a file (safetensors keyed by parameter name, the rest as JSON in its header), and checked.
-
-Written as a stream, because the usual writers first collect a copy of every tensor in host memory.
-"""
+"""The EMA's state: as a file (safetensors keyed by parameter name, the rest as JSON in its header), and checked."""
 
 from __future__ import annotations
 
@@ -9,19 +6,17 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kohya_ext.files.atomic import replacing
-from kohya_ext.tensors.elements import DEVICE_SLICE, slice_size, slices
-from kohya_ext.tensors.header import TensorEntry, encode
+from kohya_ext.tensors.elements import slice_size, slices
+from kohya_ext.tensors.streaming import write_tensors
 
 FILE_NAME = "kohya_ext_ema.safetensors"
 _HEADER_KEY = "kohya_ext_ema"
-_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # More steps than any run has; a number beyond is damage.
 _MOST_STEPS = 1 << 40
 
@@ -37,7 +32,9 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     settings = {key: value for key, value in state.items() if key != "shadow"}
-    write_tensors(path, state["shadow"], {_HEADER_KEY: json.dumps(settings, sort_keys=True)})
+    shadows: Mapping[str, Tensor] = state["shadow"]
+    forms = {name: (shadow.dtype, tuple(shadow.shape)) for name, shadow in shadows.items()}
+    write_tensors(path, forms, shadows.values(), {_HEADER_KEY: json.dumps(settings, sort_keys=True)})
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -108,22 +105,3 @@ def _settings(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is damaged: its header contains no settings")
     return settings
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all, a slice of a tensor at a time. Raises OSError."""
-    with replacing(path) as file:
-        _write(file, tensors, metadata)
-
-
-def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    entries: dict[str, TensorEntry] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        entries[name] = TensorEntry(_TYPES[tensor.dtype], tuple(tensor.shape), begin, end)
-    file.write(encode(entries, metadata))
-    for tensor in tensors.values():
-        flat = tensor.detach().reshape(-1)
-        for start, length in slices(flat.numel(), DEVICE_SLICE):
-            file.write(memoryview(flat[start : start + length].cpu().view(torch.uint8).numpy()))

@@ -7,6 +7,7 @@ All schedules count real steps from the one at which averaging starts; the first
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -225,14 +226,8 @@ class Power:
 
     @property
     def exponent(self) -> float:
-        """gamma: a step t weighs in proportion to t**gamma. Solved from sigma_rel by bisection."""
-        low, high = 0.0, 1.0
-        while _sigma_rel(high) > self.sigma_rel:
-            high *= 2
-        for _ in range(200):
-            middle = (low + high) / 2
-            low, high = (middle, high) if _sigma_rel(middle) > self.sigma_rel else (low, middle)
-        return (low + high) / 2
+        """gamma: a step t weighs in proportion to t**gamma."""
+        return _exponent(self.sigma_rel)
 
     def weight(self, update: int, every: int = 1) -> float:
         """See `Schedule.weight`."""
@@ -291,3 +286,15 @@ def _check_update(update: int, every: int) -> None:
 def _round_to_two_digits(value: float) -> int:
     digits = max(0, math.floor(math.log10(value)) - 1)
     return int(round(value / 10**digits) * 10**digits)
+
+
+@functools.lru_cache
+def _exponent(sigma_rel: float) -> float:
+    """Solved by bisection: the width falls as the exponent grows."""
+    low, high = 0.0, 1.0
+    while _sigma_rel(high) > sigma_rel:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sigma_rel(middle) > sigma_rel else (low, middle)
+    return (low + high) / 2

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.core.errors import UsageError
+from kohya_ext.spec.outputs import EMA_SUFFIX, SAVED
 from kohya_ext.tensors.header import is_pickle, read_header
 
 FOLDER, CHECKPOINT, LORA = "diffusers folder", "checkpoint", "LoRA"
 INDEX = "model_index.json"
 SUFFIX = ".safetensors"
-_NAME = re.compile(r"(?P<name>.+?)(?P<ema>-ema)?(?:-(?P<epoch>\d{6})|-step(?P<step>\d{8}))?$")
 _LAST = 10**9  # a file without a number is the end of its run
 _LORA_SIGNS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1")
 
@@ -77,7 +77,7 @@ def _average_of(path: Path) -> Path | None:
     if match["ema"]:
         return None
     beside = path.with_name(
-        f"{match['name']}-ema{_stem(path)[match.end('name') :]}{path.suffix if path.is_file() else ''}"
+        f"{match['name']}{EMA_SUFFIX}{_stem(path)[match.end('name') :]}{path.suffix if path.is_file() else ''}"
     )
     return beside if beside.exists() else None
 
@@ -107,7 +107,7 @@ def _stem(path: Path) -> str:
 
 
 def _match(path: Path) -> re.Match[str]:
-    match = _NAME.fullmatch(_stem(path))
+    match = SAVED.fullmatch(_stem(path))
     if match is None:  # an empty name
         raise UsageError(f"{path} has no file name")
     return match

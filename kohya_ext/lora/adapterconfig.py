@@ -15,8 +15,8 @@ from typing import Any
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.files.regular import read_text
-from kohya_ext.lora.tensorfile import TensorSource
 from kohya_ext.tensors.adapters import component
+from kohya_ext.tensors.tensorfile import TensorSource
 
 METADATA = "lora_adapter_metadata"
 FILE = "adapter_config.json"

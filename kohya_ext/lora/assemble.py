@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +16,8 @@ from kohya_ext.core.errors import UsageError
 from kohya_ext.files.atomic import NEW_FILE_MODE, replacing
 from kohya_ext.files.disk import explained_target
 from kohya_ext.lora.factor_store import Spool, StoredModule
-from kohya_ext.lora.tensorfile import DTYPE_NAMES
+from kohya_ext.tensors.header import encode
+from kohya_ext.tensors.streaming import entries_of
 
 MODEL_HASH = "sshs_model_hash"
 LEGACY_HASH = "sshs_legacy_hash"
@@ -36,14 +35,6 @@ class LoraEntry:
     key: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the tensor in the file."""
-        count = int(torch.empty((), dtype=self.dtype).element_size())
-        for length in self.shape:
-            count *= length
-        return count
 
 
 def _write_tensors(
@@ -78,14 +69,7 @@ def header_room(names: Sequence[str]) -> int:
 
 
 def _header(entries: Sequence[LoraEntry], metadata: Mapping[str, str]) -> bytes:
-    table: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for entry in entries:
-        begin, end = end, end + entry.size
-        table[entry.key] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return encode(entries_of({entry.key: (entry.dtype, entry.shape) for entry in entries}), metadata)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.files.regular import JSON_LIMIT, read_regular
 from kohya_ext.lora import quantised, rest
 from kohya_ext.lora.layout import Architecture, Target, architecture_of_file, architecture_of_unet, targets
-from kohya_ext.lora.tensorfile import TensorSource, open_tensors
 from kohya_ext.tensors.header import PICKLE_SUFFIXES
+from kohya_ext.tensors.tensorfile import TensorSource, open_tensors
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 _QKV = 3

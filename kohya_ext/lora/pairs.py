@@ -14,8 +14,8 @@ from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora import adapterconfig
 from kohya_ext.lora.adapterconfig import Adapter
 from kohya_ext.lora.assemble import Keys
-from kohya_ext.lora.tensorfile import TensorSource
 from kohya_ext.tensors import adapters
+from kohya_ext.tensors.tensorfile import TensorSource
 
 # why a kind cannot be made smaller by a truncated SVD of each module
 _WHY = {

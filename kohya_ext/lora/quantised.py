@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
-from kohya_ext.lora.tensorfile import TensorSource
+from kohya_ext.tensors.tensorfile import TensorSource
 
 WEIGHT = ".weight"
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "weight.scale_weight", "SCB")

@@ -26,7 +26,7 @@ from kohya_ext.lora.assemble import FinishedModule, Keys, Progress, Written, wit
 from kohya_ext.lora.factor_store import Spool, StoredModule
 from kohya_ext.lora.pairs import LoraFile, Pair, read_pairs
 from kohya_ext.lora.svd import LowRank, low_rank_product
-from kohya_ext.lora.tensorfile import item_size, open_tensors
+from kohya_ext.tensors.tensorfile import item_size, open_tensors
 
 KEPT = "kept"  # the method of a module whose factors stay bit for bit
 

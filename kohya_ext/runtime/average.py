@@ -24,6 +24,7 @@ from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distan
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.run import is_main_process, say, stop
+from kohya_ext.spec.outputs import EMA_METADATA
 
 # Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
 UPDATES_TO_MOVE = 100
@@ -32,8 +33,6 @@ UPDATES_TO_MOVE = 100
 SETTLED = 30
 # Updates that are measured.
 MEASURED = 10
-
-METADATA_PREFIX = "kohya_ext_ema_"
 
 
 class Average:
@@ -136,7 +135,9 @@ class Average:
             entries["sigma_rel"] = self.options.sigma_rel
         else:
             entries["decay"] = self.options.decay
-        return {METADATA_PREFIX + key: str(value) for key, value in entries.items()}
+        if self.options.schedule == "exp":
+            entries |= {"exp_beta": self.options.exp_beta, "max_steps": max(1, int(self.args.max_train_steps))}
+        return {EMA_METADATA + key: str(value) for key, value in entries.items()}
 
     def health(self) -> dict[str, float]:
         """What the newest update left of the EMA before it, and ||average - weights|| / ||weights||.
@@ -152,7 +153,7 @@ class Average:
     def tell_health(self) -> None:
         """Say with each save how the EMA stands."""
         if is_main_process() and (health := self.health()):
-            steps = self.metadata()[f"{METADATA_PREFIX}steps"]
+            steps = self.metadata()[f"{EMA_METADATA}steps"]
             say(
                 f"EMA saved after {steps} steps: decay {health['ema_decay']:.6g}, "
                 f"||EMA - weights|| / ||weights|| = {health['ema_distance']:.3g}"

@@ -20,19 +20,18 @@ if TYPE_CHECKING:
     from kohya_ext.runtime.average import Average
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.safe_save import unwinding_on_sigterm
-
-SUFFIX = "-ema"
+from kohya_ext.spec.outputs import COUNTED, EMA_SUFFIX
 
 # what upstream calls a file when there is no --output_name: per kind of save
 EPOCH, STEP, LAST = "epoch", "at", "last"
 
-_COUNTED = re.compile(r"-(?P<epoch>\d{6})$|-step(?P<step>\d{8})$")
+_COUNTED = re.compile(rf"(?:{COUNTED})$")
 
 
 def args_of_average(args: argparse.Namespace, default_name: str) -> argparse.Namespace:
     """A copy of Kohya's args that names the EMA's files and saves no state (the raw call has done that)."""
     changed = copy.copy(args)
-    changed.output_name = (args.output_name or default_name) + SUFFIX
+    changed.output_name = (args.output_name or default_name) + EMA_SUFFIX
     changed.save_state = False
     return changed
 
@@ -41,7 +40,7 @@ def file_of_average(file: str, output_name: str | None) -> str:
     """The EMA file next to a raw one: `NAME-step00000002.safetensors` -> `NAME-ema-step00000002.safetensors`."""
     path = Path(file)
     name, counted = _split(path.stem, output_name)
-    return str(path.with_name(name + SUFFIX + counted + path.suffix))
+    return str(path.with_name(name + EMA_SUFFIX + counted + path.suffix))
 
 
 def is_last(file: str, output_name: str | None) -> bool:

@@ -8,7 +8,8 @@ import pytest
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.models import CHECKPOINT, FOLDER, LORA, columns
-from kohya_ext.runtime.ema_outputs import SUFFIX, file_of_average
+from kohya_ext.runtime.ema_outputs import file_of_average
+from kohya_ext.spec.outputs import EMA_SUFFIX
 from tests.evaluation.painter import LORA_KEYS, models
 
 
@@ -34,7 +35,7 @@ def test_the_names_are_those_that_training_writes(name: str, tmp_path: Path) -> 
     raw = models(tmp_path, name)[0]
     average = Path(file_of_average(str(raw), name.split("-0")[0].split("-step")[0]))
     models(tmp_path, average.stem)
-    if name.endswith(SUFFIX):
+    if name.endswith(EMA_SUFFIX):
         return  # an output that is called so itself: it counts as an average
     assert [column.path for column in columns([raw])] == [raw, average]
     assert [column.average for column in columns([raw])] == [False, True]

@@ -12,7 +12,7 @@ import torch
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.lora.pairs import read_pairs
 from kohya_ext.lora.resize import Resized, ResizeSettings, opened, run
-from kohya_ext.lora.tensorfile import open_tensors
+from kohya_ext.tensors.tensorfile import open_tensors
 from tests.lora import models
 from tests.lora.formats import LoraSpec, accepted, refused
 

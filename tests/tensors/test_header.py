@@ -1,4 +1,4 @@
-"""Headers without torch; what is damaged is also met through tests/lora/test_tensorfile.py."""
+"""Headers without torch; what is damaged is also met through tests/tensors/test_tensorfile.py."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.lora.tensorfile import TensorFile, open_tensors
+from kohya_ext.tensors.tensorfile import TensorFile, open_tensors
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).view(2, 3),

@@ -1,0 +1,11 @@
+"""What sd-scripts calls the files that a run saves, and what we call those of the EMA."""
+
+from __future__ import annotations
+
+import re
+
+EMA_SUFFIX = "-ema"
+EMA_METADATA = "kohya_ext_ema_"  # how the keys begin that say in a file which EMA it holds
+# NAME-000010 after an epoch, NAME-step00000200 after steps, NAME at the end of the run
+COUNTED = r"-(?P<epoch>\d{6})|-step(?P<step>\d{8})"
+SAVED = re.compile(rf"(?P<name>.+?)(?P<ema>{EMA_SUFFIX})?(?:{COUNTED})?")
