@@ -13,8 +13,8 @@ from kohya_ext.core.errors import DONE, ConflictError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kohya_ext.posthoc.reconstruction import Plan
-    from kohya_ext.posthoc.snapshots import Run
+    from kohya_ext.posthoc.reconstruction import MixturePlan
+    from kohya_ext.posthoc.snapshots import RunFiles
 
 MOST_FILES = 64  # of a sweep
 
@@ -114,7 +114,7 @@ def _one(arguments: argparse.Namespace, command: str, *, need_ema: bool) -> int:
         check_target(arguments.out, arguments.overwrite)
     run = _run_of(arguments)
     from kohya_ext.posthoc.reconstruction import plan, target_of
-    from kohya_ext.posthoc.snapshots import Run
+    from kohya_ext.posthoc.snapshots import RunFiles
 
     chosen = tuple(one for one in run.snapshots if need_ema or one.ema is None)
     if not any((one.ema is not None) == need_ema for one in chosen):
@@ -124,12 +124,12 @@ def _one(arguments: argparse.Namespace, command: str, *, need_ema: bool) -> int:
             else "no raw weights"
         )
         raise UsageError(what if need_ema else "no raw weights are among these files: use `kohya-ext ema reconstruct`")
-    run = Run(chosen, run.in_epochs)
+    run = RunFiles(chosen, run.in_epochs)
     target = target_of(run, sigma_rel=arguments.sigma_rel, decay=arguments.decay, step=arguments.step)
     return _written(arguments, out, [plan(run, target)], [arguments.out])
 
 
-def _run_of(arguments: argparse.Namespace) -> Run:
+def _run_of(arguments: argparse.Namespace) -> RunFiles:
     try:
         from kohya_ext.posthoc.snapshots import read_run
     except ImportError as error:
@@ -148,7 +148,7 @@ def _widths(text: str) -> list[float]:
     return [round(first * (last / first) ** (place / (count - 1)), 3) for place in range(count)]
 
 
-def _written(arguments: argparse.Namespace, out: Output, plans: list[Plan], targets: list[Path]) -> int:
+def _written(arguments: argparse.Namespace, out: Output, plans: list[MixturePlan], targets: list[Path]) -> int:
     from kohya_ext.files.disk import check_target
     from kohya_ext.posthoc.reconstruction import MOST_ERROR, write
 

@@ -16,7 +16,7 @@ from kohya_ext.ema.posthoc import Mixture, distance, ema_profile, mix, pace_of, 
 from kohya_ext.ema.schedules import Debiased, Power
 from kohya_ext.files.atomic import NEW_FILE_MODE
 from kohya_ext.files.disk import explained_target
-from kohya_ext.posthoc.snapshots import RECONSTRUCTED, Run, Snapshot
+from kohya_ext.posthoc.snapshots import RECONSTRUCTED, RunFiles, Snapshot
 from kohya_ext.spec.outputs import EMA_METADATA
 from kohya_ext.tensors.elements import DEVICE_SLICE, slices
 from kohya_ext.tensors.streaming import write_tensors
@@ -33,7 +33,7 @@ OF_THE_WEIGHTS = ("sshs_", "modelspec.hash_", "modelspec.thumbnail")
 
 
 @dataclass(frozen=True)
-class Target:
+class WantedEma:
     """An EMA that is wanted, and after how many steps."""
 
     schedule: Power | Debiased
@@ -48,17 +48,17 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MixturePlan:
     """A mixture for a target. sources: with their coefficients in `mixture`."""
 
-    target: Target
+    target: WantedEma
     sources: tuple[Snapshot, ...]
     mixture: Mixture
 
 
 def target_of(
-    run: Run, *, sigma_rel: float | None = None, decay: float | None = None, step: int | None = None
-) -> Target:
+    run: RunFiles, *, sigma_rel: float | None = None, decay: float | None = None, step: int | None = None
+) -> WantedEma:
     """The EMA of that width or decay at `step`, None for the last snapshot's. Raises UsageError."""
     last = run.snapshots[-1].step
     steps = last if step is None else step
@@ -72,10 +72,10 @@ def target_of(
         raise UsageError(
             "no file says how many steps an epoch has, so a decay for each step means nothing: use --sigma-rel"
         )
-    return Target(schedule, steps)
+    return WantedEma(schedule, steps)
 
 
-def plan(run: Run, target: Target) -> Plan:
+def plan(run: RunFiles, target: WantedEma) -> MixturePlan:
     """The best mixture of the snapshots up to the target's step.
 
     Raises UsageError: too few of them, or weights that are not finite.
@@ -94,7 +94,7 @@ def plan(run: Run, target: Target) -> Plan:
     # how far the average is from the raw weights, by how far the snapshots are from each other
     told = math.hypot(*(distance(one, other, pace) for one, other in pairwise(profiles)))
     away = distance(wanted, raw_profile(target.step, target.step), pace) * (moved / told if told else 0.0)
-    return Plan(target, sources, mix(profiles, wanted, pace, rounded / away if away else 0.0))
+    return MixturePlan(target, sources, mix(profiles, wanted, pace, rounded / away if away else 0.0))
 
 
 def _profile(source: Snapshot, steps: int) -> Tensor:
@@ -137,7 +137,7 @@ def last_shapes(sources: Sequence[Snapshot]) -> Mapping[str, tuple[str, tuple[in
     return sources[-1].shapes
 
 
-def write(plan: Plan, path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> None:
+def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> None:
     """Write the mixture, whole or not at all, in the types of the newest snapshot.
 
     progress: is told (weights done, weights in all).
@@ -181,7 +181,7 @@ def _mixed(key: str, dtype: torch.dtype, files: Sequence[tuple[TensorFile, float
     return flat.view(like.shape)
 
 
-def _metadata(plan: Plan, of_newest: Mapping[str, str]) -> dict[str, str]:
+def _metadata(plan: MixturePlan, of_newest: Mapping[str, str]) -> dict[str, str]:
     """The newest file's, without what it says of its own weights, and which EMA this is."""
     metadata = {key: value for key, value in of_newest.items() if not key.startswith((EMA_METADATA, *OF_THE_WEIGHTS))}
     key, number = plan.target.number

@@ -52,7 +52,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """The files of one run, by step. in_epochs: no file tells the steps; each epoch counts as STEPS_AN_EPOCH."""
 
     snapshots: tuple[Snapshot, ...]
@@ -70,7 +70,7 @@ class _Found:
     shapes: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
-def read_run(paths: Sequence[Path], *, name: str | None = None) -> Run:
+def read_run(paths: Sequence[Path], *, name: str | None = None) -> RunFiles:
     """The snapshots among files and folders, the earliest first.
 
     Raises UsageError: no file, files of several runs, weights that do not fit together, an EMA that cannot be told.
@@ -94,7 +94,7 @@ def read_run(paths: Sequence[Path], *, name: str | None = None) -> Run:
     snapshots.sort(key=lambda one: (one.step, one.ema is not None, str(one.path)))
     if snapshots[-1].step > MOST_STEPS:
         raise UsageError(f"{snapshots[-1].path} says it is of step {snapshots[-1].step:,}: more than any run has")
-    return Run(tuple(snapshots), known is None)
+    return RunFiles(tuple(snapshots), known is None)
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

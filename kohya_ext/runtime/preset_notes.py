@@ -114,7 +114,8 @@ def _parts(about: dict[str, Any]) -> Iterator[str]:
     memory = about.get("vram")
     if isinstance(memory, dict):
         size = f"for a card with {_memory(about):g} GB; " if _memory(about) else ""
-        yield f"<details><summary><b>Memory:</b> {size}what needs it</summary><p>{_text(memory.get('estimate'))}</p></details>"
+        basis = _text(memory.get("estimate"))
+        yield f"<details><summary><b>Memory:</b> {size}what needs it</summary><p>{basis}</p></details>"
     if fields := _texts(about.get(FILL_IN)):
         yield f"<p><b>Fill in:</b> {', '.join(fields)}</p>"
     if model := _text(about.get(BASE_MODEL)):
