@@ -113,6 +113,7 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
     if not numbered and repeats_of(folder.name) and images_in(folder, recursive=False):
         text = "has repeats in its name: in the LoRA and Dreambooth tabs choose the folder above it, not this one"
         yield AuditFinding("concept-folder", folder.name, text, ADVICE)
+    yield from _folders_called_like_images(folder, numbered)
     for path in files:
         if is_mask(path):
             continue
@@ -126,6 +127,17 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
                 yield AuditFinding("not-read", name, why, level)
             if numbered:
                 yield from _misplaced(path)
+
+
+def _folders_called_like_images(folder: Path, numbered: list[str]) -> Iterator[AuditFinding]:
+    """Kohya looks for names, and takes a folder for an image."""
+    for parent in [Path(name) for name in numbered] or [Path()]:
+        with os.scandir(folder / parent) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        for path in (parent / name for name in names):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not _unread(path):
+                text = "is a folder that is called like an image: Kohya stops at it; rename it"
+                yield AuditFinding("not-a-file", path.as_posix(), text)
 
 
 def _misplaced(path: Path) -> Iterator[AuditFinding]:

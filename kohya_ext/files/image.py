@@ -17,7 +17,11 @@ from PIL import Image
 
 from kohya_ext.files.regular import open_regular
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JXL")  # others start programs (EPS)
+# What Pillow, and so Kohya, reads under any extension; others start programs (EPS). TGA has no signature: it is last.
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JXL"),
+    *("JPEG2000", "PPM", "ICO", "ICNS", "PCX", "DDS", "SGI", "PSD", "QOI", "SUN", "TGA"),
+)
 MEMORY = 512 << 20  # bytes for all images that are decoded at a time
 PER_PIXEL = 8  # bytes: as decoded, and once converted
 PROGRESSIVE = 7  # bytes a pixel that a progressive JPEG takes, at whatever size it is decoded

@@ -1,7 +1,8 @@
-"""The optimizer that a training names and the arguments that it hands to it: does the one exist, and take the other?"""
+"""The optimizer and the scheduler that a training names: is there such a one, and does it take its arguments?"""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from difflib import get_close_matches
 
 from kohya_ext.presets.findings import Level
 from kohya_ext.pysource.sources import Sources
-from kohya_ext.spec.kohyas_optimizers import ARGUMENTS, GIVEN, OF_TORCH
+from kohya_ext.spec.kohyas_optimizers import ARGUMENTS, GIVEN, OF_TORCH, SCHEDULERS_ARGUMENTS
 from kohya_ext.spec.optimizers import ours
 
 FILES = ("library/optimizer.py", "library/train_util.py")  # where releases keep `get_optimizer`, newest first
@@ -19,9 +20,8 @@ _COMPARED = re.compile(r'optimizer_type\s*==\s*"(\w+)"')
 
 @dataclass(frozen=True)
 class WordFault:
-    """What is wrong with one argument of an optimizer, in words that follow its name."""
+    """What is wrong with one argument of an optimizer or a scheduler."""
 
-    word: str
     level: Level
     effect: str
     fix: str
@@ -49,20 +49,44 @@ def unknown_optimizer(name: str, training: Sources | None) -> str | None:
     return lower[near[0]] if near else ""
 
 
-def word_faults(optimizer: str, words: Iterable[str]) -> Iterator[WordFault]:
-    """What is wrong with arguments, each a `name=value`, for an optimizer of Kohya's; nothing for any other."""
+def word_faults(optimizer: str, names: Iterable[str]) -> Iterator[WordFault]:
+    """What is wrong with arguments, by their names, for an optimizer of Kohya's; nothing for any other."""
     key = (optimizer or "AdamW").casefold()
     taken = ARGUMENTS.get(key)
     if taken is None:
         return
     shown = optimizer or "AdamW"
-    for word in words:
-        name = word.partition("=")[0]
+    for name in names:
         if name in GIVEN[key]:
-            yield WordFault(word, "error", f"{shown} gets {name} twice: the script gives it", "remove it")
+            yield WordFault("error", f"{shown} gets {name} twice: the script gives it", "remove it")
         elif name not in taken:
             near = get_close_matches(name, taken, n=1, cutoff=0.75)
             of_another = any(name in others for others in ARGUMENTS.values())
             fix = f"write {near[0]}, or remove it" if near else "remove it, or choose the optimizer that it belongs to"
             level: Level = "error" if near or of_another else "warning"
-            yield WordFault(word, level, f"{shown} has no argument {name}", fix)
+            yield WordFault(level, f"{shown} has no argument {name}", fix)
+
+
+def scheduler_faults(scheduler: str, optimizer: str, names: Iterable[str]) -> Iterator[WordFault]:
+    """The same for a scheduler; nothing where the optimizer brings its own."""
+    taken = SCHEDULERS_ARGUMENTS.get(scheduler)
+    if taken is None or optimizer.casefold().endswith(("adafactor", "schedulefree")):
+        return
+    for name in names:
+        if name not in taken:
+            fix = "remove it, or give the class of the scheduler that it belongs to as lr_scheduler_type"
+            yield WordFault("error", f"the scheduler {scheduler} has no argument {name}, or the script gives it", fix)
+
+
+def malformed(word: str) -> str:
+    """Why a word is not `name=value` as sd-scripts reads it, "" where it is."""
+    key, equals, value = word.partition("=")
+    if not equals or "=" in value:
+        return "is not one key=value pair"
+    if not key.isidentifier():
+        return "does not begin with the name of an argument"
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return "has a value that is neither a number, True or False nor a text in quotes"
+    return ""

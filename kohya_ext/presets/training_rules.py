@@ -6,23 +6,23 @@ for what it finds out only with a data set, an optimizer or a network at hand, o
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from kohya_ext.presets.convert import parse_number
-from kohya_ext.presets.findings import Finding
+from kohya_ext.presets.findings import Finding, Level
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
 from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
 from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
-from kohya_ext.presets.optimizer_choice import unknown_optimizer, word_faults
+from kohya_ext.presets.optimizer_choice import malformed, scheduler_faults, unknown_optimizer, word_faults
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT, OUR_FLAGS
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.assertions import Refusal, refusals
 from kohya_ext.pysource.values import Unknown
+from kohya_ext.spec.kohyas_optimizers import ONE_RATE
 from kohya_ext.spec.optimizers import ours
 
 Form = Mapping[str, Any]
@@ -208,26 +208,32 @@ def _listed(value: Any) -> list[Any]:
 @training_rule
 def _optimizer_words(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
     """Arguments of optimizers and schedulers are split at `=`, and what follows is read as a Python literal."""
-    sound: list[str] = []
+    sound: dict[str, list[str]] = {"optimizer_args": [], "lr_scheduler_args": []}
     for name in ("optimizer_args", "lr_scheduler_args"):
         key = key_of(name, form)
         for word in map(str, training.value(name) or ()):
-            fault = _fault(word)
+            fault = malformed(word)
             if fault:
                 effect = f"{training.script} stops: {word!r} {fault}"
                 fix = "write key=value, as in weight_decay=0.01; texts in quotes"
                 yield Finding("error", "optimizer-args", key, form.get(key), effect, fix)
-            elif name == "optimizer_args":
-                sound.append(word)
+            else:
+                sound[name].append(word)
     key = key_of("optimizer_args", form)
     switches = {name for name, argument in training.arguments.items() if argument.type == "bool"}
-    flags = [word.partition("=")[0] for word in sound if word.partition("=")[0] in switches]
+    given = [word.partition("=")[0] for word in sound["optimizer_args"]]
+    flags = [name for name in given if name in switches]
     for name in flags:
         effect = f"{training.script} stops: no optimizer has an argument {name}; it is a flag of the script"
         fix = f"remove it there, and set {name} itself"
         yield Finding("error", "optimizer-args", key, form.get(key), effect, fix)
-    others = [word for word in sound if word.partition("=")[0] not in flags]
-    for wrong in word_faults(optimizer_of(training), others):
+    optimizer, scheduler = optimizer_of(training), str(training.value("lr_scheduler") or "")
+    faults = [(key, one) for one in word_faults(optimizer, [name for name in given if name not in flags])]
+    if not training.value("lr_scheduler_type"):
+        names = [word.partition("=")[0] for word in sound["lr_scheduler_args"]]
+        place = key_of("lr_scheduler_args", form)
+        faults += [(place, one) for one in scheduler_faults(scheduler, optimizer, names)]
+    for key, wrong in faults:
         stops = "stops" if wrong.level == "error" else "may stop"
         effect = f"{training.script} {stops}: {wrong.effect}"
         yield Finding(wrong.level, "optimizer-args", key, form.get(key), effect, wrong.fix)
@@ -252,19 +258,6 @@ def _optimizer_name(training: ScriptRun, form: Form, release: Release) -> Iterat
         yield Finding("error", "optimizer", key, form.get(key), effect, fix)
 
 
-def _fault(word: str) -> str:
-    key, equals, value = word.partition("=")
-    if not equals or "=" in value:
-        return "is not one key=value pair"
-    if not key.isidentifier():
-        return "does not begin with the name of an argument"
-    try:
-        ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return "has a value that is neither a number, True or False nor a text in quotes"
-    return ""
-
-
 @training_rule
 def _own_rate(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
     """Optimizers that find their rate multiply it by the given one, and use only one of several."""
@@ -272,11 +265,12 @@ def _own_rate(training: ScriptRun, form: Form, release: Release) -> Iterator[Fin
     short = name.rpartition(".")[2].casefold()
     if not (short in RATE_ONE or short.startswith(ADAPTIVE)) or ours(name) is not None:
         return
+    unused = _untrained(training)
     rates: dict[str, float] = {}
     for one in ("learning_rate", "unet_lr", "text_encoder_lr", *TEXT_ENCODER_RATES):
         key = key_of(one, form)
         number = parse_number(form.get(key)) if form.get(key) not in (None, "") else None
-        if number is not None and one in training.given:
+        if number is not None and one in training.given and one not in unused:
             rates[key] = number
     if "unet_lr" in rates:
         rates.pop("learning_rate", None)  # it serves only what has no rate of its own
@@ -287,9 +281,24 @@ def _own_rate(training: ScriptRun, form: Form, release: Release) -> Iterator[Fin
             yield Finding("warning", "rate-too-low", key, form.get(key), effect, "set it to 1")
     if len(set(used.values())) > 1:
         several = ", ".join(f"{key} {rate:g}" for key, rate in used.items())
-        effect = f"{name} takes one rate for everything; of {several} only the first counts, or training stops"
+        stops = short in ONE_RATE
+        effect = f"{training.script} stops at its first step: {name} takes" if stops else f"{name} takes"
+        effect += f" one rate for everything, not {several}" if stops else f" one rate; of {several} the first counts"
         key = list(used)[1]
-        yield Finding("warning", "rates-differ", key, form.get(key), effect, "set all of them to 1")
+        level: Level = "error" if stops else "warning"
+        yield Finding(level, "rates-differ", key, form.get(key), effect, "set all of them to 1")
+
+
+def _untrained(training: ScriptRun) -> set[str]:
+    """The rates of what this run does not train."""
+    unused = set()
+    if training.value("network_train_unet_only"):
+        unused.add("text_encoder_lr")
+    if training.value("network_train_text_encoder_only"):
+        unused.add("unet_lr")
+    if training.value("train_text_encoder") is False:
+        unused.update(TEXT_ENCODER_RATES)
+    return unused
 
 
 @training_rule

@@ -1,4 +1,4 @@
-"""Kohya's own optimizers: the arguments that each takes, over all versions of its library that releases have pinned.
+"""Kohya's own optimizers and schedulers: the arguments of each, over all versions that releases have pinned.
 
 sd-scripts hands `--optimizer_args` to the constructor as they are; a name that it does not have ends the run there.
 """
@@ -56,6 +56,9 @@ GIVEN: dict[str, frozenset[str]] = {
     name: frozenset({"lr", "nesterov"} if name.startswith("sgdnesterov") else {"lr"}) for name in ARGUMENTS
 }
 
+# Those that find their rate and end the run where two parts of a model have different ones, 0 aside.
+ONE_RATE = frozenset({"prodigy", "dadaptation", "dadaptadampreprint", "dadaptadam", "dadaptlion", "dadaptsgd"})
+
 # Classes of torch.optim, where a name without a dot that sd-scripts does not know is looked for, in this very spelling.
 OF_TORCH = frozenset(
     {
@@ -76,3 +79,13 @@ OF_TORCH = frozenset(
         "SparseAdam",
     }
 )
+
+# What --lr_scheduler_args may name for the schedulers of diffusers and transformers; the script gives the others.
+SCHEDULERS_ARGUMENTS: dict[str, frozenset[str]] = {
+    "constant": frozenset({"last_epoch"}),
+    "constant_with_warmup": frozenset({"last_epoch"}),
+    "linear": frozenset({"last_epoch"}),
+    "cosine": frozenset({"last_epoch", "num_cycles"}),
+    "cosine_with_restarts": frozenset({"last_epoch"}),
+    "polynomial": frozenset({"last_epoch", "lr_end"}),
+}

@@ -140,3 +140,13 @@ def test_masks_next_to_concept_folders(tmp_path: Path, masks: str) -> None:
         builder.save(tmp_path / "10_x" / f"{name}.png")
     Image.new("L", (64, 64), 255).save(tmp_path / masks / "a.png")
     assert found(tmp_path) == {("no-mask", "10_x/b.png"), ("mask-size", f"{masks}/a.png")}
+
+
+@pytest.mark.parametrize("inside", ["10_x", ""])
+def test_a_folder_called_like_an_image(tmp_path: Path, inside: str) -> None:
+    Builder(tmp_path / inside, 128).good(1)
+    for name in ("b.png", "b.gif", ".hidden.png", "images"):
+        (tmp_path / inside / name).mkdir()
+    assert [one for one in found(tmp_path) if one[0] == "not-a-file"] == [
+        ("not-a-file", (Path(inside) / "b.png").as_posix())
+    ]

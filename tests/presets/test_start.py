@@ -121,6 +121,7 @@ def setup_parser():
     parser.add_argument("--learning_rate", type=float, default=2e-6)
     parser.add_argument("--lr_scheduler", type=str)
     parser.add_argument("--network_module", type=str)
+    parser.add_argument("--lr_scheduler_args", type=str, nargs="*")
     parser.add_argument("--optimizer_type", type=str, default="")
     parser.add_argument("--optimizer_args", type=str, nargs="*")
     return parser
@@ -229,6 +230,20 @@ def told(changes: dict[str, Any], release: Release) -> set[tuple[str, str, str]]
         ({"optimizer": "Prodigy", "unet_lr": 1, "learning_rate": 1}, set()),
         (
             {"optimizer": "Prodigy", "unet_lr": 1, "learning_rate": 1, "text_encoder_lr": 0.5},
+            {("error", "rates-differ", "text_encoder_lr")},
+        ),
+        (
+            {
+                "optimizer": "Prodigy", "unet_lr": 1, "learning_rate": 1, "text_encoder_lr": 0.5,
+                "additional_parameters": "--network_train_unet_only",
+            },
+            set(),
+        ),
+        (
+            {
+                "optimizer": "AdamW", "additional_parameters": "--optimizer_type=DAdaptAdan", "unet_lr": 1,
+                "learning_rate": 1, "text_encoder_lr": 0.5,
+            },
             {("warning", "rates-differ", "text_encoder_lr")},
         ),
         ({"optimizer_args": "weight_decay=0.05 betas=(0.9,0.99)"}, set()),
@@ -246,6 +261,11 @@ def told(changes: dict[str, Any], release: Release) -> set[tuple[str, str, str]]
         ({"optimizer_args": "relative_step=False"}, {("error", "optimizer-args", "optimizer_args")}),  # Adafactor's
         ({"optimizer_args": "weight_decy=0.1"}, {("error", "optimizer-args", "optimizer_args")}),
         ({"optimizer_args": "new_in_torch=3"}, {("warning", "optimizer-args", "optimizer_args")}),
+        (
+            {"additional_parameters": "--lr_scheduler_args T_max=100"},  # of torch's cosine, with constant
+            {("error", "optimizer-args", "additional_parameters")},
+        ),
+        ({"additional_parameters": "--lr_scheduler=cosine --lr_scheduler_args num_cycles=2"}, set()),
         ({"optimizer_args": "lr=0.1"}, {("error", "optimizer-args", "optimizer_args")}),
         (
             {"optimizer": "Adafactor", "optimizer_args": "scale_parameter=False relative_step=False warmup_init=False"},
