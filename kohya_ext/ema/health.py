@@ -1,4 +1,4 @@
-"""Health of the EMA: its distance from the weights, and whether it moves at all."""
+"""Health of the EMA: its distance from the weights, whether it moves at all, and whether it is more than rounding."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from kohya_ext.tensors.elements import flat_views, slice_size, slices
 
 # Elements of each parameter that the frozen check looks at, evenly spread over it.
 _SAMPLES = 64
+# Elements of each parameter that tell how much rounding there is.
+_ROUNDED_SAMPLES = 4096
+_BFLOAT16_DIGITS = 7  # behind the point of a binary number
 
 
 class FrozenShadowError(RuntimeError):
@@ -39,6 +42,31 @@ def relative_distance(*shadows: Shadow) -> float:
             apart += float(torch.linalg.vector_norm(views[1][part].to(torch.float32) - raw)) ** 2
             size += float(torch.linalg.vector_norm(raw)) ** 2
     return math.sqrt(apart / size) if size else 0.0
+
+
+def rounding_noise(*shadows: Shadow) -> float:
+    """How much of the distance between a bfloat16 EMA and the weights is nothing but rounding. Waits for the device.
+
+    Rounding an update of w * gap to steps of one last digit at random has the variance digit * w * |gap|; an average
+    keeps what 1 / (2 * w) updates add to it, so an element is off by the root of digit * |gap| / 2.
+
+    Args:
+        *shadows: of one run, all together; a sample of each parameter is looked at.
+
+    Returns:
+        The part of the distance, from 0 (nothing is rounded) to about 1 (the EMA is noise about the weights).
+    """
+    noise = apart = 0.0
+    for shadow in shadows:
+        if shadow.dtype != torch.bfloat16:
+            continue
+        for _, weights, average in shadow.pairs():
+            ours = _some(average, _ROUNDED_SAMPLES).double()
+            gap = (_some(weights, _ROUNDED_SAMPLES).double() - ours).nan_to_num(0.0, 0.0, 0.0)
+            digit = torch.exp2(torch.frexp(ours).exponent.double() - 1 - _BFLOAT16_DIGITS)
+            noise += float((digit * gap.abs()).sum()) / 2
+            apart += float(gap.square().sum())
+    return math.sqrt(noise / apart) if apart else 0.0
 
 
 @dataclass(frozen=True)
@@ -88,9 +116,9 @@ class FrozenCheck:
         return [_Sample(_some(weights), _some(average)) for _, weights, average in self._shadow.pairs()]
 
 
-def _some(tensor: Tensor) -> Tensor:
+def _some(tensor: Tensor, count: int = _SAMPLES) -> Tensor:
     flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()
-    return flat[:: max(1, flat.numel() // _SAMPLES)].to("cpu", copy=True)
+    return flat[:: max(1, flat.numel() // count)].to("cpu", copy=True)
 
 
 def _moved(before: list[Tensor], now: list[Tensor]) -> bool:

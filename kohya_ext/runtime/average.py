@@ -20,10 +20,10 @@ import torch
 
 from kohya_ext import __version__
 from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
-from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance
+from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance, rounding_noise
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
 from kohya_ext.runtime.options import EmaOptions
-from kohya_ext.runtime.run import is_main_process, say, stop
+from kohya_ext.runtime.run import is_main_process, say, stop, warn_again_at_end
 from kohya_ext.spec.outputs import EMA_METADATA
 
 # Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
@@ -31,6 +31,8 @@ UPDATES_TO_MOVE = 100
 
 # Steps of averaging before the measurement: by then whatever is compiled has been. Power averages take longest.
 SETTLED = 30
+# A bfloat16 EMA that has more rounding than this in its distance from the weights is told to be noise.
+MOST_NOISE = 0.5
 # Updates that are measured.
 MEASURED = 10
 
@@ -45,6 +47,7 @@ class Average:
         self._tracks: list[_Track] = []
         self._announced = False
         self._cost_told = False
+        self._noise_told = False
 
     def meet(self, model: Any) -> None:
         """Learn the parameters' names of a model, for the state files: `0.` for the first model seen, and so on."""
@@ -157,6 +160,20 @@ class Average:
             say(
                 f"EMA saved after {steps} steps: decay {health['ema_decay']:.6g}, "
                 f"||EMA - weights|| / ||weights|| = {health['ema_distance']:.3g}"
+            )
+
+        self.tell_noise()
+
+    def tell_noise(self) -> None:
+        """Say once, and again at the end, that the EMA's dtype is too coarse for this learning rate."""
+        started = [track.shadow for track in self._tracks if track.shadow is not None and track.shadow.started]
+        noise = 0.0 if self._noise_told or not is_main_process() else rounding_noise(*started)
+        if noise > MOST_NOISE:
+            self._noise_told = True
+            warn_again_at_end(
+                f"about {min(noise, 1):.0%} of the distance between the EMA and the weights is rounding: updates are "
+                "too small for --ema_dtype bfloat16, and the EMA is the weights with noise. Use --ema_dtype float32 "
+                "(with --ema_device cpu it takes no memory on the GPU)"
             )
 
     def tell_cost(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kohya_ext.ema import Shadow, blend, constant, debiased
-from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance
+from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance, rounding_noise
 
 
 def run(shadow: Shadow, parameter: nn.Parameter, steps: int, move: Callable[[int], float]) -> None:
@@ -60,3 +60,26 @@ def test_the_distance_is_relative() -> None:
     assert relative_distance(shadow) == pytest.approx(0.5)
     parameter.data[0, 0] = float("nan")
     assert relative_distance(shadow) == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "noisy"), [(1e-6, True), (1e-5, True), (1e-4, True), (3e-3, False), (1e-2, False)])
+def test_a_bfloat16_average_that_is_noise_is_seen(rate: float, noisy: bool) -> None:
+    """Held to the error that it has against a float64 twin."""
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(4000, generator=generator))
+    coarse = Shadow([parameter], debiased(0.99), dtype=torch.bfloat16, stochastic=True, compiled=False)
+    twin = Shadow([parameter], debiased(0.99), dtype=torch.float64, compiled=False)
+    for _ in range(200):
+        with torch.no_grad():
+            parameter.add_(torch.randn(4000, generator=generator).sign() * rate)
+        coarse.update()
+        twin.update()
+    [(_, weights, ours)], [(_, _, exact)] = coarse.pairs(), twin.pairs()
+    error = float((ours.double() - exact).norm() / (weights.double() - exact).norm())
+    found = rounding_noise(coarse)
+    assert (found > 0.5) == noisy
+    if noisy:
+        assert error > 0.5
+    else:
+        assert found / 2 < error < 2 * found
+    assert rounding_noise(twin) == 0

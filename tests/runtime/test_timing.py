@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable
 
@@ -72,3 +73,17 @@ def test_the_average_joins_the_telemetry(begin: Begin, monkeypatch: pytest.Monke
     found = telemetry._latest
     assert found["kohya_ext/ema_decay"] == pytest.approx(1 - 0.1 / (1 - 0.9**3))  # the fourth step waits for the fifth
     assert found["kohya_ext/ema_distance"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_save_says_that_a_bfloat16_average_is_noise(
+    begin: Begin, dtype: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    run = begin(ema_dtype=dtype)
+    for group in run.optimizer.param_groups:
+        group["lr"] = 1e-7
+    run.step(20)
+    for _ in range(2):
+        checkpoints.save_at_end(lambda args, sd_saver: None, run.args, lambda *_: None)
+    assert capsys.readouterr().err.count("Use --ema_dtype float32") == (dtype == "bfloat16")
