@@ -1,7 +1,7 @@
 """Builds tabs of a real GUI with its own gradio and prints what the browser would get.
 
 `python gui_config.py TREE FAULT TAB...`: what is ours is printed apart, the rest is numbered anew, so two GUIs can be
-compared. FAULT: "" or the name of a function of `kohya_ext.runtime.ema_section` that shall fail.
+compared. FAULT: "" or functions of `kohya_ext.runtime` that shall fail, as MODULE.FUNCTION with commas between.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import time
 from typing import Any
 
 OURS = "EMA (kohya_ext)"
-SCRIPT = "kohyaExtEma"
+SCRIPTS = ("kohyaExtEma", "=> [new Map(")
+PRESETS = "Presets"
 OPTIMIZER = ("AdaCoor", ["AdaCoor", "AdaCoor"])
 
 
@@ -25,9 +26,9 @@ def build(tree: str, fault: str, tabs: list[str]) -> dict[str, Any]:
     sys.argv = ["kohya_gui.py", "--headless"]
     gradio = importlib.import_module("gradio")
     package = "kohya_gui." if os.path.isfile("kohya_gui/finetune_gui.py") else ""  # noqa: PTH113
-    if fault:
-        section = importlib.import_module("kohya_ext.runtime.ema_section")
-        setattr(section, fault, lambda *_, **__: 1 / 0)
+    for one in filter(None, fault.split(",")):
+        module, _, name = one.partition(".")
+        setattr(importlib.import_module(f"kohya_ext.runtime.{module}"), name, lambda *_, **__: 1 / 0)
     started = time.perf_counter()
     with gradio.Blocks() as demo:
         for tab in tabs:
@@ -43,12 +44,13 @@ def build(tree: str, fault: str, tabs: list[str]) -> dict[str, Any]:
 
 def compared(config: dict[str, Any]) -> dict[str, Any]:
     components = {one["id"]: one for one in config["components"]}
+    events = config["dependencies"]
+    theirs = [one for one in events if not any(script in str(one.get("js")) for script in SCRIPTS)]
+    notes = {one["outputs"][0] for one in events if SCRIPTS[1] in str(one.get("js"))}
     ours: set[int] = set()
-    layout = without_ours(config["layout"], components, ours)
+    layout = without_ours(config["layout"], components, ours, notes)
     kept = [one for one in components if one not in ours]
     numbers = {one: number for number, one in enumerate(kept)}
-    events = config["dependencies"]
-    theirs = [one for one in events if SCRIPT not in str(one.get("js"))]
     return {
         "layout": renumbered(layout, numbers),
         "components": [comparable(components[one]) for one in kept],
@@ -59,13 +61,16 @@ def compared(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def without_ours(node: dict[str, Any], components: dict[int, Any], ours: set[int], inside: bool = False) -> Any:
+def without_ours(
+    node: dict[str, Any], components: dict[int, Any], ours: set[int], notes: set[int], inside: bool = False
+) -> Any:
     children = []
     for child in node.get("children") or []:
-        mine = inside or components.get(child["id"], {}).get("props", {}).get("label") == OURS
+        labelled = components.get(child["id"], {}).get("props", {}).get("label") == OURS
+        mine = inside or labelled or child["id"] in notes
         if mine:
             ours.add(child["id"])
-        kept = without_ours(child, components, ours, mine)
+        kept = without_ours(child, components, ours, notes, mine)
         if not mine:
             children.append(kept)
     return {"id": node["id"], "children": children}
@@ -76,10 +81,12 @@ def renumbered(node: dict[str, Any], numbers: dict[int, int]) -> Any:
 
 
 def comparable(component: dict[str, Any]) -> Any:
-    """Without our entry in the list of optimizers."""
+    """Without our entry in the list of optimizers, and with the list of presets in one order."""
     props = json.loads(json.dumps(component["props"], default=str))
     if props.get("choices"):
         props["choices"] = [one for one in props["choices"] if one not in OPTIMIZER]
+        if props.get("label") == PRESETS:
+            props["choices"].sort()
     return [component["type"], props]
 
 

@@ -52,8 +52,11 @@ def test_all_of_upstreams_is_as_it_is_without_us(name: str, tmp_path: Path) -> N
     ours, printed = built(era, tree)
     assert [label for label in ours["our_components"] if label in FIELDS] == FIELDS * len(TABS)
     assert ours["our_backend"] == []
-    broken, said = built(era, second, fault="_footer")
-    assert said.count("kohya_ext: internal error") == len(TABS)
+    broken, said = built(era, second, fault="ema_section._footer,preset_notes._read,upgrades._recorded")
+    lists = sum(one[1].get("label") == "Presets" for one in without["components"])
+    assert lists == 2
+    assert said.count("kohya_ext: internal error") == len(TABS) + lists
+    assert said.count("kohya_ext: the presets may not fit") == 1
     assert "kohya_ext: " not in printed
     assert broken["our_events"] == 0
     assert broken["our_components"] == []
