@@ -137,6 +137,8 @@ def _checked(out: Output, checkout: Checkout, environment: Environment | None, *
     for check in checks:
         fix = f"\nfix: {check.fix}" if check.fix else ""
         out.item(MARKS[check.level], f"{check.name}: {check.detail}{fix}")
+    for said in requirements.GUI_SAYS if checkout.gui_root is not None else ():
+        out.item("note", said)
     return checks
 
 

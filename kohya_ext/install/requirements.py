@@ -32,6 +32,14 @@ NEEDED = ("accelerate", "diffusers", "safetensors", "toml")
 NUMPY_THAT_BREAKS_PINS = (2,)
 SCRIPTS = ("sdxl_train.py", "fine_tune.py", "train_network.py")
 
+# What the GUI prints at *Start training* and people take for a fault, or the other way round.
+GUI_SAYS = (
+    "'Max train steps: 6' in the GUI's log counts by the GUI's own fields; with Max train epoch set the script counts "
+    "again: its line 'total optimization steps' is right",
+    "a traceback about missing metadata after Start training is most often about images without captions of the "
+    "extension that is set: `kohya-ext audit FOLDER` names them",
+)
+
 
 @dataclass(frozen=True)
 class Check:

@@ -72,6 +72,8 @@ def test_a_healthy_installation(installed: Checkout, run: Run) -> None:
     assert done.code == DONE, done.text
     assert "the one installed into" in done.text
     assert "No problems found." in done.text
+    assert "'Max train steps: 6' in the GUI's log" in done.text
+    assert "images without captions" in done.text
 
 
 def test_doctor_misses_the_package_after_a_uv_sync(installed: Checkout, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 KOHYA_GUI_RIG is a folder with `trees/NAME` (checkouts of kohya_ss with their training code), `venv/NAME` (environments
 that start them) and `assets/` (a small model and images); KOHYA_RIG one whose `shim/` goes on PYTHONPATH, if set.
+KOHYA_GUI_PATCH is a folder that goes before it, with a `sitecustomize.py` for a machine whose load gradio cannot stand.
 The browser is chromium (KOHYA_BROWSER, else the one on PATH), driven by the package `playwright`.
 """
 
@@ -75,7 +76,8 @@ def python_of(era: Era) -> Path:
 def environ_of(era: Era, tree: Path) -> dict[str, str]:
     """What the GUI runs with: its own programs first, the training code and our package importable, no GPU."""
     shim = [f"{os.environ['KOHYA_RIG']}/shim"] if os.environ.get("KOHYA_RIG") else []
-    paths = [*shim, str(BUNDLE), *([str(tree)] if era.gradio == 3 else [])]
+    patch = [folder] if (folder := os.environ.get("KOHYA_GUI_PATCH")) else []
+    paths = [*patch, *shim, str(BUNDLE), *([str(tree)] if era.gradio == 3 else [])]
     return {
         **os.environ,
         "PATH": f"{python_of(era).parent}{os.pathsep}{os.environ['PATH']}",

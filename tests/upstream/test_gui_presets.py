@@ -23,7 +23,10 @@ import toml
 
 from kohya_ext.presets.command import Project, as_toml
 from kohya_ext.presets.document import dump_values, find_bundled
+from kohya_ext.presets.machine import MODEL, MODEL_LIST, SDXL_BASE
 from kohya_ext.presets.schema import Tab
+from kohya_ext.spec.flags import ENABLE_EMA
+from kohya_ext.spec.preset_files import ABOUT
 from tests.upstream import real_gui
 from tests.upstream.gui_page import TabPage
 from tests.upstream.real_gui import BUNDLE, ERAS, Era
@@ -103,14 +106,19 @@ def opened(workshop: Workshop, folder: Path) -> Iterator[TabPage]:
             browser = playwright.chromium.launch(executable_path=real_gui.browser_program(), args=flags)
             page = browser.new_page(viewport={"width": 1500, "height": 1800})
             tab = TabPage(page, server, workshop.tab)
-            if workshop.era.gradio == 3:  # the field of the base model's path is hidden until then
-                tab.pick("model_list", "custom")
-            for key, value in workshop.fields().items():
-                tab.fill(key, value)
+            fill_in(tab, workshop)
             yield tab
             browser.close()
     finally:
         server.stop()
+
+
+def fill_in(tab: TabPage, workshop: Workshop) -> None:
+    """The project's fields; a preset of ours that is chosen names a base model of its own."""
+    if workshop.era.gradio == 3:  # the field of the base model's path is hidden until then
+        tab.pick("model_list", "custom")
+    for key, value in workshop.fields().items():
+        tab.fill(key, value)
 
 
 def equal(value: Any, shown: dict[str, Any]) -> bool:
@@ -139,11 +147,17 @@ def test_every_field_of_every_preset_arrives_and_the_printed_command_is_ours(
             if path.stem in compared:  # the first once more: after all others, and one of upstream's
                 choose_upstreams_own(tab, where)
             values = json.loads(path.read_text("ascii"))
+            title = values.pop(ABOUT)["title"]
             tab.choose(f"user_presets/{path.stem}")
             shown = tab.read()
             on_page = {key: shown[key] for key in values if key in shown}
             assert len(on_page) >= len(values) * least, sorted(set(values) - set(on_page))
             assert {key: one for key, one in on_page.items() if not equal(values[key], one)} == {}
+            assert tab.page.get_by_text(title).filter(visible=True).count() == 1
+            assert values[MODEL] == SDXL_BASE
+            for key in (MODEL, MODEL_LIST):
+                values.pop(key, None)
+            fill_in(tab, workshop)
             printed = print_command(tab, workshop)
             assert tab.complaints() == []
             sent = tab.sent()
@@ -197,7 +211,7 @@ def image(tab: TabPage, era: str, preset: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["v26.0.0", "v22.3.1"])
-def test_adacoor_trains_through_the_guis_own_button(name: str, tmp_path: Path) -> None:
+def test_adacoor_trains_with_an_ema_through_the_guis_own_fields_and_button(name: str, tmp_path: Path) -> None:
     era = ERAS[name]
     real_gui.require(era)
     workshop = Workshop(era, tmp_path)
@@ -205,15 +219,19 @@ def test_adacoor_trains_through_the_guis_own_button(name: str, tmp_path: Path) -
     extra = str(find_bundled("AdaCoor-48GB").values["additional_parameters"])
     with opened(workshop, tmp_path) as tab:
         tab.choose("user_presets/AdaCoor-48GB")
+        fill_in(tab, workshop)
         for key, value in workshop.small(extra).items():
             tab.fill(key, value)
+        tab.page.get_by_label(ENABLE_EMA.label).filter(visible=True).first.check()
+        tab.until(lambda: ENABLE_EMA.name in str(tab.read()["additional_parameters"]), "the flag was not written")
         tab.press(TRAIN)
         tab.until(note.exists, "training did not end", seconds=400)
         log = tab.server.printed()
         assert note.read_text().strip() == "0", log[-3000:]
         assert "AdaCoor" in log
         assert tab.complaints() == []
-    assert (workshop.output / "mine.safetensors").stat().st_size > 10_000
+    for file in ("mine.safetensors", "mine-ema.safetensors"):
+        assert (workshop.output / file).stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", ["v26.0.0", "v22.3.1"])
