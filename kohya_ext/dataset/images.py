@@ -160,7 +160,10 @@ def _after_decoding(name: str, image: Any) -> list[AuditFinding]:
     alpha = whole.getchannel("A").getextrema()
     if alpha[0] == 255:
         return []
-    return [AuditFinding("transparent", name, "has transparent parts: Kohya trains whatever colour lies below them")]
+    where = "has transparent parts" if alpha[1] else "is transparent everywhere"
+    text = f"{where}: Kohya trains whatever colour lies below; with --alpha_mask it trains "
+    text += "only what is opaque" if alpha[1] else "nothing of it"
+    return [AuditFinding("transparent", name, text)]
 
 
 def _fingerprint(image: Any) -> int | None:

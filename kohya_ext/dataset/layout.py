@@ -113,6 +113,12 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
     if not numbered and repeats_of(folder.name) and images_in(folder, recursive=False):
         text = "has repeats in its name: in the LoRA and Dreambooth tabs choose the folder above it, not this one"
         yield AuditFinding("concept-folder", folder.name, text, ADVICE)
+    if not numbered and not repeats_of(folder.name):
+        text = (
+            "has no folder with repeats in its name, such as 10_name: the LoRA and Dreambooth tabs find no image here; "
+            "the Finetuning tab and data set configurations take it as it is"
+        )
+        yield AuditFinding("no-repeats", "", f"{folder.name} {text}", ADVICE)
     yield from _folders_called_like_images(folder, numbered)
     for path in files:
         if is_mask(path):

@@ -17,6 +17,7 @@ from kohya_ext.presets.toml_document import TomlDocument, alike, reader_findings
 
 STYLES = {"conditioning_data_dir": "controlnet", "metadata_file": "finetuning"}
 REQUIRED = {"dreambooth": ("image_dir",), "finetuning": ("metadata_file",)}
+MASKED_LOSS, ASKS_FIRST = "library/custom_train_functions.py", 'if "conditioning_images" in batch'
 STEPS, SMALLEST, LARGEST = 64, 256, 1024  # upstream's own: bucket step, shortest and longest side
 
 
@@ -47,7 +48,22 @@ def dataset_findings(document: TomlDocument, release: Release) -> list[Finding]:
         findings += _held(level, tables)
     for place, dataset in _datasets(document.content):
         findings += _subsets(place, dataset, document.content)
+    findings += _masks(document.content, release)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _masks(content: Mapping[str, Any], release: Release) -> Iterator[Finding]:
+    """Up to sd-scripts 0.8.6 the masked loss asks every batch for a mask."""
+    text = (release.training and release.training.read(MASKED_LOSS)) or ""
+    _, found, body = text.partition("def apply_masked_loss(")
+    masked = [style_of(dataset) == "controlnet" for _, dataset in _datasets(content)]
+    if found and ASKS_FIRST not in body.partition("\ndef ")[0] and any(masked) and not all(masked):
+        place = _datasets(content)[masked.index(False)][0]
+        effect = (
+            f"with --masked_loss {release.name} stops at its images (KeyError), which have no conditioning_data_dir"
+        )
+        fix = "give it white masks of the sizes of its images, or train without --masked_loss"
+        yield Finding("warning", "masked-and-unmasked", place, None, effect, fix)
 
 
 def levels(content: Mapping[str, Any], tables: Tables) -> Iterator[Level]:

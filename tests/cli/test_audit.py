@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_good_one(folder: Path, run: Run) -> None:
     done = run("audit", folder, "--resolution", "128,128", "--token", "ewpp")
-    assert done.code == DONE and "0 problems, 1 piece of advice" in done.text and "128x128: 3" in done.text
+    assert done.code == DONE and "0 problems, 2 pieces of advice" in done.text and "128x128: 3" in done.text
 
 
 def test_a_bad_one(folder: Path, run: Run) -> None:
@@ -35,7 +35,7 @@ def test_a_bad_one(folder: Path, run: Run) -> None:
 def test_json(folder: Path, run: Run) -> None:
     document = run("audit", folder, "--json").document
     assert document["exit_code"] == FOUND_PROBLEMS and len(document["images"]) == 3
-    assert {finding["code"] for finding in document["findings"]} == {"too-small", "few-images"}
+    assert {finding["code"] for finding in document["findings"]} == {"too-small", "few-images", "no-repeats"}
 
 
 def test_the_page(folder: Path, run: Run, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_a_folder_with_repeats_in_its_own_name_is_not_what_a_tab_wants(tmp_path:
 def test_formats_that_need_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [Path("a.avif"), Path("b.jxl"), Path("c.png")]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    tmp_path = tmp_path / "1_x"
+    tmp_path.mkdir()
     assert [one.path for one in layout.check(tmp_path, files)] == ["a.avif", "b.jxl"]
     assert layout.repeats_in(tmp_path, files) == {files[0]: 0, files[1]: 0, files[2]: 1}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "jxlpy" else None)
@@ -140,6 +142,29 @@ def test_masks_next_to_concept_folders(tmp_path: Path, masks: str) -> None:
         builder.save(tmp_path / "10_x" / f"{name}.png")
     Image.new("L", (64, 64), 255).save(tmp_path / masks / "a.png")
     assert found(tmp_path) == {("no-mask", "10_x/b.png"), ("mask-size", f"{masks}/a.png")}
+
+
+def test_a_folder_that_the_lora_tab_finds_nothing_in(tmp_path: Path) -> None:
+    Builder(tmp_path / "cats", 128).good(1)
+    Builder(tmp_path / "all" / "10_cats", 128).good(1)
+
+    def codes(folder: Path) -> set[str]:
+        return {one.code for one in audit(folder, SETTINGS, COUNTER).findings}
+
+    assert "no-repeats" in codes(tmp_path / "cats")
+    assert "no-repeats" not in codes(tmp_path / "all") | codes(tmp_path / "all" / "10_cats")
+
+
+def test_images_that_are_transparent(tmp_path: Path) -> None:
+    folder = tmp_path / "10_x"
+    builder = Builder(folder, 128)
+    for name, value in (("some.png", None), ("all.png", 0)):
+        image = builder.image().convert("RGBA")
+        image.putalpha(Image.linear_gradient("L").resize((128, 128)) if value is None else value)
+        builder.save(folder / name, image)
+    said = {one.path: one.text for one in audit(folder, SETTINGS, COUNTER).findings if one.code == "transparent"}
+    assert "only what is opaque" in said["some.png"]
+    assert "nothing of it" in said["all.png"]
 
 
 @pytest.mark.parametrize("inside", ["10_x", ""])

@@ -14,6 +14,7 @@ from kohya_ext.presets.dataset_config import dataset_findings, fit_dataset
 from kohya_ext.presets.script_choice import script_named, script_of
 from kohya_ext.presets.script_config import config_findings, fit_config, settings_of
 from kohya_ext.presets.toml_document import TomlDocument, dump_toml, read_document
+from kohya_ext.pysource.sources import TextSources
 from tests.presets.toml_release import RELEASE
 
 NETWORK = "sdxl_train_network.py"
@@ -255,6 +256,22 @@ def test_one_wrong_setting_of_a_data_set(
     assert repaired in fitted
     if repaired:
         assert dataset_rules(fitted, tmp_path) == set()
+
+
+def test_masks_for_some_data_sets_only(tmp_path: Path) -> None:
+    first = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = '/a'\nconditioning_data_dir = '/m'\n"
+    both = document(f"{first}[[datasets]]\n[[datasets.subsets]]\nimage_dir = '/b'\n", tmp_path)
+    asking = "def apply_masked_loss(loss, batch):\n    return batch['conditioning_images']\n"
+    assert RELEASE.training is not None
+    texts = {"library/config_util.py": RELEASE.training.read("library/config_util.py") or ""}
+
+    def told(code: str, mine: TomlDocument) -> set[str]:
+        training = TextSources({**texts, "library/custom_train_functions.py": code})
+        return {one.key for one in dataset_findings(mine, replace(RELEASE, training=training)) if "mask" in one.rule}
+
+    assert told(asking, both) == {"datasets[1]"}
+    assert told(asking.replace("    return", '    if "conditioning_images" in batch:\n        return'), both) == set()
+    assert told(asking, document(first, tmp_path)) == set()
 
 
 def test_images_that_are_never_trained(tmp_path: Path) -> None:
