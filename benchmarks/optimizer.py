@@ -72,6 +72,7 @@ def candidates(compiled: bool) -> dict[str, Maker]:
         "AdaCoor 32 torch kernel": lambda p: AdaCoor(p, state_bits=32),
         "AdaCoor 32 torch kernel, no guard": lambda p: Unguarded(p, state_bits=32),
         "AdaCoor 8": lambda p: AdaCoor(p, state_bits=8),
+        "AdaCoor 16 auto_lr": lambda p: AdaCoor(p, auto_lr=True),
         "Adagrad for-loop": lambda p: optim.Adagrad(p, lr=1e-4, eps=1e-4, foreach=False),
         "Adagrad foreach": lambda p: optim.Adagrad(p, lr=1e-4, eps=1e-4, foreach=True),
         "Adagrad fused": lambda p: optim.Adagrad(p, lr=1e-4, eps=1e-4, fused=True),
@@ -82,6 +83,8 @@ def candidates(compiled: bool) -> dict[str, Maker]:
     if compiled:
         makers["AdaCoor 16 compiled"] = lambda p: AdaCoor(p, fused=True)
         makers["AdaCoor 32 compiled"] = lambda p: AdaCoor(p, state_bits=32, fused=True)
+        makers["AdaCoor 16 compiled, auto_lr"] = lambda p: AdaCoor(p, fused=True, auto_lr=True)
+        makers["AdaCoor 16 compiled, auto_lr, momentum"] = lambda p: AdaCoor(p, fused=True, auto_lr=True, momentum=0.9)
         makers["AdaCoor 16 compiled, stochastic state"] = lambda p: AdaCoor(p, fused=True, stochastic_state=True)
     for module, name in (
         ("bitsandbytes.optim", "AdamW8bit"),

@@ -28,15 +28,18 @@ class Candidate:
 def candidates() -> list[Candidate]:
     """AdaCoor in each mode and its peers. Raises SystemExit that says what to install."""
     adaptive = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+    found = (0.1, 0.3, 1.0, 3.0, 10.0)
     return [
         Candidate("AdaCoor 16 bits", lambda p, lr: AdaCoor(p, lr=lr), 1.0, adaptive),
         Candidate("AdaCoor 16, stochastic", lambda p, lr: AdaCoor(p, lr=lr, stochastic_state=True), 1.0, adaptive),
         Candidate("AdaCoor 32", lambda p, lr: AdaCoor(p, lr=lr, state_bits=32), 1.0, adaptive),
         Candidate("AdaCoor 8", lambda p, lr: AdaCoor(p, lr=lr, state_bits=8), 1.0, adaptive),
+        Candidate("AdaCoor auto_lr", lambda p, lr: AdaCoor(p, lr=lr, auto_lr=True), 1.0, found),
+        Candidate("AdaCoor auto_lr, m", lambda p, lr: AdaCoor(p, lr=lr, auto_lr=True, momentum=0.9), 1.0, found),
         Candidate("Adagrad", lambda p, lr: torch.optim.Adagrad(p, lr=lr), 1e-2, _decades(-4, 0)),
         Candidate("AdamW", lambda p, lr: torch.optim.AdamW(p, lr=lr), 1e-3, _decades(-5, -1)),
         Candidate("Lion", _peer("Lion"), 1e-4, _decades(-6, -2)),
-        Candidate("Prodigy", _peer("Prodigy"), 1.0, (0.1, 0.3, 1.0, 3.0, 10.0)),
+        Candidate("Prodigy", _peer("Prodigy"), 1.0, found),
     ]
 
 

@@ -89,7 +89,7 @@ def kept(make: Callable[..., _Made]) -> Callable[..., _Made]:
 
 def on_device(numbers: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the CPU on a device, without waiting for it."""
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 class DeviceCount:
