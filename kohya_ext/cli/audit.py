@@ -27,6 +27,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--resolution", default="1024,1024", metavar="W,H", help="training resolution (default 1024,1024)"
     )
     parser.add_argument("--no-upscale", action="store_true", help="compute buckets with --bucket_no_upscale")
+    parser.add_argument(
+        "--old-buckets",
+        action="store_true",
+        help="as sd-scripts up to 0.7.0, which also has buckets below --min-bucket",
+    )
     parser.add_argument("--bucket-step", type=int, metavar="N", help="as --bucket_reso_steps (default 64)")
     parser.add_argument("--min-bucket", type=int, metavar="N", help="as --min_bucket_reso (default 256)")
     parser.add_argument(
@@ -91,7 +96,7 @@ def _bucketing(arguments: argparse.Namespace) -> Bucketing:
             raise UsageError(f"--min-bucket {smallest}: Kohya stops when it is larger than the resolution")
         if arguments.max_bucket is not None and largest < max(resolution):
             raise UsageError(f"--max-bucket {largest}: Kohya stops when it is smaller than the resolution")
-    return Bucketing(resolution, smallest, largest, step, arguments.no_upscale)
+    return Bucketing(resolution, smallest, largest, step, arguments.no_upscale, arguments.old_buckets)
 
 
 def _resolution(text: str) -> tuple[int, int]:

@@ -23,7 +23,8 @@ class BucketPlacement:
 class Bucketing:
     """Kohya's settings: resolution, smallest and largest side, and the step of sides, all in pixels.
 
-    no_upscale: small images keep their size instead of being enlarged.
+    no_upscale: small images keep their size instead of being enlarged. below_smallest: as up to sd-scripts 0.7.0, where
+    the longer side may leave less than `smallest` for the other.
     """
 
     resolution: Size = (1024, 1024)
@@ -31,6 +32,7 @@ class Bucketing:
     largest: int = 2048
     step: int = 64
     no_upscale: bool = False
+    below_smallest: bool = False
 
     @property
     def area(self) -> int:
@@ -57,7 +59,7 @@ class Bucketing:
         found = {(square, square)}
         for side in range(self.smallest, self.largest + 1, self.step):
             other = min(self.largest, self.area // side // self.step * self.step)
-            if other >= self.smallest:
+            if other >= self.smallest or (self.below_smallest and other):
                 found |= {(side, other), (other, side)}
         return frozenset(found)
 

@@ -51,3 +51,10 @@ def test_a_small_image_keeps_its_size() -> None:
 def test_turning_an_image_turns_its_bucket(width: int, height: int) -> None:
     one, other = Bucketing(no_upscale=True).place(width, height), Bucketing(no_upscale=True).place(height, width)
     assert abs(one.cropped - other.cropped) < 0.2
+
+
+def test_buckets_below_the_smallest_side_as_older_releases_have_them() -> None:
+    old, new = (Bucketing((512, 768), 320, 1536, 32, below_smallest=below) for below in (True, False))
+    assert old.place(1536, 256).bucket == (1536, 256)
+    assert min(new.place(1536, 256).bucket) == 320
+    assert old.place(800, 700) == new.place(800, 700)
