@@ -116,18 +116,21 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
 def _open_network(path: Path, allow_pickle: bool) -> Checkpoint:
     """The transformer of a diffusers folder, or a folder with nothing but one network, in one file or in shards.
 
-    FLUX's text encoders are not read: single files have none of them.
+    The text encoders next to a transformer are read where they are: single files have none of them.
     """
     folder = path / "transformer"
     if not folder.is_dir():
         folder = path
-        if not any(found.exists() for pair in _places(path) for found in pair):
+        if not _has_weights(path):
             raise UsageError(
                 f"{path} is not a diffusers model: it has no folder unet or transformer, and no weights under "
                 "diffusers' names. Name a .safetensors file or such a folder"
             )
     parts = [("", source) for source in _shards(folder, allow_pickle)]
-    shapes = {key: shape for _, source in parts for key, shape in source.shapes.items()}
+    for component in COMPONENTS[1:]:
+        if folder != path and _has_weights(path / component):
+            parts += [(component, source) for source in _shards(path / component, allow_pickle)]
+    shapes = {key: shape for component, source in parts if not component for key, shape in source.shapes.items()}
     architecture = architecture_of_file(path, shapes)
     files = tuple(source.path for _, source in parts)
     weights, others = _collect(architecture, parts), _rest(architecture, parts)
@@ -159,6 +162,10 @@ def _shards(folder: Path, allow_pickle: bool) -> list[TensorSource]:
     if len(pickled) == 1:
         return [quantised.of(open_tensors(pickled[0], allow_pickle=allow_pickle))]
     raise UsageError(f"{folder} contains no weights in safetensors format")
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(found.exists() for pair in _places(folder) for found in pair)
 
 
 def _places(folder: Path) -> list[tuple[Path, Path]]:

@@ -14,7 +14,12 @@ import torch
 from kohya_ext.lora.checkpoint import Checkpoint, Weight, only_rounding
 
 RULES = ("auto", "together", "all", "none")
-TITLES = {"te": "text encoder", "te1": "text encoder 1 (CLIP-L)", "te2": "text encoder 2 (OpenCLIP bigG)"}
+TITLES = {
+    "te": "text encoder",
+    "te1": "text encoder 1 (CLIP-L)",
+    "te2": "text encoder 2 (OpenCLIP bigG)",
+    "te3": "T5-XXL",
+}
 DEFAULT_MINIMUM = 0.0  # any difference that is more than the rounding of a storage type
 SD_SCRIPTS_MINIMUM = 0.01
 

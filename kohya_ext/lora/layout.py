@@ -83,6 +83,7 @@ _BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d)\.(.+)")
 _MIDDLE = re.compile(r"middle_block\.([012])\.(.+)")
 _HF_BLOCK = re.compile(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.+)")
 _HF_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.([01])\.(.+)")
+_T5 = re.compile(r"(encoder\.block\.\d+\.layer\.(?:0\.SelfAttention\.[qkvo]|1\.DenseReluDense\.w(?:i_[01]|o)))\.weight")
 _HF_TEXT = re.compile(r"(?:text_model\.)?(encoder\.layers\.\d+\.(?:self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12]))\.weight")
 _OPEN_CLIP = re.compile(
     r"transformer\.resblocks\.(\d+)\.(?:(attn\.in_proj_weight)|(attn\.out_proj|mlp\.c_fc|mlp\.c_proj)\.weight)"
@@ -122,7 +123,8 @@ def targets(key: str, architecture: Architecture, component: str = "") -> list[T
     component: folder of a diffusers model (unet, text_encoder, text_encoder_2); empty for single files.
     """
     if architecture is Architecture.FLUX:
-        return _flux(key)
+        encoders = {"text_encoder": lambda key: _text(key, "te1"), "text_encoder_2": _t5}
+        return encoders.get(component, _flux)(key)
     if component:
         return _folder_targets(key, architecture, component)
     rules: list[tuple[str, Callable[[str], list[Target]]]] = [
@@ -173,6 +175,11 @@ def _flux(key: str) -> list[Target]:
 def _text(key: str, group: str) -> list[Target]:
     match = _HF_TEXT.fullmatch(key)
     return [Target(group, f"text_model.{match[1]}")] if match else []
+
+
+def _t5(key: str) -> list[Target]:
+    match = _T5.fullmatch(key)
+    return [Target("te3", match[1])] if match else []
 
 
 def _open_clip(key: str, group: str, layers: int | None = None) -> list[Target]:

@@ -207,6 +207,37 @@ def test_shards_give_what_single_files_give(tmp_path: Path, inside: str, stem: s
     assert len(hashes) == 3 and all(name.startswith(inside) for name in hashes)
 
 
+T5: dict[str, tuple[int, ...]] = {
+    "encoder.block.0.layer.0.SelfAttention.q.weight": (24, 24),
+    "encoder.block.0.layer.1.DenseReluDense.wi_0.weight": (48, 24),
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (32, 4),
+    "shared.weight": (64, 24),
+}
+
+
+def test_text_encoders_next_to_a_transformer(tmp_path: Path) -> None:
+    """CLIP-L and T5 under the names that sd-scripts gives them; an encoder that one model lacks is dropped."""
+    pairs = flux_pair()
+    encoders = {"text_encoder": models.clip("", 24), "text_encoder_2": T5}
+    for name in "bt":
+        sharded(pairs[f"{name} hf"], tmp_path / name / "transformer", "diffusion_pytorch_model", 2)
+    for part, shapes in encoders.items():
+        weights = models.random_weights(shapes)
+        models.save(weights, tmp_path / "b" / part / "model.safetensors")
+        sharded(models.changed(weights), tmp_path / "t" / part, "model", 2)
+    done = run(tmp_path / "b", tmp_path / "t", tmp_path / "1.safetensors", ranks=(4,))
+    found = models.names(models.read(tmp_path / "1.safetensors"))
+    t5 = {"SelfAttention_q": 0, "DenseReluDense_wi_0": 1}
+    assert {name for name in found if "te3" in name} == {
+        f"lora_te3_encoder_block_0_layer_{layer}_{name}" for name, layer in t5.items()
+    }
+    assert len({name for name in found if name.startswith("lora_te1_text_model_encoder_layers_0_")}) == 6
+    assert done.change.uncompared == 0
+    single = models.save(pairs["b"], tmp_path / "single.safetensors")
+    run(single, tmp_path / "t", tmp_path / "2.safetensors", ranks=(4,))
+    assert not any("_te" in name for name in models.names(models.read(tmp_path / "2.safetensors")))
+
+
 def test_a_sharded_unet_gives_what_a_single_file_gives(tmp_path: Path) -> None:
     folder = {part: models.random_weights(shapes) for part, shapes in models.sdxl_folder().items()}
     tuned = {part: models.changed(weights) for part, weights in folder.items()}
