@@ -6,7 +6,8 @@ square by eps, the factor of both the gradient and its square in a step (`functi
 
 Summed are the updates as they were meant, not as bfloat16 weights took them: stochastic rounding moves such weights at
 random by far more than the updates do, and a distance that counted it would grow without end. Weight decay does not
-count either, for the same reason.
+count either, for the same reason, nor what a rate above 1 adds: where gradients are only noise, the distance that is
+counted as it is at 1 grows slower and slower, and any larger one would outrun the sum.
 
 A sample is enough: runs of 16 elements (a cache line of float32), one by a hash out of every 128, take 1/32 byte a
 weight. Tensors of up to 4096 elements are summed as a whole, larger ones never with fewer than that.
@@ -60,7 +61,7 @@ def note(rule: Rule, gradient: Tensor, state: Mapping[str, Tensor]) -> None:
     moved, factor = state["moved"], state["factor"]
     up, usable = usable_part(_sample(gradient), moved.dtype, rule)
     update = _update(rule, up, usable, state)
-    moved.sub_(update if rule.lr == 1 else update * rule.lr)
+    moved.sub_(update if rule.lr >= 1 else update * rule.lr)
     # by rows first: the whole at once would be summed by as many threads as there are, each in its own order
     squares = moved.square()
     whole = squares.numel() // RUN * RUN

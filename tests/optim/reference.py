@@ -63,7 +63,7 @@ class Found:
         self.mean = self.momentum * self.mean + (1 - self.momentum) * update
         self.weights *= 1 - lr * self.eps**0.5 * self.weight_decay
         self.weights -= lr * self.mean
-        self.moved -= lr * self.mean
+        self.moved -= min(lr, 1.0) * self.mean
         self.square = max(self.square, min(2 * self.square, float(self.moved.square().mean())))
 
 

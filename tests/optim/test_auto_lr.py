@@ -59,7 +59,7 @@ def test_float64_weights_follow_the_definition(settings: dict[str, Any]) -> None
     optimizer = AdaCoor(params, **settings)
     for step in range(300):
         set_gradients(params, step)
-        optimizer.param_groups[0]["lr"] = lr = 1.0 / (1 + step % 3)
+        optimizer.param_groups[0]["lr"] = lr = 2.0 / (1 + step % 3)
         optimizer.step()
         for parameter, twin in zip(params, twins, strict=True):
             assert parameter.grad is not None
@@ -232,6 +232,23 @@ def test_the_distance_grows_by_no_more_than_its_bound_and_never_shrinks() -> Non
         assert min(growth) >= 1.0
         assert max(growth) <= distance.FASTEST * (1 + 1e-6)
         assert found[-1] > 1000
+
+
+@pytest.mark.parametrize("settings", BOTH, ids=str)
+def test_noise_alone_does_not_carry_the_weights_away_at_any_rate(settings: dict[str, Any]) -> None:
+    """Gradients without any direction: the distance counts what rate 1 would do, and its growth slows down."""
+    found = []
+    for lr in (1.0, 3.0):
+        optimizer = AdaCoor(params_of([(3000,)]), lr=lr, **settings)
+        [parameter] = optimizer.param_groups[0]["params"]
+        way = []
+        for step in range(200):
+            parameter.grad = 1e-3 * torch.randn(3000, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+            way += factors(optimizer)
+        assert way[199] / way[99] < way[99] / way[9]
+        found.append(way[-1])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("settings", BOTH, ids=str)
