@@ -89,6 +89,20 @@ def train(
     return Run(name, folder, done.stdout, done.returncode)
 
 
+def train_family(tree: Path, environment: str, name: str, script: str, *flags: str) -> Run:
+    """Run a script of a newer family (FLUX, SD3, Lumina, Anima) with the rig's tiny models."""
+    if not (work() / "assets" / "families").is_dir():
+        pytest.skip("the rig has no models of the newer families")
+    folder = work() / "out" / name
+    variables = {**os.environ, "TREE": str(tree), "VENV": environment, "RIG_EXTRA_PATH": str(BUNDLE)}
+    done = subprocess.run(
+        [str(Path(os.environ["KOHYA_RIG"]) / "families" / "run.sh"), name, script, *flags],
+        env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
+    )  # fmt: skip
+    shutil.rmtree(work() / "assets" / f"data-{name}", ignore_errors=True)
+    return Run(name, folder, done.stdout, done.returncode)
+
+
 def run_script(tree: Path, environment: str, name: str, script: str, *flags: str, launch: str = "") -> Run:
     """Run any training script of `tree` in the rig's surroundings; the output folder starts empty."""
     folder = work() / "out" / name

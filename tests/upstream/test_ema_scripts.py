@@ -122,14 +122,14 @@ def table() -> dict[tuple[str, str], str]:
 
 def trained_on_the_rig() -> set[tuple[str, str]]:
     pytest.importorskip("torch")
-    from tests.upstream import rig, test_rig_scripts
+    from tests.upstream import rig, test_rig_families, test_rig_scripts
 
     eras = {tree: era for era, (_, tree) in ERAS.items()}
     assert set(eras) == {*rig.TREES, *rig.FURTHER_TREES}
     by_kind = {
         (script, eras[tree]) for tree in rig.TREES for script in ("sdxl_train", "sdxl_train_network", "fine_tune")
     }
-    return by_kind | {(script, eras[tree]) for tree, script in test_rig_scripts.RUNS}
+    return by_kind | {(script, eras[tree]) for tree, script in (*test_rig_scripts.RUNS, *test_rig_families.RUNS)}
 
 
 def test_the_table_is_true() -> None:
