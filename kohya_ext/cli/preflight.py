@@ -1,4 +1,4 @@
-"""`kohya-ext preflight`: will it start, what will it train, asked of the installed script itself."""
+"""`kohya-ext preflight`: will it start, what will it train, does it fit the card: the installed script is asked."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from kohya_ext.preflight.prepare import Workplace
     from kohya_ext.presets.release import Release
 
-ONLY = ("start", "data")
+ONLY = ("start", "data", "memory")
 COMMAND = "script_words"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("preflight", help="ask the installed script: will it start, what will it train")
+    parser = subparsers.add_parser("preflight", help="will it start, what will it train, does it fit")
     parser.add_argument(
         "names",
         nargs="*",
@@ -41,7 +41,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--tab", choices=TABS, help="when the path does not tell it")
     parser.add_argument("--script", metavar="NAME", help=SCRIPT_HELP)
     parser.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
-    parser.add_argument("--only", choices=ONLY, help="stop when this is answered (default: both)")
+    parser.add_argument("--only", choices=ONLY, help="stop when this is answered (default: all three)")
+    parser.add_argument("--card", metavar="CARD", help="the card to judge by: its memory or name (24GB, 'RTX 4090')")
     add_json(parser)
     if isinstance(parser, Parser):
         parser.any_order, parser.after_dashes = True, COMMAND
@@ -49,16 +50,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask, and print the answer; exit code 1 where the run would not start or train nothing."""
+    """Ask, and print the answer; exit code 1 where the run would not start, not fit, or train nothing."""
     from kohya_ext.cli.preflight_report import say
     from kohya_ext.preflight.child import workplace
     from kohya_ext.preflight.commands import Given
+    from kohya_ext.preflight.memory import card_memory
     from kohya_ext.preflight.prepare import Workplace
-    from kohya_ext.preflight.run import preflight
+    from kohya_ext.preflight.run import Preflight
 
     out = Output("preflight", arguments.json)
     name, folder = _named(arguments)
     given = Given(arguments.data, _model(arguments.model), _fields(arguments.fields))
+    card = None if arguments.card is None else card_memory(arguments.card)
     checkout = find_checkout(folder, out)
     environment = find_environment(checkout, arguments.python, out)
     _require_kohya(environment)
@@ -67,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         planned, release = _planned(arguments, name, checkout, environment, given, place)
         for complaint in planned.complaints:
             out.warn(complaint)
-        answer = preflight(planned, release, checkout, environment.python, place, arguments.only or "start")
+        asked = Preflight(planned, release, checkout, environment.python, place, card)
+        answer = asked.answer(arguments.only or "all")
     say(answer, out, arguments.only)
     return out.finish(
         DONE if answer.ok else FOUND_PROBLEMS, folder=str(checkout.root), **answer.as_json(arguments.only)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.core.console import Output
+from kohya_ext.spec.cards import GIB
 
 if TYPE_CHECKING:
     from kohya_ext.preflight.explain import StartError
@@ -17,6 +18,7 @@ REACHED = {
     "steps": "two steps on tensors without contents",
 }
 MOST_BUCKETS = 6
+WORTH_SAYING = 50 << 20  # bytes of a part
 
 
 def say(answer: Answer, out: Output, only: str | None) -> None:
@@ -36,8 +38,30 @@ def say(answer: Answer, out: Output, only: str | None) -> None:
     out.item("start", f"yes: {answer.script} runs {reached}{f' ({answer.reason})' if answer.reason else ''}")
     if only != "start" and answer.facts.get("data"):
         _say_data(answer, out)
+    if only in (None, "memory"):
+        _say_memory(answer, out)
     for problem in answer.problems:
         out.item("problem", problem)
+
+
+def _say_memory(answer: Answer, out: Output) -> None:
+    memory = answer.memory
+    if memory is None:
+        if answer.untraced:
+            out.item("memory", f"unknown: {answer.untraced}")
+        return
+    verdict = "" if memory.verdict is None else f"; {_gib(memory.card or 0)}: {memory.verdict}"
+    out.item("memory", f"{_gib(memory.peak)} at the peak ({_gib(memory.low)} to {_gib(memory.high)}){verdict}")
+    parts = [f"{name.replace('_', ' ')} {_gib(size)}" for name, size in memory.parts.items() if size >= WORTH_SAYING]
+    out.item("of it", ", ".join(parts))
+    out.item("by phase", ", ".join(f"{one['name']} {_gib(one['bytes'])}" for one in memory.phases))
+    for number, one in enumerate(answer.cheapest):
+        line = f"{'' if not number else 'and '}{one['change']} (costs {one['costs']}): {_gib(one['peak_bytes'])}"
+        out.item("" if number else "to fit", f"{line}, {one['verdict']}")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
 
 
 def _say_error(error: StartError, script: str, out: Output) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kohya_ext.preflight.explain import StartError
+from kohya_ext.preflight.memory import Memory
 
 
 @dataclass
 class Answer:
-    """start: None where it was not asked for. memory: as the child traced it, judged; None where it was not."""
+    """memory: None where it was not asked for, or could not be traced; untraced says why. cheapest: changes to fit."""
 
     script: str
     reached: str | None
@@ -21,12 +22,16 @@ class Answer:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     own_images: bool = False
-    memory: Mapping[str, Any] | None = None
+    memory: Memory | None = None
+    untraced: str = ""
+    cheapest: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether the run would start, train something, and fit."""
-        return self.error is None and not self.problems and (self.memory or {}).get("verdict") != "does not fit"
+        return (
+            self.error is None and not self.problems and (self.memory is None or self.memory.verdict != "does not fit")
+        )
 
     def as_json(self, only: str | None) -> dict[str, Any]:
         """The document; `only` one of its parts, or all."""
@@ -37,9 +42,14 @@ class Answer:
             "reached": self.reached,
             "reason": self.reason,
         }
-        parts = {"start": start, "data": self._data(), "memory": self.memory}
+        parts = {"start": start, "data": self._data(), "memory": self._memory()}
         shown = {key: value for key, value in parts.items() if only in (None, key) or key == "start"}
         return {**shown, "notes": self.notes}
+
+    def _memory(self) -> dict[str, Any] | None:
+        if self.memory is None:
+            return {"verdict": None, "reason": self.untraced} if self.untraced else None
+        return {**self.memory.as_json(), "cheapest": self.cheapest}
 
     def _data(self) -> dict[str, Any] | None:
         data, steps = self.facts.get("data"), self.facts.get("steps")

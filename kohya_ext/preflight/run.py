@@ -3,79 +3,128 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kohya_ext.checkout.checkout import Checkout
+from kohya_ext.preflight.arguments import ScriptCommand
+from kohya_ext.preflight.changes import Change, applicable, changed
 from kohya_ext.preflight.child import Request, run_child
 from kohya_ext.preflight.commands import Planned
 from kohya_ext.preflight.explain import start_error
+from kohya_ext.preflight.memory import judged
 from kohya_ext.preflight.prepare import Workplace, prepare
 from kohya_ext.preflight.report import Answer, problems_of
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import ENABLE_EMA
 from kohya_ext.spec.optimizers import ours
 
-# what is asked for -> the milestone of `kohya_ext.tracing` at which the script is stopped
-UNTIL = {"start": "loop", "data": "scheduler", "memory": "steps"}
+LOOP, SCHEDULER, STEPS = "loop", "scheduler", "steps"  # milestones of `kohya_ext.tracing`
+# what is asked for -> the milestone at which the script is stopped
+UNTIL = {"start": LOOP, "data": SCHEDULER, "memory": STEPS, "all": STEPS}
+NOT_INSTALLED = (
+    "this checkout does not have kohya_ext yet: answered as after `kohya-ext install`, without which it stops"
+)
+MOST_SAID = 300  # characters of an error
+MOST_TRIES = 6  # runs with changes
 
 
-def preflight(
-    planned: Planned, release: Release, checkout: Checkout, python: Path, place: Workplace, only: str
-) -> Answer:
-    """Run the scripts in the checkout's Python as far as `only` needs it.
+class Preflight:
+    """One preflight: the same scripts may be run several times, with changes.
 
-    Args:
-        release: the installed code.
-        checkout: where it is.
-        python: that runs Kohya.
-        place: the temporary folder; stand-ins go there.
-        planned: of one of the functions in `commands`.
-        only: "start", "data" or "memory".
-
-    Returns:
-        What was seen, and what is wrong with it.
-
-    Raises:
-        ConflictError: there is no room for a temporary folder.
+    release, checkout, python: what is installed. place: the temporary folder. card: bytes of its memory.
     """
-    training = planned.training
-    prepare(training, place)
-    needs_us = not release.patched and asks_for_us(planned)
-    if needs_us:
-        place.notes.append(
-            "this checkout does not have kohya_ext yet: answered as after `kohya-ext install`, without which it stops"
+
+    def __init__(
+        self, planned: Planned, release: Release, checkout: Checkout, python: Path, place: Workplace, card: int | None
+    ) -> None:
+        self.planned, self.release, self.checkout = planned, release, checkout
+        self.python, self.place, self.card = python, place, card
+        self.activate = not release.patched and asks_for_us(planned)
+        self.arguments = list(release.arguments_of(Path(planned.training.script).name))
+        prepare(planned.training, place)
+
+    def answer(self, only: str) -> Answer:
+        """Run the scripts as far as `only` needs it.
+
+        Args:
+            only: a key of UNTIL.
+
+        Returns:
+            What was seen, and what is wrong with it.
+        """
+        until, untraced = UNTIL[only], ""
+        report = self._run(until, self.planned.training)
+        if report.get("error") and until == STEPS and not _is_upstreams(report["error"]):
+            error = report["error"]
+            untraced = f"it cannot be traced: {error['type']}: {error['message']}".splitlines()[0][:MOST_SAID]
+            report = self._run(LOOP, self.planned.training)
+        answer = self._answer(report)
+        if answer.error is None and until == STEPS:
+            answer.memory = judged(report.get("memory") or {}, self.card)
+            answer.untraced = "" if answer.memory else untraced or answer.reason or "the script never trained a step"
+            if answer.memory is not None and answer.memory.verdict not in (None, "fits"):
+                answer.cheapest = list(self._cheaper())
+        return answer
+
+    def _answer(self, report: dict[str, Any]) -> Answer:
+        place, notes = self.place, list(self.place.notes)
+        if report.get("error"):
+            report["error"]["message"] = place.by_their_names(str(report["error"]["message"]))
+        if self.activate:
+            notes.append(NOT_INSTALLED)
+        answer = Answer(
+            script=Path(self.planned.training.script).name,
+            reached=report.get("reached"),
+            error=start_error(report, self.planned, self.arguments),
+            reason=str(report.get("reason") or ""),
+            facts=report,
+            notes=list(dict.fromkeys([*notes, *report.get("notes", [])])),
+            own_images=place.own_images,
         )
-    request = Request(
-        commands=[[command.script, *command.words] for command in planned.commands],
-        until=UNTIL[only],
-        root=str(checkout.root),
-        directory=str(checkout.training_root),
-        paths=list(dict.fromkeys([str(checkout.root), str(checkout.training_root)])),
-        images=str(place.images(in_concept=True) / _only_folder(place)),
-        unknown_models=place.unknown_models,
-        activate=needs_us,
-    )
-    report = run_child(python, request, place.folder)
-    if report.get("error"):
-        report["error"]["message"] = place.by_their_names(str(report["error"]["message"]))
-    script = Path(training.script).name
-    arguments = list(release.arguments_of(script))
-    answer = Answer(
-        script=script,
-        reached=report.get("reached"),
-        error=start_error(report, planned, arguments),
-        reason=str(report.get("reason") or ""),
-        facts=report,
-        notes=[*place.notes, *report.get("notes", [])],
-        own_images=place.own_images,
-        memory=report.get("memory"),
-    )
-    _name_folders(report, {**place.mirrors, **report.get("mirrors", {})})
-    if answer.error is None:
-        answer.problems = problems_of(report, own_images=place.own_images)
-    return answer
+        _name_folders(report, {**place.mirrors, **report.get("mirrors", {})})
+        if answer.error is None:
+            answer.problems = problems_of(report, own_images=place.own_images)
+        return answer
+
+    def _cheaper(self) -> Iterator[dict[str, Any]]:
+        """Changes, each on top of those before, until the run fits."""
+        made: list[Change] = []
+        for change in applicable(self.planned.training.given(), frozenset(self.arguments))[:MOST_TRIES]:
+            report = self._run(STEPS, changed(self.planned.training, [*made, change]))
+            found = None if report.get("error") else judged(report.get("memory") or {}, self.card)
+            if found is None:
+                continue  # the script refuses it
+            made.append(change)
+            yield {
+                "change": change.text,
+                "arguments": dict(change.arguments),
+                "costs": change.costs,
+                "peak_bytes": found.peak,
+                "verdict": found.verdict,
+            }
+            if found.verdict == "fits":
+                return
+
+    def _run(self, until: str, training: ScriptCommand) -> dict[str, Any]:
+        commands = [*self.planned.commands[:-1], training]
+        request = Request(
+            commands=[[command.script, *command.words] for command in commands],
+            until=until,
+            root=str(self.checkout.root),
+            directory=str(self.checkout.training_root),
+            paths=list(dict.fromkeys([str(self.checkout.root), str(self.checkout.training_root)])),
+            images=str(self.place.images(in_concept=True) / _only_folder(self.place)),
+            unknown_models=self.place.unknown_models,
+            activate=self.activate,
+        )
+        return run_child(self.python, request, self.place.folder)
+
+
+def _is_upstreams(error: Mapping[str, Any]) -> bool:
+    """Whether it is one of upstream's own checks that failed, which it would do on a GPU as well."""
+    return bool(error.get("own")) and error["type"] in ("AssertionError", "ValueError", "FileNotFoundError")
 
 
 def _only_folder(place: Workplace) -> str:

@@ -29,6 +29,8 @@ class Facts:
     datasets: list[Any] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
     owners: dict[int, str] = field(default_factory=dict)
+    optimizers: list[Any] = field(default_factory=list)
+    models: dict[int, Any] = field(default_factory=dict)
     args: Any = None
     processes: int = 1
     notes: list[str] = field(default_factory=list)
@@ -43,6 +45,7 @@ class Facts:
         """The learning rate's schedule is asked for: all of args is final by now, and the optimizer is made."""
         self.args, self.processes = args, processes
         self.groups += optimizer.param_groups
+        self.optimizers.append(optimizer)
         self.optimizer = type(getattr(optimizer, "optimizer", optimizer)).__name__
         self._name_owners()
 
@@ -59,7 +62,14 @@ class Facts:
                         self._own(called, module)
             frame = frame.f_back
 
+    def parameters(self) -> Iterator[tuple[Any, str]]:
+        """Every weight of the models that were seen, and what it is part of."""
+        for module in self.models.values():
+            for parameter in module.parameters():
+                yield parameter, self.owners.get(id(parameter), "")
+
     def _own(self, name: str, module: Any) -> None:
+        self.models[id(module)] = module
         for key, parameter in module.named_parameters():
             found = NETWORK_PART.match(key) if name == "network" else None
             part = found[1] if found else name

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from kohya_ext.tracing.autocast import autocast_as_cuda
+from kohya_ext.tracing.ledger import Counting, Ledger
+
 DEVICE = "cpu:0"
 NUMBER = 0.5  # what a number read from a tensor without contents is
 _NUMBER_OF = torch.ops.aten._local_scalar_dense.default
@@ -23,7 +26,15 @@ _FILLERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros
 
 
 class FakeWorld(FakeTensorMode):  # type: ignore[misc]
-    """Fake tensors, and answers for what a script reads from them: there is nothing in them."""
+    """Fake tensors, and answers for what a script reads from them: there is nothing in them.
+
+    ledger: hears of every operation; None where nobody counts.
+    """
+
+    def __init__(self, ledger: Ledger | None) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.ledger = ledger
+        self._inside = 0  # operations that torch is taking apart: of their parts a kernel keeps nothing
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _NUMBER_OF and isinstance(args[0], FakeTensor):
@@ -31,7 +42,14 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
             return False if kind == torch.bool else NUMBER if kind.is_floating_point else 1
         if func is _EQUAL:
             return True
-        return super().__torch_dispatch__(func, types, args, kwargs or {})
+        self._inside += 1
+        try:
+            made = super().__torch_dispatch__(func, types, args, kwargs or {})
+        finally:
+            self._inside -= 1
+        if self.ledger is not None and not self._inside:
+            self.ledger.note(func, args, made)
+        return made
 
 
 def _zeros(tensor: Any) -> Any:
@@ -109,9 +127,21 @@ def fake(tensor: Any) -> bool:
 
 
 @contextlib.contextmanager
-def fake_world() -> Iterator[None]:
-    """All that torch makes inside has no contents."""
+def fake_world(ledger: Ledger | None, *, as_cuda: bool) -> Iterator[None]:
+    """All that torch makes inside has no contents.
+
+    Args:
+        ledger: counts it; None: nobody does.
+        as_cuda: autocast keeps to the precisions of a GPU, not to those of a CPU.
+    """
     for owner, name, value in _replacements():
         setattr(owner, name, value)
-    with FakeWorld(allow_non_fake_inputs=True):
+    with FakeWorld(ledger), autocast_as_cuda() if as_cuda and ledger is not None else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def real_world(ledger: Ledger | None) -> Iterator[None]:
+    """Torch as it is, counted: what predictions are compared with."""
+    with contextlib.nullcontext() if ledger is None else Counting(ledger):
         yield

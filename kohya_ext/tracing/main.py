@@ -44,12 +44,12 @@ def run(request_file: str) -> None:
         from kohya_ext.tracing.staging import staged
 
         with staged(request, folder, facts) as stage:
-            report["memory"] = stage.memory
             for number, words in enumerate(request["commands"]):
                 last = number == len(request["commands"]) - 1
                 report.update(_script(words, request["root"], last=last))
                 if report["error"]:
                     break
+            report["memory"] = stage.memory
     except BaseException as error:  # of ours, or of what we import
         report["error"] = _described(error, error.__traceback__, request["root"])
     report.update(facts.as_json(), log=said, seconds=round(time.monotonic() - began, 1))
@@ -91,6 +91,7 @@ def _described(error: BaseException, trace: TracebackType | None, root: str) -> 
         "type": type(error).__name__,
         "message": str(error),
         "where": where,
+        "own": bool(theirs) and frames[-1] is theirs[-1],
         "code": _statement(trace, home) if theirs else "",
         "trace": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
     }

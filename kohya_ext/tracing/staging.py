@@ -23,20 +23,29 @@ from kohya_ext.spec.preflight import (
     WRITE_LATENTS,
 )
 from kohya_ext.tracing.facts import Facts
+from kohya_ext.tracing.fake_world import DEVICE, fake_world, real_world
+from kohya_ext.tracing.ledger import Ledger
 from kohya_ext.tracing.milestones import LOOP, STEPS, Reached
 from kohya_ext.tracing.milestones import SCHEDULER as AT_SCHEDULER
+from kohya_ext.tracing.steps import Steps, cache_in_phase, follow, give_largest
 from kohya_ext.tracing.watching import Change, watch
 
 
 @dataclass
 class Stage:
-    """What is in place. memory: filled while the script runs, where memory is asked for."""
+    """What is in place. ledger, steps: where memory is asked for."""
 
     until: str
     folder: Path
     facts: Facts
     stand_in_images: Path
-    memory: dict[str, Any] | None = None
+    ledger: Ledger | None = None
+    steps: Steps | None = None
+
+    @property
+    def memory(self) -> dict[str, Any] | None:
+        """What was counted, where memory was asked for."""
+        return None if self.ledger is None else self.ledger.as_json()
 
 
 @contextlib.contextmanager
@@ -49,18 +58,24 @@ def staged(request: dict[str, Any], folder: Path, facts: Facts) -> Iterator[Stag
         facts: what is seen is added to it.
     """
     stage = Stage(request["until"], folder, facts, Path(request["images"]))
+    real, device = bool(request.get("real")), str(request.get("device") or DEVICE)
+    if stage.until == STEPS:
+        stage.ledger = Ledger(device)
     watch(frozenset({TRAINING_PACKAGE}), _changes(stage))
     if request["activate"]:
         from kohya_ext.runtime import activate
 
         activate(TRAINING_PACKAGE)
-    from kohya_ext.tracing.fake_world import fake_world
     from kohya_ext.tracing.packages import replace_packages
     from kohya_ext.tracing.training_device import on_one_device
 
-    with fake_world():
-        replace_packages(request, folder, facts.notes)
-        on_one_device()
+    world = real_world(stage.ledger) if real else fake_world(stage.ledger, as_cuda=device == DEVICE)
+    with world:
+        if not real:
+            replace_packages(request, folder, facts.notes)
+            on_one_device(device)
+        if stage.ledger is not None:
+            stage.steps = follow(stage.ledger, facts)
         _stop_at_the_loop(stage)
         yield stage
 
@@ -87,7 +102,10 @@ def _changes(stage: Stage) -> dict[str, Change]:
             facts.see_data(self)
 
         original.__init__ = init  # type: ignore[misc]
-        if stage.until != STEPS:
+        if stage.ledger is not None:
+            cache_in_phase(original, stage.ledger)
+            give_largest(original)
+        else:
             for name in CACHING_METHODS:
                 if hasattr(original, name):
                     setattr(original, name, lambda self, *args, **kwargs: None)
@@ -117,6 +135,9 @@ def _written_empty(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def call(vae: Any, cache_to_disk: bool, infos: list[Any], *args: Any, **kwargs: Any) -> None:
+        if not isinstance(vae, _NoVae):
+            original(vae, cache_to_disk, infos, *args, **kwargs)
+            return
         import torch
 
         for info in infos:
@@ -163,14 +184,19 @@ def _stop_at_the_loop(stage: Stage) -> None:
     initialise, iterate = DataLoader.__init__, DataLoader.__iter__
 
     def init(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        collate = kwargs.get("collate_fn")
+        if collate is not None and getattr(collate, "dataset", dataset) is None:
+            collate.dataset = dataset  # it is left to the workers, of which there are none here
         kwargs.update(num_workers=0, persistent_workers=False)
         kwargs.pop("prefetch_factor", None)
         kwargs.pop("multiprocessing_context", None)
         initialise(self, dataset, *args, **kwargs)
 
     def iter_(self: Any) -> Any:
-        if stage.until == LOOP and type(self.dataset).__name__ == DATASET_GROUP:
-            raise Reached(LOOP)
+        if type(self.dataset).__name__ == DATASET_GROUP:
+            if stage.steps is None:
+                raise Reached(LOOP)
+            stage.steps.begin()
         return iterate(self)
 
     DataLoader.__init__ = init

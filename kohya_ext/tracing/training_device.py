@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from kohya_ext.tracing.fake_world import DEVICE
-
 HALF = "fp16"
 
 
-def on_one_device() -> None:
+def on_one_device(device: str) -> None:
     """Let every Accelerator name the traced device, and take fp16, which it refuses without a GPU.
+
+    Args:
+        device: where it trains.
 
     bf16 is in its place: equal in size, and torch has it on a CPU.
     """
@@ -24,7 +25,7 @@ def on_one_device() -> None:
         if str(kwargs.get("mixed_precision")) == HALF:
             kwargs["mixed_precision"] = "bf16"
         initialise(self, *args, **kwargs)
-        self.state._shared_state["device"] = torch.device(DEVICE)
-        self.state.device = torch.device(DEVICE)
+        for shared in (self.state._shared_state, getattr(accelerate.PartialState, "_shared_state", {})):
+            shared["device"] = torch.device(device)  # each new state is made of the partial one's
 
     accelerate.Accelerator.__init__ = init

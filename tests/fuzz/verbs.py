@@ -18,6 +18,7 @@ KINDS = {
     "author": "text",
     "base": "model",
     "bucket_step": "number",
+    "card": "text",
     "cfg": "number",
     "changelog": "text file",
     "checkout": "checkout",

@@ -40,7 +40,7 @@ class ImageSet(torch.utils.data.Dataset):
 
 class DatasetGroup(torch.utils.data.ConcatDataset):
     def cache_latents(self, vae):
-        raise RuntimeError("cached")
+        self.cached = True
 
 def get_scheduler_fix(args, optimizer, processes=1):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -100,8 +100,17 @@ def train(args):
     each = math.ceil(len(loader) / args.gradient_accumulation_steps)
     args.max_train_steps = args.max_train_epochs * each
     scheduler = train_util.get_scheduler_fix(args, optimizer, 1)
+    import accelerate
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps)
+    unet, optimizer, loader, scheduler = accelerator.prepare(unet, optimizer, loader, scheduler)
     for batch in loader:
-        raise SystemExit("it trains")
+        assert args.resolution != "32,32", "the image is too large for resolution"
+        with accelerator.accumulate(unet):
+            loss = unet(torch.zeros(1024, 8, device=accelerator.device)).square().mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
 
 if __name__ == "__main__":
     train(setup_parser().parse_args())

@@ -34,7 +34,9 @@ def images(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def asked(tree: Path, capsys: pytest.CaptureFixture[str], *words: str, only: str = "") -> tuple[int, dict[str, Any]]:
+def asked(
+    tree: Path, capsys: pytest.CaptureFixture[str], *words: str, only: str = "start"
+) -> tuple[int, dict[str, Any]]:
     options = ["--only", only] if only else []
     code = main(["preflight", str(tree), "--python", sys.executable, "--json", *options, "--", *words])
     return code, json.loads(capsys.readouterr().out)
@@ -45,10 +47,10 @@ def test_what_would_be_trained(tree: Path, images: Path, capsys: pytest.CaptureF
     code, answer = asked(
         tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", "--max_train_epochs=4",
         "--train_batch_size=2", "--pretrained_model_name_or_path=gone.safetensors", "--output_dir=/nowhere/at/all",
-        "--gradient_accumulation_steps=2",
+        "--gradient_accumulation_steps=2", only="",
     )  # fmt: skip
     assert code == 0
-    assert answer["start"] == {"ok": True, "error": None, "script": "sdxl_train.py", "reached": "loop", "reason": ""}
+    assert answer["start"] == {"ok": True, "error": None, "script": "sdxl_train.py", "reached": "steps", "reason": ""}
     data = answer["data"]
     assert (data["images"], data["with_repeats"], data["batches_per_epoch"]) == (2, 6, 3)
     assert (data["steps_per_epoch"], data["epochs"], data["total_steps"]) == (2, 4, 8)
@@ -107,6 +109,28 @@ def test_runs_that_do_nothing(
     assert any(one.startswith(problem) for one in answer["data"]["problems"])
 
 
+def test_memory(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sdxl_train.py", f"--train_data_dir={images}", "--pretrained_model_name_or_path=x", "--output_dir=o"]
+    card = ["--card", "0.2GB", "--json", "--only", "memory"]
+    assert main(["preflight", str(tree), "--python", sys.executable, *card, "--", *words]) == 1
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    weights = 512 + 512  # of 8 x 8 and of 8 numbers, each rounded up
+    assert (memory["parts"]["weights"], memory["parts"]["optimizer"] >= 2 * weights) == (weights, True)
+    assert [one["name"] for one in memory["phases"]][-3:] == ["forward", "backward", "optimizer"]
+    assert memory["low_bytes"] < memory["peak_bytes"] < memory["high_bytes"]
+    assert memory["verdict"] == "does not fit"
+    assert [one["change"] for one in memory["cheapest"]] == ["optimizer AdamW8bit"]
+
+
+def test_a_check_of_upstreams_in_the_first_step(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = asked(
+        tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", "--pretrained_model_name_or_path=x",
+        "--output_dir=o", "--resolution=32,32", only="memory",
+    )  # fmt: skip
+    error = answer["start"]["error"]
+    assert (code, error["field"], error["message"]) == (1, "resolution", "the image is too large for resolution")
+
+
 def test_nothing_is_written_elsewhere(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = images / "written"
     code, answer = asked(
@@ -157,7 +181,7 @@ def test_lines_for_people(tree: Path, images: Path, capsys: pytest.CaptureFixtur
     words = ["sdxl_train.py", f"--train_data_dir={images}", "--pretrained_model_name_or_path=x", "--output_dir=o"]
     assert main(["preflight", str(tree), "--python", sys.executable, "--", *words]) == 0
     said = capsys.readouterr().out
-    assert "start        yes: sdxl_train.py runs up to the first step" in said
+    assert "start        yes: sdxl_train.py runs two steps on tensors without contents" in said
     assert f"2 x 3 in {images / '3_cat'}" in said
     assert "trained      U-Net: 72 weights at 0.0001, by AdamW" in said
     assert main(["preflight", str(tree), "--python", sys.executable, "--", *words, "--optimizer_type=X"]) == 1

@@ -1,0 +1,95 @@
+"""Changes that take memory off a run, the cheapest first, each tried by running the script again with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from kohya_ext.preflight.arguments import ScriptCommand
+from kohya_ext.spec.flags import ENABLE_EMA
+
+Given = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change: its arguments, what it costs, and where it applies."""
+
+    text: str
+    costs: str
+    arguments: Mapping[str, Any]
+    applies: Callable[[Given, frozenset[str]], bool]
+    dropped: tuple[str, ...] = ()
+
+
+def _off(name: str) -> Callable[[Given, frozenset[str]], bool]:
+    return lambda given, known: name in known and not given.get(name)
+
+
+def _can_fuse(given: Given, known: frozenset[str]) -> bool:
+    optimizer = str(given.get("optimizer_type", "")).casefold()
+    one = int(given.get("gradient_accumulation_steps") or 1) == 1
+    fusable = optimizer == "adafactor" or "adacoor" in optimizer
+    return "fused_backward_pass" in known and not given.get("fused_backward_pass") and one and fusable
+
+
+def _several(given: Given, known: frozenset[str]) -> bool:
+    return int(given.get("train_batch_size") or 1) > 1
+
+
+def _text_outputs(given: Given, known: frozenset[str]) -> bool:
+    trains = given.get("train_text_encoder") or ("network_module" in given and not given.get("network_train_unet_only"))
+    shuffles = any(given.get(name) for name in ("shuffle_caption", "caption_dropout_rate", "caption_tag_dropout_rate"))
+    return "cache_text_encoder_outputs" in known and not (trains or shuffles or given.get("cache_text_encoder_outputs"))
+
+
+def _full_bf16(given: Given, known: frozenset[str]) -> bool:
+    return "full_bf16" in known and not any(given.get(name) for name in ("full_bf16", "full_fp16"))
+
+
+def _averages(given: Given, known: frozenset[str]) -> bool:
+    return bool(given.get(ENABLE_EMA.key)) and given.get("ema_device") != "cpu"
+
+
+def _half_states(given: Given, known: frozenset[str]) -> bool:
+    return str(given.get("optimizer_type", "")).casefold() == "adamw"
+
+
+# By what they cost: nothing first, then time, then quality.
+CHANGES: tuple[Change, ...] = (
+    Change("cache the latents", "nothing", {"cache_latents": True}, _off("cache_latents")),
+    Change("cache the text encoders' outputs", "nothing", {"cache_text_encoder_outputs": True}, _text_outputs),
+    Change("keep the EMA on the CPU", "some time", {"ema_device": "cpu"}, _averages),
+    Change("a fused backward pass", "clipping by tensor", {"fused_backward_pass": True}, _can_fuse),
+    Change(
+        "gradient checkpointing",
+        "about a quarter more time",
+        {"gradient_checkpointing": True},
+        _off("gradient_checkpointing"),
+    ),
+    Change("optimizer AdamW8bit", "a little precision", {"optimizer_type": "AdamW8bit"}, _half_states),
+    Change("batch size 1", "noisier steps", {"train_batch_size": 1}, _several),
+    Change(
+        "bf16 weights (full_bf16)",
+        "precision of small steps",
+        {"full_bf16": True, "mixed_precision": "bf16"},
+        _full_bf16,
+    ),
+)
+
+
+def applicable(given: Given, known: frozenset[str]) -> list[Change]:
+    """The changes that a run has not made yet and its script can take."""
+    return [change for change in CHANGES if change.applies(given, known)]
+
+
+def changed(command: ScriptCommand, changes: list[Change]) -> ScriptCommand:
+    """A command with changes made to it."""
+    result = deepcopy(command)
+    for change in changes:
+        for name, value in change.arguments.items():
+            result.drop(name)
+            result.words.append(f"--{name}" if value is True else f"--{name}={value}")
+    return result

@@ -1,0 +1,69 @@
+"""What is alive is counted, on real tensors and on those without contents alike."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kohya_ext.tracing.autocast import autocast_as_cuda  # noqa: E402
+from kohya_ext.tracing.fake_world import FakeWorld  # noqa: E402
+from kohya_ext.tracing.ledger import ACTIVATIONS, COPIES, WEIGHTS, Counting, Ledger  # noqa: E402
+
+
+def work(device: str) -> None:
+    """A layer, its gradients, and an optimizer's step."""
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64, device=device), torch.nn.GELU())
+    optimizer = torch.optim.AdamW(layer.parameters(), foreach=False)
+    for _ in range(2):
+        layer(torch.zeros(100, 64, device=device)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_the_same_as_on_real_tensors() -> None:
+    real, fake = Ledger("cpu"), Ledger("cpu")
+    with Counting(real):
+        work("cpu")
+    with FakeWorld(fake):
+        work("cpu")
+    assert real.peaks["loading"].size == fake.peaks["loading"].size > 64 * 64 * 4 * 4
+    assert fake.now < 64 * 64 * 4
+
+
+def test_the_host_is_not_the_device() -> None:
+    ledger = Ledger("cpu:0")
+    with FakeWorld(ledger):
+        kept = torch.zeros(1000)
+        assert ledger.now == 0
+        moved = kept.to("cpu:0")
+        assert ledger.now == 4096
+        with pytest.raises(RuntimeError):
+            kept + moved
+        del moved
+        assert ledger.now == 0
+
+
+def test_parts() -> None:
+    ledger = Ledger("cpu")
+    with FakeWorld(ledger):
+        layer = torch.nn.Linear(64, 64, bias=False)
+        ledger.enter("forward", ACTIVATIONS)
+        ledger.file(layer.weight, WEIGHTS)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = layer(torch.zeros(8, 64))
+            parts = dict(ledger.by_part)
+        del result
+    assert (parts[WEIGHTS], parts[COPIES]) == (64 * 64 * 4, 64 * 64 * 2)
+    assert parts[ACTIVATIONS] >= 8 * 64 * 2
+
+
+def test_autocast_as_on_a_gpu() -> None:
+    norm, images = torch.nn.GroupNorm(2, 8), torch.zeros(1, 8, 4, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = norm(images).dtype
+        with autocast_as_cuda():
+            assert norm(images).dtype == torch.float32
+            assert images.softmax(-1).dtype == torch.float32
+            assert torch.nn.Linear(4, 4)(images).dtype == torch.bfloat16
+        assert norm(images).dtype == before
