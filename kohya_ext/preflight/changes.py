@@ -14,7 +14,7 @@ Given = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Change:
+class MemoryChange:
     """One change: its arguments, what it costs, and where it applies."""
 
     text: str
@@ -58,20 +58,20 @@ def _half_states(given: Given, known: frozenset[str]) -> bool:
 
 
 # By what they cost: nothing first, then time, then quality.
-CHANGES: tuple[Change, ...] = (
-    Change("cache the latents", "nothing", {"cache_latents": True}, _off("cache_latents")),
-    Change("cache the text encoders' outputs", "nothing", {"cache_text_encoder_outputs": True}, _text_outputs),
-    Change("keep the EMA on the CPU", "some time", {"ema_device": "cpu"}, _averages),
-    Change("a fused backward pass", "clipping by tensor", {"fused_backward_pass": True}, _can_fuse),
-    Change(
+CHANGES: tuple[MemoryChange, ...] = (
+    MemoryChange("cache the latents", "nothing", {"cache_latents": True}, _off("cache_latents")),
+    MemoryChange("cache the text encoders' outputs", "nothing", {"cache_text_encoder_outputs": True}, _text_outputs),
+    MemoryChange("keep the EMA on the CPU", "some time", {"ema_device": "cpu"}, _averages),
+    MemoryChange("a fused backward pass", "clipping by tensor", {"fused_backward_pass": True}, _can_fuse),
+    MemoryChange(
         "gradient checkpointing",
         "about a quarter more time",
         {"gradient_checkpointing": True},
         _off("gradient_checkpointing"),
     ),
-    Change("optimizer AdamW8bit", "a little precision", {"optimizer_type": "AdamW8bit"}, _half_states),
-    Change("batch size 1", "noisier steps", {"train_batch_size": 1}, _several),
-    Change(
+    MemoryChange("optimizer AdamW8bit", "a little precision", {"optimizer_type": "AdamW8bit"}, _half_states),
+    MemoryChange("batch size 1", "noisier steps", {"train_batch_size": 1}, _several),
+    MemoryChange(
         "bf16 weights (full_bf16)",
         "precision of small steps",
         {"full_bf16": True, "mixed_precision": "bf16"},
@@ -80,12 +80,12 @@ CHANGES: tuple[Change, ...] = (
 )
 
 
-def applicable(given: Given, known: frozenset[str]) -> list[Change]:
+def applicable(given: Given, known: frozenset[str]) -> list[MemoryChange]:
     """The changes that a run has not made yet and its script can take."""
     return [change for change in CHANGES if change.applies(given, known)]
 
 
-def changed(command: ScriptCommand, changes: list[Change]) -> ScriptCommand:
+def changed(command: ScriptCommand, changes: list[MemoryChange]) -> ScriptCommand:
     """A command with changes made to it."""
     result = deepcopy(command)
     for change in changes:

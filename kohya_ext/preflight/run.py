@@ -9,7 +9,7 @@ from typing import Any
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.preflight.arguments import ScriptCommand
-from kohya_ext.preflight.changes import Change, applicable, changed
+from kohya_ext.preflight.changes import MemoryChange, applicable, changed
 from kohya_ext.preflight.child import Request, run_child
 from kohya_ext.preflight.commands import Planned
 from kohya_ext.preflight.explain import start_error
@@ -90,7 +90,7 @@ class Preflight:
 
     def _cheaper(self) -> Iterator[dict[str, Any]]:
         """Changes, each on top of those before, until the run fits."""
-        made: list[Change] = []
+        made: list[MemoryChange] = []
         for change in applicable(self.planned.training.given(), frozenset(self.arguments))[:MOST_TRIES]:
             report = self._run(STEPS, changed(self.planned.training, [*made, change]))
             found = None if report.get("error") else judged(report.get("memory") or {}, self.card)
