@@ -17,6 +17,7 @@ REACHED = {
     "loop": "up to the first step",
     "steps": "two steps on tensors without contents",
 }
+UNCONFIRMED = "an estimate that has not been compared with a card yet: leave room above the interval"
 MOST_BUCKETS = 6
 WORTH_SAYING = 50 << 20  # bytes of a part
 
@@ -52,6 +53,7 @@ def _say_memory(answer: Answer, out: Output) -> None:
         return
     verdict = "" if memory.verdict is None else f"; {_gib(memory.card or 0)}: {memory.verdict}"
     out.item("memory", f"{_gib(memory.peak)} at the peak ({_gib(memory.low)} to {_gib(memory.high)}){verdict}")
+    out.item("", UNCONFIRMED)
     parts = [f"{name.replace('_', ' ')} {_gib(size)}" for name, size in memory.parts.items() if size >= WORTH_SAYING]
     out.item("of it", ", ".join(parts))
     out.item("by phase", ", ".join(f"{one['name']} {_gib(one['bytes'])}" for one in memory.phases))

@@ -38,7 +38,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "anima_train": ("--attn_mode=torch",),
     "anima_train_network": ("--attn_mode=torch", "--network_module=networks.lora_anima", *NETWORK),
 }
-RUNS = [(tree, script) for tree in (MAIN, NEWEST) for script in SCRIPTS if not script.startswith("anima")]
+RUNS = [(tree, script) for tree in (MAIN, NEWEST) for script in SCRIPTS]
 # each of what a family's script may be told besides, once; the tiny models have too few blocks to swap any
 EXTRAS = [
     (MAIN, "flux_train", ("--fused_backward_pass", "--max_grad_norm=0")),
