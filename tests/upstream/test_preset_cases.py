@@ -114,7 +114,7 @@ def told(values: dict[str, Any], revision: str, tab: Tab = "lora") -> set[tuple[
         (SDXL | {"max_train_epochs": 0}, ("v22.3.1",), ("error", "trains-nothing", "max_train_epochs")),
         (SDXL | {"max_train_epochs": 0}, NEW, None),
         (SDXL | {"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "conv_dim": 100000}, ALL, None),
-        (SDXL | {"optimizer": "Prodigy", "text_encoder_lr": 5e-5}, ALL, ("warning", "rates-differ", "text_encoder_lr")),
+        (SDXL | {"optimizer": "Prodigy", "text_encoder_lr": 5e-5}, ALL, ("error", "rates-differ", "text_encoder_lr")),
         (
             FLUX | {"train_t5xxl": True, "text_encoder_lr": 5e-5},
             FLUXES,
