@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ confine(inside)
 
 def said(statement: str, inside: Path, outside: Path) -> str:
     program = PROGRAM.format(statement)
-    done = subprocess.run([sys.executable, "-c", program, inside, outside], capture_output=True, text=True)
+    # a confined process cannot write down what was covered either, and would say so
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    done = subprocess.run([sys.executable, "-c", program, inside, outside], capture_output=True, text=True, env=environ)
     return done.stderr
 
 
