@@ -98,12 +98,12 @@ def sweep(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run and not arguments.out.is_dir():
         raise UsageError(f"the folder {arguments.out} does not exist; create it first")
     run = _run_of(arguments)
-    from kohya_ext.posthoc.reconstruction import plan, target_of
+    from kohya_ext.posthoc.reconstruction import plans, target_of
 
-    plans = [plan(run, target_of(run, sigma_rel=width, step=arguments.step)) for width in widths]
+    made = plans(run, [target_of(run, sigma_rel=width, step=arguments.step) for width in widths])
     name = run.snapshots[0].name
     targets = [arguments.out / f"{name}-sigma{width:.3f}.safetensors" for width in widths]
-    return _written(arguments, out, plans, targets)
+    return _written(arguments, out, made, targets)
 
 
 def _one(arguments: argparse.Namespace, command: str, *, need_ema: bool) -> int:

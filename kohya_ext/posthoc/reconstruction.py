@@ -76,25 +76,34 @@ def target_of(
 
 
 def plan(run: RunFiles, target: WantedEma) -> MixturePlan:
-    """The best mixture of the snapshots up to the target's step.
+    """The best mixture of the snapshots up to the target's step; raises as `plans`."""
+    return plans(run, [target])[0]
+
+
+def plans(run: RunFiles, targets: Sequence[WantedEma]) -> list[MixturePlan]:
+    """The best mixture for each of the targets, all of one step, of the snapshots up to it; these are looked at once.
 
     Raises UsageError: too few of them, or weights that are not finite.
     """
-    sources = tuple(one for one in run.snapshots if one.step <= target.step)
+    step = targets[0].step
+    sources = tuple(one for one in run.snapshots if one.step <= step)
     if len(sources) < 2:
-        raise UsageError(f"only {len(sources)} snapshot(s) up to step {target.step}: a mixture takes at least two")
-    odd = {dtype for dtype, _ in last_shapes(sources).values() if dtype.startswith("F") and dtype not in ROUNDING}
+        raise UsageError(f"only {len(sources)} snapshot(s) up to step {step}: a mixture takes at least two")
+    odd = {dtype for dtype, _ in sources[-1].shapes.values() if dtype.startswith("F") and dtype not in ROUNDING}
     if odd:
         raise UsageError(f"{sources[-1].path} holds weights as {', '.join(sorted(odd))}: too coarse to be averaged")
-    profiles = [_profile(one, target.step) for one in sources]
-    wanted = ema_profile(target.schedule, target.step, target.step)
+    profiles = [_profile(one, step) for one in sources]
     rounded, distances = _sampled(sources)
     pace = pace_of(profiles, distances)
     moved = math.hypot(*distances)
-    # how far the average is from the raw weights, by how far the snapshots are from each other
+    # how far an average is from the raw weights, by how far the snapshots are from each other
     told = math.hypot(*(distance(one, other, pace) for one, other in pairwise(profiles)))
-    away = distance(wanted, raw_profile(target.step, target.step), pace) * (moved / told if told else 0.0)
-    return MixturePlan(target, sources, mix(profiles, wanted, pace, rounded / away if away else 0.0))
+    made = []
+    for target in targets:
+        wanted = ema_profile(target.schedule, step, step)
+        away = distance(wanted, raw_profile(step, step), pace) * (moved / told if told else 0.0)
+        made.append(MixturePlan(target, sources, mix(profiles, wanted, pace, rounded / away if away else 0.0)))
+    return made
 
 
 def _profile(source: Snapshot, steps: int) -> Tensor:
@@ -111,9 +120,7 @@ def _profile(source: Snapshot, steps: int) -> Tensor:
 
 def _sampled(sources: Sequence[Snapshot]) -> tuple[float, list[float]]:
     """What saving has rounded away of the last file, and how far each file is from the next, in a sample of weights."""
-    shapes = {
-        key: dtype for key, (dtype, shape) in last_shapes(sources).items() if dtype in ROUNDING and 0 not in shape
-    }
+    shapes = {key: dtype for key, (dtype, shape) in sources[-1].shapes.items() if dtype in ROUNDING and 0 not in shape}
     files = [TensorFile(one.path) for one in sources]
     a_tensor = max(1, SAMPLE // max(1, len(shapes)))
     rounded, squares = 0.0, [0.0] * (len(files) - 1)
@@ -132,11 +139,6 @@ def _sampled(sources: Sequence[Snapshot]) -> tuple[float, list[float]]:
     return math.sqrt(rounded), [math.sqrt(square) for square in squares]
 
 
-def last_shapes(sources: Sequence[Snapshot]) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of the newest snapshot: what is written has their types."""
-    return sources[-1].shapes
-
-
 def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> None:
     """Write the mixture, whole or not at all, in the types of the newest snapshot.
 
@@ -146,7 +148,7 @@ def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = 
     """
     used = [(one, factor) for one, factor in zip(plan.sources, plan.mixture.coefficients, strict=True) if factor]
     files = [(TensorFile(one.path), factor) for one, factor in used]
-    forms = {key: (DTYPES[dtype], shape) for key, (dtype, shape) in last_shapes(plan.sources).items()}
+    forms = {key: (DTYPES[dtype], shape) for key, (dtype, shape) in plan.sources[-1].shapes.items()}
     newest = TensorFile(plan.sources[-1].path)
     total = sum(torch.Size(shape).numel() for _, shape in forms.values())
 
