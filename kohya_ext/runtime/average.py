@@ -86,7 +86,7 @@ class Average:
         """
         for track in self._tracks:
             track.catch_up()
-        started = any(track.shadow is not None and track.shadow.started for track in self._tracks)
+        started = bool(self._started())
         if say_so and not started:
             say("the EMA has not begun yet (--ema_start_step): these are the raw weights")
         return started
@@ -147,7 +147,7 @@ class Average:
 
         Empty before the first update. Nothing is caught up with: looking changes nothing.
         """
-        started = [track.shadow for track in self._tracks if track.shadow is not None and track.shadow.started]
+        started = self._started()
         if not started:
             return {}
         finish_moves(self.models)
@@ -166,8 +166,7 @@ class Average:
 
     def tell_noise(self) -> None:
         """Say once, and again at the end, that the EMA's dtype is too coarse for this learning rate."""
-        started = [track.shadow for track in self._tracks if track.shadow is not None and track.shadow.started]
-        noise = 0.0 if self._noise_told or not is_main_process() else rounding_noise(*started)
+        noise = 0.0 if self._noise_told or not is_main_process() else rounding_noise(*self._started())
         if noise > MOST_NOISE:
             self._noise_told = True
             warn_again_at_end(
@@ -248,6 +247,11 @@ class Average:
             f"EMA is on: schedule {options.schedule}{decay}; it will cover {describe(shadow.schedule, total)}; "
             f"{options.dtype}, kept {where}"
         )
+
+    def _started(self) -> list[Shadow]:
+        """The shadows from which there is something to save or to sample."""
+        shadows = (track.shadow for track in self._tracks)
+        return [shadow for shadow in shadows if shadow is not None and shadow.started]
 
     def _track_of(self, parameter: Any) -> _Track:
         track = next((track for track in self._tracks if track.has(parameter)), None)
