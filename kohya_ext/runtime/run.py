@@ -29,6 +29,7 @@ class Run:
     skip_counts, skips_told: AdaCoor's counts of skipped gradient elements, and how many have been reported. old_files:
     file of an older patch -> what it has. faults: what could not be wrapped, with the reason. yielded: feature of ours
     -> the fork's flag that it gave way to. replaced: functions of other packages that it replaced, as they were.
+    loader_layers: position -> what is between the loaders and the script there, see `runtime/loader.py`.
     """
 
     average: Any = None
@@ -40,6 +41,7 @@ class Run:
     faults: list[str] = field(default_factory=list)
     yielded: dict[str, str] = field(default_factory=dict)
     replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
+    loader_layers: dict[str, Any] = field(default_factory=dict)
 
     def replace(self, module: Any, name: str, function: Any) -> None:
         """Put `function` in the place of a function that is not ours, until `restore`."""
@@ -48,6 +50,7 @@ class Run:
 
     def restore(self) -> None:
         """Give everybody their functions back; one who was replaced twice gets the first."""
+        self.loader_layers.clear()
         while self.replaced:
             module, name, function = self.replaced.pop()
             setattr(module, name, function)
