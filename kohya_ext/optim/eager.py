@@ -149,7 +149,7 @@ class SlicedStep:
         size = slice_size(device)
 
         def step(weights: Tensor, gradient: Tensor, vt: Tensor, factor: Tensor | None) -> None:
-            numbers = found(plain, factor)
+            numbers = plain if factor is None else found(plain, factor)
             growth, scale = float(numbers.growth), float(numbers.scale)
             value = sign * (scale if one_factor else rule.lr)
             for own, newest, sums in _pieces(size, weights, gradient, vt):
@@ -181,7 +181,7 @@ class SlicedStep:
         size = slice_size(kind[3])
 
         def step(weights: Tensor, gradient: Tensor, total: Tensor, factor: Tensor | None) -> None:
-            numbers = found(plain, factor)
+            numbers = plain if factor is None else found(plain, factor)
             growth, scale = float(numbers.growth), float(numbers.scale)
             for own, newest, sums in _pieces(size, weights, gradient, total):
                 wide = torch.mul(newest, newest, out=buffer[: own.numel()])
@@ -302,7 +302,7 @@ class SkipCount:
     def end_step(self, elements: int) -> None:
         """A step with this many gradient elements is over: note whether all of them were skipped."""
         total: int | Tensor = self._on_cpu
-        for count in self._elsewhere.parts():
+        for count in self._elsewhere.totals.values():
             total = total + count if isinstance(total, int) else total + count.to(total.device, non_blocking=True)
         self._whole_steps = self._whole_steps + (total - self._before == elements)
         self._before = total

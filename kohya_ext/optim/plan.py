@@ -59,15 +59,18 @@ class GroupPlan:
         alone = len(members) == 1
         together: list[Job] = []
         for index, parameter, gradient, state in members:
-            weights, gradient = local(parameter.data), local(gradient)
-            if not weights.numel():  # of another process's
-                continue
+            weights = parameter.data
+            whole = type(weights) is type(gradient) is Tensor  # neither sharded nor fake
+            if not whole:
+                weights, gradient = local(weights), local(gradient)
+                if not weights.numel():  # of another process's
+                    continue
             if state is None:
                 state = states[parameter]
             if not self._needed <= state.keys():
                 self._complete(parameter, state)
             state["step"] += 1
-            vt = local(state["vt"])
+            vt = state["vt"] if whole else local(state["vt"])
             elements += weights.numel()
             kind = (weights.dtype, gradient.dtype, vt.dtype, weights.device)
             quick = self._quick[kind] if kind in self._quick else self._decide(kind)
@@ -75,7 +78,7 @@ class GroupPlan:
                 self._step_strided(index, weights, gradient, vt, state, None if alone else together)
                 continue
             flat, newest, sums = weights.view(-1), gradient.view(-1), vt.view(-1)
-            if quick is not None and not is_fake(flat):
+            if quick is not None and (whole or not is_fake(flat)):
                 quick(flat, newest, sums, None)
                 continue
             job = Job(flat, newest, {**state, "vt": sums}, state["step"], index)

@@ -18,6 +18,7 @@ STATE_BITS = (8, 16, 32)
 _NUMBERS = ("lr", "eps", "weight_decay", "vt_rate", "momentum")
 _SWITCHES = ("auto_lr", "stochastic_state", "stochastic_weights", "maximize")
 _CHOICES = ("foreach", "fused")
+_numbers = operator.itemgetter(*_NUMBERS)
 _others = operator.itemgetter("state_bits", "seed", *_SWITCHES, *_CHOICES)
 
 
@@ -65,7 +66,7 @@ def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
 
 def values(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """All settings of a group, to tell later whether any has changed: `lr` may be a tensor, changed in place."""
-    return (*(float(group[name]) for name in _NUMBERS), *_others(group))
+    return (*map(float, _numbers(group)), *_others(group))
 
 
 def rule_of(group: Mapping[str, Any]) -> Rule:

@@ -93,25 +93,24 @@ def on_device(numbers: Tensor, device: torch.device) -> Tensor:
 
 
 class DeviceCount:
-    """A count that is kept where what is counted lies, so that no device is waited for until it is asked for."""
+    """A count that is kept where what is counted lies, so that no device is waited for until it is asked for.
+
+    totals: the 0-dimensional counts, one a device.
+    """
 
     def __init__(self) -> None:
-        self._totals: dict[torch.device, Tensor] = {}
+        self.totals: dict[torch.device, Tensor] = {}
 
     def add(self, count: Tensor) -> None:
         """Count what a 0-dimensional integer tensor says, when it is ready."""
-        total = self._totals.get(count.device)
+        total = self.totals.get(count.device)
         if total is None:
-            total = self._totals[count.device] = torch.zeros((), dtype=torch.int64, device=count.device)
+            total = self.totals[count.device] = torch.zeros((), dtype=torch.int64, device=count.device)
         total += count
-
-    def parts(self) -> list[Tensor]:
-        """The 0-dimensional counts, one a device."""
-        return list(self._totals.values())
 
     def total(self) -> int:
         """Of all devices. Waits for them."""
-        return sum(int(total) for total in self._totals.values())
+        return sum(int(total) for total in self.totals.values())
 
 
 def repeats(tensor: Tensor) -> bool:
