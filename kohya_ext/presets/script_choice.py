@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kohya_ext.core.errors import UsageError, did_you_mean
+from kohya_ext.presets.network_choice import FAMILY_NETWORKS
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.toml_document import TomlDocument
-from kohya_ext.presets.training_rules import FAMILY_NETWORKS
 
 NETWORK_ENDING = "_network.py"
 # Settings that only one kind of script has -> what such scripts are called.

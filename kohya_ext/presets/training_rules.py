@@ -16,6 +16,7 @@ from kohya_ext.presets.findings import Finding, Level
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
 from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
 from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
+from kohya_ext.presets.network_choice import network_faults, pinned_lycoris
 from kohya_ext.presets.optimizer_choice import malformed, scheduler_faults, unknown_optimizer, word_faults
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT, OUR_FLAGS
@@ -57,15 +58,6 @@ CAPTION_CHANGES = (
 # In the scripts that drop captions after all, from their cached outputs.
 _CACHE_WITH_DROPOUT = re.compile(r"is_text_encoder_output_cacheable\(\s*cache_supports_dropout=True")
 _STEPS = re.compile(r"^(?!\s*#).*\.verify_bucket_reso_steps\((\d+)\)", re.MULTILINE)
-# The networks of one family, and the beginning of the scripts that can train them.
-FAMILY_NETWORKS = {
-    "networks.lora_flux": "flux_",
-    "networks.oft_flux": "flux_",
-    "networks.lora_sd3": "sd3_",
-    "networks.lora_lumina": "lumina_",
-    "networks.lora_anima": "anima_",
-    "networks.lora_hunyuan_image": "hunyuan_",
-}
 
 
 def training_rule(function: TrainingRule) -> TrainingRule:
@@ -355,20 +347,12 @@ def _scheduler(training: ScriptRun, form: Form, release: Release) -> Iterator[Fi
 
 
 @training_rule
-def _network(training: ScriptRun, form: Form, _: Release) -> Iterator[Finding]:
-    """A kind of LoRA that belongs to another family than the script."""
-    if "network_module" not in training.arguments:
-        return
-    module = training.value("network_module")
-    begins = FAMILY_NETWORKS.get(str(module))
-    if not module:
-        effect = f"{training.script} gets no --network_module and stops: this release does not know the LoRA type"
-    elif begins is not None and not training.script.startswith(begins):
-        effect = f"{training.script} cannot train {module}: it belongs to another model family"
-    else:
-        return
-    fix = "choose a LoRA type of the model family, or the check box of its family"
-    yield Finding("error", "lora-type", "LoRA_type", form.get("LoRA_type"), effect, fix)
+def _network(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """A kind of LoRA that belongs to another family than the script, or that the installed LyCORIS fails with."""
+    for wrong in network_faults(training, pinned_lycoris(release.gui, release.training)):
+        places = (wrong.argument, "network_args") if wrong.argument else ("LoRA_type", "network_args")
+        key = next((one for one in places if one in form), EXTRA if wrong.argument else "LoRA_type")
+        yield Finding("error", wrong.rule, key, form.get(key), wrong.effect, wrong.fix)
 
 
 @training_rule

@@ -57,9 +57,10 @@ def network(family: str) -> tuple[type, Any, dict[str, Any]]:
         config = dict(SDXL if family == "sdxl" else SD1)
         return base.SDXL if family == "sdxl" else base.BaseModel, UNetModel(**config, **META), config
     if family == "flux":
-        from comfy.ldm.flux.model import Flux
+        from comfy.ldm.flux.model import Flux, FluxParams
 
-        return base.Flux, Flux(**FLUX, **META), FLUX
+        later: dict[str, Any] = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
+        return base.Flux, Flux(**FLUX, **later, **META), FLUX
     if family == "sd3":
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
