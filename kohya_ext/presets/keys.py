@@ -127,6 +127,9 @@ KEYS_OF_FLAGS = {
 # The learning rates of all tabs.
 RATES = ("learning_rate", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "text_encoder_lr", "unet_lr")
 
+# Arguments that a run counts or sizes with; the fraction 2.0 ends it.
+WHOLE = frozenset({"gradient_accumulation_steps", "max_train_epochs", "max_train_steps", "network_dim", "seed"})
+
 # How the names of optimizers begin that find their own rate.
 ADAPTIVE = ("prodigy", "dadapt")
 

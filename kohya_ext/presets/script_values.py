@@ -10,7 +10,7 @@ from kohya_ext.presets.check import says_nothing
 from kohya_ext.presets.convert import FALSE_WORDS, TRUE_WORDS, parse_number
 from kohya_ext.presets.dataset_schema import matches
 from kohya_ext.presets.findings import Level
-from kohya_ext.presets.keys import RATES
+from kohya_ext.presets.keys import RATES, WHOLE
 from kohya_ext.presets.rules import GUI_TRANSLATES
 from kohya_ext.presets.toml_document import alike
 from kohya_ext.pysource.arguments import Argument
@@ -37,8 +37,6 @@ ALWAYS_USED = frozenset(
         "lr_warmup_steps",
     }
 )
-# Whole numbers that a run counts or sizes with; 2.0 ends it.
-WHOLE = frozenset({"gradient_accumulation_steps", "max_train_epochs", "max_train_steps", "network_dim", "seed"})
 STRICT_CHOICES = ("loss_type", "mixed_precision")  # other values end the run; elsewhere they count as the default
 # Settings that end a run only together with others: of the Huber losses, and of the noise of SD and SDXL.
 HUBER, HUBER_LOSSES = "huber_schedule", ("huber", "smooth_l1")

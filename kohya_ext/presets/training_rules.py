@@ -12,8 +12,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.dataset_schema import argument_types, matches
 from kohya_ext.presets.findings import Finding, Level
-from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE
+from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE, WHOLE
 from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
 from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
 from kohya_ext.presets.network_choice import network_faults, pinned_lycoris
@@ -131,6 +132,19 @@ def _holding(word: str, form: Form) -> str:
         return next((key for key in WEIGHTS if form.get(key)), "")
     texts = (EXTRA, "optimizer_args", "lr_scheduler_args", *form)
     return next((key for key in texts if isinstance(form.get(key), str) and word in form[key].split()), "")
+
+
+@training_rule
+def _whole_numbers(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """A file with settings is not converted: its fraction 64.0 reaches what counts with whole numbers."""
+    numbers = {name for name, argument in training.arguments.items() if argument.type == "int"}
+    fractions = {name: value for name, value in training.given.items() if name in numbers and isinstance(value, float)}
+    types = argument_types(release.training) if fractions else {}
+    for name, value in fractions.items():
+        if name in WHOLE or not matches(value, types.get(name, "")):
+            key = key_of(name, form)
+            effect = f"{training.script} stops: {name} is {value}, and only a whole number will do"
+            yield Finding("error", "not-whole", key, form.get(key), effect, f"write {round(value)}")
 
 
 @training_rule

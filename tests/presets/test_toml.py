@@ -13,7 +13,9 @@ from kohya_ext.core.errors import UsageError
 from kohya_ext.presets.dataset_config import dataset_findings, fit_dataset
 from kohya_ext.presets.script_choice import script_named, script_of
 from kohya_ext.presets.script_config import config_findings, fit_config, settings_of
+from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.presets.toml_document import TomlDocument, dump_toml, read_document
+from kohya_ext.presets.training_rules import training_findings
 from kohya_ext.pysource.sources import TextSources
 from tests.presets.toml_release import RELEASE
 
@@ -280,3 +282,19 @@ def test_images_that_are_never_trained(tmp_path: Path) -> None:
         ("warning", "no-repeats", "datasets[0].subsets[0].num_repeats"),
         ("warning", "same-images", "datasets[0].subsets[1].image_dir"),
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"bucket_reso_steps": 64.0}, {"bucket_reso_steps"}),
+        ({"bucket_reso_steps": 64}, set()),
+        ({"network_dim": 8.0}, {"network_dim"}),
+        ({"clip_skip": 2.0}, set()),  # nothing of the data set, and nothing counts with it
+        ({"learning_rate": 1.0, "unet_lr": 1.0}, set()),
+    ],
+)
+def test_fractions_in_the_file_that_a_gui_writes(given: dict[str, Any], expected: set[str]) -> None:
+    script = "sdxl_train_network.py"
+    run = ScriptRun(script, {"network_module": "networks.lora", **given}, RELEASE.arguments_of(script))
+    assert {one.key for one in training_findings(run, given, RELEASE) if one.rule == "not-whole"} == expected
