@@ -13,7 +13,7 @@ from typing import Any
 
 Values = Mapping[str, Any]
 
-EMA, TELEMETRY = "EMA", "telemetry"
+EMA, TELEMETRY, VALIDATION = "EMA", "telemetry", "validation"
 POWER = "power"  # the schedule that has a width
 SECTION = "EMA (kohya_ext)"  # of the GUI, with the fields
 
@@ -99,7 +99,15 @@ def _one_of(*choices: str) -> Kind:
     return kind
 
 
+def _folder(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("expected the path of a folder")
+    return value
+
+
 SWITCH = Kind(None, _switch)
+FOLDER = Kind(str, _folder)
+SHARES = Range("expected a number from 0 up to, not including, 1 (0.1 is a tenth)", most=1.0, excluded=1.0)
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,30 @@ LOG_EVERY = Flag(
     "every N steps, log the effective learning rate and the share of weights that moved (default 0: never)",
     "Log effective rate every N steps",
 )  # fmt: skip
+VALIDATE = Flag(
+    "--kohya_ext_validate", VALIDATION, FOLDER, None, "0.2.0",
+    "folder of held-out images with captions: measure the script's own loss on them, with fixed noise and timesteps",
+)  # fmt: skip
+VALIDATION_SPLIT = Flag(
+    "--kohya_ext_validation_split", VALIDATION, _in(SHARES), 0.0, "0.2.0",
+    "instead of --kohya_ext_validate: hold this share of the training images out (default 0: none)",
+)  # fmt: skip
+VALIDATE_EVERY = Flag(
+    "--kohya_ext_validate_every", VALIDATION, _whole_from(0), 0, "0.2.0",
+    "validate every N optimizer steps (default 0: at the end of each epoch); the start and the end always",
+)  # fmt: skip
+VALIDATION_TIMESTEPS = Flag(
+    "--kohya_ext_validation_timesteps", VALIDATION, _whole_from(1), 4, "0.2.0",
+    "timesteps at which each held-out image is measured, one in each of N equal parts of the range (default 4)",
+)  # fmt: skip
+VALIDATION_SEED = Flag(
+    "--kohya_ext_validation_seed", VALIDATION, _whole_from(0), 0, "0.2.0",
+    "seed of the noise and timesteps of validation, and of the split (default 0)",
+)  # fmt: skip
+SAVE_BEST = Flag(
+    "--save_best", VALIDATION, SWITCH, False, "0.2.0",
+    "keep a copy, NAME-best, of the saved checkpoint with the lowest validation loss, raw or EMA",
+)  # fmt: skip
 
 FLAGS: tuple[Flag, ...] = (
     ENABLE_EMA,
@@ -205,27 +237,46 @@ FLAGS: tuple[Flag, ...] = (
         "old command lines: the same as --ema_save only",
     ),
     LOG_EVERY,
+    VALIDATE,
+    VALIDATION_SPLIT,
+    VALIDATE_EVERY,
+    VALIDATION_TIMESTEPS,
+    VALIDATION_SEED,
+    SAVE_BEST,
 )  # fmt: skip
 TWO_SCHEDULES = f"{SCHEDULE.name} and the old {EXP_BETA.name} both choose a schedule; give one of them"
 WIDTH_WITHOUT_POWER = f"{SIGMA_REL.name} belongs to {SCHEDULE.name} {POWER}: give both or neither"
+TWO_VALIDATIONS = f"{VALIDATE.name} and {VALIDATION_SPLIT.name} both choose the held-out images; give one of them"
+NO_VALIDATION = f"is set, but neither {VALIDATE.name} nor {VALIDATION_SPLIT.name}: this run validates nothing"
 NO_EMA = f"is set, but {ENABLE_EMA.name} is not: this run keeps no EMA"
 BY_KEY = {flag.key: flag for flag in FLAGS}
 
 # Each stays away as a whole where a fork has a flag of the same name: half of it would be read from the fork's flag.
-FEATURES = {feature: tuple(flag for flag in FLAGS if flag.feature == feature) for feature in (EMA, TELEMETRY)}
+FEATURES = {feature: tuple(flag for flag in FLAGS if flag.feature == feature) for feature in (EMA, TELEMETRY, VALIDATION)}
 
 
 def faults(values: Values) -> Iterator[tuple[Flag, str]]:
     """What a run would refuse in our flags, {key: value} of those that were given: the flag, and why."""
     bad = [(flag, fault) for flag in FLAGS if (fault := flag.fault(values)) is not None]
     yield from bad
-    if bad or not ENABLE_EMA.read(values):
+    if bad:
         return
     given = {flag.key for flag in FLAGS if values.get(flag.key) is not None}
+    if VALIDATE.key in given and VALIDATION_SPLIT.read(values):
+        yield VALIDATION_SPLIT, TWO_VALIDATIONS
+    if not ENABLE_EMA.read(values):
+        return
     if {SCHEDULE.key, EXP_BETA.key} <= given:
         yield EXP_BETA, TWO_SCHEDULES
     elif (SIGMA_REL.key in given) != (SCHEDULE.read(values) == POWER):
         yield SIGMA_REL, WIDTH_WITHOUT_POWER
+
+
+def without_validation(values: Values) -> str | None:
+    """The first flag of validation, with its dashes, that does nothing because no images are held out."""
+    if values.get(VALIDATE.key) or VALIDATION_SPLIT.read(values):
+        return None
+    return next((flag.name for flag in FEATURES[VALIDATION] if values.get(flag.key) not in (None, False, 0)), None)
 
 
 def without_ema(values: Values) -> str | None:
