@@ -27,7 +27,7 @@ BELOW: dict[str, set[str]] = {
     "checkout": {"core", "files", "pysource", "spec"},
     "presets": {"checkout", "core", "files", "pysource", "spec"},
     "install": {"checkout", "core", "files", "presets", "pysource", "spec"},
-    "runtime": {"core", "ema", "optim", "spec"},
+    "runtime": {"core", "ema", "files", "optim", "spec", "tensors", "validation"},
     "preflight": {"checkout", "core", "files", "presets", "pysource", "spec", "tensors"},
     "tracing": {"core", "files", "runtime", "spec", "tensors"},
     "dataset": {"core", "files"},
@@ -35,12 +35,14 @@ BELOW: dict[str, set[str]] = {
     "lora": {"core", "files", "tensors"},
     "evaluation": {"core", "files", "spec", "tensors"},
     "posthoc": {"core", "ema", "files", "spec", "tensors"},
+    "validation": set(),
     "card": {"core", "files", "spec", "tensors"},
     "demo": {"checkout", "core", "files", "install", "presets", "spec"},
 }
 ON_TOP = {"cli"}
 # Rooms that never import torch, not even inside a function: they run in any Python, and at once.
-WITHOUT_TORCH = {"core", "spec", "files", "pysource", "checkout", "presets", "preflight", "install", "card"}
+WITHOUT_TORCH = {"core", "spec", "files", "pysource", "checkout", "presets", "preflight", "install", "card",
+                 "validation"}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kohya_ext.runtime import averaging, guard, options, sampling, telemetry
+from kohya_ext.runtime import averaging, guard, options, sampling, telemetry, validation_options
 from kohya_ext.runtime.run import stop, warn_again_at_end
 from kohya_ext.runtime.safe_save import unwinding_on_sigterm
 from kohya_ext.spec.optimizers import ours
@@ -22,7 +22,8 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     options.check(args)
     log_every = options.log_every(args)
     telemetry.require_logs(args, log_every)
-    if settings is not None or log_every or ours(getattr(args, "optimizer_type", None)):
+    validating = validation_options.read(args)
+    if settings is not None or log_every or validating or ours(getattr(args, "optimizer_type", None)):
         guard.stop_at_faults()
         _load_all()
     result = original(args, *rest, **named)
@@ -32,6 +33,10 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
         averaging.begin(args, settings)
         sampling.wrap_sampler_of_script()
         _watch(accelerator, args, settings)
+    if validating is not None:
+        from kohya_ext.runtime import validation  # it needs torch
+
+        validation.begin(args, validating, accelerator)
     return result
 
 
@@ -41,7 +46,7 @@ def _load_all() -> None:
     Stops the run where a module of ours is damaged.
     """
     try:
-        for name in ("optim", "ema", "runtime"):
+        for name in ("optim", "ema", "validation", "runtime"):
             package = importlib.import_module(f"kohya_ext.{name}")
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 importlib.import_module(module.name)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from kohya_ext.runtime import averaging, ema_outputs, safe_save, telemetry
+from kohya_ext.runtime.run import run
 from kohya_ext.runtime.safe_save import unwinding_on_sigterm
 
 
@@ -28,14 +29,14 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
     telemetry.report_skips()
     average = averaging.current()
     only = average is not None and average.options.save == "only"
+    savers = {name: call.arguments[name] for name in ("sd_saver", "diffusers_saver") if name in call.arguments}
+    call.arguments.update({name: _noted(saver, "raw") for name, saver in savers.items()})
     if average is None or not average.ready(say_so=only):
         return original(*call.args, **call.kwargs)
     result = None if only else original(*call.args, **call.kwargs)
     if not only:
         call.arguments["args"] = ema_outputs.args_of_average(call.arguments["args"], default_name)
-    savers = [name for name in ("sd_saver", "diffusers_saver") if name in call.arguments]
-    for saver in savers:
-        call.arguments[saver] = _whole_or_nothing(call.arguments[saver])
+    call.arguments.update({name: _noted(_whole_or_nothing(saver), "ema") for name, saver in savers.items()})
     # sd-scripts 0.6 gets no savers: it writes the files itself, in place
     whole = nullcontext() if savers else safe_save.whole_files()
     try:
@@ -53,6 +54,14 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
         return result
     average.tell_health()
     return of_average if only else result
+
+
+def _noted(saver: Callable[..., Any], weights: str) -> Callable[..., Any]:
+    """The saver, of whose files `--save_best` keeps the best."""
+    if run.validation is None or run.validation.best is None:
+        return saver
+    noting: Callable[..., Any] = run.validation.best.noting(saver, weights)
+    return noting
 
 
 def _whole_or_nothing(saver: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,13 +19,17 @@ from typing import Any
 import kohya_ext
 from kohya_ext.core import shell
 from kohya_ext.runtime.run import run, say, stop, warn_again_at_end
-from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY
+from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY, VALIDATE, VALIDATION, VALIDATION_SPLIT
 from kohya_ext.spec.hooks import HOOKS, Definition, hooks_in
 from kohya_ext.spec.optimizers import ours
 
 MARK = "__kohya_ext__"
 # feature -> what turns it on
-SWITCHES = {EMA: ENABLE_EMA.key, TELEMETRY: LOG_EVERY.key}
+SWITCHES = {
+    EMA: (ENABLE_EMA.key,),
+    TELEMETRY: (LOG_EVERY.key,),
+    VALIDATION: (VALIDATE.key, VALIDATION_SPLIT.key),
+}
 
 
 class Original:
@@ -122,7 +126,7 @@ def asks_for_us(args: argparse.Namespace | None = None) -> bool:
 
     A flag that is the fork's own asks for nothing of ours.
     """
-    switches = [name for feature, name in SWITCHES.items() if feature not in run.yielded]
+    switches = [name for feature, names in SWITCHES.items() if feature not in run.yielded for name in names]
     if args is not None:
         return ours(getattr(args, "optimizer_type", None)) is not None or any(
             getattr(args, name, None) for name in switches

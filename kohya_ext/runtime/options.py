@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kohya_ext.core.errors import CONFLICT
-from kohya_ext.runtime import legacy
+from kohya_ext.runtime import heldout, legacy
 from kohya_ext.runtime.run import run, say, stop
 from kohya_ext.spec.flags import (
     BY_KEY,
@@ -62,7 +62,9 @@ def _add_when_parsing(parser: argparse.ArgumentParser) -> None:
     def parse_known_args(*args: Any, **kwargs: Any) -> Any:
         if not added:
             added.update(_add(parser))
-        return parse(*args, **kwargs)
+        result = parse(*args, **kwargs)
+        heldout.notice(result[0])
+        return result
 
     @functools.wraps(matching)
     def get_option_tuples(word: str) -> list[Any]:

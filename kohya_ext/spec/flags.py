@@ -252,7 +252,9 @@ NO_EMA = f"is set, but {ENABLE_EMA.name} is not: this run keeps no EMA"
 BY_KEY = {flag.key: flag for flag in FLAGS}
 
 # Each stays away as a whole where a fork has a flag of the same name: half of it would be read from the fork's flag.
-FEATURES = {feature: tuple(flag for flag in FLAGS if flag.feature == feature) for feature in (EMA, TELEMETRY, VALIDATION)}
+FEATURES = {
+    feature: tuple(flag for flag in FLAGS if flag.feature == feature) for feature in (EMA, TELEMETRY, VALIDATION)
+}
 
 
 def faults(values: Values) -> Iterator[tuple[Flag, str]]:

@@ -102,3 +102,24 @@ ADVANCED_CLASS = "AdvancedTraining"
 ADDITIONAL_PARAMETERS = "additional_parameters"
 ADVANCED_COMMAND = "run_cmd_advanced_training"
 WORDS_SO_FAR = "run_cmd"
+
+# What validation needs besides; it is looked up when a run validates. The module and the function that builds the data
+# sets of a training (called through the module, by every script that has data sets), and the methods of what it returns
+# that read or change all images of it: held-out images go through the same.
+DATASET_MODULE = "library.config_util"
+DATASET_GROUP = "generate_dataset_group_by_blueprint"
+DATASET_CLASSES = ("DreamBoothDataset", "FineTuningDataset")
+DATASET_METHODS = (
+    "new_cache_latents",
+    "cache_latents",
+    "new_cache_text_encoder_outputs",
+    "cache_text_encoder_outputs",
+    "cache_text_encoder_outputs_sd3",
+    "set_text_encoder_output_caching_strategy",
+    "set_current_strategies",
+    "disable_token_padding",
+)
+# The class that keeps the running mean of the losses (since sd-scripts 0.8; before, scripts did it by themselves).
+LOSS_RECORDER = "LossRecorder"
+# Words in the names of scripts whose data are more than images and captions, or that change weights by themselves.
+NOT_VALIDATED = ("textual_inversion", "control_net", "controlnet", "leco")

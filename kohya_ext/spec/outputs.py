@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 EMA_SUFFIX = "-ema"
+BEST_SUFFIX = "-best"  # of the copy that --save_best keeps
+BEST_METADATA = "kohya_ext_best_"  # how the keys begin that say in it what it is
 EMA_METADATA = "kohya_ext_ema_"  # how the keys begin that say in a file which EMA it holds
 # NAME-000010 after an epoch, NAME-step00000200 after steps, NAME at the end of the run
 COUNTED = r"-(?P<epoch>\d{6})|-step(?P<step>\d{8})"

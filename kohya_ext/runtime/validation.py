@@ -1,0 +1,251 @@
+"""`--kohya_ext_validate`: the script's own loss on held-out images, while the training stands still.
+
+The loader hands the script held-out batches between two of its own. See `standstill` for what becomes of those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from kohya_ext.runtime import averaging, heldout, loader, randomness
+from kohya_ext.runtime.best import Best
+from kohya_ext.runtime.run import is_main_process, run, say, stop, warn_again_at_end
+from kohya_ext.runtime.standstill import Standstill, replace_recorder
+from kohya_ext.runtime.validation_options import ValidationOptions
+from kohya_ext.spec.hooks import LOSS_RECORDER
+from kohya_ext.validation import estimates, records
+from kohya_ext.validation.measurements import Measurement, measurements
+from kohya_ext.validation.records import EMA, RAW, Row
+
+PREFIX = "kohya_ext/validation/"
+NAMES = {RAW: "raw", EMA: "EMA"}
+
+
+class Total(int):
+    """Kohya's `max_train_steps`: its loops end where `global_step >= args.max_train_steps`.
+
+    So at the last step it is asked, with the script's count of steps, and the last validation comes before that end.
+    """
+
+    validation: Validation
+
+    def __le__(self, steps: object) -> bool:  # what `steps >= self` asks first
+        self.validation.step = int(steps)  # type: ignore[call-overload]
+        return int(self) <= int(steps) and not self.validation.owed  # type: ignore[call-overload]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
+
+
+class Validation:
+    """The validations of one run.
+
+    step: the script's count of optimizer steps. epoch: the one in progress, from 1.
+    """
+
+    def __init__(self, args: argparse.Namespace, options: ValidationOptions, accelerator: Any) -> None:
+        self.args, self.options = args, options
+        self.held_out = heldout.require()
+        self.standstill = Standstill(accelerator, self._prepared)
+        self.measurements = measurements(self.held_out.names, options.timesteps, options.seed)
+        self.best = Best(args, options.every, lambda: self.standstill.steps) if options.save_best else None
+        self.step, self.epoch = 0, 0
+        self._measured_at: int | None = None
+        self._extra = 0  # held-out batches that the script has counted in this pass
+        self._losses: list[tuple[int, int, float]] = []
+        self._lowest: dict[str, list[float]] = {}
+        self._files: dict[str, Path] | None = None
+        self._told_draws = False
+        if not replace_recorder(sys.modules, LOSS_RECORDER, self._recording):
+            stop(
+                "validation needs sd-scripts 0.8 or newer (kohya_ss v22.2): this release keeps its running loss within "
+                "the script; remove --kohya_ext_validate or --kohya_ext_validation_split"
+            )
+
+    def _prepared(self, model: Any) -> None:
+        if self.best is not None:
+            self.best.watch(model)
+
+    @property
+    def owed(self) -> bool:
+        """Whether the weights as they are have yet to be validated."""
+        return self._measured_at != self.standstill.steps
+
+    def around(self, batches: Iterator[Any], taken: loader.Pass) -> Iterator[Any]:
+        """The layer of validation: the script's batches, with held-out ones in between."""
+        if not isinstance(self.args.max_train_steps, Total):
+            self.args.max_train_steps = Total(self.args.max_train_steps)
+            self.args.max_train_steps.validation = self
+        self._extra = 0
+        if self._measured_at is None:
+            yield from self._validate(taken)
+        self.epoch += 1
+        for batch in batches:
+            before = self.standstill.steps
+            yield batch
+            if self.standstill.steps != before and self._due():
+                yield from self._validate(taken)
+            if self._ended():
+                return
+        if self.owed and (not self.options.every or self.best is not None):
+            yield from self._validate(taken)
+
+    def _ended(self) -> bool:
+        return self.step >= int(self.args.max_train_steps) and self.standstill.steps > 0
+
+    def _due(self) -> bool:
+        every = self.options.every
+        return self._ended() or bool(every and self.step % every == 0)
+
+    def _validate(self, taken: loader.Pass) -> Iterator[Any]:
+        """Measure raw weights and EMA, and report. Random numbers go on as if nothing had been."""
+        begun, states = time.perf_counter(), randomness.kept()
+        found: dict[str, list[float]] = {}
+        try:
+            for weights, swapped in self._kinds():
+                losses: list[float] = []
+                with swapped(), self.standstill.still():
+                    yield from self._measure(taken, losses)
+                found[weights] = estimates.by_image(losses, self.options.timesteps)
+        finally:
+            randomness.put_back(states)
+        self._measured_at = self.standstill.steps
+        self._report(found, time.perf_counter() - begun)
+
+    def _kinds(self) -> Iterator[tuple[str, Callable[[], AbstractContextManager[Any]]]]:
+        yield RAW, nullcontext
+        average = averaging.current()
+        if average is not None and average.ready():
+            yield EMA, average.in_place
+
+    def _measure(self, taken: loader.Pass, losses: list[float]) -> Iterator[Any]:
+        from accelerate.utils import send_to_device
+
+        device = getattr(taken.loader, "device", None)
+        for measurement in self.measurements:
+            randomness.seed_all(measurement.seed)
+            batch = self.held_out.batch(measurement.number)
+            if device is not None:
+                batch = send_to_device(batch, device)
+            self.standstill.quantile = measurement.quantile
+            randomness.seed_all(measurement.seed)
+            yield batch
+            self._extra += 1
+            losses.append(self.standstill.take_loss())
+        self._tell_draws(self.measurements[-1])
+
+    def _tell_draws(self, last: Measurement) -> None:
+        if not self._told_draws and self.standstill.drawn != 1:
+            say(
+                f"validation: this script draws its timesteps in an unknown way ({self.standstill.drawn} draws); they "
+                "are the same at each validation, but may not be spread evenly"
+            )
+        self._told_draws = True
+
+    def _recording(self, add: Callable[..., Any]) -> Callable[..., Any]:
+        """`LossRecorder.add`, which sees the script's own batches only, under their own numbers."""
+
+        def add_own(recorder: Any, *args: Any, **named: Any) -> Any:
+            if self.standstill.measuring:
+                return None
+            if "step" in named:
+                named["step"] -= self._extra
+            if "epoch" in named:
+                self.epoch = int(named["epoch"]) + 1
+            if "loss" in named:
+                self._losses.append((self.standstill.steps, self.epoch, float(named["loss"])))
+            return add(recorder, *args, **named)
+
+        return add_own
+
+    def _report(self, found: dict[str, list[float]], seconds: float) -> None:
+        made = {weights: estimates.estimate(losses) for weights, losses in found.items()}
+        offset = self.step - self.standstill.steps
+        trained = [(step + offset, epoch, loss) for step, epoch, loss in self._losses]
+        self._losses.clear()
+        rows = [
+            Row(
+                self.step, self.epoch, weights, one.mean,
+                one.mean - (one.margin if one.margin is not None else float("nan")),
+                one.mean + (one.margin if one.margin is not None else float("nan")),
+                fmean([loss for *_, loss in trained]) if trained else float("nan"),
+                len(self.held_out.names), self.options.timesteps, seconds, _peak_bytes(),
+            )
+            for weights, one in made.items()
+        ]  # fmt: skip
+        self._say(found, made, seconds)
+        if self.best is not None:
+            self.best.measured({row.weights: row.loss for row in rows}, self.step)
+        self._write(rows, trained)
+        self.standstill.log({PREFIX + row.weights: row.loss for row in rows}, step=self.step)
+
+    def _say(self, found: dict[str, list[float]], made: dict[str, estimates.Estimate], seconds: float) -> None:
+        words = []
+        for weights, losses in found.items():
+            text = f"{NAMES.get(weights, weights)} {made[weights]}"
+            lowest = self._lowest.get(weights)
+            if lowest is not None:
+                change = estimates.difference(losses, lowest)
+                margin = "" if change.margin is None else f" ± {change.margin:.2g}"
+                text += f" (to the lowest so far {change.mean:+.2g}{margin})"
+            if lowest is None or fmean(losses) < fmean(lowest):
+                self._lowest[weights] = losses
+            words.append(text)
+        count = f"{len(self.held_out.names)} images x {self.options.timesteps} timesteps"
+        say(
+            f"validation after step {self.step} (epoch {self.epoch}): {', '.join(words)}; "
+            f"± is a 95 % interval over the images; {count}, {seconds:.1f} s"
+        )
+
+    def _write(self, rows: list[Row], trained: list[tuple[int, int, float]]) -> None:
+        if not is_main_process():
+            return
+        try:
+            if self._files is None:
+                self._files = self._started()
+            records.append(self._files[records.VALIDATIONS], map(records.cells, rows))
+            records.append(self._files[records.LOSSES], trained)
+        except OSError as error:  # a full disk, mostly
+            warn_again_at_end(f"the validation could not be recorded ({error}); training continues")
+
+    def _started(self) -> dict[str, Path]:
+        """The record files of this run; a resumed one goes on with those that are there."""
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {}
+        for suffix, columns in ((records.VALIDATIONS, records.COLUMNS), (records.LOSSES, records.LOSS_COLUMNS)):
+            files[suffix] = folder / f"{getattr(self.args, 'output_name', None) or 'run'}{suffix}"
+            if not (getattr(self.args, "resume", None) and files[suffix].is_file()):
+                records.write(files[suffix], columns, [])
+        return files
+
+
+def begin(args: argparse.Namespace, options: ValidationOptions, accelerator: Any) -> None:
+    """A run starts that validates. To be called after `averaging.begin`."""
+    if averaging.current() is None:
+        run.restore()  # else the EMA has done so
+    validation = Validation(args, options, accelerator)
+    heldout.mirror(type(validation.held_out.group), options.seed)
+    loader.insert(loader.VALIDATION, validation.around)
+    run.validation = validation
+
+
+def _peak_bytes() -> int:
+    """The most memory used so far: of the GPU as torch counts it, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,106 @@
+"""The two CSV files of a run: its validations, and its training losses. Written by the run, read by `report`."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+VALIDATIONS, LOSSES = "-validation.csv", "-losses.csv"
+RAW, EMA = "raw", "ema"
+LOSS_COLUMNS = ("step", "epoch", "loss")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One validation of one kind of weights.
+
+    step: the script's count of optimizer steps. epoch: the one in progress or just ended, from 1; 0 before the first.
+    weights: "raw", "ema", or a name of another EMA. low, high: the 95 % interval, both NaN where there is none.
+    train_loss: the mean of the script's losses since the validation before, NaN before the first step. seconds: what
+    this validation took. peak_bytes: the most memory that the run has used so far, on the GPU where it has one.
+    """
+
+    step: int
+    epoch: int
+    weights: str
+    loss: float
+    low: float
+    high: float
+    train_loss: float
+    images: int
+    timesteps: int
+    seconds: float
+    peak_bytes: int
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Start the file anew. Raises OSError."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Add rows at the end. Raises OSError."""
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def cells(row: Row) -> list[Any]:
+    """The row as `write` and `append` take it; Python writes floats such that they are read back exactly."""
+    return [asdict(row)[column] for column in COLUMNS]
+
+
+def validations(path: Path) -> list[Row]:
+    """The rows of a file, in order; lines that are not whole are skipped, as a killed run leaves one.
+
+    Raises OSError, or ValueError where it is not such a file.
+    """
+    return [row for line in _lines(path, COLUMNS) if (row := _row(line)) is not None]
+
+
+def losses(path: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every line. Raises as `validations`."""
+    return [point for line in _lines(path, LOSS_COLUMNS) if (point := _point(line)) is not None]
+
+
+def _row(line: Mapping[str, Any]) -> Row | None:
+    try:
+        return Row(
+            step=int(line["step"]), epoch=int(line["epoch"]), weights=str(line["weights"]), loss=float(line["loss"]),
+            low=float(line["low"]), high=float(line["high"]), train_loss=float(line["train_loss"]),
+            images=int(line["images"]), timesteps=int(line["timesteps"]), seconds=float(line["seconds"]),
+            peak_bytes=int(line["peak_bytes"]),
+        )  # fmt: skip
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _point(line: Mapping[str, Any]) -> tuple[int, float] | None:
+    try:
+        return int(line["step"]), float(line["loss"])
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def lowest(rows: Iterable[Row]) -> Row | None:
+    """The validation with the lowest loss; the first of several. None where no loss is finite."""
+    finite = [row for row in rows if math.isfinite(row.loss)]
+    return min(finite, key=lambda row: row.loss, default=None)
+
+
+def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            reader = csv.DictReader(file)
+            if not set(columns) <= set(reader.fieldnames or ()):
+                raise ValueError(f"{path} does not have the columns {', '.join(columns)}")
+            return list(reader)
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a CSV file: {error}") from error
