@@ -36,6 +36,7 @@ BELOW: dict[str, set[str]] = {
     "evaluation": {"core", "files", "spec", "tensors"},
     "posthoc": {"core", "ema", "files", "spec", "tensors"},
     "validation": set(),
+    "report": {"core", "files", "spec", "tensors", "validation"},
     "card": {"core", "files", "spec", "tensors"},
     "demo": {"checkout", "core", "files", "install", "presets", "spec"},
 }

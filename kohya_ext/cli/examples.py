@@ -22,6 +22,7 @@ AUDIT = "docs/how-to/audit.md"
 LORA = "docs/how-to/lora.md"
 JUDGE = "docs/how-to/judge-a-model.md"
 CARD = "docs/how-to/model-page.md"
+VALIDATION = "docs/how-to/validation.md"
 LENGTH = "docs/how-to/ema-length.md"
 
 EXAMPLES: dict[str, tuple[str, str, str]] = {
@@ -124,6 +125,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "card dog-lora.safetensors --output dog-lora.md --trigger ewpp",
         "card dog.safetensors --preset AdaCoor-48GB --for huggingface --output README.md",
     ),
+    "report": (VALIDATION, "report out", "report out --name dog --logs logs --html dog.html"),
     "demo": ("README.md", "demo", "demo --out demo-run --steps 100"),
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ from kohya_ext.cli import (
     preflight,
     presets,
     prompts,
+    report,
     update,
 )
 from kohya_ext.cli.parser import Parser
@@ -50,6 +51,7 @@ GROUPS = (
     prompts,
     grid,
     card,
+    report,
     demo,
 )
 INTERRUPTED = 130  # what shells report for Ctrl+C

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import html
-import io
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +10,13 @@ from pathlib import Path
 from kohya_ext.dataset import balance
 from kohya_ext.dataset.audit import Audit
 from kohya_ext.dataset.findings import PROBLEM, AuditFinding, numbered
-from kohya_ext.files.image import decoding, opened
+from kohya_ext.files.document import document, thumbnail
 
 THUMBNAIL = 160  # pixels
 MOST_THUMBNAILS = 500  # a page of some 5 MB
 LONGEST_CAPTION = 600  # characters of each that are shown
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-       color: #222; background: #fff }
-h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
 td:first-child { min-width: 7rem } td:nth-child(2) { min-width: 2.5rem; text-align: right }
 .bar { background: #4a7ab5; height: .8rem; display: inline-block; vertical-align: middle }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
@@ -34,18 +27,18 @@ td:first-child { min-width: 7rem } td:nth-child(2) { min-width: 2.5rem; text-ali
 .card { flex-wrap: wrap } .card > div { flex: 1 1 9rem } figure { margin: 0; width: 96px }
 figcaption { font-size: .75rem; overflow-wrap: anywhere } .caption { margin: .2rem 0; font-style: italic }
 ul { margin: .2rem 0; padding-left: 1.1rem }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #1b1b1b } .card, h2 { border-color: #444 }
+@media (prefers-color-scheme: dark) { .card { border-color: #444 }
   .card img { background: #333 } .problem { color: #ff7b8a } .advice { color: #e0b050 } }
 """
 
 
 def page(audit: Audit) -> str:
     """The whole page; nothing in it is loaded from elsewhere."""
-    title = html.escape(f"Audit of {audit.folder.name}")
+    title = f"Audit of {audit.folder.name}"
     problems, others = numbered(audit.findings)
     readable = sum(image.readable for image in audit.images)
     body = [
-        f"<h1>{title}</h1>",
+        f"<h1>{html.escape(title)}</h1>",
         f"<p>{len(audit.images)} images, <span class=problem>{problems}</span>, "
         f"<span class=advice>{others}</span>. That is {html.escape(balance.how_many(readable))}.</p>",
         *_about_all(audit),
@@ -57,12 +50,7 @@ def page(audit: Audit) -> str:
         if counts:
             body += [f"<h2>{heading}</h2>", _bars(counts)]
     body += ["<h2>File by file</h2>", "<div class=cards>", *_cards(audit), "</div>"]
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{title}</title>"
-    return (
-        f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + ("\n</body></html>\n")
-    )
+    return document(title, body, STYLE)
 
 
 def _about_all(audit: Audit) -> Iterator[str]:
@@ -119,21 +107,5 @@ def _card(path: str, thumbnails: str, caption: str, findings: list[AuditFinding]
 
 
 def _figure(folder: Path, path: str, *, named: bool) -> str:
-    image = _thumbnail(folder / path)
+    image = thumbnail(folder / path, THUMBNAIL)
     return f"<figure>{image}<figcaption>{html.escape(path)}</figcaption></figure>" if image and named else image
-
-
-def _thumbnail(path: Path) -> str:
-    with (
-        contextlib.suppress(Exception),  # it may have gone since
-        opened(path) as image,
-        decoding(image, reduced_to=THUMBNAIL),
-    ):
-        if image.mode.startswith("I"):  # 16 bits a channel, which a conversion would clip to white
-            image = image.convert("I").point(lambda value: value / 256).convert("L")
-        small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        written = io.BytesIO()
-        small.save(written, "JPEG", quality=75)
-        return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}'>"
-    return ""

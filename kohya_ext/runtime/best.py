@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.files.atomic import replacing
 from kohya_ext.runtime import averaging, safe_save
 from kohya_ext.runtime.ema_outputs import file_of_average
@@ -104,7 +105,7 @@ class Best:
         about = {"loss": repr(losses[best]), "step": str(self._step), "weights": best, "file": files[best].name}
         try:
             target = self._copy(files[best], {BEST_METADATA + key: value for key, value in about.items()})
-        except (OSError, ValueError) as error:  # a full disk, mostly
+        except (OSError, ValueError, KohyaExtError) as error:  # a full disk, mostly
             warn_again_at_end(f"{files[best]} is the best checkpoint so far, and could not be copied ({error})")
             return
         self._lowest = losses[best]
@@ -141,7 +142,7 @@ class Best:
         try:
             file = self._target(Path(self.args.output_dir, "run.safetensors"))
             return float(read_header(file).metadata[f"{BEST_METADATA}loss"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, KohyaExtError):
             return math.inf
 
 

@@ -37,6 +37,8 @@ class Standstill:
         self.steps = 0
         self.drawn = 0
         self._loss: float | None = None
+        self._counter: Any = None
+        self._counted: Any = None
         self._accumulate, self._backward = accelerator.accumulate, accelerator.backward
         accelerator.accumulate = self._accumulate_or_measure
         accelerator.backward = self._backward_or_note
@@ -49,6 +51,11 @@ class Standstill:
     def measuring(self) -> bool:
         """Whether the step in progress only measures."""
         return self.quantile is not None
+
+    @property
+    def step_of_loss(self) -> int:
+        """The optimizer step that the newest loss of the training is a part of."""
+        return self.steps + (not self.accelerator.sync_gradients)
 
     def unless_measuring(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, which does nothing while a step only measures."""
@@ -67,9 +74,13 @@ class Standstill:
         return loss
 
     @contextmanager
-    def still(self) -> Iterator[None]:
-        """Around a whole validation: evaluation modes, and the accelerator's flags as they were afterwards."""
+    def still(self, counter: Any) -> Iterator[None]:
+        """Around a whole validation: evaluation modes, and the accelerator's flags as they were afterwards.
+
+        counter: the script's shared count of steps, which it sets at each batch; its data sets and states read it.
+        """
         state = self.accelerator.gradient_state
+        self._counter, self._counted = counter, getattr(counter, "value", None)
         synchronized = state.sync_gradients
         modes = [(module, module.training) for model in self.models for module in model.modules()]
         norms = [model for model in self.models if hasattr(model, "apply_max_norm_regularization")]
@@ -97,6 +108,8 @@ class Standstill:
             return
         import torch
 
+        if self._counter is not None:
+            self._counter.value = self._counted
         with ExitStack() as stack:
             for model in models:
                 stack.enter_context(self.accelerator.no_sync(model))
@@ -205,9 +218,20 @@ def _by_name(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> dict[st
 
 
 def replace_recorder(modules: dict[str, Any], name: str, add: Callable[..., Callable[..., Any]]) -> bool:
-    """Put `add(original)` in the place of method `add` of each class of this name in Kohya's modules; False: none."""
+    """Put `add(original)` in the place of method `add` of each class of this name in Kohya's modules; False: none.
+
+    Before the first step there is nothing to average yet, where some releases divide by zero.
+    """
     kinds = {vars(module).get(name) for full, module in list(modules.items()) if full.partition(".")[0] == "library"}
     found = [kind for kind in kinds if isinstance(kind, type)]
     for kind in found:
         run.replace(kind, "add", add(kind.add))  # type: ignore[attr-defined]
+        run.replace(kind, "moving_average", property(_zero_before_the_first(kind.moving_average)))  # type: ignore[attr-defined]
     return bool(found)
+
+
+def _zero_before_the_first(average: property) -> Callable[[Any], float]:
+    def moving_average(recorder: Any) -> float:
+        return average.__get__(recorder) if recorder.loss_list else 0.0
+
+    return moving_average

@@ -6,6 +6,8 @@ The loader hands the script held-out batches between two of its own. See `stands
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from kohya_ext.runtime.best import Best
 from kohya_ext.runtime.run import is_main_process, run, say, stop, warn_again_at_end
 from kohya_ext.runtime.standstill import Standstill, replace_recorder
 from kohya_ext.runtime.validation_options import ValidationOptions
-from kohya_ext.spec.hooks import LOSS_RECORDER
+from kohya_ext.spec.hooks import CURRENT_STEP, LOSS_RECORDER
 from kohya_ext.validation import estimates, records
 from kohya_ext.validation.measurements import Measurement, measurements
 from kohya_ext.validation.records import EMA, RAW, Row
@@ -63,6 +65,7 @@ class Validation:
         self._lowest: dict[str, list[float]] = {}
         self._files: dict[str, Path] | None = None
         self._told_draws = False
+        self._begun = time.perf_counter()
         if not replace_recorder(sys.modules, LOSS_RECORDER, self._recording):
             stop(
                 "validation needs sd-scripts 0.8 or newer (kohya_ss v22.2): this release keeps its running loss within "
@@ -81,6 +84,7 @@ class Validation:
     def around(self, batches: Iterator[Any], taken: loader.Pass) -> Iterator[Any]:
         """The layer of validation: the script's batches, with held-out ones in between."""
         if not isinstance(self.args.max_train_steps, Total):
+            self._begun = time.perf_counter()
             self.args.max_train_steps = Total(self.args.max_train_steps)
             self.args.max_train_steps.validation = self
         self._extra = 0
@@ -107,11 +111,12 @@ class Validation:
     def _validate(self, taken: loader.Pass) -> Iterator[Any]:
         """Measure raw weights and EMA, and report. Random numbers go on as if nothing had been."""
         begun, states = time.perf_counter(), randomness.kept()
+        counter = getattr(getattr(taken.loader, "collate_fn", None), CURRENT_STEP, None)
         found: dict[str, list[float]] = {}
         try:
             for weights, swapped in self._kinds():
                 losses: list[float] = []
-                with swapped(), self.standstill.still():
+                with swapped(), self.standstill.still(counter):
                     yield from self._measure(taken, losses)
                 found[weights] = estimates.by_image(losses, self.options.timesteps)
         finally:
@@ -160,7 +165,7 @@ class Validation:
             if "epoch" in named:
                 self.epoch = int(named["epoch"]) + 1
             if "loss" in named:
-                self._losses.append((self.standstill.steps, self.epoch, float(named["loss"])))
+                self._losses.append((self.standstill.step_of_loss, self.epoch, float(named["loss"])))
             return add(recorder, *args, **named)
 
         return add_own
@@ -170,21 +175,24 @@ class Validation:
         offset = self.step - self.standstill.steps
         trained = [(step + offset, epoch, loss) for step, epoch, loss in self._losses]
         self._losses.clear()
-        rows = [
-            Row(
-                self.step, self.epoch, weights, one.mean,
-                one.mean - (one.margin if one.margin is not None else float("nan")),
-                one.mean + (one.margin if one.margin is not None else float("nan")),
-                fmean([loss for *_, loss in trained]) if trained else float("nan"),
-                len(self.held_out.names), self.options.timesteps, seconds, _peak_bytes(),
-            )
-            for weights, one in made.items()
-        ]  # fmt: skip
+        rows = [self._row(weights, one, trained, seconds) for weights, one in made.items()]
         self._say(found, made, seconds)
         if self.best is not None:
             self.best.measured({row.weights: row.loss for row in rows}, self.step)
         self._write(rows, trained)
         self.standstill.log({PREFIX + row.weights: row.loss for row in rows}, step=self.step)
+
+    def _row(
+        self, weights: str, made: estimates.Estimate, trained: list[tuple[int, int, float]], seconds: float
+    ) -> Row:
+        margin = math.nan if made.margin is None else made.margin
+        return Row(
+            step=self.step, epoch=self.epoch, weights=weights,
+            loss=made.mean, low=made.mean - margin, high=made.mean + margin,
+            train_loss=fmean([loss for *_, loss in trained]) if trained else math.nan,
+            images=len(self.held_out.names), timesteps=self.options.timesteps,
+            seconds=seconds, elapsed=time.perf_counter() - self._begun, peak_bytes=_peak_bytes(),
+        )  # fmt: skip
 
     def _say(self, found: dict[str, list[float]], made: dict[str, estimates.Estimate], seconds: float) -> None:
         words = []
@@ -221,10 +229,16 @@ class Validation:
         folder.mkdir(parents=True, exist_ok=True)
         files = {}
         for suffix, columns in ((records.VALIDATIONS, records.COLUMNS), (records.LOSSES, records.LOSS_COLUMNS)):
-            files[suffix] = folder / f"{getattr(self.args, 'output_name', None) or 'run'}{suffix}"
+            files[suffix] = folder / f"{self._name}{suffix}"
             if not (getattr(self.args, "resume", None) and files[suffix].is_file()):
                 records.write(files[suffix], columns, [])
+        said = records.settings_of(Path(sys.argv[0]).name, vars(self.args))
+        (folder / f"{self._name}{records.SETTINGS}").write_text(json.dumps(said, indent=1), encoding="utf-8")
         return files
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.args, "output_name", None) or "run")
 
 
 def begin(args: argparse.Namespace, options: ValidationOptions, accelerator: Any) -> None:

@@ -1,16 +1,19 @@
-"""The two CSV files of a run: its validations, and its training losses. Written by the run, read by `report`."""
+"""The record of a run, next to its checkpoints: validations, training losses, settings. Read by `kohya-ext report`."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-VALIDATIONS, LOSSES = "-validation.csv", "-losses.csv"
+VALIDATIONS, LOSSES, SETTINGS = "-validation.csv", "-losses.csv", "-settings.json"
 RAW, EMA = "raw", "ema"
+_SECRET = ("_token", "api_key", "password", "secret")
 LOSS_COLUMNS = ("step", "epoch", "loss")
 
 
@@ -21,7 +24,8 @@ class Row:
     step: the script's count of optimizer steps. epoch: the one in progress or just ended, from 1; 0 before the first.
     weights: "raw", "ema", or a name of another EMA. low, high: the 95 % interval, both NaN where there is none.
     train_loss: the mean of the script's losses since the validation before, NaN before the first step. seconds: what
-    this validation took. peak_bytes: the most memory that the run has used so far, on the GPU where it has one.
+    this validation took. elapsed: seconds since the training began, validations included. peak_bytes: the most memory
+    that the run has used so far, on the GPU where it has one.
     """
 
     step: int
@@ -34,6 +38,7 @@ class Row:
     images: int
     timesteps: int
     seconds: float
+    elapsed: float
     peak_bytes: int
 
 
@@ -76,7 +81,7 @@ def _row(line: Mapping[str, Any]) -> Row | None:
             step=int(line["step"]), epoch=int(line["epoch"]), weights=str(line["weights"]), loss=float(line["loss"]),
             low=float(line["low"]), high=float(line["high"]), train_loss=float(line["train_loss"]),
             images=int(line["images"]), timesteps=int(line["timesteps"]), seconds=float(line["seconds"]),
-            peak_bytes=int(line["peak_bytes"]),
+            elapsed=float(line["elapsed"]), peak_bytes=int(line["peak_bytes"]),
         )  # fmt: skip
     except (TypeError, ValueError, OverflowError):
         return None
@@ -87,6 +92,32 @@ def _point(line: Mapping[str, Any]) -> tuple[int, float] | None:
         return int(line["step"]), float(line["loss"])
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def settings_of(script: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run records of its arguments: those that are set, without secrets and without the paths of its machine."""
+    given = {
+        name: _shown(value)
+        for name, value in sorted(args.items())
+        if not (value is None or value is False or value in ("", [])) and not name.endswith(_SECRET)
+    }
+    return {"script": script, "settings": given}
+
+
+def settings(path: Path) -> dict[str, str]:
+    """What `settings_of` said, for people. Raises OSError, or ValueError where it is not such a file."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or not isinstance(document.get("settings"), dict):
+        raise ValueError(f"{path} holds no settings")
+    return {"script": str(document.get("script", "")), **{k: str(v) for k, v in document["settings"].items()}}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(_shown(one)) for one in value)
+    if isinstance(value, str) and ("/" in value or "\\" in value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value if isinstance(value, (bool, int, float)) else str(value)
 
 
 def lowest(rows: Iterable[Row]) -> Row | None:

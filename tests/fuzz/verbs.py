@@ -50,6 +50,7 @@ KINDS = {
     "license": "text",
     "like": "choice",
     "limit": "number",
+    "logs": "folder",
     "max_bucket": "number",
     "method": "choice",
     "min_bucket": "number",
