@@ -10,6 +10,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 900, 320  # of the drawing, in its own units: a page scales it
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 28, 34  # margins of the axes
 TICKS = 5
+LARGEST = 1e30  # a value beyond it is as good as infinite
 MOST_POINTS = 2000  # of a line; more are thinned out
 
 Point = tuple[float, float]
@@ -58,11 +59,11 @@ class Chart:
         )
 
     def _readable(self, line: Line) -> Line:
-        """Finite points only (above zero on a logarithmic axis), and no more than can be told apart."""
+        """Finite points only (clearly above zero on a logarithmic axis), and no more than can be told apart."""
         keep = [
             number
             for number, (step, value) in enumerate(line.points)
-            if math.isfinite(step) and math.isfinite(value) and (value > 0 or not self.logarithmic)
+            if math.isfinite(step) and abs(value) <= LARGEST and (value >= 1 / LARGEST or not self.logarithmic)
         ]
         keep = keep[:: max(1, math.ceil(len(keep) / MOST_POINTS))]
         band = None if line.band is None else [line.band[number] for number in keep]
@@ -74,9 +75,9 @@ class _Axes:
         self.logarithmic = logarithmic
         steps = [step for line in lines for step, _ in line.points]
         values = [value for line in lines for _, value in line.points]
-        values += [end for line in lines for pair in line.band or () for end in pair if math.isfinite(end)]
+        values += [end for line in lines for pair in line.band or () for end in pair if abs(end) <= LARGEST]
         if logarithmic:
-            values = [value for value in values if value > 0]
+            values = [value for value in values if value >= 1 / LARGEST]
         self.first, self.last = min(steps), max(max(steps), min(steps) + 1)
         low, high = (math.log10(v) if logarithmic else v for v in (min(values), max(values)))
         room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0

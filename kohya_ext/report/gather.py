@@ -87,7 +87,7 @@ def gather(folder: Path, name: str | None = None, logs: Path | None = None) -> G
 
 
 def _unreadable() -> contextlib.suppress:
-    """A record that is not there, or is not one, is no reason to show nothing of the rest."""
+    """A record that is missing or damaged does not hide the rest."""
     return contextlib.suppress(OSError, ValueError, KohyaExtError)
 
 

@@ -53,7 +53,7 @@ class HeldOut:
         self.names = [name for name, _ in sorted(found)]
 
     def batch(self, number: int) -> Any:
-        """The batch of one image as Kohya's loader hands it to the script, on the CPU; made anew at each call."""
+        """The batch of one image as Kohya's loader hands it to the script, on the CPU; recreated at each call."""
         return self.group[self._places[number]]
 
 

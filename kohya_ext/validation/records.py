@@ -46,7 +46,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Start the file anew. Raises OSError."""
+    """Create or replace the file. Raises OSError."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kohya_ext.report.chart import HEIGHT, LARGEST, MOST_POINTS, WIDTH, Chart, Line, running_mean
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+
+
+def points_of(svg: str) -> list[tuple[float, float]]:
+    found = re.search(r"<polyline points='([^']*)'", svg)
+    assert found is not None
+    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in found[1].split())]
+
+
+def test_where_the_points_are() -> None:
+    found = points_of(Chart([Line("a<b", "#123", [(0, 1.0), (5, 2.0), (10, 1.0)], dots=True)], mark=5).svg())
+    assert found[0][0] < found[1][0] < found[2][0] and found[1][1] < found[0][1] == found[2][1]
+    assert "a&lt;b" in Chart([Line("a<b", "#123", [(0, 1.0)])]).svg()
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), FLOATS), max_size=20), st.booleans())
+def test_any_numbers_stay_within_the_drawing(points: list[tuple[float, float]], logarithmic: bool) -> None:
+    band = [(value - 1, value + 1) for _, value in points]
+    svg = Chart([Line("a", "red", points, band)], logarithmic=logarithmic).svg()
+    drawn = [one for one in points if abs(one[1]) <= LARGEST and (one[1] >= 1 / LARGEST or not logarithmic)]
+    assert bool(svg) == bool(drawn) and "nan" not in svg and "inf" not in svg
+    if svg:
+        assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in points_of(svg))
+
+
+def test_long_lines_are_thinned_out() -> None:
+    assert len(points_of(Chart([Line("a", "red", [(step, 1.0) for step in range(10**5)])]).svg())) <= MOST_POINTS
+
+
+def test_the_running_mean() -> None:
+    assert running_mean([(0, 0.0), (1, 3.0), (2, 6.0)]) == [(0, 1.5), (1, 3.0), (2, 4.5)]
+    assert running_mean([]) == []
+    assert running_mean([(step, 2.0) for step in range(100)])[50][1] == pytest.approx(2.0)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("PIL")
+from kohya_ext.report.gather import gather
+from kohya_ext.report.page import MOST_TIMES, best_row, costs, overfits, page
+from tests.report import runs
+
+
+def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    folder = runs.make(tmp_path)
+    for epoch in range(1, 30):
+        runs.draw(folder / "sample" / f"dog_e{epoch:06d}_00_1.png")
+    runs.draw(folder / "grid.jpg")
+    text = page(gather(folder))
+    assert "http" not in text and "<script" not in text and "<b>&" not in text and "&lt;b&gt;" in text
+    assert text.count("<svg") == 2 and text.count("data:image/jpeg") == MOST_TIMES + 1
+    assert (
+        "<b>0.6</b>, raw weights, epoch 2, step 4" in text
+        and "Kept by --save_best: dog-000002.safetensors, step 4" in text
+    )
+    assert "epoch 1</div>" in text and "epoch 29</div>" in text
+    assert "3.00 GiB" in text and "4 validations" in text and "<td>1e-05" in text
+
+
+def test_where_validation_turns(tmp_path: Path) -> None:
+    turned = gather(runs.make(tmp_path / "a"))
+    row = overfits(turned.rows)
+    assert row is not None and row.step == 4 and "has risen since" in page(turned)
+    falling = gather(runs.make(tmp_path / "b", rising=False))
+    assert overfits(falling.rows) is None and "has risen since" not in page(falling)
+    best = best_row(falling)
+    assert best is not None and best.step == 6
+
+
+def test_what_was_measured(tmp_path: Path) -> None:
+    found = costs(gather(runs.make(tmp_path)))
+    assert found == {
+        "seconds": 30.0,
+        "validation_seconds": 6.0,
+        "validations": 4,
+        "seconds_per_step": 4.0,
+        "peak_bytes": 3 << 30,
+    }
+
+
+def test_a_run_of_which_little_is_known(tmp_path: Path) -> None:
+    (tmp_path / "cat-losses.csv").write_text("step,epoch,loss\n")
+    text = page(gather(tmp_path))
+    assert "neither a record" in text and "<svg" not in text and costs(gather(tmp_path)) == {}

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.validation import records
+from kohya_ext.validation.records import EMA, RAW, Row, cells, lowest
+
+
+def row(step: int, weights: str, loss: float) -> Row:
+    return Row(step, 1, weights, loss, loss - 0.1, loss + 0.1, math.nan, 4, 2, 0.125, 3.5, 1 << 40)
+
+
+ROWS = [row(0, RAW, 1 / 3), row(2, RAW, 0.1), row(2, EMA, math.inf)]
+
+
+def test_what_is_written_is_read_exactly(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    records.write(file, records.COLUMNS, map(cells, ROWS[:1]))
+    records.append(file, map(cells, ROWS[1:]))
+    assert str(records.validations(file)) == str(ROWS)
+
+
+def test_a_line_that_a_killed_run_left(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    records.write(file, records.COLUMNS, map(cells, ROWS))
+    file.write_text(file.read_text()[:-30])
+    assert str(records.validations(file)) == str(ROWS[:2])
+    losses = tmp_path / "b.csv"
+    losses.write_text("step,epoch,loss\n1,1,0.5\n2,1,x\n3,1")
+    assert records.losses(losses) == [(1, 0.5)]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\0\0", '"'])
+def test_another_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    for read in (records.validations, records.losses):
+        with pytest.raises(ValueError, match=r"a\.csv"):
+            read(tmp_path / "a.csv")
+
+
+def test_the_lowest() -> None:
+    assert lowest(ROWS) is ROWS[1] and lowest(ROWS[2:]) is None and lowest([]) is None
+
+
+def test_settings_without_secrets_and_paths(tmp_path: Path) -> None:
+    said = records.settings_of(
+        "sdxl_train.py",
+        {"seed": 1, "max_grad_norm": 0.0, "resume": None, "xformers": False, "keep_tokens": 2, "in_json": "",
+         "wandb_api_key": "k", "huggingface_token": "t", "train_data_dir": "/home/me/data/dogs/",
+         "optimizer_args": ["eps=1", "C:\\x\\y"]},
+    )  # fmt: skip
+    assert said == {
+        "script": "sdxl_train.py",
+        "settings": {
+            "seed": 1,
+            "max_grad_norm": 0.0,
+            "keep_tokens": 2,
+            "train_data_dir": "dogs",
+            "optimizer_args": "eps=1 y",
+        },
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(said))
+    assert records.settings(file)["script"] == "sdxl_train.py" and records.settings(file)["seed"] == "1"
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="no settings"):
+        records.settings(file)
