@@ -27,7 +27,8 @@ BELOW: dict[str, set[str]] = {
     "checkout": {"core", "files", "pysource", "spec"},
     "presets": {"checkout", "core", "files", "pysource", "spec"},
     "install": {"checkout", "core", "files", "presets", "pysource", "spec"},
-    "runtime": {"core", "ema", "files", "optim", "spec", "tensors", "validation"},
+    "resume": {"core", "spec"},
+    "runtime": {"core", "ema", "files", "optim", "resume", "spec", "tensors", "validation"},
     "preflight": {"checkout", "core", "files", "presets", "pysource", "spec", "tensors"},
     "tracing": {"core", "files", "runtime", "spec", "tensors"},
     "dataset": {"core", "files"},
@@ -43,7 +44,7 @@ BELOW: dict[str, set[str]] = {
 ON_TOP = {"cli"}
 # Rooms that never import torch, not even inside a function: they run in any Python, and at once.
 WITHOUT_TORCH = {"core", "spec", "files", "pysource", "checkout", "presets", "preflight", "install", "card",
-                 "validation"}  # fmt: skip
+                 "validation", "resume"}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

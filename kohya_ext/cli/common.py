@@ -247,12 +247,13 @@ def clear_abandoned_saves(checkout: Checkout, out: Output) -> int:
     """
     import shutil
 
-    from kohya_ext.runtime.safe_save import PREFIX, abandoned
+    from kohya_ext.runtime.safe_save import abandoned
+    from kohya_ext.spec.outputs import SAVING_PREFIX
 
     cleared = 0
     for folder, names, _ in os.walk(checkout.root):
         depth = len(Path(folder).relative_to(checkout.root).parts)
-        found = abandoned(Path(folder)) if any(name.startswith(PREFIX) for name in names) else []
+        found = abandoned(Path(folder)) if any(name.startswith(SAVING_PREFIX) for name in names) else []
         for left in found:
             shutil.rmtree(left, ignore_errors=True)
             out.item("recovered", f"{left}: left by a save that was killed; removed")

@@ -24,6 +24,7 @@ JUDGE = "docs/how-to/judge-a-model.md"
 CARD = "docs/how-to/model-page.md"
 VALIDATION = "docs/how-to/validation.md"
 LENGTH = "docs/how-to/ema-length.md"
+CONTINUE = "docs/how-to/resume.md"
 
 EXAMPLES: dict[str, tuple[str, str, str]] = {
     "": (START, f"install {KOHYA}", f"doctor {KOHYA}"),
@@ -114,6 +115,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "ema merge epochs --sigma-rel 0.25 --out merged.safetensors",
         "ema merge a-000008.safetensors a-000009.safetensors a.safetensors --sigma-rel 0.1 --out merged.safetensors",
     ),
+    "resume": (CONTINUE, "resume out", "resume out --name mine --run"),
     "prompts": (JUDGE, "prompts images --trigger ewpp --output prompts.txt", "prompts images --count 2 --seed 7"),
     "grid": (
         JUDGE,

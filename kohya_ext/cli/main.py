@@ -29,6 +29,7 @@ from kohya_ext.cli import (
     presets,
     prompts,
     report,
+    resume,
     update,
 )
 from kohya_ext.cli.parser import Parser
@@ -48,6 +49,7 @@ GROUPS = (
     audit,
     lora,
     ema,
+    resume,
     prompts,
     grid,
     card,

@@ -13,6 +13,7 @@ WRONG_USAGE = 2
 UNSUPPORTED = 3
 CONFLICT = 4
 RECOVERED = 5
+STOPPED_BY_SIGNAL = 75  # of a training, not of a command: a state has been saved (sysexits.h: try again later)
 
 
 class KohyaExtError(Exception):

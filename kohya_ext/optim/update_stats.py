@@ -53,7 +53,7 @@ class MovementMeter:
 
     def __init__(self, optimizer: torch.optim.Optimizer, every: int, sample: int = SAMPLE) -> None:
         self._optimizer, self._every, self._sample = optimizer, every, sample
-        self._steps = 0
+        self._steps = self._steps_before = 0
         self._steps_of: dict[int, int] = {}
         self._pending: dict[int, _Sampled] = {}
         self._sums: dict[int, Tensor] = {}
@@ -61,9 +61,13 @@ class MovementMeter:
         optimizer.register_step_pre_hook(lambda *_: self._before_step())
         optimizer.register_step_post_hook(lambda *_: self._after_step())
 
+    def continue_from(self, step: int) -> None:
+        """Count as if `step` steps had been seen: a resumed run measures at the same ones as an uninterrupted run."""
+        self._steps = self._steps_before = step
+
     def before(self, parameter: Tensor) -> None:
         """`parameter` is about to be stepped by itself; its gradient is there."""
-        step = self._steps_of[id(parameter)] = self._steps_of.get(id(parameter), 0) + 1
+        step = self._steps_of[id(parameter)] = self._steps_of.get(id(parameter), self._steps_before) + 1
         if step % self._every == 0:
             self._look_at(parameter, step)
 

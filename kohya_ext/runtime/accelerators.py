@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kohya_ext.runtime import averaging, guard, options, sampling, telemetry, validation_options
-from kohya_ext.runtime.run import stop, warn_again_at_end
+from kohya_ext.runtime.run import run, stop, warn_again_at_end
 from kohya_ext.runtime.safe_save import unwinding_on_sigterm
 from kohya_ext.spec.optimizers import ours
 
@@ -23,9 +23,16 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     log_every = options.log_every(args)
     telemetry.require_logs(args, log_every)
     validating = validation_options.read(args)
-    if settings is not None or log_every or validating or ours(getattr(args, "optimizer_type", None)):
+    resume = options.exact_resume(args)
+    asked = settings is not None or log_every or validating or resume is not None
+    if asked or ours(getattr(args, "optimizer_type", None)):
         guard.stop_at_faults()
         _load_all()
+    run.resume = None
+    if resume is not None:
+        from kohya_ext.runtime import resume_start  # here: it needs torch
+
+        script = resume_start.check(args)
     result = original(args, *rest, **named)
     accelerator = result[0] if isinstance(result, tuple) else result  # sd-scripts v0.6 returns (it, unwrap_model)
     telemetry.begin(accelerator, log_every)
@@ -33,6 +40,8 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
         averaging.begin(args, settings)
         sampling.wrap_sampler_of_script()
         _watch(accelerator, args, settings)
+    if resume is not None:
+        resume_start.begin(args, resume, accelerator, script)
     if validating is not None:
         from kohya_ext.runtime import validation  # it needs torch
 
@@ -46,7 +55,7 @@ def _load_all() -> None:
     Stops the run where a module of ours is damaged.
     """
     try:
-        for name in ("optim", "ema", "validation", "runtime"):
+        for name in ("optim", "ema", "resume", "validation", "runtime"):
             package = importlib.import_module(f"kohya_ext.{name}")
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 importlib.import_module(module.name)

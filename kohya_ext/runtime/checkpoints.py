@@ -6,11 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kohya_ext.runtime import averaging, ema_outputs, safe_save, telemetry
 from kohya_ext.runtime.run import run
 from kohya_ext.runtime.safe_save import unwinding_on_sigterm
+
+if TYPE_CHECKING:
+    from kohya_ext.runtime.average import Average
 
 
 def save_during_training(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
@@ -29,31 +32,54 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
     telemetry.report_skips()
     average = averaging.current()
     only = average is not None and average.options.save == "only"
-    savers = {name: call.arguments[name] for name in ("sd_saver", "diffusers_saver") if name in call.arguments}
+    savers: dict[str, Any] = {
+        name: call.arguments[name] for name in ("sd_saver", "diffusers_saver") if name in call.arguments
+    }
     call.arguments.update({name: _noted(saver, "raw") for name, saver in savers.items()})
     if average is None or not average.ready(say_so=only):
         return original(*call.args, **call.kwargs)
-    result = None if only else original(*call.args, **call.kwargs)
-    if not only:
-        call.arguments["args"] = ema_outputs.args_of_average(call.arguments["args"], default_name)
+    twin = inspect.BoundArguments(call.signature, call.arguments.copy())
+    if only:
+        return _save_average(original, twin, default_name, average, savers, only=True)
+    twin.arguments["args"] = ema_outputs.args_of_average(call.arguments["args"], default_name)
+    if run.resume is not None and default_name != ema_outputs.LAST:
+        # Kohya's function ends with the state: once that is there, nothing of this step is saved again after a resume
+        _save_average(original, twin, default_name, average, savers, only=False)
+        return original(*call.args, **call.kwargs)
+    result = original(*call.args, **call.kwargs)
+    _save_average(original, twin, default_name, average, savers, only=False)
+    return result
+
+
+def _save_average(
+    original: Callable[..., Any],
+    call: inspect.BoundArguments,
+    default_name: str,
+    average: Average,
+    savers: dict[str, Callable[..., Any]],
+    *,
+    only: bool,
+) -> Any:
+    """Save the EMA by `savers`; where that fails, say so, and with `--ema_save only` save the raw weights instead."""
     call.arguments.update({name: _noted(_whole_or_nothing(saver), "ema") for name, saver in savers.items()})
     # sd-scripts 0.6 gets no savers: it writes the files itself, in place
     whole = nullcontext() if savers else safe_save.whole_files()
     try:
         with unwinding_on_sigterm(), average.in_place(), whole, safe_save.with_metadata(average.metadata()):
-            of_average = original(*call.args, **call.kwargs)
+            result = original(*call.args, **call.kwargs)
     except Exception as error:  # a full disk, mostly
         if average.swapped:
             raise
         safe_save.tell_failure(call.arguments["args"].output_name or default_name, error, only=only)
         if not only:
-            return result
+            return None
+        result = None
         whole = nullcontext() if savers else safe_save.whole_files()
         with safe_save.kept_going(unless=default_name == ema_outputs.LAST), unwinding_on_sigterm(), whole:
             result = original(*call.args, **call.kwargs)
         return result
     average.tell_health()
-    return of_average if only else result
+    return result
 
 
 def _noted(saver: Callable[..., Any], weights: str) -> Callable[..., Any]:

@@ -19,7 +19,18 @@ from typing import Any
 import kohya_ext
 from kohya_ext.core import shell
 from kohya_ext.runtime.run import run, say, stop, warn_again_at_end
-from kohya_ext.spec.flags import EMA, ENABLE_EMA, LOG_EVERY, TELEMETRY, VALIDATE, VALIDATION, VALIDATION_SPLIT
+from kohya_ext.spec.flags import (
+    EMA,
+    ENABLE_EMA,
+    EXACT_RESUME,
+    LOG_EVERY,
+    RESUME,
+    SAVE_ON_SIGNAL,
+    TELEMETRY,
+    VALIDATE,
+    VALIDATION,
+    VALIDATION_SPLIT,
+)
 from kohya_ext.spec.hooks import HOOKS, Definition, hooks_in
 from kohya_ext.spec.optimizers import ours
 
@@ -29,6 +40,7 @@ SWITCHES = {
     EMA: (ENABLE_EMA.key,),
     TELEMETRY: (LOG_EVERY.key,),
     VALIDATION: (VALIDATE.key, VALIDATION_SPLIT.key),
+    RESUME: (EXACT_RESUME.key, SAVE_ON_SIGNAL.key),
 }
 
 

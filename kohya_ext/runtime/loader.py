@@ -56,10 +56,23 @@ def _wrap() -> None:
         return
 
     def iterate(loader: Any) -> Iterator[Any]:
-        return layered(original(loader), Pass(loader, sys._getframe(1)))
+        return layered(original(loader), Pass(loader, _script(sys._getframe(1))))
 
-    setattr(iterate, _MARK, True)
+    setattr(iterate, _MARK, original)
     run.replace(DataLoaderShard, "__iter__", iterate)
+
+
+def plain(loader: Any) -> Iterator[Any]:
+    """The batches of `loader` without any layer."""
+    iterate: Callable[[Any], Iterator[Any]] = type(loader).__iter__
+    return getattr(iterate, _MARK, iterate)(loader)
+
+
+def _script(frame: FrameType) -> FrameType:
+    """The first function around `frame` that is not ours: what is between may be."""
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("kohya_ext."):
+        frame = frame.f_back
+    return frame
 
 
 def layered(batches: Iterator[Any], taken: Pass) -> Iterator[Any]:

@@ -20,9 +20,12 @@ from kohya_ext.spec.flags import (
     BY_KEY,
     EMA,
     ENABLE_EMA,
+    EXACT_RESUME,
     FEATURES,
     LOG_EVERY,
     NO_EMA,
+    RESUME,
+    SAVE_ON_SIGNAL,
     TELEMETRY,
     Flag,
     Values,
@@ -150,6 +153,28 @@ def log_every(args: argparse.Namespace) -> int:
     if steps and legacy.found():
         stop(legacy.message(), CONFLICT)
     return steps
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """What `--kohya_ext_exact_resume` and `--kohya_ext_save_on_signal` say; there are none where neither is given."""
+
+    save_on_signal: bool
+
+
+def exact_resume(args: argparse.Namespace) -> ResumeOptions | None:
+    """The settings of an exact resume; None when it is off."""
+    if RESUME in run.yielded:
+        return None
+    given = vars(args)
+    for flag in FEATURES[RESUME]:
+        _stop_at(flag, given)
+    on_signal: bool = SAVE_ON_SIGNAL.read(given)
+    if not on_signal and not EXACT_RESUME.read(given):
+        return None
+    if legacy.found():
+        stop(legacy.message(), CONFLICT)
+    return ResumeOptions(on_signal)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -24,9 +24,10 @@ from kohya_ext.core.terminal import printable
 class Run:
     """What this run has and has seen so far.
 
-    average, telemetry, validation: an `Average`, a `Telemetry` and a `Validation`, None while it keeps no EMA, measures
-    nothing, validates nothing; their modules import this one. arguments: what the command line was parsed into last.
-    held_out: the `HeldOut` images of its validation. reminders: warnings to repeat at the end.
+    average, telemetry, validation, resume: an `Average`, a `Telemetry`, a `Validation` and an `ExactResume`, None while
+    it keeps no EMA, measures nothing, validates nothing and cannot be resumed exactly; their modules import this one.
+    arguments: what the command line was parsed into last. held_out: the `HeldOut` images of its validation. reminders:
+    warnings to repeat at the end.
     skip_counts, skips_told: AdaCoor's counts of skipped gradient elements, and how many have been reported. old_files:
     file of an older patch -> what it has. faults: what could not be wrapped, with the reason. yielded: feature of ours
     -> the fork's flag that it gave way to. replaced: functions of other packages that it replaced, as they were.
@@ -38,6 +39,7 @@ class Run:
     validation: Any = None
     arguments: Any = None
     held_out: Any = None
+    resume: Any = None
     reminders: list[str] = field(default_factory=list)
     skip_counts: list[Any] = field(default_factory=list)
     skips_told: int = 0
@@ -55,6 +57,7 @@ class Run:
     def restore(self) -> None:
         """Give everybody their functions back; one who was replaced twice gets the first."""
         self.loader_layers.clear()
+        self.resume = None
         while self.replaced:
             module, name, function = self.replaced.pop()
             setattr(module, name, function)

@@ -20,6 +20,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from kohya_ext.runtime.run import warn_again_at_end
+from kohya_ext.spec.outputs import SAVING_PREFIX
 
 fcntl: ModuleType | None
 try:
@@ -33,8 +34,8 @@ _SAFETENSORS = ("save_file", "mem_eff_save_file")
 _DIFFUSERS = "save_diffusers_checkpoint"
 _PACKAGES = ("library", "networks", "__main__")
 
-PREFIX = ".kohya_ext-save-"
 LOCK_ATTEMPTS = 10
+REPLACED = ".replaced"
 
 Writer = Callable[..., Any]
 
@@ -53,14 +54,25 @@ def moved_into_place(target: str) -> Iterator[str]:
         yield str(folder / path.name)
         for made in sorted(folder.iterdir()):
             _flush(made)
-            goal = path.parent / made.name
-            if goal.is_dir():
-                shutil.rmtree(goal)
-            made.replace(goal)
+            _replace(path.parent / made.name, made)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _replace(goal: Path, made: Path) -> None:
+    """Give `made` the name `goal`. A folder that has it is moved away whole: half of it is never under its name."""
+    old = made.with_name(f"{made.name}{REPLACED}")
+    moved = goal.is_dir() and not goal.is_symlink()
+    if moved:
+        goal.rename(old)
+    try:
+        made.replace(goal)
+    except OSError:
+        if moved:
+            old.rename(goal)
+        raise
 
 
 def abandoned(folder: Path) -> list[Path]:
@@ -85,7 +97,7 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def _locked_leftovers(folder: Path) -> Iterator[tuple[Path, int]]:
-    for path in sorted(folder.glob(f"{PREFIX}*")):
+    for path in sorted(folder.glob(f"{SAVING_PREFIX}*")):
         if path.is_dir() and not path.is_symlink():
             with suppress(OSError):  # in use, gone, or no locks on this disk
                 lock = _lock(path)
@@ -96,14 +108,14 @@ def _locked_leftovers(folder: Path) -> Iterator[tuple[Path, int]]:
 def _locked_folder(parent: Path) -> tuple[Path, int | None]:
     """A new folder in `parent`, and the lock on it; None where locks do not exist."""
     for _ in range(LOCK_ATTEMPTS):
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=SAVING_PREFIX, dir=parent))
         try:
             return folder, _lock(folder)
         except (BlockingIOError, FileNotFoundError):  # somebody who clears up was quicker
             continue
         except OSError:
             return folder, None
-    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)), None
+    return Path(tempfile.mkdtemp(prefix=SAVING_PREFIX, dir=parent)), None
 
 
 def _lock(folder: Path) -> int | None:
@@ -146,10 +158,11 @@ def kept_going(*, unless: bool) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Force the file's bytes to the disk, so that a name in place always stands for a whole file."""
-    if path.is_file():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+    """Force a file's bytes to the disk, or those of a folder, so that a name in place always stands for all of it."""
+    for made in path.rglob("*") if path.is_dir() else [path]:
+        if made.is_file():
+            with made.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 @contextmanager

@@ -10,11 +10,14 @@ from typing import Any
 
 from kohya_ext.runtime import averaging, ema_outputs
 from kohya_ext.runtime.guard import unwrapped_hooks, wrapped
+from kohya_ext.runtime.run import run
 from kohya_ext.spec.hooks import SAMPLE
 
 
 def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
     """Kohya's sampler, whatever its family: it has parameters `args`, `epoch` and `steps` (or `global_step`)."""
+    if run.resume is not None and run.resume.stands_still():
+        return None  # of --sample_at_first: a resumed run is not at its first step
     average = averaging.current()
     if average is None or average.options.sample == "raw":
         return original(*positional, **named)

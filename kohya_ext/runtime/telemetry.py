@@ -42,6 +42,11 @@ class Telemetry:
 
         self._meters.append((optimizer, MovementMeter(optimizer, self.every)))
 
+    def continue_from(self, step: int) -> None:
+        """Count as if `step` steps had been seen."""
+        for _, meter in self._meters:
+            meter.continue_from(step)
+
     def around(self, step_param: Callable[..., None]) -> Callable[..., None]:
         """Fused backward: the same `step_param`, measured."""
 
@@ -126,6 +131,12 @@ def follow(optimizer: Any) -> None:
     """Measure `optimizer`, if this run measures. All processes make the same steps, so one measures."""
     if run.telemetry is not None and is_main_process():
         run.telemetry.follow(optimizer)
+
+
+def continue_from(step: int) -> None:
+    """A resumed run has made `step` optimizer steps: measure at the same ones as an uninterrupted run."""
+    if run.telemetry is not None:
+        run.telemetry.continue_from(step)
 
 
 def around(step_param: Callable[..., None]) -> Callable[..., None]:

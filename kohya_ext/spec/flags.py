@@ -13,7 +13,7 @@ from typing import Any
 
 Values = Mapping[str, Any]
 
-EMA, TELEMETRY, VALIDATION = "EMA", "telemetry", "validation"
+EMA, TELEMETRY, VALIDATION, RESUME = "EMA", "telemetry", "validation", "exact resume"
 POWER = "power"  # the schedule that has a width
 SECTION = "EMA (kohya_ext)"  # of the GUI, with the fields
 
@@ -198,6 +198,18 @@ SAVE_BEST = Flag(
     "--save_best", VALIDATION, SWITCH, False, "0.2.0",
     "keep a copy, NAME-best, of the saved checkpoint with the lowest validation loss, raw or EMA",
 )  # fmt: skip
+EXACT_RESUME = Flag(
+    "--kohya_ext_exact_resume", RESUME, SWITCH, False, "0.2.0",
+    "with --save_state and --resume: a resumed run continues with the next batch, as if it had not been interrupted; "
+    "--max_train_steps is the total",
+    "Exact resume",
+)  # fmt: skip
+SAVE_ON_SIGNAL = Flag(
+    "--kohya_ext_save_on_signal", RESUME, SWITCH, False, "0.2.0",
+    "on SIGTERM or SIGINT, save a state after the optimizer step and stop with exit code 75; implies "
+    "--kohya_ext_exact_resume",
+    "Save a state on SIGTERM",
+)  # fmt: skip
 
 FLAGS: tuple[Flag, ...] = (
     ENABLE_EMA,
@@ -243,6 +255,8 @@ FLAGS: tuple[Flag, ...] = (
     VALIDATION_TIMESTEPS,
     VALIDATION_SEED,
     SAVE_BEST,
+    EXACT_RESUME,
+    SAVE_ON_SIGNAL,
 )  # fmt: skip
 TWO_SCHEDULES = f"{SCHEDULE.name} and the old {EXP_BETA.name} both choose a schedule; give one of them"
 WIDTH_WITHOUT_POWER = f"{SIGMA_REL.name} belongs to {SCHEDULE.name} {POWER}: give both or neither"
@@ -253,7 +267,8 @@ BY_KEY = {flag.key: flag for flag in FLAGS}
 
 # Each stays away as a whole where a fork has a flag of the same name: half of it would be read from the fork's flag.
 FEATURES = {
-    feature: tuple(flag for flag in FLAGS if flag.feature == feature) for feature in (EMA, TELEMETRY, VALIDATION)
+    feature: tuple(flag for flag in FLAGS if flag.feature == feature)
+    for feature in (EMA, TELEMETRY, VALIDATION, RESUME)
 }
 
 

@@ -1,4 +1,4 @@
-"""What sd-scripts calls the files that a run saves, and what we call those of the EMA."""
+"""What sd-scripts calls the files and states that a run saves, and what we call those of the EMA."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ EMA_METADATA = "kohya_ext_ema_"  # how the keys begin that say in a file which E
 # NAME-000010 after an epoch, NAME-step00000200 after steps, NAME at the end of the run
 COUNTED = r"-(?P<epoch>\d{6})|-step(?P<step>\d{8})"
 SAVED = re.compile(rf"(?P<name>.+?)(?P<ema>{EMA_SUFFIX})?(?:{COUNTED})?")
+
+STATE_SUFFIX = "-state"
+STEP_STATE = "{}-step{:08d}" + STATE_SUFFIX  # output name, step
+NAMELESS_STEP = "at"  # in place of an output name
+SAVING_PREFIX = ".kohya_ext-save-"  # folders of ours in which something is written before it is moved into place

@@ -13,6 +13,7 @@ from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, RECOVERED, WRONG_USAGE
 from kohya_ext.core.shell import command
 from kohya_ext.install import apply, package
+from kohya_ext.spec.outputs import SAVING_PREFIX
 from tests.checkout import trees
 from tests.checkout.pythons import IN_A_VENV, SITE
 from tests.cli.conftest import Ran
@@ -150,7 +151,7 @@ def test_what_a_killed_save_has_left_is_removed(installed: Checkout, run: Run, v
     outputs.mkdir(parents=True)
     with safe_save.moved_into_place(str(outputs / "living.safetensors")) as living:
         Path(living).write_text("in the middle of it")
-        left = outputs / f"{safe_save.PREFIX}x1"
+        left = outputs / f"{SAVING_PREFIX}x1"
         left.mkdir()
         (left / "model-ema.safetensors").write_bytes(b"half")
         done = run(verb, installed.root)

@@ -20,6 +20,7 @@ import safetensors.torch
 from kohya_ext.runtime import accelerators, averaging, checkpoints, options, safe_save
 from kohya_ext.runtime import run as run_module
 from kohya_ext.runtime.ema_outputs import Twins
+from kohya_ext.spec.outputs import SAVING_PREFIX
 from tests.runtime.conftest import Run, close, same
 
 Begin = Callable[..., Run]
@@ -322,7 +323,7 @@ def test_who_clears_up_cannot_take_a_folder_that_is_being_locked(
 
     def another_run_was_quicker(descriptor: int, operation: int) -> None:
         if not taken:
-            (folder,) = tmp_path.glob(f"{safe_save.PREFIX}*")
+            (folder,) = tmp_path.glob(f"{SAVING_PREFIX}*")
             folder.rmdir()
             taken.append(folder)
         flock(descriptor, operation)
@@ -335,7 +336,7 @@ def test_who_clears_up_cannot_take_a_folder_that_is_being_locked(
 
 
 def test_leftovers_are_locked_while_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / f"{safe_save.PREFIX}left").mkdir()
+    (tmp_path / f"{SAVING_PREFIX}left").mkdir()
     rmtree, seen = shutil.rmtree, list[Path]()
 
     def removing(folder: Path, **options: Any) -> None:
@@ -347,7 +348,7 @@ def test_leftovers_are_locked_while_they_are_removed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(shutil, "rmtree", removing)
     with safe_save.moved_into_place(str(tmp_path / "dog.safetensors")):
-        assert seen == [tmp_path / f"{safe_save.PREFIX}left"] and not seen[0].exists()
+        assert seen == [tmp_path / f"{SAVING_PREFIX}left"] and not seen[0].exists()
 
 
 def test_what_a_killed_save_left_goes_with_the_next(begin: Begin, tmp_path: Path) -> None:

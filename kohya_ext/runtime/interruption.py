@@ -1,0 +1,60 @@
+"""`--kohya_ext_save_on_signal`: SIGTERM and SIGINT ask for a state and a clean stop at the next optimizer step.
+
+A rented machine that is taken away sends SIGTERM first, to every process of the run. The workers of a data loader must
+not die of it before the state has been saved, so they are started with these signals blocked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+    """Whether this run was asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked_by: int | None = None
+        self._installed = False
+
+    def listen(self) -> None:
+        """From now on the signals ask. Before, while there is nothing to save, they end the process as ever."""
+        if self._installed or threading.current_thread() is not threading.main_thread():
+            return
+        self._installed = True
+        for number in SIGNALS:
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        again = self.asked_by is not None
+        self.asked_by = number
+        if again and number == signal.SIGINT:  # Ctrl+C twice: the user does not want to wait
+            signal.signal(number, signal.default_int_handler)
+            _write(b"\nkohya_ext: press Ctrl+C once more to stop at once, without saving a state\n")
+        elif not again:
+            name = signal.Signals(number).name.encode()
+            _write(b"\nkohya_ext: " + name + b": a state is saved after this optimizer step, then the run stops\n")
+
+    @contextlib.contextmanager
+    def sparing_workers(self) -> Iterator[None]:
+        """Processes that are started while this lasts do not see the signals; ours sees them afterwards."""
+        if not self._installed or not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _write(text: bytes) -> None:
+    """Not by `print`: a signal may come in the middle of one."""
+    with contextlib.suppress(OSError):
+        os.write(2, text)
