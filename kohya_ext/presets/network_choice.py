@@ -87,6 +87,10 @@ def network_faults(training: ScriptRun, lycoris: Version | None) -> Iterator[Net
         yield NetworkFault("lora-type", "", effect, fix)
     elif module.startswith("lycoris") and lycoris is not None:
         yield from _lycoris(training, lycoris)
+    if training.value("dim_from_weights") and not training.value("network_weights"):
+        effect = f"{training.script} stops: dim_from_weights takes the sizes of a network from network_weights"
+        fix = "name a LoRA file in network_weights, or switch dim_from_weights off"
+        yield NetworkFault("training-stops", "dim_from_weights", effect, fix)
 
 
 def _lycoris(training: ScriptRun, version: Version) -> Iterator[NetworkFault]:

@@ -136,7 +136,7 @@ def _holding(word: str, form: Form) -> str:
 
 @training_rule
 def _whole_numbers(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
-    """A file with settings is not converted: its fraction 64.0 reaches what counts with whole numbers."""
+    """A file with settings is not converted: its fraction 64.5 reaches what counts with whole numbers."""
     numbers = {name for name, argument in training.arguments.items() if argument.type == "int"}
     fractions = {name: value for name, value in training.given.items() if name in numbers and isinstance(value, float)}
     types = argument_types(release.training) if fractions else {}

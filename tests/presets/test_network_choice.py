@@ -13,7 +13,13 @@ from kohya_ext.pysource.sources import TextSources
 
 ARGUMENTS = {
     name: Argument(f"--{name}", name, type="bool" if name.startswith("network_train") else "str")
-    for name in ("network_module", "network_args", "network_train_text_encoder_only")
+    for name in (
+        "network_module",
+        "network_args",
+        "network_train_text_encoder_only",
+        "dim_from_weights",
+        "network_weights",
+    )
 }
 
 
@@ -74,6 +80,13 @@ def test_networks_of_another_family() -> None:
     assert told(run(network_module="networks.lora_flux", script="flux_train_network.py"), None) == []
     assert told(run(network_module=""), None) == ["lora-type"]
     assert told(ScriptRun("sdxl_train.py"), None) == []
+
+
+def test_sizes_are_taken_from_weights_only_where_there_are_some() -> None:
+    module = "networks.lora"
+    assert told(run(network_module=module, dim_from_weights=True), None) == ["dim_from_weights"]
+    assert told(run(network_module=module, dim_from_weights=True, network_weights="a.safetensors"), None) == []
+    assert told(run(network_module=module), None) == []
 
 
 def test_the_version_is_read_from_the_requirements() -> None:

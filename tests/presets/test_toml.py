@@ -287,10 +287,10 @@ def test_images_that_are_never_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"bucket_reso_steps": 64.0}, {"bucket_reso_steps"}),
+        ({"bucket_reso_steps": 64.5}, {"bucket_reso_steps"}),
         ({"bucket_reso_steps": 64}, set()),
-        ({"network_dim": 8.0}, {"network_dim"}),
-        ({"clip_skip": 2.0}, set()),  # nothing of the data set, and nothing counts with it
+        ({"network_dim": 8.5}, {"network_dim"}),
+        ({"clip_skip": 2.5}, set()),  # nothing of the data set, and nothing counts with it
         ({"learning_rate": 1.0, "unet_lr": 1.0}, set()),
     ],
 )
