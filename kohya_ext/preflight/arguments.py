@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,12 +44,20 @@ class ScriptCommand:
             self.words[at + 1] = value
 
     def drop(self, name: str) -> None:
-        """Remove an argument and its value."""
+        """Remove an argument and its values."""
         self.settings.pop(name, None)
         while (at := self._at(name)) is not None:
-            after = [] if "=" in self.words[at] else self.words[at + 1 : at + 2]
-            takes = bool(after) and not after[0].startswith("--")
-            del self.words[at : at + 1 + takes]
+            after = [] if "=" in self.words[at] else self.words[at + 1 :]
+            values = list(itertools.takewhile(lambda word: not word.startswith("--"), after))
+            del self.words[at : at + 1 + len(values)]
+
+    def give(self, name: str, value: Any) -> None:
+        """Give an argument this value alone. value: True for a switch; a list for an argument of several words."""
+        self.drop(name)
+        if isinstance(value, list):
+            self.words += [f"--{name}", *map(str, value)]
+        else:
+            self.words.append(f"--{name}" if value is True else f"--{name}={value}")
 
     def given(self) -> Mapping[str, Any]:
         """Every argument that is given by its full name."""

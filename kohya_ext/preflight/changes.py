@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from kohya_ext.preflight.arguments import ScriptCommand
 from kohya_ext.spec.flags import ENABLE_EMA
+from kohya_ext.spec.optimizers import ADACOOR, ours
 
 Given = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class MemoryChange:
-    """One change: its arguments, what it costs, and where it applies."""
+    """One change: its arguments, what it costs, and where it applies. dropped: arguments that it takes away."""
 
     text: str
     costs: str
@@ -29,9 +30,10 @@ def _off(name: str) -> Callable[[Given, frozenset[str]], bool]:
 
 
 def _can_fuse(given: Given, known: frozenset[str]) -> bool:
-    optimizer = str(given.get("optimizer_type", "")).casefold()
+    name = given.get("optimizer_type")
+    optimizer = ours(name)
     one = int(given.get("gradient_accumulation_steps") or 1) == 1
-    fusable = optimizer == "adafactor" or "adacoor" in optimizer
+    fusable = optimizer.fused if optimizer else str(name or "").casefold() == "adafactor"
     return "fused_backward_pass" in known and not given.get("fused_backward_pass") and one and fusable
 
 
@@ -57,12 +59,36 @@ def _half_states(given: Given, known: frozenset[str]) -> bool:
     return str(given.get("optimizer_type", "")).casefold() == "adamw"
 
 
-# By what they cost: nothing first, then time, then quality.
+def _foreign(given: Given, known: frozenset[str]) -> bool:
+    name = str(given.get("optimizer_type", "")).casefold()
+    return ours(name) is None and name != "adafactor" and "optimizer_type" in known
+
+
+# Rates of single parts: with another optimizer the one rate of all takes their place.
+PART_RATES = (
+    "unet_lr", "text_encoder_lr", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "learning_rate_te3",
+    "block_lr",
+)  # fmt: skip
+FUSED = MemoryChange("a fused backward pass", "clipping by tensor", {"fused_backward_pass": True}, _can_fuse)
+TO_ADACOOR = MemoryChange(
+    f"optimizer {ADACOOR.name} at learning rate {ADACOOR.rate:g}",
+    "another optimizer: its steps are not those of yours",
+    {
+        "optimizer_type": ADACOOR.name,
+        "learning_rate": f"{ADACOOR.rate:g}",
+        "optimizer_args": [f"{name}={value}" for name, value in ADACOOR.arguments.items()],
+    },
+    _foreign,
+    PART_RATES,
+)
+
+# By what they cost: nothing first, then time, then quality. One that only a change before it makes possible is asked
+# for once more.
 CHANGES: tuple[MemoryChange, ...] = (
     MemoryChange("cache the latents", "nothing", {"cache_latents": True}, _off("cache_latents")),
     MemoryChange("cache the text encoders' outputs", "nothing", {"cache_text_encoder_outputs": True}, _text_outputs),
     MemoryChange("keep the EMA on the CPU", "some time", {"ema_device": "cpu"}, _averages),
-    MemoryChange("a fused backward pass", "clipping by tensor", {"fused_backward_pass": True}, _can_fuse),
+    FUSED,
     MemoryChange(
         "gradient checkpointing",
         "about a quarter more time",
@@ -71,6 +97,8 @@ CHANGES: tuple[MemoryChange, ...] = (
     ),
     MemoryChange("optimizer AdamW8bit", "a little precision", {"optimizer_type": "AdamW8bit"}, _half_states),
     MemoryChange("batch size 1", "noisier steps", {"train_batch_size": 1}, _several),
+    TO_ADACOOR,
+    FUSED,
     MemoryChange(
         "bf16 weights (full_bf16)",
         "precision of small steps",
@@ -80,16 +108,31 @@ CHANGES: tuple[MemoryChange, ...] = (
 )
 
 
-def applicable(given: Given, known: frozenset[str]) -> list[MemoryChange]:
-    """The changes that a run has not made yet and its script can take."""
-    return [change for change in CHANGES if change.applies(given, known)]
+def one_by_one(
+    command: ScriptCommand, known: frozenset[str]
+) -> Generator[tuple[MemoryChange, ScriptCommand], bool, None]:
+    """Each change that applies after those that were kept, and the command with all of them.
+
+    Args:
+        command: as it is.
+        known: the arguments of its script.
+
+    Yields:
+        The change and the changed command; `send(True)` keeps it.
+    """
+    for change in CHANGES:
+        if change.applies(command.given(), known):
+            tried = changed(command, change)
+            if (yield change, tried):
+                command = tried
 
 
-def changed(command: ScriptCommand, changes: list[MemoryChange]) -> ScriptCommand:
+def changed(command: ScriptCommand, *changes: MemoryChange) -> ScriptCommand:
     """A command with changes made to it."""
     result = deepcopy(command)
     for change in changes:
-        for name, value in change.arguments.items():
+        for name in change.dropped:
             result.drop(name)
-            result.words.append(f"--{name}" if value is True else f"--{name}={value}")
+        for name, value in change.arguments.items():
+            result.give(name, value)
     return result

@@ -9,11 +9,11 @@ from typing import Any
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.preflight.arguments import ScriptCommand
-from kohya_ext.preflight.changes import MemoryChange, applicable, changed
+from kohya_ext.preflight.changes import one_by_one
 from kohya_ext.preflight.child import Request, run_child
 from kohya_ext.preflight.commands import Planned
 from kohya_ext.preflight.explain import start_error
-from kohya_ext.preflight.memory import judged
+from kohya_ext.preflight.memory import Memory, judged
 from kohya_ext.preflight.prepare import Workplace, prepare
 from kohya_ext.preflight.report import Answer, problems_of
 from kohya_ext.presets.release import Release
@@ -27,7 +27,8 @@ NOT_INSTALLED = (
     "this checkout does not have kohya_ext yet: answered as after `kohya-ext install`, without which it stops"
 )
 MOST_SAID = 300  # characters of an error
-MOST_TRIES = 6  # runs with changes
+MOST_TRIES = 8  # runs with changes
+WORTH_IT = 0.99  # of the peak: a change that leaves more of it is of no use
 
 
 class Preflight:
@@ -41,7 +42,7 @@ class Preflight:
     ) -> None:
         self.planned, self.release, self.checkout = planned, release, checkout
         self.python, self.place, self.card = python, place, card
-        self.activate = not release.patched and asks_for_us(planned)
+        self.activate = not release.patched and asks_for_us(planned.training)
         self.arguments = list(release.arguments_of(Path(planned.training.script).name))
         prepare(planned.training, place)
 
@@ -65,7 +66,7 @@ class Preflight:
             answer.memory = judged(report.get("memory") or {}, self.card)
             answer.untraced = "" if answer.memory else untraced or answer.reason or "the script never trained a step"
             if answer.memory is not None and answer.memory.verdict not in (None, "fits"):
-                answer.cheapest = list(self._cheaper())
+                answer.cheapest = list(self._cheaper(answer.memory))
         return answer
 
     def _answer(self, report: dict[str, Any]) -> Answer:
@@ -88,15 +89,21 @@ class Preflight:
             answer.problems = problems_of(report, own_images=place.own_images)
         return answer
 
-    def _cheaper(self) -> Iterator[dict[str, Any]]:
-        """Changes, each on top of those before, until the run fits."""
-        made: list[MemoryChange] = []
-        for change in applicable(self.planned.training.given(), frozenset(self.arguments))[:MOST_TRIES]:
-            report = self._run(STEPS, changed(self.planned.training, [*made, change]))
+    def _cheaper(self, before: Memory) -> Iterator[dict[str, Any]]:
+        """Changes, each on top of those before, until the run fits; one that takes nothing off is not among them."""
+        changes = one_by_one(self.planned.training, frozenset(self.arguments))
+        kept: bool | None = None
+        for _ in range(MOST_TRIES):
+            try:
+                change, command = changes.send(kept)  # type: ignore[arg-type] # the first is None, by the protocol
+            except StopIteration:
+                return
+            report = self._run(STEPS, command)
             found = None if report.get("error") else judged(report.get("memory") or {}, self.card)
-            if found is None:
-                continue  # the script refuses it
-            made.append(change)
+            kept = found is not None and found.peak < before.peak * WORTH_IT
+            if found is None or not kept:  # the script refuses it, or it is of no use
+                continue
+            before = found
             yield {
                 "change": change.text,
                 "arguments": dict(change.arguments),
@@ -117,7 +124,7 @@ class Preflight:
             paths=list(dict.fromkeys([str(self.checkout.root), str(self.checkout.training_root)])),
             images=str(self.place.images(in_concept=True) / _only_folder(self.place)),
             unknown_models=self.place.unknown_models,
-            activate=self.activate,
+            activate=self.activate or (not self.release.patched and asks_for_us(training)),
         )
         return run_child(self.python, request, self.place.folder)
 
@@ -141,7 +148,7 @@ def _name_folders(report: dict[str, Any], mirrors: Mapping[str, str]) -> None:
                 subset["folder"] = str(Path(mirrors[mirror]) / Path(folder).relative_to(mirror))
 
 
-def asks_for_us(planned: Planned) -> bool:
-    """Whether the command asks for something of kohya_ext's."""
-    given: dict[str, Any] = dict(planned.training.given())
+def asks_for_us(command: ScriptCommand) -> bool:
+    """Whether a command asks for something of kohya_ext's."""
+    given: dict[str, Any] = dict(command.given())
     return ours(given.get("optimizer_type")) is not None or bool(given.get(ENABLE_EMA.key))

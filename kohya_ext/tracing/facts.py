@@ -33,6 +33,7 @@ class Facts:
     models: dict[int, Any] = field(default_factory=dict)
     args: Any = None
     processes: int = 1
+    total_steps: int = 0
     notes: list[str] = field(default_factory=list)
     optimizer: str = ""
     mirrors: dict[str, str] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Facts:
     def see_optimizer(self, args: Any, optimizer: Any, processes: int) -> None:
         """The learning rate's schedule is asked for: all of args is final by now, and the optimizer is made."""
         self.args, self.processes = args, processes
+        self.total_steps = int(getattr(args, "max_train_steps", 0) or 0)
         self.groups += optimizer.param_groups
         self.optimizers.append(optimizer)
         self.optimizer = type(getattr(optimizer, "optimizer", optimizer)).__name__
@@ -91,7 +93,7 @@ class Facts:
         args, batches = self.args, len(self.datasets[0]) if self.datasets else 0
         accumulation = max(int(getattr(args, "gradient_accumulation_steps", 1) or 1), 1)
         each = math.ceil(batches / max(self.processes, 1) / accumulation)
-        total = int(getattr(args, "max_train_steps", 0) or 0)
+        total = self.total_steps
         return {
             "batches_per_epoch": batches,
             "steps_per_epoch": each,

@@ -7,6 +7,7 @@ the two apart, refuse to mix them as a GPU does, and a Python without CUDA can f
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kohya_ext.tracing.autocast import autocast_as_cuda
-from kohya_ext.tracing.ledger import Counting, Ledger
+from kohya_ext.tracing.ledger import Ledger
 
 DEVICE = "cpu:0"
 NUMBER = 0.5  # what a number read from a tensor without contents is
@@ -101,6 +102,18 @@ def _set_tensor(module: Any, name: str, device: Any, value: Any = None, dtype: A
         module._buffers[last] = value
 
 
+def _placed(original: Any) -> Any:
+    """`torch.tensor` and its kind: torch puts what they are given into the host's memory, whatever `device` says."""
+
+    @functools.wraps(original)
+    def call(data: Any, *args: Any, device: Any = None, requires_grad: bool = False, **more: Any) -> Any:
+        made = original(data, *args, **more)
+        made = made if device is None else made.to(device)
+        return made.requires_grad_() if requires_grad else made
+
+    return call
+
+
 def _replacements() -> Iterator[tuple[Any, str, Any]]:
     import accelerate.big_modeling
     import accelerate.utils
@@ -115,6 +128,8 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     yield torch.Tensor, "numpy", lambda self, **more: _zeros(self) if fake(self) else numpy_of(self, **more)
     yield torch.Tensor, "tolist", lambda self: _zeros(self).tolist() if fake(self) else list_of(self)
     yield torch.nn.Module, "_apply", _apply
+    for name in ("tensor", "as_tensor"):
+        yield torch, name, _placed(getattr(torch, name))
     for name in _FILLERS:
         yield torch.nn.init, name, lambda tensor, *_, **__: tensor
     for module in (accelerate.utils, accelerate.utils.modeling):
@@ -137,11 +152,4 @@ def fake_world(ledger: Ledger | None, *, as_cuda: bool) -> Iterator[None]:
     for owner, name, value in _replacements():
         setattr(owner, name, value)
     with FakeWorld(ledger), autocast_as_cuda() if as_cuda and ledger is not None else contextlib.nullcontext():
-        yield
-
-
-@contextlib.contextmanager
-def real_world(ledger: Ledger | None) -> Iterator[None]:
-    """Torch as it is, counted: what predictions are compared with."""
-    with contextlib.nullcontext() if ledger is None else Counting(ledger):
         yield

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GRAIN = 512  # bytes: the allocator's smallest unit
@@ -118,16 +117,3 @@ class Ledger:
                 for name, peak in self.peaks.items()
             ]
         }
-
-
-class Counting(TorchDispatchMode):  # type: ignore[misc]
-    """Has a ledger hear of every operation, of real tensors too."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
-        self.ledger = ledger
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.ledger.note(func, args, made)
-        return made

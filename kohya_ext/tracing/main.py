@@ -19,8 +19,9 @@ from typing import Any
 
 from kohya_ext.tracing.confine import confine
 from kohya_ext.tracing.facts import Facts
-from kohya_ext.tracing.milestones import Reached
+from kohya_ext.tracing.milestones import STEPS, Reached
 
+SAID_OF_ERROR = 200  # characters
 SAID = 40  # warnings and errors of the log that are kept
 REPORT = "report.json"
 
@@ -47,6 +48,8 @@ def run(request_file: str) -> None:
             for number, words in enumerate(request["commands"]):
                 last = number == len(request["commands"]) - 1
                 report.update(_script(words, request["root"], last=last))
+                if report["error"] and stage.steps is not None and stage.steps.done:
+                    _end_after_a_step(report, facts.notes)
                 if report["error"]:
                     break
             report["memory"] = stage.memory
@@ -74,6 +77,14 @@ def _script(words: list[str], root: str, *, last: bool) -> dict[str, Any]:
     except BaseException as error:
         return {"error": {**_described(error, error.__traceback__, root), "script": Path(words[0]).name}}
     return {"error": _ended(words[0]) if last else None}
+
+
+def _end_after_a_step(report: dict[str, Any], notes: list[str]) -> None:
+    """Optimizer steps have been counted: what comes after them takes nothing from that."""
+    error = report["error"]
+    if error["type"] != "ended":
+        notes.append(f"what follows the steps cannot be traced: {error['type']}: {error['message'][:SAID_OF_ERROR]}")
+    report.update(reached=STEPS, reason="", error=None)
 
 
 def _ended(script: str) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from kohya_ext.spec.preflight import (
     SCHEDULER,
     WRITE_LATENTS,
 )
+from kohya_ext.tracing.between_steps import phases
 from kohya_ext.tracing.facts import Facts
-from kohya_ext.tracing.fake_world import DEVICE, fake_world, real_world
+from kohya_ext.tracing.fake_world import DEVICE, fake_world
 from kohya_ext.tracing.ledger import Ledger
 from kohya_ext.tracing.milestones import LOOP, STEPS, Reached
 from kohya_ext.tracing.milestones import SCHEDULER as AT_SCHEDULER
@@ -58,7 +59,7 @@ def staged(request: dict[str, Any], folder: Path, facts: Facts) -> Iterator[Stag
         facts: what is seen is added to it.
     """
     stage = Stage(request["until"], folder, facts, Path(request["images"]))
-    real, device = bool(request.get("real")), str(request.get("device") or DEVICE)
+    device = str(request.get("device") or DEVICE)
     if stage.until == STEPS:
         stage.ledger = Ledger(device)
     watch(frozenset({TRAINING_PACKAGE}), _changes(stage))
@@ -69,11 +70,9 @@ def staged(request: dict[str, Any], folder: Path, facts: Facts) -> Iterator[Stag
     from kohya_ext.tracing.packages import replace_packages
     from kohya_ext.tracing.training_device import on_one_device
 
-    world = real_world(stage.ledger) if real else fake_world(stage.ledger, as_cuda=device == DEVICE)
-    with world:
-        if not real:
-            replace_packages(request, folder, facts.notes)
-            on_one_device(device)
+    with fake_world(stage.ledger, as_cuda=device == DEVICE):
+        replace_packages(request, folder, facts.notes)
+        on_one_device(device)
         if stage.ledger is not None:
             stage.steps = follow(stage.ledger, facts)
         _stop_at_the_loop(stage)
@@ -117,6 +116,7 @@ def _changes(stage: Stage) -> dict[str, Change]:
         ENCODE_BATCH: _written_empty,
         LOAD_VAE: lambda original: lambda *args, **kwargs: _NoVae(),
         LOAD_DATA_CONFIG: functools.partial(_own_data, stage),
+        **({} if stage.ledger is None else phases(stage.ledger)),
         **{name: (lambda original: lambda *args, **kwargs: "0" * 64) for name in HASHES[:2]},
         HASHES[2]: lambda original: lambda *args, **kwargs: ("0" * 64, "0" * 64),
     }
@@ -197,7 +197,15 @@ def _stop_at_the_loop(stage: Stage) -> None:
             if stage.steps is None:
                 raise Reached(LOOP)
             stage.steps.begin()
+            return _until_over(iterate(self), stage.steps)
         return iterate(self)
 
     DataLoader.__init__ = init
     DataLoader.__iter__ = iter_
+
+
+def _until_over(batches: Iterator[Any], steps: Steps) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        steps.stop_if_over()
+    steps.stop_if_over()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kohya_ext.spec.preflight import CACHING_METHODS
+from kohya_ext.tracing.between_steps import ask_for_it
 from kohya_ext.tracing.facts import Facts
 from kohya_ext.tracing.ledger import ACTIVATIONS, EMA, GRADIENTS, OPTIMIZER, TEXT_ENCODERS, VAE, WEIGHTS, Ledger
 from kohya_ext.tracing.milestones import STEPS, Reached
@@ -18,12 +19,12 @@ MOST_ACCUMULATED = 2  # batches a step: a third adds nothing to the peak
 
 
 class Steps:
-    """Follows the loop. done: optimizer steps so far."""
+    """Follows the loop. done: optimizer steps so far. over: there are enough of them; the script may still save."""
 
     def __init__(self, ledger: Ledger, facts: Facts) -> None:
         self.ledger, self.facts = ledger, facts
         self.done = 0
-        self.begun = False
+        self.begun = self.over = False
 
     def begin(self) -> None:
         """The loop begins: what is alive is filed by what it is."""
@@ -45,9 +46,16 @@ class Steps:
         """A step of the schedule ends each iteration."""
         self._file_state()
         self.done += optimizer_steps
+        self.stop_if_over()
         if self.done >= ENOUGH:
-            raise Reached(STEPS)
+            self.over = True
+            ask_for_it(self.facts.args)
         self.ledger.enter(FORWARD, ACTIVATIONS)
+
+    def stop_if_over(self) -> None:
+        """No batch is taken any more once there are enough steps."""
+        if self.over:
+            raise Reached(STEPS)
 
     def _file_state(self) -> None:
         for optimizer in self.facts.optimizers:

@@ -106,7 +106,7 @@ def train(args):
     for batch in loader:
         assert args.resolution != "32,32", "the image is too large for resolution"
         with accelerator.accumulate(unet):
-            loss = unet(torch.zeros(1024, 8, device=accelerator.device)).square().mean()
+            loss = unet(torch.zeros(args.train_batch_size << 18, 8, device=accelerator.device)).square().mean()
             accelerator.backward(loss)
             optimizer.step()
             scheduler.step()

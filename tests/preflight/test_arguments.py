@@ -31,3 +31,18 @@ def test_dropping() -> None:
     for name in ("a", "flag", "b", "none"):
         command.drop(name)
     assert (command.words, command.settings) == ([], {})
+
+
+def test_dropping_several_values() -> None:
+    command = ScriptCommand("s.py", ["--args", "a=1", "b=2", "--last", "--args=c"], {})
+    command.drop("args")
+    assert command.words == ["--last"]
+
+
+def test_giving() -> None:
+    command = ScriptCommand("s.py", ["--args", "a=1", "b=2", "--rate=3", "--flag"], {"rate": 2})
+    command.give("args", ["c=1", "d=2"])
+    command.give("rate", 4)
+    command.give("flag", True)
+    assert command.words == ["--args", "c=1", "d=2", "--rate=4", "--flag"]
+    assert command.settings == {}

@@ -6,7 +6,7 @@ import pytest
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.preflight.arguments import ScriptCommand
-from kohya_ext.preflight.changes import applicable, changed
+from kohya_ext.preflight.changes import one_by_one
 from kohya_ext.preflight.memory import card_memory, judged
 from kohya_ext.spec.cards import GIB
 
@@ -43,25 +43,50 @@ def test_nothing_counted() -> None:
     assert judged(counted(0), None) is None
 
 
+def tried(words: list[str], known: set[str], *, keep: set[str]) -> tuple[list[str], list[str]]:
+    """Texts of the changes that are tried when those of `keep` are kept, and the words of the last command."""
+    changes = one_by_one(ScriptCommand("s.py", words), frozenset(known))
+    texts: list[str] = []
+    kept, last = None, words
+    while True:
+        try:
+            change, command = changes.send(kept)  # type: ignore[arg-type] # None at first
+        except StopIteration:
+            return texts, last
+        texts.append(change.text)
+        kept = change.text in keep
+        last = command.words if kept else last
+
+
+def test_our_optimizer_makes_a_fused_backward_pass_possible() -> None:
+    words = ["--optimizer_type=AdamW", "--optimizer_args", "betas=.9,.99", "eps=1e-6", "--learning_rate=1e-5",
+             "--learning_rate_te1=1e-6"]  # fmt: skip
+    known = {"fused_backward_pass", "optimizer_type"}
+    adacoor = "optimizer AdaCoor at learning rate 1"
+    texts, last = tried(words, known, keep={adacoor, "a fused backward pass"})
+    assert texts == ["optimizer AdamW8bit", adacoor, "a fused backward pass"]
+    assert last == ["--optimizer_type=AdaCoor", "--learning_rate=1", "--optimizer_args", "eps=1e-8",
+                    "--fused_backward_pass"]  # fmt: skip
+    assert tried(words, known, keep=set())[0] == ["optimizer AdamW8bit", adacoor]
+
+
 def test_changes_by_what_they_cost() -> None:
-    known = frozenset({"cache_latents", "fused_backward_pass", "gradient_checkpointing", "cache_text_encoder_outputs"})
-    given = {"optimizer_type": "AdaCoor", "train_text_encoder": True, "train_batch_size": "4"}
-    names = [change.text for change in applicable(given, known)]
-    assert names == ["cache the latents", "a fused backward pass", "gradient checkpointing", "batch size 1"]
-    command = changed(ScriptCommand("s.py", ["--train_batch_size=4"]), applicable(given, known))
-    assert command.words[-1] == "--train_batch_size=1"
-    assert "--fused_backward_pass" in command.words
-    assert "--train_batch_size=4" not in command.words
+    known = {"cache_latents", "fused_backward_pass", "gradient_checkpointing", "cache_text_encoder_outputs"}
+    words = ["--optimizer_type=AdaCoor", "--train_text_encoder", "--train_batch_size=4"]
+    every = {"cache the latents", "a fused backward pass", "gradient checkpointing", "batch size 1"}
+    texts, last = tried(words, known, keep=every)
+    assert texts == ["cache the latents", "a fused backward pass", "gradient checkpointing", "batch size 1"]
+    assert last == ["--optimizer_type=AdaCoor", "--train_text_encoder", "--cache_latents", "--fused_backward_pass",
+                    "--gradient_checkpointing", "--train_batch_size=1"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "given",
+    "words",
     [
-        {"optimizer_type": "AdamW"},
-        {"optimizer_type": "Adafactor", "gradient_accumulation_steps": 2},
-        {"optimizer_type": "Adafactor", "fused_backward_pass": True},
+        ["--optimizer_type=AdamW"],
+        ["--optimizer_type=Adafactor", "--gradient_accumulation_steps=2"],
+        ["--optimizer_type=Adafactor", "--fused_backward_pass"],
     ],
 )
-def test_no_fused_backward_pass(given: dict[str, object]) -> None:
-    found = applicable(given, frozenset({"fused_backward_pass"}))
-    assert "a fused backward pass" not in [change.text for change in found]
+def test_no_fused_backward_pass(words: list[str]) -> None:
+    assert "a fused backward pass" not in tried(words, {"fused_backward_pass"}, keep=set())[0]

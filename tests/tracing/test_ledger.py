@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 from kohya_ext.tracing.autocast import autocast_as_cuda  # noqa: E402
-from kohya_ext.tracing.fake_world import FakeWorld  # noqa: E402
-from kohya_ext.tracing.ledger import ACTIVATIONS, COPIES, WEIGHTS, Counting, Ledger  # noqa: E402
+from kohya_ext.tracing.fake_world import FakeWorld, _replacements  # noqa: E402
+from kohya_ext.tracing.ledger import ACTIVATIONS, COPIES, WEIGHTS, Ledger  # noqa: E402
+
+
+class Counting(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
+    """Has a ledger hear of every operation, of real tensors too."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.ledger.note(func, args, made)
+        return made
 
 
 def work(device: str) -> None:
@@ -42,6 +59,18 @@ def test_the_host_is_not_the_device() -> None:
             kept + moved
         del moved
         assert ledger.now == 0
+
+
+@pytest.mark.parametrize("make", ["tensor", "as_tensor"])
+def test_a_tensor_of_numbers_is_where_it_should_be(make: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger("cpu:0")
+    for owner, name, value in _replacements():
+        monkeypatch.setattr(owner, name, value)
+    with FakeWorld(ledger):
+        made = getattr(torch, make)([1.0, 2.0], device="cpu:0")
+        assert (made + torch.zeros(2, device="cpu:0")).fake_device == torch.device("cpu:0")
+        assert ledger.now == 512
+        assert getattr(torch, make)([1, 2]).device == torch.device("cpu")
 
 
 def test_parts() -> None:

@@ -1,0 +1,112 @@
+"""What optimizers and the EMA take, held to bytes that follow from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kohya_ext.ema import Shadow  # noqa: E402
+from kohya_ext.ema.schedules import Constant  # noqa: E402
+from kohya_ext.optim import AdaCoor  # noqa: E402
+from kohya_ext.tracing.fake_world import DEVICE, FakeWorld, _replacements  # noqa: E402
+from kohya_ext.tracing.kernels import OPTIMIZERS, _Optimizer  # noqa: E402
+from kohya_ext.tracing.ledger import ACTIVATIONS, EMA, GRADIENTS, GRAIN, OPTIMIZER, WEIGHTS, Ledger  # noqa: E402
+
+SHAPES = ((300, 257), (1000,), (64, 33, 3, 3), (7,))
+BLOCK = 256
+
+
+@pytest.fixture(autouse=True)
+def _placed_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name, value in _replacements():
+        monkeypatch.setattr(owner, name, value)
+
+
+def rounded(*sizes: float) -> int:
+    """Bytes of a tensor of each of these sizes, as a GPU's allocator rounds them up."""
+    return sum(math.ceil(size / GRAIN) * GRAIN for size in sizes)
+
+
+def each(size: Callable[[int], float]) -> int:
+    return sum(rounded(size(math.prod(shape))) for shape in SHAPES)
+
+
+def after_steps(make: Callable[[Any], Any], dtype: Any, shadow: Callable[[Any], Any] | None = None) -> dict[str, int]:
+    """What is alive after two steps."""
+    ledger = Ledger(DEVICE)
+    ledger.enter("steps", ACTIVATIONS)
+    with FakeWorld(ledger):
+        weights = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=DEVICE)) for shape in SHAPES]
+        optimizer = make(weights)
+        average = None if shadow is None else shadow(weights)
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight)
+                ledger.file(weight.grad, GRADIENTS)
+            if average is not None:
+                average.capture()
+            optimizer.step()
+            if average is not None:
+                average.update()
+        for state in optimizer.state.values():
+            for value in state.values():
+                ledger.file(value, OPTIMIZER)
+        if average is not None:
+            for _, _, one in average.pairs():
+                ledger.file(one, EMA)
+        for weight in weights:
+            ledger.file(weight, WEIGHTS)
+        assert ledger.by_part[WEIGHTS] == ledger.by_part[GRADIENTS] == each(lambda n: n * dtype.itemsize)
+        return dict(ledger.by_part)
+
+
+ADACOOR: list[tuple[dict[str, Any], Any, Callable[[int], list[float]]]] = [
+    ({}, torch.float32, lambda n: [2 * n]),
+    ({}, torch.bfloat16, lambda n: [2 * n]),
+    ({"state_bits": 32}, torch.float32, lambda n: [4 * n]),
+    ({"state_bits": 8}, torch.float32, lambda n: [n, 4 * math.ceil(n / BLOCK)]),
+    ({"state_bits": 8}, torch.bfloat16, lambda n: [n, 4 * math.ceil(n / BLOCK)]),
+    ({"momentum": 0.9}, torch.bfloat16, lambda n: [2 * n, 2 * n]),
+    ({"momentum": 0.9, "state_bits": 32}, torch.float32, lambda n: [4 * n, 4 * n]),
+]
+
+
+@pytest.mark.parametrize(("options", "dtype", "sizes"), ADACOOR, ids=lambda value: str(value)[:40])
+def test_adacoor(options: dict[str, Any], dtype: Any, sizes: Callable[[int], list[float]]) -> None:
+    parts = after_steps(lambda weights: AdaCoor(weights, **options), dtype)
+    assert parts[OPTIMIZER] == sum(rounded(*sizes(math.prod(shape))) for shape in SHAPES)
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "PagedAdamW8bit", "AdamW"])
+def test_bitsandbytes(name: str) -> None:
+    """8 bits and a scale for each 256 weights; tensors below 4,096 weights have states of 32 bits."""
+    states, in_8_bits = OPTIMIZERS[name]
+    kind = type(name, (_Optimizer,), {"states": states, "in_8_bits": in_8_bits})
+    parts = after_steps(kind, torch.bfloat16)
+    small = [n for n in map(math.prod, SHAPES) if n < 4096 or not in_8_bits]
+    large = [n for n in map(math.prod, SHAPES) if n not in small]
+    eight = sum(rounded(n, 4 * math.ceil(n / BLOCK)) for n in large)
+    assert parts[OPTIMIZER] == states * (rounded(*(4 * n for n in small)) + eight)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, 4),
+        ({"dtype": torch.bfloat16, "stochastic": True}, 2),
+        ({"device": "auto"}, 4),
+        ({"device": "cpu"}, 0),
+        ({"device": "cpu", "dtype": torch.bfloat16, "stochastic": True}, 0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ema(options: dict[str, Any], size: int, dtype: Any) -> None:
+    """As large as the weights next to them; nothing on the device where it is in the host's memory."""
+    parts = after_steps(AdaCoor, dtype, lambda weights: Shadow(weights, Constant(0.9), **options))
+    assert parts.get(EMA, 0) == each(lambda n: n * size)
