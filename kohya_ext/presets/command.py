@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,7 +133,11 @@ def commands(
     _refuse_what_a_shell_reads(result, form, project.settings(schema.tab))
     if project.model_is_missing:
         result.complaints.append(f"--model {project.model}: there is no such file")
-    result.complaints += [f"{one.key} = {one.after}: {one.reason}" for one in fitted.steps if one.reason == WITHOUT]
+    result.complaints += [
+        f"{one.key} changed from {one.before} to {one.after}: {one.reason}"
+        for one in fitted.steps
+        if one.reason == WITHOUT
+    ]
     result.complaints += _complaints(preset, form, release, result)
     return result
 
@@ -203,15 +208,21 @@ def run(launch: LaunchCommands, checkout: Checkout, python: Path, output: Path) 
     """Runs the commands in the checkout with its environment; the exit code of the first that fails, else 0.
 
     Like the GUI it makes the output folder; unlike the GUI it stops when a preparation step fails.
-    Raises UsageError when the folder cannot be made or written to.
+    Raises UsageError when the folder cannot be made or written to, or when the environment lacks the launcher.
     """
+    environ = _environ(checkout, python)
+    steps = [*launch.preparation, *([] if launch.training is None else [launch.training])]
+    for program in (step[0] for step in steps if not isinstance(step, str)):
+        if shutil.which(program, path=environ["PATH"]) is None:
+            raise UsageError(
+                f"{program} is neither in {python.parent} nor on PATH, and Kohya starts training with it: activate "
+                f"Kohya's environment, or finish its own setup (setup.sh or gui-uv.sh)"
+            )
     try:
         output.mkdir(parents=True, exist_ok=True)
         _write_files(launch)
     except OSError as error:
         raise UsageError(f"{output}: cannot be written: {error.strerror or error}") from error
-    environ = _environ(checkout, python)
-    steps = [*launch.preparation, *([] if launch.training is None else [launch.training])]
     for step in steps:
         code = subprocess.run(step, shell=isinstance(step, str), cwd=checkout.root, env=environ).returncode
         if code:

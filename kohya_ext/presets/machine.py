@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 XFORMERS = "xformers"  # the package, the field, and the choice in it
 SDPA = "sdpa"  # torch's own attention
 OWN_ATTENTION = "mem_eff_attn"  # that of sd-scripts, slower
-WITHOUT = "the environment has no xformers, and training stops with it"
+WITHOUT = "the environment has no xformers, without which this setting stops training"
 
 MODEL = "pretrained_model_name_or_path"
 MODEL_LIST = "model_list"  # up to v22 a list of its own, whose choice decides what the field above shows

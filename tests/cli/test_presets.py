@@ -284,6 +284,12 @@ def test_command_prints_what_the_gui_would_run(
     assert f"{tmp_path / 'absent.safetensors'}: there is no such file" in capsys.readouterr().err
     with pytest.raises(UsageError, match="there is no such file"):
         run(*absent, "--run")
+    source = checkout / "kohya_gui" / "finetune_gui.py"
+    source.write_text(source.read_text().replace(repr(sys.executable), repr("no-such-launcher")))
+    output = tmp_path / "never made"
+    with pytest.raises(UsageError, match="no-such-launcher is neither in .* nor on PATH"):
+        run(*words, "--output", output, "--run", checkout)
+    assert not output.exists()
 
 
 TRAIN = """
