@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UsageError
 from kohya_ext.presets.check import effective
-from kohya_ext.presets.convert import convert, shown_at_start
+from kohya_ext.presets.convert import convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.keys import SECRETS
@@ -33,6 +33,7 @@ from kohya_ext.pysource.sources import FolderSources
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
+EPOCHS = "max_train_epochs"  # precedes every other length of the training
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CONCEPT = re.compile(r"\d+_\w+")
 
@@ -138,8 +139,17 @@ def commands(
         for one in fitted.steps
         if one.reason == WITHOUT
     ]
+    result.complaints += _without_effect(project.fields, form)
     result.complaints += _complaints(preset, form, release, result)
     return result
+
+
+def _without_effect(given: Collection[str], form: Mapping[str, Any]) -> Iterator[str]:
+    """Lengths of the training that were given while the one that precedes them was not."""
+    epochs = parse_number(form.get(EPOCHS) or 0)
+    for key in ("epoch", "max_train_steps"):
+        if epochs and key in given and EPOCHS not in given:
+            yield f"{key} has no effect while {EPOCHS} is {epochs:g}: give --set {EPOCHS}=N"
 
 
 def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, result: LaunchCommands) -> Iterator[str]:

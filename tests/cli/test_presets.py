@@ -287,7 +287,7 @@ def test_command_prints_what_the_gui_would_run(
     source = checkout / "kohya_gui" / "finetune_gui.py"
     source.write_text(source.read_text().replace(repr(sys.executable), repr("no-such-launcher")))
     output = tmp_path / "never made"
-    with pytest.raises(UsageError, match="no-such-launcher is neither in .* nor on PATH"):
+    with pytest.raises(UsageError, match=r"no-such-launcher is neither in .* nor on PATH"):
         run(*words, "--output", output, "--run", checkout)
     assert not output.exists()
 

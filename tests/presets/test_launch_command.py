@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -272,6 +273,23 @@ def test_other_fields_are_given_as_text_and_take_their_type(tmp_path: Path) -> N
     ):
         with pytest.raises(UsageError, match=problem):
             commands(preset, release, checkout, Project(tmp_path, "m", tmp_path, "x", fields), WHERE)
+
+
+def test_a_length_that_the_number_of_epochs_overrules_is_said(tmp_path: Path) -> None:
+    texts = {**guis.REGISTRY}
+    tab = texts["kohya_gui/finetune_gui.py"] + TRAIN_FOR_REGISTRY
+    tab = tab.replace("pad_1 = gr.Checkbox(value=False)", "pad_1 = gr.Number(value=0)")
+    texts["kohya_gui/finetune_gui.py"] = re.sub(r"\bpad_1\b", "max_train_epochs", tab)
+    checkout = guis.write(texts, tmp_path / "kohya_ss")
+    release = read_release(checkout, "finetune", patched=True)
+    (tmp_path / "a.png").touch()
+    preset = Preset("p", "finetune", {"max_train_epochs": 7, "create_caption": False})
+    said = {}
+    for number, fields in enumerate(({"epoch": "9"}, {"epoch": "9", "max_train_epochs": "9"}, {})):
+        project = Project(tmp_path, "m", tmp_path, "x", fields)
+        complaints = commands(preset, release, checkout, project, WHERE).complaints
+        said[number] = [one for one in complaints if "epoch" in one]
+    assert said == {0: ["epoch has no effect while max_train_epochs is 7: give --set max_train_epochs=N"], 1: [], 2: []}
 
 
 def test_a_gui_without_the_function() -> None:
