@@ -2,7 +2,7 @@
 .PHONY: test lint types unit coverage docs format upstream windows slow clean
 
 PYTHON ?= python3
-NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, hypothesis, mypy, ruff, transformers, coverage
+NEEDS := import torch, accelerate, diffusers, safetensors, toml, PIL, imagehash, tqdm, pytest, xdist, hypothesis, mypy, ruff, transformers, coverage
 VENV := .venv
 DOCS_NEEDS := import mkdocs, material, mkdocstrings
 DOCS_VENV := .venv-docs
@@ -19,7 +19,7 @@ types: ready
 	$(PY) -m mypy
 
 unit: ready
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --dist worksteal
 
 # lines of the package that the tests run, in their own process and in those they start; htmlcov/ shows which they do not
 coverage: ready
@@ -39,7 +39,7 @@ upstream: ready
 
 # what needs no torch, by a Windows Python: KOHYA_EXT_WINDOWS_PYTHON is the command that starts one (under wine, say)
 windows:
-	@test -n "$(KOHYA_EXT_WINDOWS_PYTHON)" || { echo "KOHYA_EXT_WINDOWS_PYTHON must name the command that starts a Windows Python with pytest, hypothesis, pillow and toml"; exit 2; }
+	@test -n "$(KOHYA_EXT_WINDOWS_PYTHON)" || { echo "KOHYA_EXT_WINDOWS_PYTHON must name the command that starts a Windows Python with pytest, xdist, hypothesis, pillow and toml"; exit 2; }
 	$(KOHYA_EXT_WINDOWS_PYTHON) -m pytest -m windows -p no:cacheprovider </dev/null 2>&1 | cat
 
 # the site, into site/: strict, and from what is installed once its tools are there

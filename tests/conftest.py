@@ -31,12 +31,18 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-# Before any test module is imported: some libraries read the variables then.
 isolation = Isolation()
-isolation.begin()
 if systems.WINDOWS:
     collect_ignore += ["fuzz", "upstream"]  # they need `resource`, and real trees with torch
     systems.skip_what_windows_lacks()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported: some libraries read the variables then."""
+    hands_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if not hands_out:  # the processes that it starts isolate themselves, and must not find its guard
+        isolation.begin()
 
 
 @pytest.hookimpl(tryfirst=True)
