@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from kohya_ext.core.errors import UsageError, did_you_mean
+from kohya_ext.presets.check import says_nothing
 from kohya_ext.presets.network_choice import FAMILY_NETWORKS
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.toml_document import TomlDocument
 
 NETWORK_ENDING = "_network.py"
+PLAIN_NETWORKS = ("networks.lora", "networks.lora_fa", "networks.dylora", "networks.oft")  # of SD and SDXL only
 # Settings that only one kind of script has -> what such scripts are called.
 TELLING: tuple[tuple[tuple[str, ...], str], ...] = (
     (("token_string", "init_word", "num_vectors_per_token"), "textual_inversion"),
@@ -32,7 +34,8 @@ def script_named(name: str, release: Release) -> str:
 
 
 def script_of(document: TomlDocument, values: Mapping[str, Any], release: Release) -> str:
-    """The script that knows the most of the settings; of equals the one for the model that the file speaks of.
+    """The script that knows the most of the settings that say something, files of programs being full of switches that
+    are off; of equals the one for the model that the file speaks of.
 
     Raises UsageError where the release has no training script.
     """
@@ -40,12 +43,15 @@ def script_of(document: TomlDocument, values: Mapping[str, Any], release: Releas
     if not candidates:
         raise UsageError(f"{release.name} has no training script that could read {document.path}")
     sdxl = _speaks_of_sdxl(document, values)
-    begins = FAMILY_NETWORKS.get(str(values.get("network_module")), "")
+    module = str(values.get("network_module") or "")
+    begins = FAMILY_NETWORKS.get(module, "")
+    others = tuple(set(FAMILY_NETWORKS.values())) if module in PLAIN_NETWORKS else ()
+    telling = [key for key, value in values.items() if not says_nothing(key, value)]
 
     def fitness(script: str) -> tuple[bool, bool, int, bool, int]:
-        known = sum(key in release.arguments_of(script) for key in values)
+        known = sum(key in release.arguments_of(script) for key in telling)
         folders = script == "fine_tune.py" and not any(values.get(key) for key in ("in_json", "dataset_config"))
-        family = bool(begins) and script.startswith(begins)
+        family = script.startswith(begins) if begins else not script.startswith(others)
         return family, not folders, known, script.startswith("sdxl") is sdxl, -candidates.index(script)
 
     return max(candidates, key=fitness)
@@ -68,4 +74,4 @@ def _speaks_of_sdxl(document: TomlDocument, values: Mapping[str, Any]) -> bool:
     ]
     if any(word in name.casefold() for name in named for word in SDXL_WORDS):
         return True
-    return any(values.get(key) for key in SDXL_KEYS)
+    return any(values.get(key, False) not in ("", None) and values.get(key, False) is not False for key in SDXL_KEYS)

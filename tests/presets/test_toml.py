@@ -191,6 +191,8 @@ def test_files_of_others_are_named(text: str, kind: str, tmp_path: Path) -> None
         ("network_module = 'networks.lora'\ncache_text_encoder_outputs = true", "sdxl_train_network.py"),
         ("network_module = 'networks.lora'\npretrained_model_name_or_path = 'C:/m/ponyV6.safetensors'", NETWORK),
         ("learning_rate = 1\nlearning_rate_te1 = 1", "sdxl_train.py"),
+        ("network_module = 'networks.lora'\ncache_text_encoder_outputs = false", "train_network.py"),
+        ("learning_rate = 1\nlearning_rate_te1 = 0", "sdxl_train.py"),
     ],
 )
 def test_the_script_by_its_settings(text: str, script: str, tmp_path: Path) -> None:
