@@ -88,6 +88,8 @@ class Validation:
             self.args.max_train_steps = Total(self.args.max_train_steps)
             self.args.max_train_steps.validation = self
         self._extra = 0
+        if self._measured_at is None and getattr(self.args, "resume", None):
+            self._measured_at = self.standstill.steps  # by the run that saved the state
         if self._measured_at is None:
             yield from self._validate(taken)
         self.epoch += 1
@@ -217,14 +219,18 @@ class Validation:
             return
         try:
             if self._files is None:
-                self._files = self._started()
+                self._files = self._started(trained[0][0] if trained else self.step)
             records.append(self._files[records.VALIDATIONS], map(records.cells, rows))
             records.append(self._files[records.LOSSES], trained)
         except OSError as error:  # a full disk, mostly
             warn_again_at_end(f"the validation could not be recorded ({error}); training continues")
 
-    def _started(self) -> dict[str, Path]:
-        """The record files of this run; a resumed one goes on with those that are there."""
+    def _started(self, first: int) -> dict[str, Path]:
+        """The record files of this run; a resumed one goes on with those that are there.
+
+        first: the first step to be recorded. Where steps go on, too, what an interrupted run has recorded from there on
+        is dropped.
+        """
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         files = {}
@@ -232,6 +238,8 @@ class Validation:
             files[suffix] = folder / f"{self._name}{suffix}"
             if not (getattr(self.args, "resume", None) and files[suffix].is_file()):
                 records.write(files[suffix], columns, [])
+            elif loader.RESUME in run.loader_layers:
+                records.drop_from(files[suffix], columns, first)
         said = records.settings_of(Path(sys.argv[0]).name, vars(self.args))
         (folder / f"{self._name}{records.SETTINGS}").write_text(json.dumps(said, indent=1), encoding="utf-8")
         return files
@@ -243,8 +251,8 @@ class Validation:
 
 def begin(args: argparse.Namespace, options: ValidationOptions, accelerator: Any) -> None:
     """A run starts that validates. To be called after `averaging.begin`."""
-    if averaging.current() is None:
-        run.restore()  # else the EMA has done so
+    if averaging.current() is None and loader.RESUME not in run.loader_layers:
+        run.restore()  # else they have done so
     validation = Validation(args, options, accelerator)
     heldout.mirror(type(validation.held_out.group), options.seed)
     loader.insert(loader.VALIDATION, validation.around)

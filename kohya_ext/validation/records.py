@@ -57,6 +57,12 @@ def append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
+def drop_from(path: Path, columns: Sequence[str], step: int) -> None:
+    """Remove the rows of `step` and later ones. Raises OSError, or ValueError where it is not such a file."""
+    kept = [line for line in _lines(path, columns) if str(line["step"]).isdecimal() and int(line["step"]) < step]
+    write(path, columns, [[line[column] for column in columns] for line in kept])
+
+
 def cells(row: Row) -> list[Any]:
     """The row as `write` and `append` take it; Python writes floats such that they are read back exactly."""
     return [asdict(row)[column] for column in COLUMNS]

@@ -34,6 +34,15 @@ def test_a_line_that_a_killed_run_left(tmp_path: Path) -> None:
     assert records.losses(losses) == [(1, 0.5)]
 
 
+def test_an_interrupted_run_that_went_further(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    records.write(file, records.COLUMNS, map(cells, ROWS))
+    first = file.read_text().splitlines()[:2]
+    file.write_text(file.read_text() + "x")
+    records.drop_from(file, records.COLUMNS, 2)
+    assert file.read_text().splitlines() == first
+
+
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\0\0", '"'])
 def test_another_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
