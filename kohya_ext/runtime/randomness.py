@@ -1,4 +1,4 @@
-"""All random numbers that a training draws, kept and put back: Python's, numpy's, torch's on every device."""
+"""Random numbers of our own for a while, without disturbing those of the training. Imports no torch until then."""
 
 from __future__ import annotations
 
@@ -7,30 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-
-def kept() -> list[Any]:
-    """The states of all generators, for `put_back`."""
-    import numpy as np
-    import torch
-
-    states: list[Any] = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
-    states.append(torch.cuda.get_rng_state_all() if _in_use("cuda") else None)
-    return states + [getattr(torch, name).get_rng_state() if _in_use(name) else None for name in ("mps", "xpu")]
+_DEVICES = ("cuda", "mps", "xpu")
 
 
-def put_back(states: list[Any]) -> None:
-    """Go on from `kept` states."""
-    import numpy as np
-    import torch
+def kept() -> dict[str, Any]:
+    """The states of all generators in use, for `put_back`. A device is not woken up for it."""
+    from kohya_ext.runtime import rng
 
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    if states[3] is not None:
-        torch.cuda.set_rng_state_all(states[3])
-    for name, state in zip(("mps", "xpu"), states[4:], strict=True):
-        if state is not None:
-            getattr(torch, name).set_rng_state(state)
+    return rng.of_all() if any(map(_in_use, _DEVICES)) else rng.of_data()
+
+
+def put_back(states: dict[str, Any]) -> None:
+    """Continue from `kept` states."""
+    from kohya_ext.runtime import rng
+
+    rng.put_back(states)
 
 
 def seed_all(seed: int) -> None:
@@ -42,10 +33,9 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed)
     # not torch.manual_seed: for a device that is not in use yet it would seed what comes later
     torch.default_generator.manual_seed(seed)
-    for name in ("cuda", "mps", "xpu"):
-        if _in_use(name):
-            module = getattr(torch, name)
-            getattr(module, "manual_seed_all", module.manual_seed)(seed)
+    for name in filter(_in_use, _DEVICES):
+        module = getattr(torch, name)
+        getattr(module, "manual_seed_all", module.manual_seed)(seed)
 
 
 @contextmanager

@@ -6,23 +6,23 @@ The loader hands the script held-out batches between two of its own. See `stands
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from kohya_ext.runtime import averaging, heldout, loader, randomness
 from kohya_ext.runtime.best import Best
-from kohya_ext.runtime.run import is_main_process, run, say, stop, warn_again_at_end
+from kohya_ext.runtime.run import run, say, stop
+from kohya_ext.runtime.run_record import RunRecord
 from kohya_ext.runtime.standstill import Standstill, replace_recorder
 from kohya_ext.runtime.validation_options import ValidationOptions
 from kohya_ext.spec.hooks import CURRENT_STEP, LOSS_RECORDER
-from kohya_ext.validation import estimates, records
+from kohya_ext.validation import estimates
 from kohya_ext.validation.measurements import Measurement, measurements
 from kohya_ext.validation.records import EMA, RAW, Row
 
@@ -39,7 +39,7 @@ class Total(int):
     validation: Validation
 
     def __le__(self, steps: object) -> bool:  # what `steps >= self` asks first
-        self.validation.step = int(steps)  # type: ignore[call-overload]
+        self.validation.count(int(steps))  # type: ignore[call-overload]
         return int(self) <= int(steps) and not self.validation.owed  # type: ignore[call-overload]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,9 +61,9 @@ class Validation:
         self.step, self.epoch = 0, 0
         self._measured_at: int | None = None
         self._extra = 0  # held-out batches that the script has counted in this pass
-        self._losses: list[tuple[int, int, float]] = []
+        self._offset: int | None = None  # the script's count of steps where this process began, once it is known
+        self.record = RunRecord(args)
         self._lowest: dict[str, list[float]] = {}
-        self._files: dict[str, Path] | None = None
         self._told_draws = False
         self._begun = time.perf_counter()
         if not replace_recorder(sys.modules, LOSS_RECORDER, self._recording):
@@ -71,6 +71,23 @@ class Validation:
                 "validation needs sd-scripts 0.8 or newer (kohya_ss v22.2): this release keeps its running loss within "
                 "the script; remove --kohya_ext_validate or --kohya_ext_validation_split"
             )
+
+        accelerator.save_state = self._recorded_first(accelerator.save_state)
+
+    def count(self, steps: int) -> None:
+        """The script says how many optimizer steps it has counted."""
+        self.step, self._offset = steps, steps - self.standstill.steps
+
+    def _recorded_first(self, save_state: Callable[..., Any]) -> Callable[..., Any]:
+        """`save_state`, after the losses so far: a run that is resumed from that state has them all."""
+
+        @functools.wraps(save_state)
+        def record_and_save(*args: Any, **named: Any) -> Any:
+            if self._offset is not None:
+                self.record.flush(self._offset)
+            return save_state(*args, **named)
+
+        return record_and_save
 
     def _prepared(self, model: Any) -> None:
         if self.best is not None:
@@ -167,31 +184,28 @@ class Validation:
             if "epoch" in named:
                 self.epoch = int(named["epoch"]) + 1
             if "loss" in named:
-                self._losses.append((self.standstill.step_of_loss, self.epoch, float(named["loss"])))
+                self.record.add(self.standstill.step_of_loss, self.epoch, float(named["loss"]))
             return add(recorder, *args, **named)
 
         return add_own
 
     def _report(self, found: dict[str, list[float]], seconds: float) -> None:
         made = {weights: estimates.estimate(losses) for weights, losses in found.items()}
-        offset = self.step - self.standstill.steps
-        trained = [(step + offset, epoch, loss) for step, epoch, loss in self._losses]
-        self._losses.clear()
-        rows = [self._row(weights, one, trained, seconds) for weights, one in made.items()]
+        self.record.flush(self.step - self.standstill.steps)
+        mean = self.record.mean()
+        rows = [self._row(weights, one, mean, seconds) for weights, one in made.items()]
         self._say(found, made, seconds)
         if self.best is not None:
             self.best.measured({row.weights: row.loss for row in rows}, self.step)
-        self._write(rows, trained)
+        self.record.validated(rows)
         self.standstill.log({PREFIX + row.weights: row.loss for row in rows}, step=self.step)
 
-    def _row(
-        self, weights: str, made: estimates.Estimate, trained: list[tuple[int, int, float]], seconds: float
-    ) -> Row:
+    def _row(self, weights: str, made: estimates.Estimate, trained: float, seconds: float) -> Row:
         margin = math.nan if made.margin is None else made.margin
         return Row(
             step=self.step, epoch=self.epoch, weights=weights,
             loss=made.mean, low=made.mean - margin, high=made.mean + margin,
-            train_loss=fmean([loss for *_, loss in trained]) if trained else math.nan,
+            train_loss=trained,
             images=len(self.held_out.names), timesteps=self.options.timesteps,
             seconds=seconds, elapsed=time.perf_counter() - self._begun, peak_bytes=_peak_bytes(),
         )  # fmt: skip
@@ -213,40 +227,6 @@ class Validation:
             f"validation after step {self.step} (epoch {self.epoch}): {', '.join(words)}; "
             f"± is a 95 % interval over the images; {count}, {seconds:.1f} s"
         )
-
-    def _write(self, rows: list[Row], trained: list[tuple[int, int, float]]) -> None:
-        if not is_main_process():
-            return
-        try:
-            if self._files is None:
-                self._files = self._started(trained[0][0] if trained else self.step)
-            records.append(self._files[records.VALIDATIONS], map(records.cells, rows))
-            records.append(self._files[records.LOSSES], trained)
-        except OSError as error:  # a full disk, mostly
-            warn_again_at_end(f"the validation could not be recorded ({error}); training continues")
-
-    def _started(self, first: int) -> dict[str, Path]:
-        """The record files of this run; a resumed one goes on with those that are there.
-
-        first: the first step to be recorded. Where steps go on, too, what an interrupted run has recorded from there on
-        is dropped.
-        """
-        folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {}
-        for suffix, columns in ((records.VALIDATIONS, records.COLUMNS), (records.LOSSES, records.LOSS_COLUMNS)):
-            files[suffix] = folder / f"{self._name}{suffix}"
-            if not (getattr(self.args, "resume", None) and files[suffix].is_file()):
-                records.write(files[suffix], columns, [])
-            elif loader.RESUME in run.loader_layers:
-                records.drop_from(files[suffix], columns, first)
-        said = records.settings_of(Path(sys.argv[0]).name, vars(self.args))
-        (folder / f"{self._name}{records.SETTINGS}").write_text(json.dumps(said, indent=1), encoding="utf-8")
-        return files
-
-    @property
-    def _name(self) -> str:
-        return str(getattr(self.args, "output_name", None) or "run")
 
 
 def begin(args: argparse.Namespace, options: ValidationOptions, accelerator: Any) -> None:
