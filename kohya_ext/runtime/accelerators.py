@@ -40,12 +40,14 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
         averaging.begin(args, settings)
         sampling.wrap_sampler_of_script()
         _watch(accelerator, args, settings)
-    if resume is not None:
-        resume_start.begin(args, resume, accelerator, script)
     if validating is not None:
         from kohya_ext.runtime import validation  # it needs torch
 
         validation.begin(args, validating, accelerator)
+    if resume is not None:
+        if settings is None and validating is None:
+            run.restore()  # else one of them has done so
+        resume_start.begin(args, resume, accelerator, script)
     return result
 
 

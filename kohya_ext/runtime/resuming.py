@@ -23,7 +23,7 @@ from kohya_ext.resume.record import Position, Record, RunStart
 from kohya_ext.runtime import losses, replay, rng, telemetry
 from kohya_ext.runtime.interruption import Interruption
 from kohya_ext.runtime.loader import Pass
-from kohya_ext.runtime.run import say, stop
+from kohya_ext.runtime.run import run, say, stop
 from kohya_ext.runtime.training_script import TrainingScript
 from kohya_ext.spec.flags import EXACT_RESUME
 from kohya_ext.spec.outputs import NAMELESS_STEP, STEP_STATE
@@ -268,6 +268,8 @@ class ExactResume:
             bar.n = bar.initial = bar.last_print_n = place.step
             bar.refresh()
         telemetry.continue_from(place.step)
+        if run.validation is not None:
+            run.validation.step = place.step
 
     def _tell(self, origin: Record, within: bool) -> None:
         place, total = origin.position, self._total

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.core.errors import STOPPED_BY_SIGNAL, WRONG_USAGE
-from kohya_ext.resume.states import last
+from kohya_ext.resume.states import last, look
 from tests.miniatures.run import Run
 from tests.runtime.test_script_miniatures import Bench
 
@@ -38,11 +39,11 @@ KILLED = -signal.SIGKILL
 class ResumeBench(Bench):
     """Runs of the small script, and their continuation in the same folder."""
 
-    def train(self, *flags: str, era: str = "v26", out: Path | None = None, code: int = 0) -> Run:
+    def train(self, *flags: str, era: str = "v26", out: Path | None = None, code: int | None = 0) -> Run:
         self.count += 1
         words = ["--seed=3", "--save_every_n_steps=1", "--output_name=dog", "--optimizer_type=AdamW", *USUAL, *flags]
         run = self.launcher.run(self.tree(era) / f"{SCRIPT}.py", words, out or self.folder / f"run {self.count}")
-        assert run.code == code, run.log
+        assert code is None or run.code == code, run.log
         return run
 
     def again(self, run: Run, *flags: str, **how: Any) -> Run:
@@ -254,3 +255,46 @@ def test_states_that_upstream_prunes_stay_whole(bench: ResumeBench) -> None:
     assert sorted(path.name for path in run.out.glob("*-state")) == sorted(
         path.name for path in straight.out.glob("*-state")
     )
+
+
+def interrupted_at_random(bench: ResumeBench, times: int, seed: int, loader: str) -> tuple[int, int]:
+    """Signals at random moments; each run that was stopped is continued, each that ends is the uninterrupted one.
+
+    Returns the number of states that were saved by a signal, and of runs that were completed.
+    """
+    flags = ("--kohya_ext_save_on_signal", "--max_train_steps=25", "--save_every_n_steps=4", *LOADERS[loader])
+    straight = bench.train(*flags)
+    chance = random.Random(seed)
+    run, stopped, completed = None, 0, 0
+    for _ in range(times):
+        name = chance.choice(("SIGTERM", "SIGTERM", "SIGINT", "SIGKILL"))
+        asked = (f"--end_by={name}", f"--end_at=time:{chance.random() * 0.4:.3f}")
+        resumable = run is not None and bool(look(run.out).states)
+        run = (
+            bench.again(run, *flags, *asked, code=None)
+            if run is not None and resumable
+            else bench.train(*flags, *asked, code=None)
+        )
+        assert run.code in (0, STOPPED_BY_SIGNAL, -getattr(signal, name)), run.log
+        found = look(run.out)
+        assert not found.unusable
+        if run.code == STOPPED_BY_SIGNAL:
+            stopped += 1
+            assert str(found.states[0].folder) in run.log
+        elif run.code == 0:
+            assert_same_weights(run, straight)
+            assert_same_log(run, straight)
+            run, completed = None, completed + 1
+    return stopped, completed
+
+
+@pytest.mark.parametrize("loader", ["alone", "workers"])
+def test_signals_at_random_moments(bench: ResumeBench, loader: str) -> None:
+    interrupted_at_random(bench, 8, 1, loader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", LOADERS)
+def test_many_signals_at_random_moments(bench: ResumeBench, loader: str) -> None:
+    stopped, completed = interrupted_at_random(bench, 100, 2, loader)
+    assert stopped > 20 and completed > 2

@@ -8,6 +8,7 @@ small_control_nets: ControlNets of the size of the rig's models; upstream writes
 overflows: a gradient scaler as under fp16, which accelerate keeps on a GPU only. Here it is torch's own, for the CPU,
 handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows.
 compiled: the average is blended by compiled passes, as it is for models of real size.
+killed: RIG_END, "SIGNAL NUMBER", sends the process that signal in the middle of the state that is saved as that number.
 full_disk: from the first step on, writing an EMA file fails as on a full disk, with half of it written.
 
 of_2023_spring: what sd-scripts 0.6 takes from elsewhere and no offline machine has: the shape of SD1.5's text encoder
@@ -24,6 +25,7 @@ import itertools
 import json
 import os
 import runpy
+import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -57,6 +59,20 @@ def full_disk() -> None:
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     safetensors.torch.save_file = save_file
+
+
+def killed() -> None:
+    import accelerate.accelerator as module
+
+    name, number = os.environ["RIG_END"].split()
+    write, saves = module.save_accelerator_state, itertools.count(1)
+
+    def write_or_end(*args: Any, **named: Any) -> Any:
+        if next(saves) == int(number):
+            os.kill(os.getpid(), getattr(signal, name))
+        return write(*args, **named)
+
+    module.save_accelerator_state = write_or_end
 
 
 def overflows() -> None:
@@ -171,7 +187,7 @@ def runs_of(arguments: list[str]) -> Iterator[list[str]]:
 
 
 _ALL = (
-    nothing, compiled, full_disk, overflows, frozen_alone, older_diffusers, small_control_nets, of_2023_spring,
+    nothing, compiled, killed, full_disk, overflows, frozen_alone, older_diffusers, small_control_nets, of_2023_spring,
 )  # fmt: skip
 WHATS = {what.__name__: what for what in _ALL}
 
