@@ -17,6 +17,7 @@ import pytest
 
 from kohya_ext.core.errors import STOPPED_BY_SIGNAL, WRONG_USAGE
 from kohya_ext.resume.states import last, look
+from kohya_ext.spec.outputs import SAVING_PREFIX
 from tests.miniatures.run import Run
 from tests.runtime.test_script_miniatures import Bench
 
@@ -161,6 +162,26 @@ def test_a_kill_within_a_save_leaves_the_state_before(bench: ResumeBench) -> Non
     # the third save is that of the step, the fourth would have been the fourth step's or the epoch's
     assert state.record.position.step == 3
     assert len(found.states) == 3
+
+
+def test_a_state_left_between_two_renames_gets_its_name_when_it_is_resumed_from(bench: ResumeBench) -> None:
+    """Killed when the state before had been moved away and the new one was not yet in its place."""
+    run = bench.train(EXACT, *kill("step", 3), code=KILLED)
+    waiting = run.out / f"{SAVING_PREFIX}left" / "dog-step00000003-state"
+    waiting.parent.mkdir()
+    (run.out / waiting.name).rename(waiting)
+    assert last(run.out)[0].folder == waiting
+    again = bench.again(run, EXACT, *kill("step", 4), code=KILLED)
+    assert (again.out / waiting.name / "kohya_ext_resume.json").is_file()
+    assert not waiting.parent.exists()
+
+
+def test_a_kill_while_a_state_is_saved_again_leaves_the_one_of_that_name(bench: ResumeBench) -> None:
+    run = bench.train(EXACT, *kill("step", 3), code=KILLED)
+    before = {path: path.stat().st_mtime_ns for path in (run.out / "dog-step00000003-state").rglob("*")}
+    state = run.out / "dog-step00000002-state"
+    again = bench.train(EXACT, f"--resume={state}", *kill("save", 1), out=run.out, code=KILLED)
+    assert before == {path: path.stat().st_mtime_ns for path in (again.out / "dog-step00000003-state").rglob("*")}
 
 
 def test_a_complete_run_trains_nothing_and_saves_its_model(bench: ResumeBench) -> None:

@@ -105,8 +105,8 @@ def test_a_run_killed_within_its_saves_is_the_uninterrupted_one(
     flags = (*EMA, *EVERY_STEP, *EXACT, *optimizer, f"--max_data_loader_n_workers={workers}")
     straight = bench.train(tree, kind, f"whole{workers}", *flags)
     # the save of step 2; of the end of the first epoch; of step 5; then a clean stop by a signal in the save of step 6
-    ends, state = ("SIGKILL 2", "SIGKILL 3", "SIGKILL 2"), ()
-    for end in ends:
+    state: tuple[str, ...] = ()
+    for end in ("SIGKILL 2", "SIGKILL 3", "SIGKILL 2"):
         monkeypatch.setenv("RIG_END", end)
         run = bench.train(
             tree, kind, f"killed{workers}", *flags, *state, launch=f"{LAUNCH} killed", fails=True, keep=bool(state)
