@@ -202,13 +202,11 @@ EXACT_RESUME = Flag(
     "--kohya_ext_exact_resume", RESUME, SWITCH, False, "0.2.0",
     "with --save_state and --resume: a resumed run continues with the next batch, as if it had not been interrupted; "
     "--max_train_steps is the total",
-    "Exact resume",
 )  # fmt: skip
 SAVE_ON_SIGNAL = Flag(
     "--kohya_ext_save_on_signal", RESUME, SWITCH, False, "0.2.0",
     "on SIGTERM or SIGINT, save a state after the optimizer step and stop with exit code 75; implies "
     "--kohya_ext_exact_resume",
-    "Save a state on SIGTERM",
 )  # fmt: skip
 
 FLAGS: tuple[Flag, ...] = (
