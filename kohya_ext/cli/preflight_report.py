@@ -36,7 +36,8 @@ def say(answer: Answer, out: Output, only: str | None) -> None:
         _say_error(answer.error, answer.script, out)
         return
     reached = REACHED.get(answer.reached or "", "")
-    out.item("start", f"yes: {answer.script} runs {reached}{f' ({answer.reason})' if answer.reason else ''}")
+    why = f" ({answer.reason})" if answer.reason else ""
+    out.item("start", f"yes: {answer.script} runs {reached}{why}" if reached else f"unknown{why}")
     if only != "start" and answer.facts.get("data"):
         _say_data(answer, out)
     if only in (None, "memory"):

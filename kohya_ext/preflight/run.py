@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ LOOP, SCHEDULER, STEPS = "loop", "scheduler", "steps"  # milestones of `kohya_ex
 UNTIL = {"start": LOOP, "data": SCHEDULER, "memory": STEPS, "all": STEPS}
 NOT_INSTALLED = (
     "this checkout does not have kohya_ext yet: answered as after `kohya-ext install`, without which it stops"
+)
+_OF_TRACING = re.compile(
+    r'device "?meta"?|fake ?tensor|^(DynamicOutputShape|DataDependentOutput|Unsupported)', re.IGNORECASE
 )
 MOST_SAID = 300  # characters of an error
 MOST_TRIES = 8  # runs with changes
@@ -59,8 +63,12 @@ class Preflight:
         report = self._run(until, self.planned.training)
         if report.get("error") and until == STEPS and not _is_upstreams(report["error"]):
             error = report["error"]
-            untraced = f"it cannot be traced: {error['type']}: {error['message']}".splitlines()[0][:MOST_SAID]
+            untraced = _untraced(error)
             report = self._run(LOOP, self.planned.training)
+        if _is_of_tracing(report.get("error")):
+            error = report["error"]
+            untraced = untraced or _untraced(error)
+            report.update(error=None, reason=f"at {error['where']}: {untraced}")
         answer = self._answer(report)
         if answer.error is None and until == STEPS:
             answer.memory = judged(report.get("memory") or {}, self.card)
@@ -132,6 +140,15 @@ class Preflight:
 def _is_upstreams(error: Mapping[str, Any]) -> bool:
     """Whether it is one of upstream's own checks that failed, which it would do on a GPU as well."""
     return bool(error.get("own")) and error["type"] in ("AssertionError", "ValueError", "FileNotFoundError")
+
+
+def _is_of_tracing(error: Mapping[str, Any] | None) -> bool:
+    """Whether an error comes of tensors without contents, which the run itself would not have."""
+    return error is not None and bool(_OF_TRACING.search(f"{error['type']}: {error['message']}"))
+
+
+def _untraced(error: Mapping[str, Any]) -> str:
+    return f"it cannot be traced: {error['type']}: {error['message']}".splitlines()[0][:MOST_SAID]
 
 
 def _only_folder(place: Workplace) -> str:

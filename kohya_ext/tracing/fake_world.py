@@ -128,6 +128,15 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     yield torch.Tensor, "numpy", lambda self, **more: _zeros(self) if fake(self) else numpy_of(self, **more)
     yield torch.Tensor, "tolist", lambda self: _zeros(self).tolist() if fake(self) else list_of(self)
     yield torch.nn.Module, "_apply", _apply
+    copied = torch.Tensor.__deepcopy__
+
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        if not fake(self):
+            return copied(self, memo)
+        memo[id(self)] = made = self.detach().clone().requires_grad_(self.requires_grad)
+        return made
+
+    yield torch.Tensor, "__deepcopy__", deepcopy
     for name in ("tensor", "as_tensor"):
         yield torch, name, _placed(getattr(torch, name))
     for name in _FILLERS:

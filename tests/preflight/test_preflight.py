@@ -189,3 +189,25 @@ def test_lines_for_people(tree: Path, images: Path, capsys: pytest.CaptureFixtur
     assert "trained      U-Net: 72 weights at 0.0001, by AdamW" in said
     assert main(["preflight", str(tree), "--python", sys.executable, "--", *words, "--optimizer_type=X"]) == 1
     assert "setting      optimizer_type = X" in capsys.readouterr().out
+
+
+def test_what_only_tensors_without_contents_cannot(
+    tree: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script reads a shape from values: it would run, but that cannot be shown, and nothing is blamed for it."""
+    script = (
+        (tree / "sdxl_train.py")
+        .read_text()
+        .replace(
+            "    optimizer = train_util",
+            "    torch.nonzero(torch.zeros(4, device='cpu:0'))\n    optimizer = train_util",
+        )
+    )
+    (tree / "train_db.py").write_text(script)
+    code, answer = asked(
+        tree, capsys, "train_db.py", f"--train_data_dir={images}", "--output_dir=o",
+        "--pretrained_model_name_or_path=x", only="",
+    )  # fmt: skip
+    assert (code, answer["start"]["error"], answer["start"]["reached"]) == (0, None, None)
+    assert answer["start"]["reason"].startswith("at train_db.py:")
+    assert answer["memory"]["reason"].startswith("it cannot be traced: DynamicOutputShapeException")

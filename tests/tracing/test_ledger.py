@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_tensor_of_numbers_is_where_it_should_be(make: str, monkeypatch: pytes
         assert (made + torch.zeros(2, device="cpu:0")).fake_device == torch.device("cpu:0")
         assert ledger.now == 512
         assert getattr(torch, make)([1, 2]).device == torch.device("cpu")
+
+
+def test_a_copy_of_a_tensor_without_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an optimizer's state is copied when it is loaded."""
+    for owner, name, value in _replacements():
+        monkeypatch.setattr(owner, name, value)
+    with FakeWorld(None):
+        here = torch.zeros(2, device="cpu:0", requires_grad=True)
+        first, second = copy.deepcopy([here, here])
+    assert first is second
+    assert (first.fake_device, first.requires_grad) == (torch.device("cpu:0"), True)
 
 
 def test_parts() -> None:
