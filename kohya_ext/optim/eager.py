@@ -79,8 +79,9 @@ class SlicedStep:
         """
         vt, momentum, factor = state["vt"], state.get("momentum"), state.get("factor")
         each = factor is not None and factor.dim() > 0
-        quick = self.quick(rule, (weights.dtype, gradient.dtype, vt.dtype, weights.device))
-        if quick is not None and not each and not is_fake(weights):
+        kind = (weights.dtype, gradient.dtype, vt.dtype, weights.device)
+        quick = None if is_fake(weights) else self.quick(rule, kind)
+        if quick is not None and not each:
             quick(weights, gradient, vt, factor)
             return
         key = stream_key(rule.seed, step, index) if needs_words(rule, weights.dtype, vt.dtype) else None

@@ -63,11 +63,20 @@ def flags_of(script: str) -> tuple[str, ...]:
 _NETWORKS = {"flux": "lora_flux", "sd3": "lora_sd3", "lumina": "lora_lumina"}
 
 
+def is_newer(script: str) -> bool:
+    """Whether a script is of one of the newer families."""
+    return script.startswith(("flux", "sd3", "lumina"))
+
+
 def data_of(script: str, folder: Path) -> tuple[str, ...]:
-    """Flags for four images of its own; caches are written next to them."""
-    images, metadata = folder / "data" / "1_rig", {}
+    """Flags for four images of its own, caches are written next to them; where all caches stay on the CPU, for one.
+
+    A preflight caches for one batch only. The others' are in the host's memory, which here is what is counted.
+    """
+    one = is_newer(script)
+    images, metadata = folder / "data" / ("4_rig" if one else "1_rig"), {}
     images.mkdir(parents=True)
-    for image in sorted((rig.work() / "assets" / "data" / "1_rig").glob("img[0-3].png")):
+    for image in sorted((rig.work() / "assets" / "data" / "1_rig").glob("img0.png" if one else "img[0-3].png")):
         for file in (image, image.with_suffix(".txt")):
             shutil.copy(file, images)
         metadata[str(images / image.name)] = {"caption": "an image", "train_resolution": [256, 256]}
@@ -80,7 +89,7 @@ def data_of(script: str, folder: Path) -> tuple[str, ...]:
 
 def surroundings(script: str) -> dict[str, str]:
     """Variables with which a Python finds the rig's tiny models of the script's family."""
-    shims = ["families/shim", "shim"] if script.startswith(("flux", "sd3", "lumina")) else ["shim"]
+    shims = ["families/shim", "shim"] if is_newer(script) else ["shim"]
     rig_folder = Path(os.environ["KOHYA_RIG"])
     return {
         "RIG": str(rig_folder), "RIG_TINY": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",

@@ -91,7 +91,7 @@ def test_what_a_real_run_does(
     assert report["reached"] == "steps", report
     assert report["steps"]["total_steps"] == real["steps"]
     assert report["steps"]["batches_per_epoch"] == real["batches"]
-    assert report["data"]["images"] == 4
+    assert report["data"]["with_repeats"] == 4
     groups = {rate: sum(weights for weights, of in real["groups"] if of == rate) for _, rate in real["groups"]}
     trained = {one["learning_rate"] for one in report["trained"]}
     assert trained == set(groups)
