@@ -58,7 +58,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     "presets refit": (PRESETS, f"presets refit {KOHYA}", f"presets refit {KOHYA} --dry-run"),
     "preflight": (
         PREFLIGHT,
-        f"preflight AdaCoor-24GB {KOHYA} --data images",
+        f"preflight AdaCoor-24GB {KOHYA} --data images --card 24GB --price 0.4",
         f"preflight {KOHYA} --only data -- sdxl_train.py --train_data_dir=images --max_train_epochs=10",
     ),
     "base-model": (BASE_MODEL, f"base-model --to {KOHYA}/models", "base-model --dry-run"),

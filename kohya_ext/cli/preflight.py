@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--python", metavar="PATH", help="the Python that runs Kohya")
     parser.add_argument("--only", choices=ONLY, help="stop when this is answered (default: all three)")
     parser.add_argument("--card", metavar="CARD", help="the card to judge by: its memory or name (24GB, 'RTX 4090')")
+    parser.add_argument("--price", metavar="PER_HOUR", type=float, help="of the card: says what all steps cost")
     add_json(parser)
     if isinstance(parser, Parser):
         parser.any_order, parser.after_dashes = True, COMMAND
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = Output("preflight", arguments.json)
     name, folder = _named(arguments)
+    if arguments.price is not None and not 0 <= arguments.price < math.inf:
+        raise UsageError(f"--price {arguments.price}: give what an hour on the card costs, as in --price 0.4")
     given = Given(arguments.data, _model(arguments.model), _fields(arguments.fields))
     card = None if arguments.card is None else card_memory(arguments.card)
     checkout = find_checkout(folder, out)
@@ -72,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             out.warn(complaint)
         asked = Preflight(planned, release, checkout, environment.python, place, card)
         answer = asked.answer(arguments.only or "all")
+    answer.price = arguments.price
     say(answer, out, arguments.only)
     return out.finish(
         DONE if answer.ok else FOUND_PROBLEMS, folder=str(checkout.root), **answer.as_json(arguments.only)

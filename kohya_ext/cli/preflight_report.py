@@ -9,6 +9,7 @@ from kohya_ext.spec.cards import GIB
 
 if TYPE_CHECKING:
     from kohya_ext.preflight.explain import StartError
+    from kohya_ext.preflight.measured import Measured
     from kohya_ext.preflight.report import Answer
 
 REACHED = {
@@ -54,13 +55,28 @@ def _say_memory(answer: Answer, out: Output) -> None:
         return
     verdict = "" if memory.verdict is None else f"; {_gib(memory.card or 0)}: {memory.verdict}"
     out.item("memory", f"{_gib(memory.peak)} at the peak ({_gib(memory.low)} to {_gib(memory.high)}){verdict}")
-    out.item("", UNCONFIRMED)
+    if memory.measured is None:
+        out.item("", UNCONFIRMED)
+    else:
+        _say_measured(answer, memory.measured, out)
     parts = [f"{name.replace('_', ' ')} {_gib(size)}" for name, size in memory.parts.items() if size >= WORTH_SAYING]
     out.item("of it", ", ".join(parts))
     out.item("by phase", ", ".join(f"{one['name']} {_gib(one['bytes'])}" for one in memory.phases))
     for number, one in enumerate(answer.cheapest):
         line = f"{'' if not number else 'and '}{one['change']} (costs {one['costs']}): {_gib(one['peak_bytes'])}"
         out.item("" if number else "to fit", f"{line}, {one['verdict']}")
+
+
+def _say_measured(answer: Answer, measured: Measured, out: Output) -> None:
+    """What a run with these settings took here, and what all steps will take."""
+    found = [] if measured.peak is None else [f"{_gib(measured.peak)} reserved"]
+    found += [] if measured.seconds is None else [f"{measured.seconds:.3g} s a step"]
+    died = "; that run died of memory" if measured.died else ""
+    out.item("measured", f"{', '.join(found) or 'nothing'} on {measured.device}, {measured.date}{died}")
+    hours, price = answer.hours, answer.price
+    if hours is not None:
+        cost = "" if price is None else f", {hours * price:.2f} at {price:g} an hour"
+        out.item("time", f"{hours:.1f} hours for {answer.facts['steps']['total_steps']} steps{cost}")
 
 
 def _gib(size: float) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kohya_ext.core.errors import UsageError, did_you_mean
+from kohya_ext.preflight.measured import CONTEXT as MEASURED_CONTEXT
+from kohya_ext.preflight.measured import Measured
 from kohya_ext.spec.cards import CARDS, GIB, USABLE
 
 Verdict = Literal["fits", "tight", "does not fit"]
@@ -17,6 +19,7 @@ Verdict = Literal["fits", "tight", "does not fit"]
 CONTEXT = (0.35 * GIB, 0.8 * GIB, 2.0 * GIB)
 SHARE = (0.0, 0.08, 0.25)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GIB)?", re.IGNORECASE)
+MOSTLY = 0.85  # of a card: a run that died of memory had reserved at least so much of it
 MOST = 100_000  # GiB
 
 
@@ -30,6 +33,7 @@ class Memory:
     phases: list[dict[str, Any]]
     parts: dict[str, int]
     card: int | None = None
+    measured: Measured | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -37,6 +41,8 @@ class Memory:
         if self.card is None:
             return None
         usable = self.card * USABLE
+        if self.measured is not None and self.measured.died and (self.measured.peak or 0) >= usable * MOSTLY:
+            return "does not fit"
         return "fits" if self.high <= usable else "tight" if self.low <= usable else "does not fit"
 
     def as_json(self) -> dict[str, Any]:
@@ -49,7 +55,18 @@ class Memory:
             "parts": self.parts,
             "card_bytes": self.card,
             "verdict": self.verdict,
+            "measured": None if self.measured is None else self.measured.as_json(),
         }
+
+    def corrected(self, measured: Measured | None) -> Memory:
+        """The same with what was measured here: its interval is that of the measurement."""
+        if measured is None or measured.peak is None:
+            return replace(self, measured=measured)
+        low, peak, high = (int(measured.peak + more) for more in MEASURED_CONTEXT)
+        alive = self.peak - self.parts["overhead"]
+        return replace(
+            self, measured=measured, low=low, peak=peak, high=high, parts={**self.parts, "overhead": peak - alive}
+        )
 
 
 def judged(counted: Mapping[str, Any], card: int | None) -> Memory | None:

@@ -12,7 +12,10 @@ from kohya_ext.preflight.memory import Memory
 
 @dataclass
 class Answer:
-    """memory: None where it was not asked for, or could not be traced; untraced says why. cheapest: changes to fit."""
+    """memory: None where it was not asked for, or could not be traced; untraced says why. cheapest: changes to fit.
+
+    price: of an hour on the card.
+    """
 
     script: str
     reached: str | None
@@ -24,6 +27,7 @@ class Answer:
     own_images: bool = False
     memory: Memory | None = None
     untraced: str = ""
+    price: float | None = None
     cheapest: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -49,7 +53,18 @@ class Answer:
     def _memory(self) -> dict[str, Any] | None:
         if self.memory is None:
             return {"verdict": None, "reason": self.untraced} if self.untraced else None
-        return {**self.memory.as_json(), "cheapest": self.cheapest}
+        hours = self.hours
+        cost = None if hours is None or self.price is None else hours * self.price
+        return {**self.memory.as_json(), "cheapest": self.cheapest, "hours": hours, "cost": cost}
+
+    @property
+    def hours(self) -> float | None:
+        """How long all steps take, where a run with these settings has been measured here."""
+        measured = None if self.memory is None else self.memory.measured
+        steps = self.facts.get("steps")
+        if measured is None or measured.seconds is None or steps is None:
+            return None
+        return float(steps["total_steps"] * measured.seconds / 3600)
 
     def _data(self) -> dict[str, Any] | None:
         data, steps = self.facts.get("data"), self.facts.get("steps")

@@ -14,6 +14,7 @@ from kohya_ext.preflight.changes import one_by_one
 from kohya_ext.preflight.child import Request, run_child
 from kohya_ext.preflight.commands import Planned
 from kohya_ext.preflight.explain import start_error
+from kohya_ext.preflight.measured import measured_here
 from kohya_ext.preflight.memory import Memory, judged
 from kohya_ext.preflight.prepare import Workplace, prepare
 from kohya_ext.preflight.report import Answer, problems_of
@@ -73,6 +74,9 @@ class Preflight:
         if answer.error is None and until == STEPS:
             answer.memory = judged(report.get("memory") or {}, self.card)
             answer.untraced = "" if answer.memory else untraced or answer.reason or "the script never trained a step"
+            if answer.memory is not None:
+                measured = measured_here(self.checkout.root, str(report.get("settings")))
+                answer.memory = answer.memory.corrected(measured)
             if answer.memory is not None and answer.memory.verdict not in (None, "fits"):
                 answer.cheapest = list(self._cheaper(answer.memory))
         return answer

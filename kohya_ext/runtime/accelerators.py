@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kohya_ext.runtime import averaging, guard, options, sampling, telemetry, validation_options
+from kohya_ext.runtime import averaging, guard, measuring, options, sampling, telemetry, validation_options
 from kohya_ext.runtime.run import run, stop, warn_again_at_end
 from kohya_ext.runtime.safe_save import unwinding_on_sigterm
 from kohya_ext.spec.optimizers import ours
@@ -36,6 +36,7 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     result = original(args, *rest, **named)
     accelerator = result[0] if isinstance(result, tuple) else result  # sd-scripts v0.6 returns (it, unwrap_model)
     telemetry.begin(accelerator, log_every)
+    measuring.begin(args, accelerator)
     if settings is not None:
         averaging.begin(args, settings)
         sampling.wrap_sampler_of_script()

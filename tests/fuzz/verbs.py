@@ -56,6 +56,7 @@ KINDS = {
     "min_bucket": "number",
     "min_diff": "number",
     "model": "model",
+    "price": "number",
     "models": "model",
     "name": "preset",
     "names": "preset",

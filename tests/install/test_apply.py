@@ -14,8 +14,10 @@ import pytest
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.core.shell import INSTALLER
+from kohya_ext.files.transaction import STATE_FOLDER
 from kohya_ext.install import apply
 from kohya_ext.install.manifest import NAME
+from kohya_ext.spec.measurements import FILE_NAME
 from tests.checkout import trees
 from tests.systems import HAS_GIT, WINDOWS, posix_modes, with_git
 
@@ -300,3 +302,15 @@ def test_status_is_json(checkout: Checkout, presets: Presets) -> None:
     record = apply.installed(checkout)
     assert record is not None
     assert record.package == {"python": "/x"}
+
+
+def test_what_runs_have_measured_goes_with_the_last_record(checkout: Checkout) -> None:
+    before = trees.whole(checkout.root)
+    apply.install(checkout)
+    measured = checkout.root / STATE_FOLDER / FILE_NAME
+    measured.write_text("{}\n")
+    assert not apply.install(checkout).changed
+    assert apply.status(checkout).problems == ()
+    assert measured.exists()
+    apply.uninstall(checkout)
+    assert trees.whole(checkout.root) == before

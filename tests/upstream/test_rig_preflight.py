@@ -47,13 +47,13 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sd15 fine_tune": ("fine_tune.py", ADAMW),
     "sd15 dreambooth": ("train_db.py", ADAMW),
     "sd15 LoRA": ("train_network.py", ADAMW),
-    "flux": ("flux_train.py", (*ADAMW, *TEXT, "--cache_latents")),
-    "flux fused": ("flux_train.py", (*ADAFACTOR, *TEXT, "--cache_latents", "--fused_backward_pass")),
-    "flux LoRA": ("flux_train_network.py", (*ADAMW, *TEXT, *UNET, "--cache_latents")),
-    "sd3": ("sd3_train.py", (*ADAMW, *TEXT, "--cache_latents")),
-    "sd3 LoRA": ("sd3_train_network.py", (*ADAMW, *TEXT, *UNET, "--cache_latents")),
-    "lumina": ("lumina_train.py", (*ADAMW, *TEXT, "--cache_latents")),
-    "lumina LoRA": ("lumina_train_network.py", (*ADAMW, *TEXT, *UNET, "--cache_latents")),
+    "flux": ("flux_train.py", (*ADAMW, "--cache_latents")),
+    "flux fused": ("flux_train.py", (*ADAFACTOR, "--cache_latents", "--fused_backward_pass")),
+    "flux LoRA": ("flux_train_network.py", (*ADAMW, *UNET, "--cache_latents")),
+    "sd3": ("sd3_train.py", (*ADAMW, "--cache_latents")),
+    "sd3 LoRA": ("sd3_train_network.py", (*ADAMW, *UNET, "--cache_latents")),
+    "lumina": ("lumina_train.py", (*ADAMW, "--cache_latents")),
+    "lumina LoRA": ("lumina_train_network.py", (*ADAMW, *UNET, "--cache_latents")),
 }
 ON_ALL = ("sdxl", "sdxl bf16", "sdxl LoRA", "sd15 fine_tune", "sd15 LoRA", "sdxl AdaCoor")
 NEW = ("flux", "flux LoRA", "sd3", "sd3 LoRA", "lumina", "lumina LoRA")

@@ -1,0 +1,116 @@
+"""Each run leaves a line about its peak of memory and its seconds a step; `kohya-ext preflight` reads it.
+
+Nothing is computed for it: the clock is read once a batch, and CUDA keeps the peaks by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import functools
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kohya_ext.core.about import MANIFEST, VERSION
+from kohya_ext.runtime.run import is_main_process
+from kohya_ext.spec.measurements import FILE_NAME, digest
+
+SETTLED = 5  # batches before the time is taken: kernels are chosen and compiled in the first ones
+LARGEST = 1 << 20  # bytes: a longer file gets no further lines
+
+
+@dataclass
+class MeasuredRun:
+    """args: the script's own; what counts of them is read at the end, when all of it is final.
+
+    batches: backward passes so far. began, ended: seconds on the clock at the first that counts, and at the last.
+    """
+
+    args: argparse.Namespace
+    file: Path
+    batches: int = 0
+    began: float = 0.0
+    ended: float = 0.0
+
+    def tick(self) -> None:
+        """A backward pass is over."""
+        self.batches += 1
+        self.ended = time.monotonic()
+        if self.batches == SETTLED:
+            self.began = self.ended
+
+    def line(self) -> dict[str, Any]:
+        """What is written: bytes, and seconds of an optimizer step; None for what is not known."""
+        accumulated = max(int(getattr(self.args, "gradient_accumulation_steps", 1) or 1), 1)
+        timed = self.batches - SETTLED
+        script = Path(sys.argv[0]).name
+        return {
+            "settings": digest(script, vars(self.args)),
+            "script": script,
+            "version": VERSION,
+            "date": time.strftime("%Y-%m-%d"),
+            "batches": self.batches,
+            "seconds_per_step": (self.ended - self.began) / timed * accumulated if timed > 0 else None,
+            "out_of_memory": _out_of_memory(),
+            **_peaks(),
+        }
+
+    def write(self) -> None:
+        """Append the line. A measurement is worth no error at the end of a run."""
+        with contextlib.suppress(Exception):
+            if self.batches and not (self.file.is_file() and self.file.stat().st_size > LARGEST):
+                with self.file.open("a", encoding="utf-8") as opened:
+                    opened.write(json.dumps(self.line()) + "\n")
+
+
+def begin(args: argparse.Namespace, accelerator: Any) -> MeasuredRun | None:
+    """Measure the run of this accelerator, where the checkout has a record of us; None where it has not.
+
+    Args:
+        args: the script's.
+        accelerator: gets a `backward` that ticks.
+    """
+    folder, backward = _records(), getattr(accelerator, "backward", None)
+    if folder is None or backward is None or not is_main_process():
+        return None
+    measurement = MeasuredRun(args, folder / FILE_NAME)
+
+    @functools.wraps(backward)
+    def backward_and_tick(*given: Any, **named: Any) -> Any:
+        result = backward(*given, **named)
+        measurement.tick()
+        return result
+
+    accelerator.backward = backward_and_tick
+    atexit.register(measurement.write)
+    return measurement
+
+
+def _records() -> Path | None:
+    """The folder of our records in the checkout whose script this is: its own, or that of the GUI around it."""
+    with contextlib.suppress(OSError, IndexError):
+        script = Path(sys.argv[0]).resolve()
+        return next(((top / MANIFEST).parent for top in script.parents[:2] if (top / MANIFEST).is_file()), None)
+    return None
+
+
+def _peaks() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return {"device": "cpu", "peak_allocated_bytes": None, "peak_reserved_bytes": None}
+    return {
+        "device": torch.cuda.get_device_name(),
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
+
+
+def _out_of_memory() -> bool:
+    """Whether the error that ends this process is the card's memory."""
+    kind = getattr(sys, "last_type", None)
+    return kind is not None and kind.__name__ == "OutOfMemoryError"
