@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kohya_ext.presets.convert import parse_number
+from kohya_ext.presets.loop_faults import ArgumentFault
 from kohya_ext.presets.release import REQUIREMENTS
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.sources import Sources
@@ -23,17 +24,8 @@ FAMILY_NETWORKS = {
 WITH_CONVOLUTIONS = ("train_network.py", "sdxl_train_network.py")  # the scripts whose models have 3x3 convolutions
 _WHOLE_PRESETS = ("full", "unet-convblock-only")  # of LyCORIS, those that train these convolutions
 _PIN = re.compile(r"^lycoris[-_]lora\s*==\s*([\d.]+)", re.MULTILINE)
+KIND = ("LoRA_type", "network_args")
 Version = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class NetworkFault:
-    """What is wrong with a network. argument: the one it is about, "" for its kind."""
-
-    rule: str
-    argument: str
-    effect: str
-    fix: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ def pinned_lycoris(*places: Sources | None) -> Version | None:
     return None
 
 
-def network_faults(training: ScriptRun, lycoris: Version | None) -> Iterator[NetworkFault]:
+def network_faults(training: ScriptRun, lycoris: Version | None) -> Iterator[ArgumentFault]:
     """Why a training of a network stops; nothing for scripts without one. lycoris: the version that is installed."""
     if "network_module" not in training.arguments:
         return
@@ -81,19 +73,19 @@ def network_faults(training: ScriptRun, lycoris: Version | None) -> Iterator[Net
     fix = "choose a LoRA type of the model family, or the check box of its family"
     if not module:
         effect = f"{training.script} gets no --network_module and stops: this release does not know the LoRA type"
-        yield NetworkFault("lora-type", "", effect, fix)
+        yield ArgumentFault("lora-type", KIND, effect, fix)
     elif begins is not None and not training.script.startswith(begins):
         effect = f"{training.script} cannot train {module}: it belongs to another model family"
-        yield NetworkFault("lora-type", "", effect, fix)
+        yield ArgumentFault("lora-type", KIND, effect, fix)
     elif module.startswith("lycoris") and lycoris is not None:
         yield from _lycoris(training, lycoris)
     if training.value("dim_from_weights") and not training.value("network_weights"):
         effect = f"{training.script} stops: dim_from_weights takes the sizes of a network from network_weights"
         fix = "name a LoRA file in network_weights, or switch dim_from_weights off"
-        yield NetworkFault("training-stops", "dim_from_weights", effect, fix)
+        yield ArgumentFault("training-stops", ("dim_from_weights",), effect, fix)
 
 
-def _lycoris(training: ScriptRun, version: Version) -> Iterator[NetworkFault]:
+def _lycoris(training: ScriptRun, version: Version) -> Iterator[ArgumentFault]:
     words = dict(str(word).replace('"', "").partition("=")[::2] for word in training.value("network_args") or ())
     algorithm = words.get("algo", "lora").lower()
     told: set[str] = set()
@@ -106,13 +98,13 @@ def _lycoris(training: ScriptRun, version: Version) -> Iterator[NetworkFault]:
         name = ".".join(map(str, version))
         if not defect.words:
             effect = f"{training.script} stops: LyCORIS {name}, which this release installs, does not have {algorithm}"
-            yield NetworkFault("training-stops", "", effect, "choose another LoRA type")
+            yield ArgumentFault("training-stops", KIND, effect, "choose another LoRA type")
             continue
         where = f"{algorithm} on convolutions" if defect.convolutions else algorithm
         both = " and ".join(defect.words)
         effect = f"{training.script} stops: LyCORIS {name}, which this release installs, fails with {both} in {where}"
         fix = f"switch {' or '.join(defect.words)} off" + (", or set conv_dim to 0" if defect.convolutions else "")
-        yield NetworkFault("training-stops", defect.words[0], effect, fix)
+        yield ArgumentFault("training-stops", (*defect.words[:1], "network_args"), effect, fix)
 
 
 def _convolutions(training: ScriptRun, words: Mapping[str, str]) -> bool:

@@ -134,6 +134,26 @@ def _asks(name: str, value: bool, values: Values) -> bool:
 
 
 @rule
+def _refiner(values: Values, _: Release) -> Iterator[Finding]:
+    key = "pretrained_model_name_or_path"
+    name = str(values.get(key) or "").casefold()
+    if "refiner" in name.replace("\\", "/").rpartition("/")[2] and "xl" in name:
+        effect = "training stops: sd-scripts cannot load SDXL's refiner, which lacks the first text encoder"
+        yield Finding(
+            "error", "training-stops", key, values[key], effect, "choose SDXL's base model, or a model made of it"
+        )
+
+
+@rule
+def _divisors(values: Values, release: Release) -> Iterator[Finding]:
+    """Numbers that the GUI divides by; from gradio 4 on the field keeps its smallest value."""
+    for key in ("train_batch_size", "gradient_accumulation_steps"):
+        if release.gradio == 3 and key in values and parse_number(values[key]) == 0:
+            effect = "Start training fails: the GUI divides by it"
+            yield Finding("error", "gui-refuses", key, values[key], effect, "set it to 1")
+
+
+@rule
 def _cached_latents(values: Values, _: Release) -> Iterator[Finding]:
     cached = values.get("cache_latents") or values.get("cache_latents_to_disk")
     for key, what in (("random_crop", "crop"), ("color_aug", "colour")):

@@ -16,6 +16,7 @@ from kohya_ext.presets.dataset_schema import argument_types, matches
 from kohya_ext.presets.findings import Finding, Level
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, RATE_ONE, WHOLE
 from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
+from kohya_ext.presets.loop_faults import loop_faults
 from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
 from kohya_ext.presets.network_choice import network_faults, pinned_lycoris
 from kohya_ext.presets.optimizer_choice import malformed, scheduler_faults, unknown_optimizer, word_faults
@@ -361,12 +362,13 @@ def _scheduler(training: ScriptRun, form: Form, release: Release) -> Iterator[Fi
 
 
 @training_rule
-def _network(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
-    """A kind of LoRA that belongs to another family than the script, or that the installed LyCORIS fails with."""
-    for wrong in network_faults(training, pinned_lycoris(release.gui, release.training)):
-        places = (wrong.argument, "network_args") if wrong.argument else ("LoRA_type", "network_args")
-        key = next((one for one in places if one in form), EXTRA if wrong.argument else "LoRA_type")
-        yield Finding("error", wrong.rule, key, form.get(key), wrong.effect, wrong.fix)
+def _by_argument(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
+    """Networks that the release cannot train, and what stops on the way from the model to the first step."""
+    network = network_faults(training, pinned_lycoris(release.gui, release.training))
+    for wrong in (*network, *loop_faults(training, release.training)):
+        held = [name for name in wrong.names if name in form]
+        key = next((name for name in held if form[name]), held[0] if held else key_of(wrong.names[0], form))
+        yield Finding(wrong.level, wrong.rule, key, form.get(key), wrong.effect, wrong.fix)
 
 
 @training_rule

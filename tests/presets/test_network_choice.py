@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kohya_ext.presets.network_choice import network_faults, pinned_lycoris
+from kohya_ext.presets.network_choice import KIND, network_faults, pinned_lycoris
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.arguments import Argument
 from kohya_ext.pysource.sources import TextSources
@@ -29,7 +29,7 @@ def run(*words: str, script: str = "sdxl_train_network.py", **given: Any) -> Scr
 
 
 def told(training: ScriptRun, version: tuple[int, ...] | None) -> list[str]:
-    return [one.argument or one.rule for one in network_faults(training, version)]
+    return [one.rule if one.names == KIND else one.names[0] for one in network_faults(training, version)]
 
 
 OLD, MIDDLE, NEW = (2, 0, 2), (2, 2, 0), (3, 2, 0)

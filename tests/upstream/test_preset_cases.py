@@ -55,6 +55,7 @@ FLUX: dict[str, Any] = {
     "save_every_n_epochs": 1,
     "noise_offset": 0,
 }
+WARMED = ("error", "scheduler", "lr_warmup")
 DROPPED = {"LoRA_type": "LyCORIS/LoKr", "conv_dim": 8, "module_dropout": 0.1, "LyCORIS_preset": "full"}
 TEXTS = {"noise_offset": "0.05", "seed": "7", "clip_skip": "2", "keep_tokens": "1", "gradient_accumulation_steps": "2"}
 GRADIO = {"v22.3.1": 3, "v24.1.7": 4, "v25.2.1": 5, "v26.0.0": 5}
@@ -115,6 +116,14 @@ def told(values: dict[str, Any], revision: str, tab: Tab = "lora") -> set[tuple[
         (SDXL | {"max_train_epochs": 0}, ("v22.3.1",), ("error", "trains-nothing", "max_train_epochs")),
         (SDXL | {"max_train_epochs": 0}, NEW, None),
         (SDXL | {"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "conv_dim": 100000}, ALL, None),
+        (SDXL | {"lr_warmup": 10}, NEW, WARMED),
+        (SDXL | {"lr_warmup": 10}, ("v22.3.1",), None),  # the GUI drops it
+        (SDXL | {"lr_warmup": 10, "lr_scheduler": "cosine", "optimizer": "Adafactor"}, ALL, WARMED),
+        (
+            SDXL | {"persistent_data_loader_workers": True, "max_data_loader_n_workers": 0},
+            ALL,
+            ("error", "training-stops", "persistent_data_loader_workers"),
+        ),
         (SDXL | DROPPED, ("v22.3.1", "v24.1.7"), ("error", "training-stops", "module_dropout")),
         (SDXL | DROPPED, FLUXES, None),
         (SDXL | DROPPED | {"conv_dim": 0}, ALL, None),
