@@ -8,7 +8,8 @@ set is told of every epoch in turn, and the batches of the epoch that was interr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +73,19 @@ def tell_epochs(loader: Any, epochs: int) -> None:
         found.set_current_epoch(epoch)
 
 
-def live_through(loader: Any, starts: list[str], current_epoch: Any) -> int:
-    """Let persistent workers read all epochs before this one again; how many batches that were.
+def live_through(
+    loader: Any, starts: list[str], current_epoch: Any, starting: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Let persistent workers read all epochs before this one again.
 
-    starts: torch's state at the start of each of those epochs, packed.
+    starts: torch's state at the start of each of those epochs, packed. starting: lasts while workers may be started.
     """
-    read = 0
     for epoch, start in enumerate(starts):
         current_epoch.value = epoch + 1
         rng.put_back_torch(start)
-        read += sum(1 for _ in loaders.plain(loader))
+        batches = loaders.plain(loader)
+        with starting():
+            next(batches, None)
+        for _ in batches:
+            pass
     current_epoch.value = len(starts) + 1
-    return read
-
-
-def skip(batches: Iterator[Any]) -> bool:
-    """Read one batch and discard it; False where there is none."""
-    return next(batches, _END) is not _END
-
-
-_END = object()

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,9 @@ class ExactResume:
         settings: dict[str, Any],
         interruption: Interruption | None,
     ) -> None:
-        self.args, self.accelerator, self.script = args, accelerator, script
+        self.args, self.script = args, script
+        # not kept alive: some scripts delete it for the memory before they save their model at the end
+        self.accelerator: Any = weakref.proxy(accelerator)
         self.launch, self.settings, self.interruption = launch, settings, interruption
         self.id = uuid.uuid4().hex
         self.origin: Record | None = None
@@ -127,7 +131,7 @@ class ExactResume:
         self._starts = list(origin.random.get("starts", []))
         if self.script.has("steps_from_state"):  # newer LoRA scripts would count from there, at the wrong batch
             self.script.put(steps_from_state=None)
-        self._leave_loops = self.script.enter_loops(self._first_epoch, self._first_batch)
+        self._leave_loops = self.script.enter_loops(self._first_epoch, self._first_batch, self._entered)
 
     def stands_still(self) -> bool:
         """Whether nothing new happens: the resumed place is not reached yet, or no step is left."""
@@ -157,12 +161,18 @@ class ExactResume:
             return 0
         return self.origin.position.batches if self._within(self.origin, len(things)) else 0
 
+    def _entered(self, things: Any) -> None:
+        """Its batches have been asked for, and so the layer should have begun."""
+        if self.origin is not None and things is self.script.values("train_dataloader")["train_dataloader"]:
+            stop(f"{EXACT_RESUME.name} does not know this loader of batches ({type(things).__name__}): remove the flag")
+
     def layer(self, batches: Iterator[Any], taken: Pass) -> Iterator[Any]:
         """The batches of a loader; of those of the training, what is left of them."""
         if taken.script is not self.script.frame:
             return batches
-        trained = self.script.values("train_dataloader")["train_dataloader"]
-        return self._left(batches, taken.loader) if taken.loader is trained else batches
+        values = self.script.values("train_dataloader", "epoch")
+        trained = "epoch" in values and taken.loader is values["train_dataloader"]  # not before the loop over epochs
+        return self._left(batches, taken.loader) if trained else batches
 
     def _left(self, batches: Iterator[Any], loader: Any) -> Iterator[Any]:
         """Begin an epoch, or continue one, at once: what is around this layer may use the loader before its batches."""
@@ -208,10 +218,11 @@ class ExactResume:
 
     def _next(self, batches: Iterator[Any], *, first: bool) -> Any:
         """The next batch, or _END. Workers start with the first one of an epoch."""
-        if not first or self.interruption is None:
+        with self._sparing_workers() if first else nullcontext():
             return next(batches, _END)
-        with self.interruption.sparing_workers():
-            return next(batches, _END)
+
+    def _sparing_workers(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.interruption is None else self.interruption.sparing_workers()
 
     # ------------------------------------------------------------------ after a resume
 
@@ -290,7 +301,7 @@ class ExactResume:
             if epoch is None or len(self._starts) < epochs:
                 stop(f"{EXACT_RESUME.name} does not know how the persistent workers of this script began their epochs")
             say(f"the persistent workers read the batches of {epochs} epochs again")
-            replay.live_through(loader, self._starts[:epochs], epoch)
+            replay.live_through(loader, self._starts[:epochs], epoch, self._sparing_workers)
             return
         replay.tell_epochs(loader, epochs)
         found = replay.data_set(loader)

@@ -64,10 +64,13 @@ class TrainingScript:
         """Whether the function has a variable of this name."""
         return name in _names(self.frame.f_code)
 
-    def enter_loops(self, epoch: Callable[[range], int], batch: Callable[[Any], int]) -> Callable[[], None]:
+    def enter_loops(
+        self, epoch: Callable[[range], int], batch: Callable[[Any], int], entered: Callable[[Any], None]
+    ) -> Callable[[], None]:
         """Let the loop over epochs begin at `epoch(its range)`, and the first over batches count from `batch(loader)`.
 
-        Returns a function that ends this, to be called when both have been entered.
+        `entered(loader)` is called when the latter has asked the loader for its iterator. Returns a function
+        that ends this, to be called when both have been entered.
         """
         calls = epoch_loops(self.frame.f_code)
         names = self.frame.f_globals
@@ -80,8 +83,11 @@ class TrainingScript:
             return made
 
         def enumerate_from(things: Any, start: int = 0) -> Any:
-            here = sys._getframe(1) is self.frame
-            return builtins.enumerate(things, batch(things) if here and start == 0 else start)
+            if sys._getframe(1) is not self.frame or start != 0:
+                return builtins.enumerate(things, start)
+            made = builtins.enumerate(things, batch(things))
+            entered(things)
+            return made
 
         before = {name: names[name] for name in ("range", "enumerate") if name in names}
         names.update(range=range_of_epochs, enumerate=enumerate_from)

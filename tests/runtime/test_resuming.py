@@ -265,6 +265,21 @@ def test_a_script_with_other_loops_is_refused(bench: ResumeBench) -> None:
     assert refused.code == WRONG_USAGE and "training loop of train_leco.py" in refused.log
 
 
+def test_a_loader_that_the_layer_does_not_see_is_refused(bench: ResumeBench) -> None:
+    """One that is not accelerate's: nothing would put the run back to its place."""
+    script = bench.tree("v26") / f"{SCRIPT}.py"
+    other = script.with_name("train_another_loader.py")
+    other.write_text(
+        script.read_text().replace(
+            "    ender = Ender(args)\n", "    ender, train_dataloader = Ender(args), [*train_dataloader]\n"
+        )
+    )
+    run = bench.train(EXACT, *kill("step", 2), code=KILLED)
+    words = ["--seed=3", "--optimizer_type=AdamW", *USUAL, EXACT, f"--resume={last(run.out)[0].folder}"]
+    refused = bench.launcher.run(other, words, bench.folder / "another loader")
+    assert refused.code == WRONG_USAGE and "does not know this loader of batches (list)" in refused.log
+
+
 def test_states_that_upstream_prunes_stay_whole(bench: ResumeBench) -> None:
     flags = (EXACT, "--save_last_n_steps=2")
     straight = bench.train(*flags)

@@ -93,9 +93,14 @@ def test_what_has_been_read_is_not_kept_alive() -> None:
 
 def test_the_loops_begin_in_the_middle() -> None:
     ends: list[Callable[[], None]] = []
+    found: list[Any] = []
 
     def prepare(script: TrainingScript) -> None:
-        ends.append(script.enter_loops(lambda epochs: epochs.start + 1, lambda things: 2 if len(things) == 3 else 0))
+        ends.append(
+            script.enter_loops(
+                lambda epochs: epochs.start + 1, lambda things: 2 if len(things) == 3 else 0, found.append
+            )
+        )
 
     def at_batch(script: TrainingScript) -> None:
         if ends:
@@ -107,6 +112,7 @@ def test_the_loops_begin_in_the_middle() -> None:
         for end in ends:
             end()
     assert [(epoch, step) for epoch, step, _, _ in seen] == [(1, 2), (1, 3), (1, 4), (2, 0), (2, 1), (2, 2)]
+    assert found == [["a", "b", "c"]]
     assert "range" not in globals() and "enumerate" not in globals()
 
 
@@ -125,7 +131,7 @@ def test_a_function_with_another_loop_cannot_be_entered() -> None:
 
 def test_other_functions_of_the_module_keep_their_range() -> None:
     script = TrainingScript(sys._getframe())
-    end = script.enter_loops(lambda epochs: 1, lambda things: 5)
+    end = script.enter_loops(lambda epochs: 1, lambda things: 5, lambda things: None)
     try:
         assert _elsewhere() == ([0, 1], [(0, "x")])
     finally:
