@@ -81,7 +81,8 @@ class _Axes:
         self.first, self.last = min(steps), max(max(steps), min(steps) + 1)
         low, high = (math.log10(v) if logarithmic else v for v in (min(values), max(values)))
         room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-        self.low, self.high = low - room, high + room
+        at_zero = not logarithmic and low >= 0  # an axis does not go below what cannot be
+        self.low, self.high = max(low - room, 0.0) if at_zero else low - room, high + room
 
     def x(self, step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - self.first) / (self.last - self.first)

@@ -16,6 +16,7 @@ from kohya_ext.validation.records import EMA, RAW, Row, lowest
 SAMPLE_SIDE, SHEET_SIDE = 192, 1400  # pixels
 MOST_TIMES = 12  # rows of samples: the first, the last, and some between
 MOST_SHEETS = 3
+WIDE = 2  # largest over smallest loss, from which on the axis is logarithmic
 RISE = 0.01  # of the loss; noise and images are the same each time, so little is needed
 GREY, FAINT = "#8a8f98", "#c3c9d3"
 COLOURS = {RAW: "#d9622b", EMA: "#2563c9"}
@@ -93,7 +94,9 @@ def _validation(run: Gathered) -> Iterator[str]:
         lines.append(Line(_named(weights), colour, points, band, dots=True, width=2.2))
     best = best_row(run)
     yield "<h2>Validation</h2>"
-    yield Chart(lines, mark=None if best is None else best.step, up="loss on held-out images").svg()
+    mark, losses = None if best is None else best.step, [row.loss for row in run.rows if math.isfinite(row.loss)]
+    wide = bool(losses) and min(losses) > 0 and max(losses) > WIDE * min(losses)
+    yield Chart(lines, mark=mark, logarithmic=wide, up="loss on held-out images").svg()
     last = run.rows[-1]
     yield (
         f"<p class=note>{last.images} held-out images, {last.timesteps} timesteps each, the same noise every time. "

@@ -5,6 +5,8 @@ As the hooks, each is found by its name in whatever module of `library` a releas
 
 from __future__ import annotations
 
+from kohya_ext.spec.flags import FEATURES, VALIDATION
+
 # The class that holds all data sets of a run, and what caches through it before training.
 DATASET_GROUP = "DatasetGroup"
 CACHING_METHODS = (
@@ -65,5 +67,6 @@ DROPPED_ARGUMENTS = (
     "save_state_to_huggingface",
     "wandb_api_key",
     "wandb_run_name",
+    *(flag.key for flag in FEATURES[VALIDATION]),  # its images may be elsewhere, and it changes no peak
 )
 CONFIG_ARGUMENT = "config_file"
