@@ -103,7 +103,7 @@ def repeats_in(folder: Path, paths: list[Path]) -> dict[Path, int]:
         often = own
         if numbered:
             often = repeats_of(path.parts[0]) if len(path.parts) == 2 else 0
-        times[path] = 0 if _unread(path) and not (WINDOWS and _is_mixed(path)) else often
+        times[path] = 0 if unread(path) and not (WINDOWS and _is_mixed(path)) else often
     return times
 
 
@@ -128,7 +128,7 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
             what = suffix[1:].upper()
             yield AuditFinding("not-read", name, f"is not read: Kohya takes no {what} images; save it as PNG")
         elif suffix in IMAGE_SUFFIXES:
-            if why := _unread(path):
+            if why := unread(path):
                 level = ADVICE if WINDOWS and _is_mixed(path) else PROBLEM
                 yield AuditFinding("not-read", name, why, level)
             if numbered:
@@ -141,7 +141,7 @@ def _folders_called_like_images(folder: Path, numbered: list[str]) -> Iterator[A
         with os.scandir(folder / parent) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         for path in (parent / name for name in names):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not _unread(path):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not unread(path):
                 text = "is a folder that is called like an image: Kohya stops at it; rename it"
                 yield AuditFinding("not-a-file", path.as_posix(), text)
 
@@ -162,7 +162,7 @@ def _is_mixed(path: Path) -> bool:
     return path.suffix not in (path.suffix.lower(), path.suffix.upper())
 
 
-def _unread(path: Path) -> str:
+def unread(path: Path) -> str:
     """Why Kohya does not look for files with this extension, "" when it does."""
     suffix = path.suffix.lower()
     if _is_mixed(path):

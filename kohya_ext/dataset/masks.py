@@ -22,8 +22,13 @@ def check(folder: Path, files: list[Path], images: Mapping[Path, Size]) -> Itera
     """
     by_folder: dict[Path, dict[str, Path]] = {}
     for path in files:
-        if layout.is_mask(path) and path.suffix.lower() in IMAGE_SUFFIXES:
-            by_folder.setdefault(path.parent, {}).setdefault(path.stem, path)
+        if not layout.is_mask(path) or path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        read = by_folder.setdefault(path.parent, {})
+        if (why := layout.unread(path)) and not layout.WINDOWS:  # there no case of letters is looked at
+            yield AuditFinding("not-read", path.as_posix(), why)
+        else:
+            read.setdefault(path.stem, path)
     for parent, masks in sorted(by_folder.items()):
         around = {path.stem: path for path in _images_for(parent, images)}
         for stem, path in sorted(around.items()):

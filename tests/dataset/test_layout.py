@@ -134,6 +134,13 @@ def test_a_data_set_as_users_have_it(tmp_path: Path) -> None:
     assert audit(tmp_path, SETTINGS, COUNTER).samples == {(128, 128): 20}
 
 
+def test_a_mask_that_is_not_looked_for(tmp_path: Path) -> None:
+    Builder(tmp_path / "10_x", 128).save(tmp_path / "10_x" / "a.png")
+    (tmp_path / "10_x" / "masks").mkdir()
+    Image.new("L", (128, 128), 255).save(tmp_path / "10_x" / "masks" / "a.Png", format="PNG")
+    assert found(tmp_path) == {("not-read", "10_x/masks/a.Png"), ("no-mask", "10_x/a.png")}
+
+
 @pytest.mark.parametrize("masks", ["masks", "masks/10_x", "10_x/mask"])
 def test_masks_next_to_concept_folders(tmp_path: Path, masks: str) -> None:
     builder = Builder(tmp_path / "10_x", 128)
