@@ -11,7 +11,18 @@ from kohya_ext.presets.findings import Finding, Level
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, OPTIMIZER_WHEN_ABSENT, RATE_ONE, RATES, flags_in
 from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, STEPS_OF_RATE, equivalent, matching
 from kohya_ext.presets.release import Release
-from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, FLAGS, SWITCH, faults, without_ema
+from kohya_ext.spec.flags import (
+    BY_KEY,
+    ENABLE_EMA,
+    FLAGS,
+    NO_VALIDATION,
+    SWITCH,
+    VALIDATE,
+    faults,
+    is_ours,
+    without_ema,
+    without_validation,
+)
 from kohya_ext.spec.optimizers import OPTIMIZERS, Optimizer, ours
 
 Values = Mapping[str, Any]
@@ -19,7 +30,6 @@ Values = Mapping[str, Any]
 HIGH_RATE = 0.1
 RATE_IS_STEP = frozenset(name.casefold() for name in (*STEPS_OF_RATE, "Adafactor", "AdamWScheduleFree"))
 USUAL_STEPS = 2000  # where a preset leaves it to the number of images
-OUR_FLAGS = ("enable_ema", "ema_", "kohya_ext_")
 # the GUI has words of its own for the default, or means accelerate, which takes others
 GUI_TRANSLATES = ("save_model_as", "max_token_length", "dynamo_backend")
 FUSED_OPTIMIZERS = ("adafactor",)  # of Kohya's
@@ -205,7 +215,7 @@ def _unpatched(values: Values, release: Release) -> Iterator[Finding]:
         effect = "kohya_ext is not installed here: the training script does not know the optimizer and stops"
         yield Finding("error", "not-installed", "optimizer", values.get("optimizer"), effect, fix)
     for name in flags_in(values.get(EXTRA)):
-        if name.startswith(OUR_FLAGS):
+        if is_ours(name):
             effect = f"kohya_ext is not installed here: the training script refuses --{name}"
             yield Finding("error", "not-installed", EXTRA, f"--{name}", effect, fix)
 
@@ -217,7 +227,7 @@ def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
         return
     given = flags_in(values.get(EXTRA))
     for name in given:
-        if name.startswith(OUR_FLAGS) and name not in BY_KEY:
+        if is_ours(name) and name not in BY_KEY:
             near = get_close_matches(name, BY_KEY, n=1)
             fix = f"--{near[0]} is the nearest" if near else "remove it"
             yield Finding("error", "ema", EXTRA, f"--{name}", f"the training script refuses --{name} and stops", fix)
@@ -231,6 +241,9 @@ def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
     if ENABLE_EMA.key not in given and ignored is not None:
         effect = f"{ignored} without --enable_ema does nothing: no EMA is kept"
         yield Finding("warning", "ema", EXTRA, ignored, effect, "add --enable_ema, or remove it")
+    ignored = without_validation(given)
+    if ignored is not None:
+        yield Finding("warning", "validation", EXTRA, ignored, f"{ignored} {NO_VALIDATION}", f"add {VALIDATE.name} DIR")
     if ENABLE_EMA.key in given and _optimizer(values).endswith("schedulefree"):
         effect = "training stops: a schedule-free optimizer averages by itself"
         yield Finding("error", "ema", EXTRA, ENABLE_EMA.name, effect, "remove one of the two")
@@ -243,7 +256,7 @@ def _arguments(values: Values, release: Release) -> Iterator[Finding]:
     flags = {argument.flag for argument in arguments.values()}
     for name in flags_in(values.get(EXTRA)) if arguments else ():
         near = [flag for flag in flags if flag.startswith(f"--{name}")]  # argparse takes unique beginnings
-        if f"--{name}" not in flags and len(near) != 1 and not name.startswith(OUR_FLAGS):
+        if f"--{name}" not in flags and len(near) != 1 and not is_ours(name):
             effect = f"the training script refuses --{name} and stops"
             yield Finding("error", "unknown-flag", EXTRA, f"--{name}", effect, "remove it")
     for key, value in values.items():

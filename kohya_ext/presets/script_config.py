@@ -18,12 +18,13 @@ from kohya_ext.presets.fit import Fitted
 from kohya_ext.presets.keys import DEAD, KEYS_OF_FLAGS
 from kohya_ext.presets.launch_command import Surroundings
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.rules import OUR_FLAGS, rate_findings
+from kohya_ext.presets.rules import rate_findings
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.presets.script_values import converted_value, fault_of, weighed
 from kohya_ext.presets.toml_document import TomlDocument, alike, data_set_finding, reader_findings
 from kohya_ext.presets.training_rules import optimizer_of, training_findings
 from kohya_ext.pysource.arguments import Argument
+from kohya_ext.spec.flags import is_ours
 from kohya_ext.spec.optimizers import ours
 
 # What GUIs write into their TOML for themselves; no script reads it.
@@ -134,7 +135,7 @@ def _placed(settings: Settings, arguments: Mapping[str, Argument], script: str) 
 def _unknown(key: str, values: Mapping[str, Any], script: str, release: Release) -> Finding:
     """A name that is not an argument of the script, which takes it and does nothing with it."""
     arguments, value = release.arguments_of(script), values[key]
-    if key.startswith(OUR_FLAGS):
+    if is_ours(key):
         level: Level = "note" if release.patched else "error"
         effect = "a setting of kohya_ext" if release.patched else "ignored: kohya_ext is not in this checkout"
         return Finding(level, "not-installed", key, value, effect, "kohya-ext install CHECKOUT")
@@ -186,7 +187,7 @@ def fit_config(document: TomlDocument, script: str, release: Release) -> Fitted:
             fitted.note("renamed", key, value, value, f"{script} calls it {better}")
             key, argument = better, arguments[better]
         if argument is None:
-            if key.startswith(OUR_FLAGS):
+            if is_ours(key):
                 fitted.values[key] = value
             else:
                 fitted.note("dropped", key, value, None, f"{script} ignores it")

@@ -21,10 +21,11 @@ from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
 from kohya_ext.presets.network_choice import network_faults, pinned_lycoris
 from kohya_ext.presets.optimizer_choice import malformed, scheduler_faults, unknown_optimizer, word_faults
 from kohya_ext.presets.release import Release
-from kohya_ext.presets.rules import DEFECT, OUR_FLAGS
+from kohya_ext.presets.rules import DEFECT
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.assertions import Refusal, refusals
 from kohya_ext.pysource.values import Unknown
+from kohya_ext.spec.flags import is_ours
 from kohya_ext.spec.kohyas_optimizers import ONE_RATE
 from kohya_ext.spec.optimizers import ours
 
@@ -109,7 +110,7 @@ def _words(training: ScriptRun, form: Form, release: Release) -> Iterator[Findin
     """Words of the command line that the script does not take."""
     for word in training.strays:
         name = word.partition("=")[0].removeprefix("--")
-        if name.startswith(OUR_FLAGS):
+        if is_ours(name):
             continue
         key = _holding(word, form) or (key_of(name, form) if word.startswith("--") else EXTRA)
         shown = word.replace(GIVEN, str(form.get(key))) if word.endswith(GIVEN) else word

@@ -262,12 +262,18 @@ TWO_VALIDATIONS = f"{VALIDATE.name} and {VALIDATION_SPLIT.name} both choose the 
 NO_VALIDATION = f"is set, but neither {VALIDATE.name} nor {VALIDATION_SPLIT.name}: this run validates nothing"
 NO_EMA = f"is set, but {ENABLE_EMA.name} is not: this run keeps no EMA"
 BY_KEY = {flag.key: flag for flag in FLAGS}
+PREFIXES = ("enable_ema", "ema_", "kohya_ext_")  # of nearly all of them, so that a mistyped one is known for ours
 
 # Each stays away as a whole where a fork has a flag of the same name: half of it would be read from the fork's flag.
 FEATURES = {
     feature: tuple(flag for flag in FLAGS if flag.feature == feature)
     for feature in (EMA, TELEMETRY, VALIDATION, RESUME)
 }
+
+
+def is_ours(key: str) -> bool:
+    """Whether a key (a flag without its dashes) is one of these flags, or meant to be."""
+    return key in BY_KEY or key.startswith(PREFIXES)
 
 
 def faults(values: Values) -> Iterator[tuple[Flag, str]]:
@@ -289,7 +295,8 @@ def faults(values: Values) -> Iterator[tuple[Flag, str]]:
 
 def without_validation(values: Values) -> str | None:
     """The first flag of validation, with its dashes, that does nothing because no images are held out."""
-    if values.get(VALIDATE.key) or VALIDATION_SPLIT.read(values):
+    split = VALIDATION_SPLIT
+    if values.get(VALIDATE.key) or split.fault(values) is not None or split.read(values):
         return None
     return next((flag.name for flag in FEATURES[VALIDATION] if values.get(flag.key) not in (None, False, 0)), None)
 

@@ -97,6 +97,7 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
         ({"optimizer_args": "hf_" + "x" * 30}, ("error", "secret", "optimizer_args")),
         ({"additional_parameters": "--vae /my/vae"}, ("warning", "path", "additional_parameters")),
         ({"additional_parameters": "--ema_decay=0.9"}, ("warning", "ema", "additional_parameters")),
+        ({"additional_parameters": "--save_best"}, ("warning", "validation", "additional_parameters")),
         (
             {"additional_parameters": "--enable_ema --ema_exp_beta=1 --ema_schedule=exp"},
             ("error", "ema", "additional_parameters"),
@@ -134,6 +135,13 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
 )
 def test_each_fault_is_found(changes: dict[str, Any], expected: tuple[str, str, str]) -> None:
     assert expected in rules(changes)
+
+
+def test_flags_of_ours_are_none_that_the_script_refuses() -> None:
+    words = "--enable_ema --ema_decay 0.999 --kohya_ext_validate held-out --save_best --kohya_ext_log_every=5"
+    release = replace(RELEASE, arguments={"seed": Argument("--seed", "seed", "int")})
+    assert not findings({"additional_parameters": words}, release)
+    assert rules({"additional_parameters": "--saved_best"}, release)
 
 
 @pytest.mark.parametrize(
