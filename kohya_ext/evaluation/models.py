@@ -6,12 +6,12 @@ File names are read as sd-scripts and our EMA files have them: `NAME-000010`, `N
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.spec.outputs import EMA_SUFFIX, SAVED
+from kohya_ext.spec.outputs import EMA_SUFFIX, MOST_EMAS, SAVED, ema_suffix
 from kohya_ext.tensors.header import is_pickle, read_header
 
 FOLDER, CHECKPOINT, LORA = "diffusers folder", "checkpoint", "LoRA"
@@ -49,8 +49,8 @@ def columns(paths: Sequence[Path], *, averages: bool = True) -> list[Column]:
     """
     found: dict[Path, Column] = {}
     for path in _expanded(paths):
-        for one in (path, *([_average_of(path)] if averages else [])):
-            if one is not None and one.resolve() not in found:
+        for one in (path, *(_averages_of(path) if averages else ())):
+            if one.resolve() not in found:
                 found[one.resolve()] = _column(one)
     runs = {name: place for place, name in reversed(list(enumerate(column.name for column in found.values())))}
     return sorted(
@@ -71,22 +71,29 @@ def _expanded(paths: Iterable[Path]) -> Iterable[Path]:
         yield from inside
 
 
-def _average_of(path: Path) -> Path | None:
-    """The file of the EMA next to a raw one."""
+def _averages_of(path: Path) -> Iterator[Path]:
+    """The files of the EMAs next to a raw one."""
     match = _match(path)
-    if match["ema"]:
-        return None
-    beside = path.with_name(
-        f"{match['name']}{EMA_SUFFIX}{_stem(path)[match.end('name') :]}{path.suffix if path.is_file() else ''}"
-    )
-    return beside if beside.exists() else None
+    for suffix in () if match["ema"] else map(ema_suffix, range(MOST_EMAS)):
+        number = _stem(path)[match.end("name") :]
+        beside = path.with_name(f"{match['name']}{suffix}{number}{path.suffix if path.is_file() else ''}")
+        if beside.exists():
+            yield beside
 
 
 def _column(path: Path) -> Column:
     match = _match(path)
     number = match["epoch"] or match["step"]
     when = f"epoch {int(match['epoch'])}" if match["epoch"] else f"step {int(match['step'])}" if match["step"] else ""
-    label = ", ".join(part for part in (match["name"], when, "EMA" if match["ema"] else "") if part)
+    label = ", ".join(
+        part
+        for part in (
+            match["name"],
+            when,
+            f"EMA {(match['ema'] or '').removeprefix(EMA_SUFFIX)}".strip() if match["ema"] else "",
+        )
+        if part
+    )
     kind, sdxl = _kind(path)
     return Column(path, kind, match["name"], int(number) if number else _LAST, bool(match["ema"]), label, sdxl)
 

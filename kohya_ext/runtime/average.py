@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,24 +23,30 @@ from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distan
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.run import is_main_process, say, stop, warn_again_at_end
-from kohya_ext.spec.outputs import EMA_METADATA
+from kohya_ext.runtime.stopwatch import Stopwatch
+from kohya_ext.spec.outputs import EMA_METADATA, ema_suffix
 
 # Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
 UPDATES_TO_MOVE = 100
 
-# Steps of averaging before the measurement: by then whatever is compiled has been. Power averages take longest.
-SETTLED = 30
 # A bfloat16 EMA that has more rounding than this in its distance from the weights is told to be noise.
 MOST_NOISE = 0.5
-# Updates that are measured.
-MEASURED = 10
 
 
 class Average:
-    """The EMA over all optimizers of a run. `--fused_optimizer_groups` makes one optimizer a group of weights."""
+    """An EMA over all optimizers of a run. `--fused_optimizer_groups` makes one optimizer a group of weights.
 
-    def __init__(self, args: argparse.Namespace, options: EmaOptions) -> None:
-        self.args, self.options = args, options
+    place: among the EMAs of the run, from 0. width: its relative width with the schedule power, else None. suffix: of
+    its files' names. weights: what records call it. label: what messages call it.
+    """
+
+    def __init__(self, args: argparse.Namespace, options: EmaOptions, place: int = 0) -> None:
+        self.args, self.options, self.place = args, options, place
+        widths = options.sigma_rel or (None,)
+        self.width = widths[place]
+        self.suffix = ema_suffix(place)
+        self.weights = self.suffix.removeprefix("-")
+        self.label = "EMA" if len(widths) == 1 else f"EMA of width {self.width:g}"
         self._names: dict[int, str] = {}
         self.models: list[Any] = []
         self._tracks: list[_Track] = []
@@ -88,7 +93,7 @@ class Average:
             track.catch_up()
         started = bool(self._started())
         if say_so and not started:
-            say("the EMA has not begun yet (--ema_start_step): these are the raw weights")
+            say(f"the {self.label} has not begun yet (--ema_start_step): these are the raw weights")
         return started
 
     @contextmanager
@@ -135,7 +140,7 @@ class Average:
             "dtype": self.options.dtype,
         }
         if self.options.schedule == "power":
-            entries["sigma_rel"] = self.options.sigma_rel
+            entries["sigma_rel"] = self.width
         else:
             entries["decay"] = self.options.decay
         if self.options.schedule == "exp":
@@ -158,7 +163,7 @@ class Average:
         if is_main_process() and (health := self.health()):
             steps = self.metadata()[f"{EMA_METADATA}steps"]
             say(
-                f"EMA saved after {steps} steps: decay {health['ema_decay']:.6g}, "
+                f"{self.label} saved after {steps} steps: decay {health['ema_decay']:.6g}, "
                 f"||EMA - weights|| / ||weights|| = {health['ema_distance']:.3g}"
             )
 
@@ -181,7 +186,7 @@ class Average:
         known = [cost for cost in costs if cost is not None]
         if not self._cost_told and len(known) == len(costs):
             self._cost_told = True
-            say(f"the EMA takes {sum(known):.3g} ms a step")
+            say(f"the {self.label} takes {sum(known):.3g} ms a step")
 
     def names_of(self, parameters: Sequence[Any]) -> list[str]:
         """A name for each parameter; its place where no model with it was seen."""
@@ -191,8 +196,8 @@ class Average:
         """The schedule of this run. To be asked at the first step: only then is `max_train_steps` final."""
         decay = self.options.decay
         if self.options.schedule == "power":
-            assert self.options.sigma_rel is not None
-            return Power(self.options.sigma_rel)
+            assert self.width is not None
+            return Power(self.width)
         if self.options.schedule == "exp":
             return Exponential(decay, self.options.exp_beta, max(1, int(self.args.max_train_steps)))
         if self.options.schedule == "constant":
@@ -203,7 +208,7 @@ class Average:
         """Write the EMA into a state that Kohya has just saved. Raises OSError; none of it is there then."""
         if not is_main_process():
             return
-        files = list(zip(self._tracks, _state_files(folder), strict=False))
+        files = list(zip(self._tracks, _state_files(folder, self.place), strict=False))
         try:
             with self.raw():
                 for track, file in files:
@@ -217,9 +222,9 @@ class Average:
 
     def load_state(self, folder: Path) -> None:
         """Go on from the EMA in the folder of a state that Kohya has just loaded. Stops at another model's."""
-        files = list(zip(self._tracks, _state_files(folder), strict=False))
+        files = list(zip(self._tracks, _state_files(folder, self.place), strict=False))
         if not all(file.is_file() for _, file in files):
-            say(f"{folder} contains no EMA: this run starts a new one from the resumed weights")
+            say(f"{folder} contains no {self.label}: this run starts a new one from the resumed weights")
             return
         for track, file in files:
             try:
@@ -244,8 +249,8 @@ class Average:
         decay = "" if options.schedule == "power" else f", decay {options.decay:g}"
         where = shadow.placement.reason if shadow.placement is not None else "next to the weights"
         say(
-            f"EMA is on: schedule {options.schedule}{decay}; it will cover {describe(shadow.schedule, total)}; "
-            f"{options.dtype}, kept {where}"
+            f"{self.label} is on: schedule {options.schedule}{decay}; "
+            f"it will cover {describe(shadow.schedule, total)}; {options.dtype}, kept {where}"
         )
 
     def _started(self) -> list[Shadow]:
@@ -260,11 +265,12 @@ class Average:
         return track
 
 
-def _state_files(folder: Path) -> Iterator[Path]:
-    """The file of the first optimizer's average, of the second's, and so on."""
-    yield folder / checkpoint.FILE_NAME
+def _state_files(folder: Path, place: int) -> Iterator[Path]:
+    """The file of the first optimizer's average, of the second's, and so on, for the run's EMA at this place."""
+    stem = Path(checkpoint.FILE_NAME).stem + ("" if place == 0 else f"_width{place + 1}")
+    yield folder / f"{stem}.safetensors"
     for number in itertools.count(2):
-        yield folder / f"{Path(checkpoint.FILE_NAME).stem}_{number}.safetensors"
+        yield folder / f"{stem}_{number}.safetensors"
 
 
 class _Track:
@@ -350,39 +356,3 @@ def finish_moves(models: Iterable[Any]) -> None:
             if isinstance(moving, dict) and callable(wait):
                 for block in list(moving):
                     wait(block)
-
-
-class Stopwatch:
-    """Measures `MEASURED` updates of one shadow; only while it does so it waits for the device.
-
-    In a fused backward pass an update is made of many parts, each of which is measured.
-    """
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._begun_at: int | None = None
-        self.milliseconds: float | None = None  # a step, once it is known
-
-    @contextmanager
-    def around(self, shadow: Shadow) -> Iterator[None]:
-        """Around every update of `shadow`, or part of one."""
-        averaged = shadow.step - shadow.start_step
-        if self.milliseconds is not None or averaged < SETTLED:
-            yield
-            return
-        if self._begun_at is None:
-            self._begun_at = averaged
-        if averaged - self._begun_at >= MEASURED * shadow.update_every:
-            self.milliseconds = 1e3 * self._seconds / (averaged - self._begun_at)
-            yield
-            return
-        _finish_queued_work()
-        begin = time.perf_counter()
-        yield
-        _finish_queued_work()
-        self._seconds += time.perf_counter() - begin
-
-
-def _finish_queued_work() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

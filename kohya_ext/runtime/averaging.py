@@ -1,13 +1,13 @@
-"""The EMA of this run, for every module that needs it.
+"""The EMAs of this run, for every module that needs them: one, or one for each of two widths.
 
-It is kept in `runtime.run`; nothing happens here in a run without EMA.
+They are kept in `runtime.run`; nothing happens here in a run without EMA.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,44 +23,47 @@ def begin(args: argparse.Namespace, options: EmaOptions) -> None:
     from kohya_ext.runtime.average import Average
 
     run.restore()  # what a run before this one in the same process has left
-    run.average = Average(args, options)
+    run.averages = [Average(args, options, place) for place in range(len(options.sigma_rel or (None,)))]
+
+
+def kept() -> list[Average]:
+    """All EMAs of this run, none when it keeps none."""
+    return list(run.averages)
 
 
 def current() -> Average | None:
-    """The average of this run; None when it keeps none."""
-    average: Average | None = run.average
-    return average
+    """The EMA of this run, of two the first; None when it keeps none."""
+    return run.averages[0] if run.averages else None
 
 
 def follow(optimizer: Any) -> None:
-    """Average the weights of `optimizer`, if this run keeps an average."""
-    if run.average is not None:
-        run.average.follow(optimizer)
+    """Average the weights of `optimizer`, if this run keeps an EMA."""
+    for average in run.averages:
+        average.follow(optimizer)
 
 
 def meet(model: Any) -> None:
     """Learn the names of a model's parameters, which the state files are keyed by."""
-    if run.average is not None:
-        run.average.meet(model)
+    for average in run.averages:
+        average.meet(model)
 
 
 @contextmanager
 def raw_weights() -> Iterator[None]:
     """The raw weights are in place while this lasts, even within a save from the EMA."""
-    if run.average is None:
+    with ExitStack() as stack:
+        for average in run.averages:
+            stack.enter_context(average.raw())
         yield
-    else:
-        with run.average.raw():
-            yield
 
 
 def save_state(folder: str | None) -> None:
-    """Write the EMA next to a state that Kohya has just saved."""
-    if run.average is not None and folder is not None:
-        run.average.save_state(Path(folder))
+    """Write the EMAs next to a state that Kohya has just saved."""
+    for average in run.averages if folder is not None else ():
+        average.save_state(Path(folder or ""))
 
 
 def load_state(folder: str | None) -> None:
-    """Read the EMA from a state that Kohya has just loaded."""
-    if run.average is not None and folder is not None:
-        run.average.load_state(Path(folder))
+    """Read the EMAs from a state that Kohya has just loaded."""
+    for average in run.averages if folder is not None else ():
+        average.load_state(Path(folder or ""))

@@ -17,7 +17,7 @@ from typing import Any
 from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.files.atomic import replacing
 from kohya_ext.runtime import averaging, safe_save
-from kohya_ext.runtime.ema_outputs import file_of_average
+from kohya_ext.runtime.ema_outputs import file_of_average, ready_ones
 from kohya_ext.runtime.run import is_main_process, say, stop, warn_again_at_end
 from kohya_ext.spec.flags import SAVE_BEST, VALIDATE_EVERY
 from kohya_ext.spec.outputs import BEST_METADATA, BEST_SUFFIX
@@ -74,12 +74,13 @@ class Best:
         @functools.wraps(save)
         def save_and_consider(file: Any, *rest: Any, **named: Any) -> Any:
             result = save(file, *rest, **named)
-            average = averaging.current()
-            only = average is not None and average.options.save == "only" and average.ready()
+            ready = ready_ones()
+            only = bool(ready) and ready[0].options.save == "only"
             self._consider(Path(file), EMA if only else RAW)
-            twin = Path(file_of_average(str(file), getattr(self.args, "output_name", None)))
-            if average is not None and not only and average.ready() and twin.is_file():
-                self._consider(twin, EMA)
+            for average in ready[1:] if only else ready:
+                twin = Path(file_of_average(str(file), getattr(self.args, "output_name", None), average.suffix))
+                if twin.is_file():
+                    self._consider(twin, average.weights)
             return result
 
         return save_and_consider
@@ -95,8 +96,8 @@ class Best:
         """Copy what is best, once both its loss and its file are there."""
         losses, files = self._measured[1], self._saved[1]
         average = averaging.current()
-        expected = [EMA] if average is not None and average.options.save == "only" and EMA in losses else list(losses)
-        finite = [weights for weights in expected if math.isfinite(losses[weights])]
+        unsaved = RAW if average is not None and average.options.save == "only" and EMA in losses else None
+        finite = [weights for weights in losses if weights != unsaved and math.isfinite(losses[weights])]
         if self._measured[0] != self._saved[0] or not finite or not is_main_process():
             return
         best = min(finite, key=lambda weights: losses[weights])

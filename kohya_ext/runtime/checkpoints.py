@@ -30,25 +30,25 @@ def save_at_end(original: Callable[..., Any], *positional: Any, **named: Any) ->
 
 def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, default_name: str) -> Any:
     telemetry.report_skips()
-    average = averaging.current()
-    only = average is not None and average.options.save == "only"
+    first = averaging.current()
+    only = first is not None and first.options.save == "only"
     savers: dict[str, Any] = {
         name: call.arguments[name] for name in ("sd_saver", "diffusers_saver") if name in call.arguments
     }
     call.arguments.update({name: _noted(saver, "raw") for name, saver in savers.items()})
-    if average is None or not average.ready(say_so=only):
-        return original(*call.args, **call.kwargs)
-    twin = inspect.BoundArguments(call.signature, call.arguments.copy())
-    if only:
-        return _save_average(original, twin, default_name, average, savers, only=True)
-    twin.arguments["args"] = ema_outputs.args_of_average(call.arguments["args"], default_name)
-    if run.resume is not None and default_name != ema_outputs.LAST:
-        # Kohya's function ends with the state: once that is there, nothing of this step is saved again after a resume
+    ready = ema_outputs.ready_ones(say_so=only)
+    raw: Callable[[], Any] = functools.partial(original, *call.args, **call.kwargs)
+    if ready and only:
+        instead = inspect.BoundArguments(call.signature, call.arguments.copy())
+        raw = functools.partial(_save_average, original, instead, default_name, ready.pop(0), savers, only=True)
+    # Kohya's function ends with the state: once that is there, nothing of this step is saved again after a resume
+    state_last = run.resume is not None and default_name != ema_outputs.LAST
+    result = None if state_last else raw()
+    for average in ready:
+        twin = inspect.BoundArguments(call.signature, call.arguments.copy())
+        twin.arguments["args"] = ema_outputs.args_of_average(call.arguments["args"], default_name, average.suffix)
         _save_average(original, twin, default_name, average, savers, only=False)
-        return original(*call.args, **call.kwargs)
-    result = original(*call.args, **call.kwargs)
-    _save_average(original, twin, default_name, average, savers, only=False)
-    return result
+    return raw() if state_last else result
 
 
 def _save_average(
@@ -61,7 +61,7 @@ def _save_average(
     only: bool,
 ) -> Any:
     """Save the EMA by `savers`; where that fails, say so, and with `--ema_save only` save the raw weights instead."""
-    call.arguments.update({name: _noted(_whole_or_nothing(saver), "ema") for name, saver in savers.items()})
+    call.arguments.update({name: _noted(_whole_or_nothing(saver), average.weights) for name, saver in savers.items()})
     # sd-scripts 0.6 gets no savers: it writes the files itself, in place
     whole = nullcontext() if savers else safe_save.whole_files()
     try:

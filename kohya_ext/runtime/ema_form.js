@@ -50,7 +50,7 @@
   };
 
   // What of ours stands in a text, in its order: {flag, value, start, end, at}, `at` where the value begins if it is a
-  // word of its own; or {name, word, flag}, which no run takes for one of our flags, or not with that value.
+  // word of its own and ends at `valueEnd`, `more` if others follow it; or {name, word, flag}, which no run takes for one of our flags, or not with that value.
   const read = (text) => {
     const found = [];
     const words = wordsOf(text);
@@ -62,9 +62,18 @@
         const apart = rest === undefined && !isSwitch(flag) && next !== undefined && !next.text.startsWith("--");
         const word = apart ? next.text : rest === undefined ? null : rest;
         const value = valueOf(flag, word);
-        if (value === undefined) found.push({ flag, name, word });
-        else found.push({ flag, value, start: words[i].start, end: (apart ? next : words[i]).end, at: apart ? next.start : null });
-        if (apart && value !== undefined) i += 1;
+        if (value === undefined) {
+          found.push({ flag, name, word });
+          continue;
+        }
+        const one = { flag, value, start: words[i].start, at: apart ? next.start : null, more: false };
+        if (apart) i += 1;
+        one.valueEnd = words[i].end;
+        while (apart && flag.several && i + 1 < words.length && valueOf(flag, words[i + 1].text) !== undefined) {
+          i += 1;
+          one.more = true;
+        }
+        found.push({ ...one, end: words[i].end });
       } else if (name !== undefined && form.ours.some((start) => name.startsWith(start))) {
         found.push({ name, word: null });
       }
@@ -87,8 +96,8 @@
     if (value === flag.default) return mine.reduceRight(without, text);
     const word = isSwitch(flag) ? flag.name : `${flag.name}=${value}`;
     if (mine.length) {
-      const { start, end, at } = mine[mine.length - 1];
-      return text.slice(0, at === null ? start : at) + (at === null ? word : value) + text.slice(end);
+      const { start, end, at, valueEnd } = mine[mine.length - 1];
+      return text.slice(0, at === null ? start : at) + (at === null ? word : value) + text.slice(at === null ? end : valueEnd);
     }
     // in front of the user's text, where nothing of it (a comment, a redirection) can swallow it
     if (!here.length) return text === "" ? word : `${word} ${text}`;
@@ -116,7 +125,7 @@
       const name = [...byName.keys()].find((one) => ` ${word.text} `.split(/[\s=]/).includes(one));
       if (/\s/.test(word.text) && name && form.words !== "split") said.push(`${name}: ${form.texts.quoted}`);
     }
-    const others = here.filter((one) => !one.flag.label).map((one) => text.slice(one.start, one.end));
+    const others = here.filter((one) => !one.flag.label || one.more).map((one) => text.slice(one.start, one.end));
     return others.length ? [...said, `${form.texts.others}: ${others.join(" ")}`] : said;
   };
 

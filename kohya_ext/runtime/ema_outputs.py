@@ -28,19 +28,19 @@ EPOCH, STEP, LAST = "epoch", "at", "last"
 _COUNTED = re.compile(rf"(?:{COUNTED})$")
 
 
-def args_of_average(args: argparse.Namespace, default_name: str) -> argparse.Namespace:
+def args_of_average(args: argparse.Namespace, default_name: str, suffix: str = EMA_SUFFIX) -> argparse.Namespace:
     """A copy of Kohya's args that names the EMA's files and saves no state (the raw call has done that)."""
     changed = copy.copy(args)
-    changed.output_name = (args.output_name or default_name) + EMA_SUFFIX
+    changed.output_name = (args.output_name or default_name) + suffix
     changed.save_state = False
     return changed
 
 
-def file_of_average(file: str, output_name: str | None) -> str:
+def file_of_average(file: str, output_name: str | None, suffix: str = EMA_SUFFIX) -> str:
     """The EMA file next to a raw one: `NAME-step00000002.safetensors` -> `NAME-ema-step00000002.safetensors`."""
     path = Path(file)
     name, counted = _split(path.stem, output_name)
-    return str(path.with_name(name + EMA_SUFFIX + counted + path.suffix))
+    return str(path.with_name(name + suffix + counted + path.suffix))
 
 
 def is_last(file: str, output_name: str | None) -> bool:
@@ -76,6 +76,11 @@ def _split(stem: str, output_name: str | None) -> tuple[str, str]:
     return (stem[: match.start()], match.group()) if match else (stem, "")
 
 
+def ready_ones(*, say_so: bool = False) -> list[Average]:
+    """The EMAs of this run from which there is something to save. say_so: tell where there is none yet."""
+    return [average for average in averaging.kept() if average.ready(say_so=say_so and average.place == 0)]
+
+
 class Twins:
     """Saves raw and EMA files of one run as `--ema_save` says."""
 
@@ -83,35 +88,38 @@ class Twins:
         self.args, self.settings = args, settings
 
     def save(self, file: str, write: Callable[[str, Average | None], object]) -> None:
-        """Call `write(file, None)` for the raw weights, and `write(path, average)` while the EMA is in place.
+        """Call `write(file, None)` for the raw weights, and `write(path, average)` while each EMA is in place.
 
-        The second writes into a temporary folder, which becomes the file only when it is whole.
+        The latter write into a temporary folder, which becomes the file only when it is whole.
         """
-        average = averaging.current()
         only = self.settings.save == "only"
-        if average is None or not average.ready(say_so=only):
+        ready = ready_ones(say_so=only)
+        if not (only and ready):
             write(file, None)
-            return
-        target = file
-        if not only:
-            write(file, None)
-            target = file_of_average(file, self._output_name)
+        for average in ready:
+            self._save_average(file, write, average, instead=only and average is ready[0])
+
+    def _save_average(
+        self, file: str, write: Callable[[str, Average | None], object], average: Average, *, instead: bool
+    ) -> None:
+        """Save one EMA, next to the raw file or `instead` of it."""
+        target = file if instead else file_of_average(file, self._output_name, average.suffix)
         try:
             with unwinding_on_sigterm(), average.in_place(), safe_save.moved_into_place(target) as temporary:
                 write(temporary, average)
         except Exception as error:  # a full disk, mostly
             if average.swapped:
                 raise
-            safe_save.tell_failure(target, error, only=only)
-            if only:
+            safe_save.tell_failure(target, error, only=instead)
+            if instead:
                 last = is_last(file, self._output_name)
                 with safe_save.kept_going(unless=last), safe_save.moved_into_place(file) as temporary:
                     write(temporary, None)
             return
         average.tell_health()
-        if not only:
+        if not instead:
             self._upload(target)
-            self._rotate(file)
+            self._rotate(file, average.suffix)
 
     @property
     def _output_name(self) -> str | None:
@@ -124,8 +132,8 @@ class Twins:
         if uploader is not None and getattr(self.args, "huggingface_repo_id", None) is not None:
             uploader.upload(self.args, file, "/" + Path(file).name)
 
-    def _rotate(self, file: str) -> None:
+    def _rotate(self, file: str, suffix: str) -> None:
         """The script is about to remove one older raw file, the one this save has outlived: its twin goes too."""
         outlived = outlived_by(file, self._output_name, self.args)
         if outlived is not None:
-            Path(file_of_average(outlived, self._output_name)).unlink(missing_ok=True)
+            Path(file_of_average(outlived, self._output_name, suffix)).unlink(missing_ok=True)

@@ -149,6 +149,7 @@ def _row(flag: Flag) -> dict[str, Any]:
         "label": flag.label,
         "choices": flag.kind.choices,
         "expected": flag.kind.expected,
+        "several": flag.kind.several,
         "numbers": numbers
         and {
             "least": numbers.least,

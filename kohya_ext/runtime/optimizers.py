@@ -62,8 +62,7 @@ def patch_fused_backward(original: Callable[..., Any], optimizer: Any) -> Any:
     else:
         result = original(optimizer)
     optimizer.step_param = telemetry.around(optimizer.step_param)
-    average = averaging.current()
-    if average is not None:
+    for average in averaging.kept():
         optimizer.step_param = _then_average(optimizer.step_param, average)
     return result
 

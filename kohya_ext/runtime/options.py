@@ -102,7 +102,7 @@ class EmaOptions:
     dtype: str
     save: str
     sample: str
-    sigma_rel: float | None
+    sigma_rel: tuple[float, ...] | None
     exp_beta: float
 
 

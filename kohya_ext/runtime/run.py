@@ -24,8 +24,9 @@ from kohya_ext.core.terminal import printable
 class Run:
     """What this run has and has seen so far.
 
-    average, telemetry, validation, resume: an `Average`, a `Telemetry`, a `Validation` and an `ExactResume`, None while
-    it keeps no EMA, measures nothing, validates nothing and cannot be resumed exactly; their modules import this one.
+    averages: an `Average` for each EMA that it keeps; telemetry, validation, resume: a `Telemetry`, a `Validation` and
+    an `ExactResume`, None while it measures nothing, validates nothing and cannot be resumed exactly. The modules of
+    all these import this one.
     arguments: what the command line was parsed into last. held_out: the `HeldOut` images of its validation. reminders:
     warnings to repeat at the end.
     skip_counts, skips_told: AdaCoor's counts of skipped gradient elements, and how many have been reported. old_files:
@@ -34,7 +35,7 @@ class Run:
     loader_layers: position -> what is between the loaders and the script there, see `runtime/loader.py`.
     """
 
-    average: Any = None
+    averages: list[Any] = field(default_factory=list)
     telemetry: Any = None
     validation: Any = None
     arguments: Any = None

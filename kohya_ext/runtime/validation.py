@@ -17,6 +17,7 @@ from typing import Any
 
 from kohya_ext.runtime import averaging, heldout, loader, randomness
 from kohya_ext.runtime.best import Best
+from kohya_ext.runtime.ema_outputs import ready_ones
 from kohya_ext.runtime.run import run, say, stop
 from kohya_ext.runtime.run_record import RunRecord
 from kohya_ext.runtime.standstill import Standstill, replace_recorder
@@ -24,10 +25,9 @@ from kohya_ext.runtime.validation_options import ValidationOptions
 from kohya_ext.spec.hooks import CURRENT_STEP, LOSS_RECORDER
 from kohya_ext.validation import estimates
 from kohya_ext.validation.measurements import Measurement, measurements
-from kohya_ext.validation.records import EMA, RAW, Row
+from kohya_ext.validation.records import RAW, Row
 
 PREFIX = "kohya_ext/validation/"
-NAMES = {RAW: "raw", EMA: "EMA"}
 
 
 class Total(int):
@@ -145,9 +145,8 @@ class Validation:
 
     def _kinds(self) -> Iterator[tuple[str, Callable[[], AbstractContextManager[Any]]]]:
         yield RAW, nullcontext
-        average = averaging.current()
-        if average is not None and average.ready():
-            yield EMA, average.in_place
+        for average in ready_ones():
+            yield average.weights, average.in_place
 
     def _measure(self, taken: loader.Pass, losses: list[float]) -> Iterator[Any]:
         from accelerate.utils import send_to_device
@@ -212,8 +211,9 @@ class Validation:
 
     def _say(self, found: dict[str, list[float]], made: dict[str, estimates.Estimate], seconds: float) -> None:
         words = []
+        names = {RAW: "raw", **{average.weights: average.label for average in averaging.kept()}}
         for weights, losses in found.items():
-            text = f"{NAMES.get(weights, weights)} {made[weights]}"
+            text = f"{names[weights]} {made[weights]}"
             lowest = self._lowest.get(weights)
             if lowest is not None:
                 change = estimates.difference(losses, lowest)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kohya_ext.spec.outputs import MOST_EMAS
+
 Values = Mapping[str, Any]
 
 EMA, TELEMETRY, VALIDATION, RESUME = "EMA", "telemetry", "validation", "exact resume"
@@ -22,7 +24,8 @@ SECTION = "EMA (kohya_ext)"  # of the GUI, with the fields
 class Kind:
     """What values a flag takes: one of choices, a number, or nothing (a switch).
 
-    type: argparse's. convert: value -> value; raises ValueError with what is expected.
+    type: argparse's. convert: value -> value; raises ValueError with what is expected. several: it takes more than one
+    value, and `convert` gives a tuple.
 
     Kohya reads its TOML files into the same namespace as the command line without converting, and a preset holds text,
     so `convert` takes whatever it is given.
@@ -32,6 +35,7 @@ class Kind:
     convert: Callable[[Any], Any]
     choices: tuple[str, ...] = ()
     numbers: Range | None = None
+    several: bool = False
 
     @property
     def expected(self) -> str:
@@ -82,6 +86,19 @@ def _in(numbers: Range) -> Kind:
 
 def _whole_from(least: int) -> Kind:
     return _in(Range(f"expected a whole number of at least {least}", least, whole=True))
+
+
+def _some(numbers: Range, most: int) -> Kind:
+    """One to `most` different numbers, in a list or in a text with blanks or commas between them."""
+
+    def convert(value: Any) -> tuple[Any, ...]:
+        given = value.replace(",", " ").split() if isinstance(value, str) else value
+        found = tuple(numbers.convert(one) for one in (given if isinstance(given, (list, tuple)) else [given]))
+        if not 0 < len(found) <= most or len(set(found)) < len(found):
+            raise ValueError(f"{numbers.expected}, or {most} of them")
+        return found
+
+    return Kind(int if numbers.whole else float, convert, numbers=numbers, several=True)
 
 
 DECAYS = Range("expected a number from 0 up to, not including, 1 (0.9995 is usual)", most=1.0, excluded=1.0)
@@ -137,7 +154,8 @@ class Flag:
         if self.kind is SWITCH:
             return {"action": "store_true", "help": self.help}
         given = {"choices": list(self.kind.choices)} if self.kind.choices else {"type": self.kind.type}
-        return {**given, "help": self.help}
+        several = {"nargs": "+"} if self.kind.several else {}
+        return {**given, **several, "help": self.help}
 
     def read(self, values: Values) -> Any:
         """Its value in `values`, converted; the default where there is none. Raises ValueError: what is expected."""
@@ -162,8 +180,9 @@ SCHEDULE = Flag(
     "how the EMA starts: debiased (default) removes the start model's share, constant is the plain EMA", "EMA schedule",
 )  # fmt: skip
 SIGMA_REL = Flag(
-    "--ema_sigma_rel", EMA, _in(WIDTHS), None, "0.1.0",
-    "relative width of the EMA for --ema_schedule power, 0 to 0.28", "EMA width (power)",
+    "--ema_sigma_rel", EMA, _some(WIDTHS, MOST_EMAS), None, "0.1.0",
+    "relative width of the EMA for --ema_schedule power, 0 to 0.28; with two, a second EMA is saved as NAME-ema2",
+    "EMA width (power)",
 )  # fmt: skip
 EXP_BETA = Flag(
     "--ema_exp_beta", EMA, _in(NOT_NEGATIVE), None, "0.1.0",

@@ -82,6 +82,6 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         averaging.follow(run.optimizer)
         return run
 
-    monkeypatch.setattr(run, "average", None)
+    monkeypatch.setattr(run, "averages", [])
     yield start
     run.restore()

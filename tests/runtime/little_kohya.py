@@ -330,5 +330,6 @@ def _loop(
 def reset() -> None:
     """Leave nothing of a run behind."""
     run.restore()
-    run.average = run.validation = run.held_out = run.arguments = None
+    run.averages = []
+    run.validation = run.held_out = run.arguments = None
     assert not run.loader_layers and loader.POSITIONS

@@ -45,7 +45,7 @@ class Course:
 
 @pytest.fixture
 def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Course]:
-    monkeypatch.setattr(run, "average", None)
+    monkeypatch.setattr(run, "averages", [])
     return lambda **settings: Course(tmp_path, **settings)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kohya_ext.runtime import average, averaging, checkpoints, optimizers  # noqa: E402
+from kohya_ext.runtime import averaging, checkpoints, optimizers, stopwatch  # noqa: E402
 from kohya_ext.runtime.telemetry import Telemetry  # noqa: E402
 from tests.runtime.conftest import Run  # noqa: E402
 
@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock finds it 3 ms on: so an update, between two looks, takes as long."""
     times = iter(n * 3e-3 for n in range(10_000))
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    monkeypatch.setattr(average, "SETTLED", 4)
+    monkeypatch.setattr(stopwatch, "SETTLED", 4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema_update_every": 3}, {"ema_start_step": 5}])

@@ -32,6 +32,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         (NEWEST, "lora", ("--ema_decay=0.9",)),
         (OLD, "lora", ("--ema_schedule=power", "--ema_sigma_rel=0.07")),
         (MAIN, "full", ("--ema_schedule=power", "--ema_sigma_rel=0.1")),
+        (MAIN, "lora", ("--ema_schedule=power", "--ema_sigma_rel", "0.05", "0.2")),
+        (OLD, "full", ("--ema_schedule=power", "--ema_sigma_rel", "0.05", "0.2")),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )
@@ -45,7 +47,11 @@ def test_the_error_is_within_what_is_told(bench: Bench, tree: str, kind: str, sc
     found = []
     for count in (8, 16):
         every = STEPS // count
-        saved = [run.folder / f"{run.name}-ema-step{step:08d}.safetensors" for step in range(every, STEPS + 1, every)]
+        saved = [
+            run.folder / f"{run.name}{suffix}-step{step:08d}.safetensors"
+            for suffix in ("-ema", "-ema2")[: 1 + ("0.2" in schedule)]
+            for step in range(every, STEPS + 1, every)
+        ]
         snapshots = read_run(saved)
         for sigma_rel in WIDTHS:
             made = plan(snapshots, target_of(snapshots, sigma_rel=sigma_rel))
