@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from kohya_ext.spec.preflight import (
 )
 
 MAIN_MODEL = "pretrained_model_name_or_path"
+PROMPTS = "sample_prompts"
+SAMPLE_TIMES = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
 
 
 @dataclass
@@ -97,6 +100,7 @@ def prepare(command: ScriptCommand, place: Workplace) -> None:
         if isinstance(value := command.value(name), str) and not Path(value).exists():
             command.drop(name)
             place.notes.append(f"--{name} {value} is not at hand: the run begins without it")
+    _one_sample(command, place)
     _data(command, place)
     if command.settings:
         file = place.folder / "settings.toml"
@@ -113,6 +117,27 @@ def _texts(command: ScriptCommand, names: tuple[str, ...]) -> Iterator[tuple[str
 
 def _inside(value: str, place: Workplace) -> bool:
     return Path(value).is_relative_to(place.folder)
+
+
+def _one_sample(command: ScriptCommand, place: Workplace) -> None:
+    """One sample image of the largest size and one step takes the memory of all of them."""
+    prompts = command.value(PROMPTS)
+    if not isinstance(prompts, str) or not any(command.value(name) for name in SAMPLE_TIMES):
+        return
+    try:
+        text = Path(prompts).read_text(encoding="utf-8") if prompts.endswith(".txt") else ""
+    except (OSError, ValueError):
+        text = ""
+    if not text.strip():
+        for name in (PROMPTS, *SAMPLE_TIMES):
+            command.drop(name)
+        place.notes.append(f"--{PROMPTS} {prompts} is not a text file that can be read: sample images are not counted")
+        return
+    sizes = {side: max(map(int, re.findall(rf"--{side} (\d+)", text)), default=0) for side in ("w", "h")}
+    file = place.folder / "prompts.txt"
+    words = [f"--{side} {size}" for side, size in sizes.items() if size]
+    file.write_text(" ".join(["an image", *words, "--s 1"]) + "\n", encoding="utf-8")
+    command.change(PROMPTS, str(file))
 
 
 def _data(command: ScriptCommand, place: Workplace) -> None:

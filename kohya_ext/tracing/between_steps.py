@@ -31,12 +31,14 @@ def phases(ledger: Ledger) -> dict[str, Callable[[Any], Any]]:
     def change(phase: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            before = (ledger.phase, ledger.part)
+            before, known, alive = (ledger.phase, ledger.part), phase in ledger.peaks, ledger.now
             ledger.enter(phase, ACTIVATIONS)
             try:
                 return original(*args, **kwargs)
             finally:
                 ledger.enter(*before)
+                if not known and ledger.peaks[phase].size <= alive:  # it was not time for it: nothing was made
+                    del ledger.peaks[phase]
 
         return call
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kohya_ext.spec.preflight import CACHING_METHODS
@@ -41,6 +41,12 @@ class Steps:
     def _file_gradient(self, parameter: Any) -> None:
         if parameter.grad is not None:
             self.ledger.file(parameter.grad, GRADIENTS)
+
+    def file_gradients(self, groups: Iterable[dict[str, Any]]) -> None:
+        """An optimizer is about to step: some scripts have put copies in the place of what backward made."""
+        for group in groups:
+            for parameter in group["params"]:
+                self._file_gradient(parameter)
 
     def finish(self, optimizer_steps: bool) -> None:
         """A step of the schedule ends each iteration."""
@@ -91,6 +97,14 @@ def follow(ledger: Ledger, facts: Facts) -> Steps:
     steps = Steps(ledger, facts)
     _within(accelerate.Accelerator, "backward", ledger, BACKWARD, ACTIVATIONS)
     _within(accelerate.optimizer.AcceleratedOptimizer, "step", ledger, STEP, OPTIMIZER)
+    take = accelerate.optimizer.AcceleratedOptimizer.step
+
+    @functools.wraps(take)
+    def take_with_gradients(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.file_gradients(self.param_groups)
+        return take(self, *args, **kwargs)
+
+    accelerate.optimizer.AcceleratedOptimizer.step = take_with_gradients
     schedule = AcceleratedScheduler.step
     initialise = accelerate.Accelerator.__init__
 
