@@ -68,8 +68,8 @@ class Validation:
         self._begun = time.perf_counter()
         if not replace_recorder(sys.modules, LOSS_RECORDER, self._recording):
             stop(
-                "validation needs sd-scripts 0.8 or newer (kohya_ss v22.2): this release keeps its running loss within "
-                "the script; remove --kohya_ext_validate or --kohya_ext_validation_split"
+                "validation needs sd-scripts 0.7.1 or newer (kohya_ss v22.2.0): this release keeps its running loss "
+                "within the script; remove --kohya_ext_validate or --kohya_ext_validation_split"
             )
 
         accelerator.save_state = self._recorded_first(accelerator.save_state)

@@ -121,7 +121,7 @@ DATASET_METHODS = (
 )
 # The attribute of the loaders' `collate_fn` that holds the step in progress, shared with the workers.
 CURRENT_STEP = "current_step"
-# The class that keeps the running mean of the losses (since sd-scripts 0.8; before, scripts did it by themselves).
+# The class that keeps the running mean of the losses (since sd-scripts 0.7.1; before, scripts did it by themselves).
 LOSS_RECORDER = "LossRecorder"
 # Words in the names of scripts whose data are more than images and captions, or that change weights by themselves.
 NOT_VALIDATED = ("textual_inversion", "control_net", "controlnet", "leco")
