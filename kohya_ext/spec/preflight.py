@@ -24,6 +24,7 @@ SCHEDULER = "get_scheduler_fix"
 ENCODE_BATCH = "cache_batch_latents"
 WRITE_LATENTS = "save_latents_to_disk"
 LOAD_VAE = "load_vae"
+VAE_OF_PREPARATION = "model_util"  # the module whose `load_vae` that is: SD3's is another
 
 # Read whole model files for the metadata.
 HASHES = ("model_hash", "calculate_sha256", "precalculate_safetensors_hashes")

@@ -20,6 +20,7 @@ from kohya_ext.spec.preflight import (
     LOAD_DATA_CONFIG,
     LOAD_VAE,
     SCHEDULER,
+    VAE_OF_PREPARATION,
     WRITE_LATENTS,
 )
 from kohya_ext.tracing.between_steps import phases
@@ -114,12 +115,17 @@ def _changes(stage: Stage) -> dict[str, Change]:
         SCHEDULER: scheduler,
         DATASET_GROUP: group,
         ENCODE_BATCH: _written_empty,
-        LOAD_VAE: lambda original: lambda *args, **kwargs: _NoVae(),
+        LOAD_VAE: _without_vae,
         LOAD_DATA_CONFIG: functools.partial(_own_data, stage),
         **({} if stage.ledger is None else phases(stage.ledger)),
         **{name: (lambda original: lambda *args, **kwargs: "0" * 64) for name in HASHES[:2]},
         HASHES[2]: lambda original: lambda *args, **kwargs: ("0" * 64, "0" * 64),
     }
+
+
+def _without_vae(original: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Its stand-in where a preparation step loads it; the family that has a function of this name trains with it."""
+    return (lambda *args, **kwargs: _NoVae()) if original.__module__.endswith(VAE_OF_PREPARATION) else None
 
 
 class _NoVae:
