@@ -11,7 +11,7 @@ from typing import Any
 from kohya_ext.files.document import document, thumbnail
 from kohya_ext.report.chart import Chart, Line, Point, running_mean
 from kohya_ext.report.gather import Gathered, by_time
-from kohya_ext.validation.records import EMA, RAW, Row, lowest
+from kohya_ext.validation.records import EMA, RAW, SECOND_EMA, Row, lowest
 
 SAMPLE_SIDE, SHEET_SIDE = 192, 1400  # pixels
 MOST_TIMES = 12  # rows of samples: the first, the last, and some between
@@ -21,7 +21,7 @@ RISE = 0.01  # of the loss; noise and images are the same each time, so little i
 GREY, FAINT = "#8a8f98", "#c3c9d3"
 COLOURS = {RAW: "#d9622b", EMA: "#2563c9"}
 FURTHER = ("#2f9e6e", "#8e5bb5", "#b5852f", "#4a7a8c")
-NAMES = {RAW: "raw weights", EMA: "EMA"}
+NAMES = {RAW: "raw weights", EMA: "EMA", SECOND_EMA: "second EMA"}
 STYLE = """
 .chart { margin: .5rem 0 } .chart svg { width: 100%; height: auto; display: block }
 .chart text { font: 12px system-ui, sans-serif; fill: #666 } .chart .grid { stroke: #ddd }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 VALIDATIONS, LOSSES, SETTINGS = "-validation.csv", "-losses.csv", "-settings.json"
-RAW, EMA = "raw", "ema"
+RAW, EMA, SECOND_EMA = "raw", "ema", "ema2"
 _SECRET = ("_token", "api_key", "password", "secret")
 LOSS_COLUMNS = ("step", "epoch", "loss")
 

@@ -127,6 +127,22 @@ def test_steps_epochs_and_losses_are_the_scripts(
     assert re.search(r"validation after step 6 \(epoch 2\): raw [\d.]+ ± [\d.]+ \(to the lowest so far", said)
 
 
+def test_the_length_of_the_ema_can_be_chosen_by_measurement(
+    folder: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {"ema_schedule": "power", "ema_sigma_rel": [0.05, 0.2]}
+    plain = train(enable_ema=True, **both)
+    watched = train(enable_ema=True, **both, **held(folder))
+    assert torch.equal(plain.weights, watched.weights)
+    assert [row.weights for row in rows(folder) if row.step == 10] == ["raw", "ema", "ema2"]
+    last = {row.weights: row.loss for row in rows(folder)}
+    said = capsys.readouterr().out
+    assert "EMA of width 0.05 " in said and "EMA of width 0.2 " in said
+    for width, name in ((0.05, "ema"), (0.2, "ema2")):
+        train(enable_ema=True, ema_schedule="power", ema_sigma_rel=width, **held(folder))
+        assert {row.weights: row.loss for row in rows(folder)}["ema"] == last[name]
+
+
 def test_every_n_steps_and_at_the_end(folder: Path, train: Train) -> None:
     train(**held(folder, kohya_ext_validate_every=4))
     assert [row.step for row in rows(folder)] == [0, 4, 8, 10]

@@ -123,6 +123,21 @@ def test_the_training_does_not_notice(bench: Bench, held: Path, tree: str, name:
     remove(run)
 
 
+@pytest.mark.parametrize(("tree", "kind"), [(MAIN, "full"), (OLD, "lora")])
+def test_two_lengths_of_the_ema_are_measured(bench: Bench, held: Path, tree: str, kind: str) -> None:
+    power = ("--enable_ema", "--ema_schedule=power", "--ema_sigma_rel")
+    found = {}
+    for widths in (("0.05", "0.2"), ("0.05",), ("0.2",)):
+        name = f"widths-{'-'.join(widths)}"
+        run = bench.train(tree, kind, name, *ADAMW, *power, *widths, *TWO_EPOCHS, *watched(held))
+        found[widths] = {(row.epoch, row.weights): row.loss for row in rows(run)}
+        remove(run)
+    both, first, second = found.values()
+    assert {name for _, name in both} == {"raw", "ema", "ema2"} and both[2, "ema"] != both[2, "ema2"]
+    assert both[2, "ema"] == first[2, "ema"] and both[2, "ema2"] == second[2, "ema"]
+    assert both[2, "raw"] == first[2, "raw"] == second[2, "raw"]
+
+
 @pytest.mark.parametrize("tree", [MAIN, NEWEST])
 def test_flux_does_not_notice_either(bench: Bench, held: Path, tree: str) -> None:
     def train(name: str, *flags: str) -> rig.Run:
