@@ -43,7 +43,6 @@ FUSED_ACCUMULATED = Broken(
     "gradient_accumulation_steps", ("gradient_accumulation_steps", "fused_backward_pass"),
 )  # fmt: skip
 NETWORK = Broken(("--network_module=networks.lorra",), "networks.lorra", ("network_module",))
-BLOCKS = Broken(("--blocks_to_swap=99",), "", ("blocks_to_swap",))
 
 ALL = {
     "optimizer": OPTIMIZER, "optimizer argument": OPTIMIZER_ARGUMENT, "scheduler": SCHEDULER,
@@ -55,9 +54,9 @@ OF: dict[str, dict[str, Broken]] = {
     "sdxl_train_network": {"shuffled": SHUFFLED, "network": NETWORK},
     "fine_tune": {},
     "train_network": {"network": NETWORK},
-    "flux_train": {"shuffled": SHUFFLED, "fused": FUSED, "blocks": BLOCKS},
-    "sd3_train": {"shuffled": SHUFFLED, "fused": FUSED, "blocks": BLOCKS},
-    "lumina_train": {"shuffled": SHUFFLED, "fused": FUSED, "blocks": BLOCKS},
+    "flux_train": {"shuffled": SHUFFLED, "fused": FUSED},
+    "sd3_train": {"shuffled": SHUFFLED, "fused": FUSED},
+    "lumina_train": {"shuffled": SHUFFLED, "fused": FUSED},
 }
 
 
