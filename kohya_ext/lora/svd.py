@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TOLERANCE = 5e-3  # of the squared error: what the randomized method may leave undone, so 0.25 % of the error itself
+TOLERANCE = 1e-5  # of the squared error: what the randomized method may leave undone, half of that of the error itself
 WIDEST = 0.36  # of the small side: a Krylov space beyond this costs as much as the exact method
 WORTHWHILE = 5  # auto: the small side must be this many times the rank
 SMALL = 256  # up to this width float64 throughout costs nothing
