@@ -73,12 +73,14 @@ class GroupPlan:
             vt = state["vt"] if whole else local(state["vt"])
             elements += weights.numel()
             kind = (weights.dtype, gradient.dtype, vt.dtype, weights.device)
-            quick = self._quick[kind] if kind in self._quick else self._decide(kind)
+            quick = None
+            if whole or not is_fake(weights):  # for a fake one no scratch is prepared
+                quick = self._quick[kind] if kind in self._quick else self._decide(kind)
             if not (weights.is_contiguous() and gradient.is_contiguous() and vt.is_contiguous()):
                 self._step_strided(index, weights, gradient, vt, state, None if alone else together)
                 continue
             flat, newest, sums = weights.view(-1), gradient.view(-1), vt.view(-1)
-            if quick is not None and (whole or not is_fake(flat)):
+            if quick is not None:
                 quick(flat, newest, sums, None)
                 continue
             job = Job(flat, newest, {**state, "vt": sums}, state["step"], index)
