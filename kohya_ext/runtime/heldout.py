@@ -113,6 +113,8 @@ def _building_both(module: Any, build: Callable[..., Any]) -> Callable[..., Any]
         withheld: set[str] = set()
         with _withholding(module, options, withheld) if options.share else _everything():
             result = build(blueprint, *rest, **named)
+        if options.share and not withheld:
+            stop("there are fewer than two training images, so none can be held out: add images, or give a folder")
         if isinstance(result, tuple) and len(result) > 1 and result[1] is not None:
             stop("the data set's validation_split is Kohya's own validation: use that or kohya_ext's, not both")
         ours = _of_folder(module, blueprint, options) if options.folder else _of_split(blueprint)

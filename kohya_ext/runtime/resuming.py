@@ -280,7 +280,7 @@ class ExactResume:
             bar.refresh()
         telemetry.continue_from(place.step)
         if run.validation is not None:
-            run.validation.step = place.step
+            run.validation.step, run.validation.epoch = place.step, place.epoch + (0 if within else 1)
 
     def _tell(self, origin: Record, within: bool) -> None:
         place, total = origin.position, self._total

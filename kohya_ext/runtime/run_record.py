@@ -57,6 +57,16 @@ class RunRecord:
         except (OSError, ValueError) as error:
             warn_again_at_end(f"the validation could not be recorded ({error}); training continues")
 
+    def has_validated(self, step: int) -> bool:
+        """Whether the run that is resumed has recorded a validation after this step."""
+        try:
+            return any(row.step == step for row in records.validations(self._path(records.VALIDATIONS)))
+        except (OSError, ValueError):
+            return False
+
+    def _path(self, suffix: str) -> Path:
+        return Path(self.args.output_dir, f"{getattr(self.args, 'output_name', None) or 'run'}{suffix}")
+
     def _open(self, first: int) -> None:
         """Begin the files; a resumed run goes on with those that are there.
 
@@ -65,12 +75,10 @@ class RunRecord:
         """
         if self._files is not None:
             return
-        folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = str(getattr(self.args, "output_name", None) or "run")
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         files, resumed = {}, bool(getattr(self.args, "resume", None))
         for suffix, columns in ((records.VALIDATIONS, records.COLUMNS), (records.LOSSES, records.LOSS_COLUMNS)):
-            files[suffix] = folder / f"{name}{suffix}"
+            files[suffix] = self._path(suffix)
             if not (resumed and files[suffix].is_file()):
                 records.write(files[suffix], columns, [])
             elif loader.RESUME in run.loader_layers:
@@ -80,5 +88,5 @@ class RunRecord:
             before = [loss for step, loss in records.losses(files[records.LOSSES]) if step > last]
             self._since = before + self._since
         said = records.settings_of(Path(sys.argv[0]).name, vars(self.args))
-        (folder / f"{name}{records.SETTINGS}").write_text(json.dumps(said, indent=1), encoding="utf-8")
+        self._path(records.SETTINGS).write_text(json.dumps(said, indent=1), encoding="utf-8")
         self._files = files

@@ -28,6 +28,7 @@ from kohya_ext.validation.measurements import Measurement, measurements
 from kohya_ext.validation.records import RAW, Row
 
 PREFIX = "kohya_ext/validation/"
+_NEVER = -1
 
 
 class Total(int):
@@ -106,10 +107,12 @@ class Validation:
             self.args.max_train_steps.validation = self
         self._extra = 0
         if self._measured_at is None and getattr(self.args, "resume", None):
-            self._measured_at = self.standstill.steps  # by the run that saved the state
+            self._measured_at = _NEVER if self._was_missed() else self.standstill.steps  # by the run before
         if self._measured_at is None:
             yield from self._validate(taken)
         self.epoch += 1
+        if self._measured_at == _NEVER and self.options.every and self.step % self.options.every == 0:
+            yield from self._validate(taken)
         for batch in batches:
             before = self.standstill.steps
             yield batch
@@ -119,6 +122,10 @@ class Validation:
                 return
         if self.owed and (not self.options.every or self.best is not None):
             yield from self._validate(taken)
+
+    def _was_missed(self) -> bool:
+        """Whether a run that is resumed exactly was stopped after it saved the state, but before it had validated."""
+        return run.resume is not None and not run.resume.nothing_left and not self.record.has_validated(self.step)
 
     def _ended(self) -> bool:
         return self.step >= int(self.args.max_train_steps) and self.standstill.steps > 0

@@ -14,6 +14,7 @@ from typing import Any
 VALIDATIONS, LOSSES, SETTINGS = "-validation.csv", "-losses.csv", "-settings.json"
 RAW, EMA, SECOND_EMA = "raw", "ema", "ema2"
 _SECRET = ("_token", "api_key", "password", "secret")
+_MOST = 1 << 62
 LOSS_COLUMNS = ("step", "epoch", "loss")
 
 
@@ -84,18 +85,27 @@ def losses(path: Path) -> list[tuple[int, float]]:
 def _row(line: Mapping[str, Any]) -> Row | None:
     try:
         return Row(
-            step=int(line["step"]), epoch=int(line["epoch"]), weights=str(line["weights"]), loss=float(line["loss"]),
+            step=_count(line["step"]), epoch=_count(line["epoch"]),
+            weights=str(line["weights"]), loss=float(line["loss"]),
             low=float(line["low"]), high=float(line["high"]), train_loss=float(line["train_loss"]),
-            images=int(line["images"]), timesteps=int(line["timesteps"]), seconds=float(line["seconds"]),
-            elapsed=float(line["elapsed"]), peak_bytes=int(line["peak_bytes"]),
+            images=_count(line["images"]), timesteps=_count(line["timesteps"]), seconds=float(line["seconds"]),
+            elapsed=float(line["elapsed"]), peak_bytes=_count(line["peak_bytes"]),
         )  # fmt: skip
     except (TypeError, ValueError, OverflowError):
         return None
 
 
+def _count(text: Any) -> int:
+    """Raises ValueError for what no run counts to, as in a damaged line."""
+    count = int(text)
+    if not 0 <= count < _MOST:
+        raise ValueError(f"{text} is not a count")
+    return count
+
+
 def _point(line: Mapping[str, Any]) -> tuple[int, float] | None:
     try:
-        return int(line["step"]), float(line["loss"])
+        return _count(line["step"]), float(line["loss"])
     except (TypeError, ValueError, OverflowError):
         return None
 

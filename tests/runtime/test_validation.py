@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,10 @@ from kohya_ext.validation.measurements import measurements
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
+from kohya_ext.runtime.loader import Pass  # noqa: E402
+from kohya_ext.runtime.run import run  # noqa: E402
+from kohya_ext.runtime.run_record import RunRecord  # noqa: E402
+from kohya_ext.runtime.validation import Validation  # noqa: E402
 from tests.runtime import little_kohya  # noqa: E402
 from tests.runtime.little_kohya import SIDE, Trained, arguments  # noqa: E402
 
@@ -208,3 +213,37 @@ def test_a_release_without_a_recorder_is_refused(
     with pytest.raises(SystemExit):
         train(**held(folder))
     assert "validation needs sd-scripts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("every", "recorded", "expected"), [(0, False, 1), (2, False, 1), (3, False, 0), (0, True, 0)])
+def test_a_stop_between_a_state_and_its_validation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, every: int, recorded: bool, expected: int
+) -> None:
+    """A state is saved before the validation of its step: the run that is resumed from it makes up for that."""
+    one = Validation.__new__(Validation)
+    one.args = arguments(folder, resume="dog-step00000004-state")
+    one.options, one.standstill, one.best = SimpleNamespace(every=every), SimpleNamespace(steps=0), None  # type: ignore[assignment]
+    one.step, one.epoch, one._measured_at, one.record = 4, 1, None, RunRecord(one.args)
+    (folder / "out").mkdir()
+    if recorded:
+        row = records.Row(4, 2, "raw", 1.0, 0.5, 1.5, 1.0, 3, 2, 0.1, 1.0, 0)
+        records.write(folder / "out" / "dog-validation.csv", records.COLUMNS, [records.cells(row)])
+    monkeypatch.setattr(run, "resume", SimpleNamespace(nothing_left=False))
+    made = []
+
+    def validate(_: Any) -> Iterator[Any]:
+        made.append((one.step, one.epoch))
+        one._measured_at = one.standstill.steps
+        yield from ()
+
+    monkeypatch.setattr(one, "_validate", validate)
+    assert list(one.around(iter(()), Pass(None, None))) == []  # type: ignore[arg-type]
+    assert made == [(4, 2)] * expected
+
+
+def test_a_split_of_one_image_is_refused(folder: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in sorted((folder / "train").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(SystemExit):
+        train(kohya_ext_validation_split=0.5)
+    assert "fewer than two training images" in capsys.readouterr().err

@@ -34,6 +34,15 @@ def test_a_line_that_a_killed_run_left(tmp_path: Path) -> None:
     assert records.losses(losses) == [(1, 0.5)]
 
 
+def test_numbers_that_no_run_counts_to(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    for count in (10**400, -1, 1 << 90):
+        records.write(file, records.COLUMNS, [cells(row(count, RAW, 1.0)), cells(ROWS[1])])
+        assert str(records.validations(file)) == str(ROWS[1:2])
+        file.write_text(f"step,epoch,loss\n{count},1,0.5\n2,1,0.5\n")
+        assert records.losses(file) == [(2, 0.5)]
+
+
 def test_an_interrupted_run_that_went_further(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     records.write(file, records.COLUMNS, map(cells, ROWS))
