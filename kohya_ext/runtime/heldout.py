@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -19,7 +20,7 @@ from typing import Any
 
 from kohya_ext.runtime import validation_options
 from kohya_ext.runtime.randomness import undisturbed
-from kohya_ext.runtime.run import run, say, stop
+from kohya_ext.runtime.run import run, say, stop, warn_again_at_end
 from kohya_ext.runtime.validation_options import ValidationOptions
 from kohya_ext.spec.hooks import DATASET_CLASSES, DATASET_GROUP, DATASET_METHODS, DATASET_MODULE
 
@@ -125,6 +126,7 @@ def _building_both(module: Any, build: Callable[..., Any]) -> Callable[..., Any]
             built = build(ours, *rest, **named)
         run.held_out = HeldOut(built[0] if isinstance(built, tuple) else built)
         _tell(run.held_out, options)
+        _warn_of_trained(run.held_out, result[0] if isinstance(result, tuple) else result)
         return result
 
     setattr(build_both, _MARK, True)
@@ -144,6 +146,17 @@ def _tell(held_out: HeldOut, options: ValidationOptions) -> None:
         say("validation: one held-out image tells nothing about others; hold out 8 or more")
     count = len(held_out.names) * options.timesteps
     say(f"validation: {len(held_out.names)} images held out from {where}, {count} measurements each time")
+
+
+def _warn_of_trained(held_out: HeldOut, group: Any) -> None:
+    """Say so where the folder of held-out images has some that are trained on as well."""
+    trained = {os.path.realpath(name) for dataset in group.datasets for name in getattr(dataset, "image_data", ())}
+    both = sum(os.path.realpath(name) in trained for name in held_out.names)
+    if both:
+        warn_again_at_end(
+            f"{both} of the {len(held_out.names)} held-out images are trained on as well, so the validation loss does "
+            "not tell how well other images are known: move them out of the training folder"
+        )
 
 
 def _of_folder(module: Any, blueprint: Any, options: ValidationOptions) -> Any:

@@ -247,3 +247,13 @@ def test_a_split_of_one_image_is_refused(folder: Path, train: Train, capsys: pyt
     with pytest.raises(SystemExit):
         train(kohya_ext_validation_split=0.5)
     assert "fewer than two training images" in capsys.readouterr().err
+
+
+def test_held_out_images_that_are_trained_on_are_told(
+    folder: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(**held(folder))
+    assert "trained on as well" not in capsys.readouterr().err
+    (folder / "alias").symlink_to(folder / "train")
+    train(kohya_ext_validate=str(folder / "alias"), kohya_ext_validation_timesteps=1)
+    assert "5 of the 5 held-out images are trained on as well" in capsys.readouterr().err
