@@ -47,7 +47,8 @@ def resume(arguments: argparse.Namespace) -> int:
         "unusable": [{"state": str(one.folder), "why": one.why} for one in found.unusable],
     }
     if state.complete:
-        out.item("done", "all its steps have been made; raise --max_train_steps in the command to train on")
+        total = "--max_train_epochs" if state.record.settings.get("max_train_epochs") else "--max_train_steps"
+        out.item("done", f"all its steps have been made; raise {total} in the command to train on")
     if state.record.launch.omitted:
         out.warn(f"add {', '.join(state.record.launch.omitted)} to the command: their values are not in the state")
     out.item("run" if arguments.run_it else "command", made.text)

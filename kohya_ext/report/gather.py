@@ -104,6 +104,7 @@ def _chosen(folder: Path, name: str | None) -> str:
         raise UsageError(f"{folder} is not a folder: give the output folder of a run (--output_dir)")
     found = _names(folder)
     if name is not None:
+        found |= _saved_names(folder)
         if name not in found:
             known = f"; it has {', '.join(sorted(found))}" if found else ""
             raise UsageError(f"{folder} holds no run called {name!r}{known}")
@@ -123,9 +124,11 @@ def _names(folder: Path) -> set[str]:
         for suffix in (records.VALIDATIONS, records.LOSSES, records.SETTINGS):
             if path.name.endswith(suffix):
                 names.add(path.name.removesuffix(suffix))
-    if not names:
-        names = {name for path in folder.glob("*.safetensors") if (name := _name_of(path))}
-    return names
+    return names or _saved_names(folder)
+
+
+def _saved_names(folder: Path) -> set[str]:
+    return {name for path in folder.glob("*.safetensors") if (name := _name_of(path))}
 
 
 def _name_of(path: Path) -> str:

@@ -30,6 +30,9 @@ _VARIABLES = (
     "TRANSFORMERS_OFFLINE",
 )
 
+# Kohya's flags with secret values
+_SECRET_FLAGS = ("--huggingface_token", "--wandb_api_key")
+
 
 @dataclass(frozen=True)
 class ResumeCommand:
@@ -66,12 +69,17 @@ def _without_secrets(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         flag = word.partition("=")[0]
         if skipping and not word.startswith("--"):
             continue
-        skipping = flag.startswith("--") and is_secret(flag)
+        skipping = flag.startswith("--") and (is_secret(flag) or _is_short_for_a_secret(flag))
         if skipping:
             omitted.append(flag)
         else:
             words.append(word)
     return words, omitted
+
+
+def _is_short_for_a_secret(flag: str) -> bool:
+    """argparse takes any unambiguous beginning of a flag for the flag."""
+    return len(flag) > 2 and any(name.startswith(flag) for name in _SECRET_FLAGS)
 
 
 def command(state: SavedState) -> ResumeCommand:
@@ -94,7 +102,7 @@ def run(made: ResumeCommand, *, quiet: bool = False) -> int:
             env={**os.environ, **made.environment},
             stdout=STANDARD_ERROR if quiet else None,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: words that no process can get, in a damaged record
         raise UsageError(f"{made.words[0]} cannot be started in {made.folder}: {error}") from error
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),  # a terminal sends it to both

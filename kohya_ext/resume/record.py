@@ -7,6 +7,7 @@ because it was half written or half removed, is known by that.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -157,6 +158,7 @@ def _check(record: Record) -> None:
         or not all(isinstance(size, int) for size in record.files.values())
         or isinstance(record.saved_at, bool)
         or not isinstance(record.saved_at, (int, float))
+        or not -math.inf < record.saved_at < math.inf  # not NaN either, which has no place in an order
     ):
         raise RecordError("it holds values of a wrong type")
 

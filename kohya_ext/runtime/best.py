@@ -22,9 +22,9 @@ from kohya_ext.runtime.run import is_main_process, say, stop, warn_again_at_end
 from kohya_ext.spec.flags import SAVE_BEST, VALIDATE_EVERY
 from kohya_ext.spec.outputs import BEST_METADATA, BEST_SUFFIX
 from kohya_ext.tensors.header import encode, read_header
-from kohya_ext.validation.records import EMA, RAW
+from kohya_ext.validation.records import EMA, RAW, SECOND_EMA
 
-NAMES = {RAW: "raw weights", EMA: "EMA"}
+NAMES = {RAW: "raw weights", EMA: "EMA", SECOND_EMA: "second EMA"}
 _BLOCK = 1 << 24  # bytes that are copied at once
 _SAVERS = ("save_weights",)
 

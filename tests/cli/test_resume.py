@@ -50,6 +50,13 @@ def test_a_complete_run_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "raise --max_train_steps" in capsys.readouterr().out
 
 
+def test_a_run_of_epochs_trains_on_by_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--max_train_epochs overrules --max_train_steps."""
+    save(tmp_path, 10, made(10, settings={"output_name": "dog", "max_train_epochs": 3}))
+    assert main(["resume", str(tmp_path)]) == DONE
+    assert "raise --max_train_epochs" in capsys.readouterr().out
+
+
 def test_nothing_to_resume_from_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(tmp_path)]) == WRONG_USAGE
     assert "no whole state" in capsys.readouterr().err

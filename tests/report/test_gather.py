@@ -49,6 +49,8 @@ def test_which_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run called 'cow'"):
         gather(tmp_path, "cow")
     assert gather(tmp_path, "cat").name == "cat"
+    runs.save(tmp_path / "owl-000001.safetensors", {})
+    assert len(gather(tmp_path, "owl").checkpoints) == 1, "a run without records next to others that have some"
 
 
 @pytest.mark.parametrize("suffix", [records.VALIDATIONS, records.LOSSES, records.SETTINGS, "-best.safetensors"])

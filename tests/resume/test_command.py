@@ -48,6 +48,13 @@ def test_secrets_and_foreign_variables_are_not_recorded() -> None:
     assert launch.environment == {"ACCELERATE_MIXED_PRECISION": "bf16", "PYTHONPATH": "/p"}
 
 
+@pytest.mark.parametrize("given", [["--wandb_api=s3"], ["--huggingface_tok", "s3"], ["--huggingface_t", "s3"]])
+def test_a_secret_under_a_short_name_is_not_recorded(given: list[str]) -> None:
+    launch = launch_of(PYTHON, ["train.py", *given, "--seed=1"], "/kohya", {})
+    assert launch.words == ["train.py", "--seed=1"]
+    assert launch.omitted == [given[0].partition("=")[0]]
+
+
 def test_it_runs_in_its_folder_with_its_environment(tmp_path: Path) -> None:
     script = "import os, pathlib, sys; pathlib.Path('seen').write_text(os.environ['GIVEN']); sys.exit(75)"
     code = run(ResumeCommand((sys.executable, "-c", script), str(tmp_path), {"GIVEN": "yes"}))
@@ -58,3 +65,9 @@ def test_it_runs_in_its_folder_with_its_environment(tmp_path: Path) -> None:
 def test_a_program_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be started"):
         run(ResumeCommand((str(tmp_path / "gone"),), str(tmp_path), {}))
+
+
+@pytest.mark.parametrize("words", [("a\0b",), (sys.executable, "-c", "\0")])
+def test_words_that_no_process_can_get(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="cannot be started"):
+        run(ResumeCommand(words, str(tmp_path), {}))

@@ -52,6 +52,8 @@ def test_a_record_that_was_cut_is_refused(tmp_path: Path, size: int) -> None:
     ("path", "value"),
     [
         (["format"], 99),
+        (["saved_at"], float("nan")),
+        (["saved_at"], float("inf")),
         (["position", "step"], -1),
         (["position", "step"], "3"),
         (["position", "step"], 1.5),
