@@ -280,7 +280,7 @@ class ExactResume:
             bar.refresh()
         telemetry.continue_from(place.step)
         if run.validation is not None:
-            run.validation.step, run.validation.epoch = place.step, place.epoch + (0 if within else 1)
+            run.validation.continue_from(place.step, place.epoch, within=within)
 
     def _tell(self, origin: Record, within: bool) -> None:
         place, total = origin.position, self._total
@@ -337,9 +337,14 @@ class ExactResume:
         if self.interruption is not None:
             self.interruption.listen()
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a signal has asked for a state."""
+        return self.interruption is not None and self.interruption.asked_by is not None
+
     def _stop_if_asked(self) -> None:
         """Save a state and end the process, if a signal has asked for it and the last batch has made a step."""
-        if self.interruption is None or self.interruption.asked_by is None or self._epoch is None:
+        if not self.asked_to_stop or self._epoch is None:
             return
         if not self.accelerator.sync_gradients:
             return

@@ -66,6 +66,7 @@ class Validation:
         self.record = RunRecord(args)
         self._lowest: dict[str, list[float]] = {}
         self._told_draws = False
+        self._after_epoch = False  # whether this run was resumed from a state between two epochs
         self._begun = time.perf_counter()
         if not replace_recorder(sys.modules, LOSS_RECORDER, self._recording):
             stop(
@@ -108,10 +109,11 @@ class Validation:
         self._extra = 0
         if self._measured_at is None and getattr(self.args, "resume", None):
             self._measured_at = _NEVER if self._was_missed() else self.standstill.steps  # by the run before
-        if self._measured_at is None:
+        missed = self._measured_at == _NEVER
+        if self._measured_at is None or (missed and self._after_epoch and self._each_epoch):
             yield from self._validate(taken)
         self.epoch += 1
-        if self._measured_at == _NEVER and self.options.every and self.step % self.options.every == 0:
+        if missed and self.owed and self.options.every and self.step % self.options.every == 0:
             yield from self._validate(taken)
         for batch in batches:
             before = self.standstill.steps
@@ -120,8 +122,21 @@ class Validation:
                 yield from self._validate(taken)
             if self._ended():
                 return
-        if self.owed and (not self.options.every or self.best is not None):
+        if self.owed and self._each_epoch:
             yield from self._validate(taken)
+
+    @property
+    def _each_epoch(self) -> bool:
+        return not self.options.every or self.best is not None
+
+    @property
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal waits for the state to be saved: rented machines give seconds for that."""
+        return run.resume is not None and bool(run.resume.asked_to_stop)
+
+    def continue_from(self, step: int, epoch: int, *, within: bool) -> None:
+        """The run is resumed exactly, after `step` steps: within the epoch with this index, or after it."""
+        self.step, self.epoch, self._after_epoch = step, epoch if within else epoch + 1, not within
 
     def _was_missed(self) -> bool:
         """Whether a run that is resumed exactly was stopped after it saved the state, but before it had validated."""
@@ -139,14 +154,21 @@ class Validation:
         begun, states = time.perf_counter(), randomness.kept()
         counter = getattr(getattr(taken.loader, "collate_fn", None), CURRENT_STEP, None)
         found: dict[str, list[float]] = {}
+        whole = True
         try:
             for weights, swapped in self._kinds():
                 losses: list[float] = []
                 with swapped(), self.standstill.still(counter):
                     yield from self._measure(taken, losses)
+                whole = whole and len(losses) == len(self.measurements)
+                if not whole:
+                    break
                 found[weights] = estimates.by_image(losses, self.options.timesteps)
         finally:
             randomness.put_back(states)
+        if not whole:
+            say(f"the validation after step {self.step} is skipped: a signal has asked for a state")
+            return
         self._measured_at = self.standstill.steps
         self._report(found, time.perf_counter() - begun)
 
@@ -160,6 +182,8 @@ class Validation:
 
         device = getattr(taken.loader, "device", None)
         for measurement in self.measurements:
+            if self._asked_to_stop:
+                return
             randomness.seed_all(measurement.seed)
             batch = self.held_out.batch(measurement.number)
             if device is not None:

@@ -215,15 +215,17 @@ def test_a_release_without_a_recorder_is_refused(
     assert "validation needs sd-scripts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize(("every", "recorded", "expected"), [(0, False, 1), (2, False, 1), (3, False, 0), (0, True, 0)])
 def test_a_stop_between_a_state_and_its_validation(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, every: int, recorded: bool, expected: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, every: int, recorded: bool, expected: int, within: bool
 ) -> None:
     """A state is saved before the validation of its step: the run that is resumed from it makes up for that."""
     one = Validation.__new__(Validation)
     one.args = arguments(folder, resume="dog-step00000004-state")
     one.options, one.standstill, one.best = SimpleNamespace(every=every), SimpleNamespace(steps=0), None  # type: ignore[assignment]
-    one.step, one.epoch, one._measured_at, one.record = 4, 1, None, RunRecord(one.args)
+    one._measured_at, one.record = None, RunRecord(one.args)
+    one.continue_from(4, 1, within=within)
     (folder / "out").mkdir()
     if recorded:
         row = records.Row(4, 2, "raw", 1.0, 0.5, 1.5, 1.0, 3, 2, 0.1, 1.0, 0)
@@ -238,7 +240,9 @@ def test_a_stop_between_a_state_and_its_validation(
 
     monkeypatch.setattr(one, "_validate", validate)
     assert list(one.around(iter(()), Pass(None, None))) == []  # type: ignore[arg-type]
-    assert made == [(4, 2)] * expected
+    assert [step for step, _ in made] == [4] * expected
+    if every == 0:
+        assert [epoch for _, epoch in made] == [2] * expected
 
 
 def test_a_split_of_one_image_is_refused(folder: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,3 +261,18 @@ def test_held_out_images_that_are_trained_on_are_told(
     (folder / "alias").symlink_to(folder / "train")
     train(kohya_ext_validate=str(folder / "alias"), kohya_ext_validation_timesteps=1)
     assert "5 of the 5 held-out images are trained on as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [0, 3, 7])
+def test_a_signal_does_not_wait_for_a_validation(
+    folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int
+) -> None:
+    """The first one makes 6 measurements of raw weights, the others 12: raw weights and EMA."""
+    plain = train(**EMA)
+    asked = iter([False] * after + [True] * 1000)
+    monkeypatch.setattr(Validation, "_asked_to_stop", property(lambda _: next(asked)))
+    watched = train(**EMA, **held(folder))
+    assert torch.equal(plain.weights, watched.weights)
+    record = folder / "out" / "dog-validation.csv"
+    assert [row.step for row in records.validations(record)] == [0] if after > 6 else not record.exists()
+    assert "is skipped: a signal has asked" in capsys.readouterr().out
