@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Schedule, Warmup
-from kohya_ext.spec.outputs import EMA_METADATA, SAVED
+from kohya_ext.spec.outputs import BEST_METADATA, EMA_METADATA, SAVED
 from kohya_ext.tensors.header import is_pickle, read_header
 
 SUFFIX = ".safetensors"
@@ -77,7 +77,10 @@ def read_run(paths: Sequence[Path], *, name: str | None = None) -> RunFiles:
     """
     found = [one for path in _files(paths) if (one := _read(path)) is not None]
     if not found:
-        raise UsageError(f"{paths[0]} contains nothing but EMAs that `kohya-ext ema` has made: name the saved files")
+        raise UsageError(
+            f"{paths[0]} contains nothing but EMAs that `kohya-ext ema` has made and copies by --save_best: name the "
+            "saved files"
+        )
     names = sorted({one.name for one in found})
     if name is not None:
         found = [one for one in found if one.name == name]
@@ -110,14 +113,14 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _read(path: Path) -> _Found | None:
-    """What the file says of itself; None where we have made it from others."""
+    """What the file says of itself; None where we have made it from others, or copied it (--save_best)."""
     match = SAVED.fullmatch(path.stem)
     if match is None:
         raise UsageError(f"{path} has no file name")
     if is_pickle(path):
         raise UsageError(f"{path} is a pickle (.ckpt), which can run code and is not opened; convert it to {SUFFIX}")
     header = read_header(path)
-    if EMA_METADATA + RECONSTRUCTED in header.metadata:
+    if EMA_METADATA + RECONSTRUCTED in header.metadata or any(key.startswith(BEST_METADATA) for key in header.metadata):
         return None
     shapes = {key: (entry.dtype, entry.shape) for key, entry in header.entries.items()}
     ema = _ema_of(path, header.metadata)

@@ -95,7 +95,7 @@ def _some(numbers: Range, most: int) -> Kind:
         given = value.replace(",", " ").split() if isinstance(value, str) else value
         found = tuple(numbers.convert(one) for one in (given if isinstance(given, (list, tuple)) else [given]))
         if not 0 < len(found) <= most or len(set(found)) < len(found):
-            raise ValueError(f"{numbers.expected}, or {most} of them")
+            raise ValueError(f"{numbers.expected}, or {most} different ones")
         return found
 
     return Kind(int if numbers.whole else float, convert, numbers=numbers, several=True)

@@ -12,6 +12,7 @@ from kohya_ext.core.errors import UsageError
 from kohya_ext.ema.schedules import Power
 from kohya_ext.posthoc.reconstruction import plan, target_of
 from kohya_ext.posthoc.snapshots import read_run
+from kohya_ext.spec.outputs import BEST_METADATA
 from tests.posthoc.runs import metadata
 
 WEIGHTS = {"a": torch.zeros(3)}
@@ -36,6 +37,13 @@ def test_steps_come_from_the_file_or_from_another_of_its_epoch(tmp_path: Path) -
         ("run", 90),
         ("run-ema", 90),
     ]
+
+
+def test_the_copy_of_the_best_checkpoint_is_not_a_run(tmp_path: Path) -> None:
+    file(tmp_path / "run-step00000010.safetensors")
+    file(tmp_path / "run-step00000020.safetensors")
+    file(tmp_path / "run-best.safetensors", {BEST_METADATA + "loss": "0.5", BEST_METADATA + "step": "10"})
+    assert [one.step for one in read_run([tmp_path]).snapshots] == [10, 20]
 
 
 @pytest.mark.parametrize(
