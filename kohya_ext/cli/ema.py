@@ -192,4 +192,4 @@ def _shown(progress: Progress, path: Path) -> Callable[[int, int], None]:
 
 
 def _percent(part: float) -> str:
-    return f"{100 * part:.2g}%"
+    return f"{100 * part:.2g}%" if part < 1 else f"{part:.0%}"

@@ -18,7 +18,7 @@ from typing import Any
 from kohya_ext.runtime import averaging, heldout, loader, randomness
 from kohya_ext.runtime.best import Best
 from kohya_ext.runtime.ema_outputs import ready_ones
-from kohya_ext.runtime.run import run, say, stop
+from kohya_ext.runtime.run import run, say, stop, warn_again_at_end
 from kohya_ext.runtime.run_record import RunRecord
 from kohya_ext.runtime.standstill import Standstill, replace_recorder
 from kohya_ext.runtime.validation_options import ValidationOptions
@@ -167,7 +167,6 @@ class Validation:
         finally:
             randomness.put_back(states)
         if not whole:
-            say(f"the validation after step {self.step} is skipped: a signal has asked for a state")
             return
         self._measured_at = self.standstill.steps
         self._report(found, time.perf_counter() - begun)
@@ -183,9 +182,14 @@ class Validation:
         device = getattr(taken.loader, "device", None)
         for measurement in self.measurements:
             if self._asked_to_stop:
+                say(f"the validation after step {self.step} is skipped: a signal has asked for a state")
                 return
             randomness.seed_all(measurement.seed)
-            batch = self.held_out.batch(measurement.number)
+            try:
+                batch = self.held_out.batch(measurement.number)
+            except Exception as error:
+                self._unreadable(self.held_out.names[measurement.number], error)
+                return
             if device is not None:
                 batch = send_to_device(batch, device)
             self.standstill.quantile = measurement.quantile
@@ -194,6 +198,13 @@ class Validation:
             self._extra += 1
             losses.append(self.standstill.take_loss())
         self._tell_draws(self.measurements[-1])
+
+    def _unreadable(self, name: str, error: Exception) -> None:
+        """Stop a run that has not begun yet; one that has trained goes on."""
+        why = f"the held-out image {name} cannot be read ({type(error).__name__}: {error})"
+        if self._measured_at is None and not self.standstill.steps:
+            stop(f"{why}: repair it, or remove it from the held-out images")
+        warn_again_at_end(f"the validation after step {self.step} is skipped: {why}")
 
     def _tell_draws(self, last: Measurement) -> None:
         if not self._told_draws and self.standstill.drawn != 1:

@@ -16,6 +16,7 @@ from kohya_ext.validation.measurements import measurements
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
+from kohya_ext.runtime.heldout import HeldOut  # noqa: E402
 from kohya_ext.runtime.loader import Pass  # noqa: E402
 from kohya_ext.runtime.run import run  # noqa: E402
 from kohya_ext.runtime.run_record import RunRecord  # noqa: E402
@@ -276,3 +277,28 @@ def test_a_signal_does_not_wait_for_a_validation(
     record = folder / "out" / "dog-validation.csv"
     assert [row.step for row in records.validations(record)] == [0] if after > 6 else not record.exists()
     assert "is skipped: a signal has asked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("readable", [4, 8])
+def test_a_held_out_image_that_cannot_be_read(
+    folder: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], readable: int
+) -> None:
+    """Before the first step it stops the run, later it does not."""
+    plain = train()
+    real, calls = HeldOut.batch, iter(range(1000))
+
+    def batch(held_out: HeldOut, number: int) -> Any:
+        if next(calls) >= readable:
+            raise OSError("image file is truncated")
+        return real(held_out, number)
+
+    monkeypatch.setattr(HeldOut, "batch", batch)
+    if readable == 4:
+        with pytest.raises(SystemExit):
+            train(**held(folder))
+    else:
+        assert torch.equal(plain.weights, train(**held(folder)).weights)
+        assert [row.step for row in rows(folder)] == [0]
+    said = capsys.readouterr().err
+    assert ".png cannot be read (OSError: image file is truncated)" in said
+    assert ("is skipped" in said) == (readable == 8)
