@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from itertools import groupby, pairwise
 from typing import Any
 
 from kohya_ext.files.document import document, thumbnail
@@ -182,17 +183,19 @@ def _sheets(run: Gathered) -> Iterator[str]:
 
 
 def costs(run: Gathered) -> dict[str, Any]:
-    """What was measured: {} without validations."""
+    """What was measured: {} without validations. The clock of a resumed run begins at 0 again."""
     if not run.rows:
         return {}
-    at = {row.step: row for row in run.rows}  # raw and EMA share one validation's time
-    validating = sum(row.seconds for row in at.values())
-    last, steps = run.rows[-1], run.rows[-1].step - run.rows[0].step
-    training = max(last.elapsed - validating, 0.0)
+    made = [next(rows) for _, rows in groupby(run.rows, lambda row: (row.step, row.seconds))]  # raw and EMA share them
+    following = list(pairwise(made))
+    ends = [row for row, after in following if after.elapsed < row.elapsed] + made[-1:]
+    timed = [(row, after) for row, after in following if after.elapsed >= row.elapsed and after.step > row.step]
+    steps = sum(after.step - row.step for row, after in timed)
+    training = max(sum(after.elapsed - row.elapsed - after.seconds for row, after in timed), 0.0)
     return {
-        "seconds": last.elapsed,
-        "validation_seconds": validating,
-        "validations": len(at),
+        "seconds": sum(row.elapsed for row in ends),
+        "validation_seconds": sum(row.seconds for row in made),
+        "validations": len(made),
         "seconds_per_step": training / steps if steps else None,
         "peak_bytes": max(row.peak_bytes for row in run.rows) or None,
     }

@@ -31,7 +31,7 @@ def make(folder: Path, name: str = "dog", *, rising: bool = True) -> Path:
                         4,
                         2,
                         1.5,
-                        10.0 * epoch,
+                        10.0 * epoch + 1.5,
                         3 << 30,
                     )
                 )

@@ -7,6 +7,8 @@ import pytest
 pytest.importorskip("PIL")
 from kohya_ext.report.gather import gather
 from kohya_ext.report.page import MOST_TIMES, best_row, costs, overfits, page
+from kohya_ext.validation import records
+from kohya_ext.validation.records import Row
 from tests.report import runs
 
 
@@ -39,10 +41,10 @@ def test_where_validation_turns(tmp_path: Path) -> None:
 def test_what_was_measured(tmp_path: Path) -> None:
     found = costs(gather(runs.make(tmp_path)))
     assert found == {
-        "seconds": 30.0,
+        "seconds": 31.5,
         "validation_seconds": 6.0,
         "validations": 4,
-        "seconds_per_step": 4.0,
+        "seconds_per_step": 4.25,
         "peak_bytes": 3 << 30,
     }
 
@@ -51,3 +53,16 @@ def test_a_run_of_which_little_is_known(tmp_path: Path) -> None:
     (tmp_path / "cat-losses.csv").write_text("step,epoch,loss\n")
     text = page(gather(tmp_path))
     assert "neither a record" in text and "<svg" not in text and costs(gather(tmp_path)) == {}
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
+    """Killed after step 20, resumed from step 15: 2 s a step, and 1 s each validation."""
+
+    def row(step: int, elapsed: float, weights: str = "raw") -> Row:
+        return Row(step, 1, weights, 1.0, 0.5, 1.5, 1.0, 4, 2, 1.0 + step / 1e6, elapsed, 0)
+
+    rows = [row(0, 1.0), row(0, 1.1, "ema"), row(10, 22.0), row(20, 43.0), row(30, 31.0), row(40, 52.0)]
+    records.write(tmp_path / "dog-validation.csv", records.COLUMNS, map(records.cells, rows))
+    found = costs(gather(tmp_path))
+    assert (found["seconds"], found["validations"]) == (43.0 + 52.0, 5)
+    assert found["seconds_per_step"] == pytest.approx(2.0, abs=0.01)
