@@ -104,9 +104,10 @@ def test_what_a_real_run_does(
         with Path(KEEP).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"tree": tree, "name": name, "bytes": found, **real}) + "\n")
     for phase, (ours_, theirs) in found.items():
-        # with float32 weights on a CPU the optimizer works in place, a slice at a time; on a GPU it has temporaries
-        slack = 10 * CPU_SLICE * 4 if ADACOOR[0] in more and phase == "optimizer" else 0
-        assert ours_ == pytest.approx(theirs, rel=CLOSE, abs=slack), phase
+        # with float32 weights on a CPU AdaCoor steps in place, a slice at a time, and keeps its scratch (a float32 and
+        # a bfloat16 slice); what is traced is a GPU's step, which has temporaries instead
+        slack = (10 * 4 if phase == "optimizer" else 4 + 2) * CPU_SLICE if ADACOOR[0] in more else 0
+        assert ours_ == pytest.approx(theirs, abs=CLOSE * theirs + slack), phase
     check_parts(report, real)
 
 
