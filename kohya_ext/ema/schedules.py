@@ -57,14 +57,14 @@ def describe(schedule: Schedule, total_steps: int) -> str:
         total_steps: real steps that are averaged in all.
 
     Returns:
-        A phrase such as `last ~2,000 of 6,000 steps; start model 0 %`.
+        A phrase such as `the last ~2,000 of 6,000 steps; start model 0 %`.
     """
     if total_steps < 1:
         return "no step to average"
     covered = min(total_steps, max(1, _round_to_two_digits(schedule.horizon(total_steps))))
     percent = 100 * schedule.start_share(total_steps)
     share = "0" if percent == 0 else "<1" if percent < 0.5 else f"{percent:.0f}"
-    last = f"last ~{covered:,} of" if covered < total_steps else "all"
+    last = f"the last ~{covered:,} of" if covered < total_steps else "all"
     return f"{last} {total_steps:,} steps; start model {share} %"
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kohya_ext.core.errors import UsageError
+from kohya_ext.core.errors import FOUND_PROBLEMS, KohyaExtError, UsageError
 from kohya_ext.resume.record import FILE, Record, RecordError, has_record, read
 from kohya_ext.spec.outputs import SAVING_PREFIX, STATE_SUFFIX
+
+
+class NothingSavedError(KohyaExtError):
+    """There is no state to resume from, and no trace of one: a script may start the run from its beginning."""
+
+    exit_code = FOUND_PROBLEMS
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,15 @@ class Found:
 
 
 def look(run: Path) -> Found:
-    """The states in `run`, an output folder or one state. Raises UsageError where it is neither.
+    """The states in `run`, an output folder or one state.
+
+    Raises UsageError where it is neither, NothingSavedError where it does not exist.
 
     A process that was killed while it replaced a state by a newer one of the same name may have left both in its
     temporary folder, so these are looked at as well.
     """
+    if not run.exists():
+        raise NothingSavedError(f"{run} does not exist: there is nothing to resume")
     if not run.is_dir():
         raise UsageError(f"{run} is not a folder; give the output folder of a run, or one of its states")
     candidates = [run] if has_record(run) else [*run.glob(f"*{STATE_SUFFIX}"), *run.glob(_LEFT)]
@@ -78,7 +88,7 @@ _LEFT = f"{SAVING_PREFIX}*/*{STATE_SUFFIX}"
 def last(run: Path, name: str | None = None) -> tuple[SavedState, Found]:
     """The state to resume from, and all that was found. name: the output name, where the folder has several runs.
 
-    Raises UsageError where there is none, or where it is not clear which run is meant.
+    Raises NothingSavedError where there is none, UsageError where none is whole or it is not clear which run is meant.
     """
     found = look(run)
     states = [state for state in found.states if name is None or state.name == name]
@@ -88,8 +98,9 @@ def last(run: Path, name: str | None = None) -> tuple[SavedState, Found]:
     if not states:
         of_name = "" if name is None else f" of a run with the output name {name!r}"
         reasons = "".join(f"\n{one.folder}: {one.why}" for one in found.unusable)
-        raise UsageError(
+        text = (
             f"{run} has no whole state{of_name} with a {FILE}; states get one from runs with "
             f"--kohya_ext_exact_resume and --save_state{reasons}"
         )
+        raise UsageError(text) if found.states or found.unusable else NothingSavedError(text)
     return states[0], found

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.cli.main import main
-from kohya_ext.core.errors import DONE, WRONG_USAGE
+from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, WRONG_USAGE
 from kohya_ext.resume.record import RunStart
 from tests.resume.states_made import made, save
 
@@ -57,6 +57,7 @@ def test_a_run_of_epochs_trains_on_by_epochs(tmp_path: Path, capsys: pytest.Capt
     assert "raise --max_train_epochs" in capsys.readouterr().out
 
 
-def test_nothing_to_resume_from_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["resume", str(tmp_path)]) == WRONG_USAGE
+def test_nothing_to_resume_from_is_told_from_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(tmp_path)]) == FOUND_PROBLEMS
     assert "no whole state" in capsys.readouterr().err
+    assert main(["resume", __file__]) == WRONG_USAGE
