@@ -211,7 +211,7 @@ MUTATIONS = (
     Mutation(
         "EMA files outlive their raw twins",
         "runtime/ema_outputs.py",
-        "            self._rotate(file)\n",
+        "            self._rotate(file, average.suffix)\n",
         "            pass\n",
         "tests/runtime/test_saving.py -k rotated",
     ),

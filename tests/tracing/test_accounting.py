@@ -76,7 +76,7 @@ ADACOOR: list[tuple[dict[str, Any], Any, Callable[[int], list[float]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "dtype", "sizes"), ADACOOR, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "dtype", "sizes"), ADACOOR, ids=lambda one: None if callable(one) else str(one))
 def test_adacoor(options: dict[str, Any], dtype: Any, sizes: Callable[[int], list[float]]) -> None:
     parts = after_steps(lambda weights: AdaCoor(weights, **options), dtype)
     assert parts[OPTIMIZER] == sum(rounded(*sizes(math.prod(shape))) for shape in SHAPES)
