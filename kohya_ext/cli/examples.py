@@ -47,7 +47,8 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     "presets command": (
         PRESETS,
         f"presets command AdaCoor-48GB {KOHYA} --data images --model {SDXL} --output out",
-        f"presets command AdaCoor-24GB {KOHYA} --data images --model {SDXL} --output a --set max_train_epochs=9 --run",
+        f"presets command AdaCoor-24GB {KOHYA} --data images --model {SDXL} "
+        "--output out --set max_train_epochs=9 --run",
     ),
     "presets rate": (
         PRESETS,

@@ -29,7 +29,7 @@ def loop_faults(training: ScriptRun, sources: Sources | None) -> Iterator[Argume
     """Why a training stops between the model and its first step, or goes without its masks."""
     script = training.script
     if training.value("persistent_data_loader_workers") and training.value("max_data_loader_n_workers") == 0:
-        effect = f"{script} stops: there are no data loader workers (max_data_loader_n_workers is 0) to be kept"
+        effect = f"{script} stops: there are no data loader workers (max_data_loader_n_workers is 0) to keep alive"
         fix = "switch it off, or set max_data_loader_n_workers to 1 or more"
         yield ArgumentFault("training-stops", ("persistent_data_loader_workers",), effect, fix)
     if training.given.get("network_dim") == 0:

@@ -76,7 +76,7 @@ def _summary(run: Gathered) -> Iterator[str]:
         if turned is not None:
             yield (
                 f"<p>The validation loss of the raw weights is lowest after step {turned.step} and has risen since: "
-                "the later checkpoints know the training images better, and others worse.</p>"
+                "later checkpoints fit the training images better, and others worse.</p>"
             )
     elif not run.losses:
         yield "<p>There is neither a record of validations nor of losses; --logs names Kohya's --logging_dir.</p>"
@@ -142,7 +142,7 @@ def _loss(run: Gathered) -> Iterator[str]:
     yield Chart(lines).svg()
     yield (
         "<p class=note>Each step has other images, noise and timesteps, so single values say little, and the mean "
-        "falls further the better the training images are known by heart.</p>"
+        "keeps falling as the model memorizes the training images.</p>"
     )
 
 

@@ -145,7 +145,8 @@ def _tell(held_out: HeldOut, options: ValidationOptions) -> None:
     if len(held_out.names) < 2:
         say("validation: one held-out image tells nothing about others; hold out 8 or more")
     count = len(held_out.names) * options.timesteps
-    say(f"validation: {len(held_out.names)} images held out from {where}, {count} measurements each time")
+    images = f"{len(held_out.names)} image{'s' if len(held_out.names) > 1 else ''}"
+    say(f"validation: {images} held out from {where}, {count} measurements each time")
 
 
 def _warn_of_trained(held_out: HeldOut, group: Any) -> None:
@@ -155,7 +156,7 @@ def _warn_of_trained(held_out: HeldOut, group: Any) -> None:
     if both:
         warn_again_at_end(
             f"{both} of the {len(held_out.names)} held-out images are trained on as well, so the validation loss does "
-            "not tell how well other images are known: move them out of the training folder"
+            "not show how well the model generalizes: move them out of the training folder"
         )
 
 

@@ -79,7 +79,10 @@ def _refuse_what_cannot_work(args: argparse.Namespace) -> None:
     if getattr(args, "deepspeed", False):
         stop(f"{name} does not work with DeepSpeed, which runs its own training step; remove one of them")
     if "schedulefree" in str(getattr(args, "optimizer_type", "") or "").lower():
-        stop(f"{name} does not work with {args.optimizer_type}, whose weights in training are not those it has trained")
+        stop(
+            f"{name} does not work with {args.optimizer_type}, whose weights during training are not the ones "
+            "that it saves"
+        )
     if getattr(args, "validation_split", None):
         stop(f"--validation_split is Kohya's own validation: give that or {name}, not both")
     if getattr(args, "dataset_class", None):
