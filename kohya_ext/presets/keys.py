@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kohya_ext.spec.secrets import KOHYAS
+
 # Secrets: never in a preset, whoever wrote it.
-SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
+SECRETS = frozenset(KOHYAS)
 
 # Files and folders of one machine or one project.
 PATHS = frozenset(

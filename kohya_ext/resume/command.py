@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UsageError
-from kohya_ext.resume.record import RunStart, is_secret
+from kohya_ext.resume.record import RunStart
 from kohya_ext.resume.states import SavedState
+from kohya_ext.spec.secrets import KOHYAS, is_secret
 
 RESUME = "--resume"
 STANDARD_ERROR = 2
@@ -29,9 +30,6 @@ _VARIABLES = (
     "TOKENIZERS_PARALLELISM",
     "TRANSFORMERS_OFFLINE",
 )
-
-# Kohya's flags with secret values
-_SECRET_FLAGS = ("--huggingface_token", "--wandb_api_key")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def _without_secrets(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_short_for_a_secret(flag: str) -> bool:
     """argparse takes any unambiguous beginning of a flag for the flag."""
-    return len(flag) > 2 and any(name.startswith(flag) for name in _SECRET_FLAGS)
+    return len(flag) > 2 and any(f"--{name}".startswith(flag) for name in KOHYAS)
 
 
 def command(state: SavedState) -> ResumeCommand:

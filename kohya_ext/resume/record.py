@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.core.errors import UsageError
+from kohya_ext.spec.secrets import is_secret
 
 FILE = "kohya_ext_resume.json"
 FORMAT = 1
 MOST_BYTES = 1 << 28  # of a record that is read: losses of millions of batches
-# Values of these are never recorded: a state may be uploaded.
-_SECRETS = ("token", "key", "password", "secret")
 
 
 class RecordError(UsageError):
@@ -163,13 +162,8 @@ def _check(record: Record) -> None:
         raise RecordError("it holds values of a wrong type")
 
 
-def is_secret(key: str) -> bool:
-    """Whether the value of this flag must not be recorded."""
-    return key.lower().endswith(_SECRETS)
-
-
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Kohya's arguments as JSON holds them, without secrets."""
+    """Kohya's arguments as JSON holds them, without secrets: a state may be uploaded."""
     kept = {key: value for key, value in settings.items() if not is_secret(key)}
     made: dict[str, Any] = json.loads(json.dumps(kept, default=str, sort_keys=True))
     return made
