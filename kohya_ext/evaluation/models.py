@@ -90,7 +90,7 @@ def _column(path: Path) -> Column:
         for part in (
             match["name"],
             when,
-            f"EMA {(match['ema'] or '').removeprefix(EMA_SUFFIX)}".strip() if match["ema"] else "",
+            f"EMA {match['ema'].removeprefix(EMA_SUFFIX)}".strip() if match["ema"] else "",
         )
         if part
     )

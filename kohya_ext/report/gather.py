@@ -12,7 +12,7 @@ from pathlib import Path
 from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.report import events
 from kohya_ext.report.events import Series
-from kohya_ext.spec.outputs import BEST_METADATA, BEST_SUFFIX, SAVED
+from kohya_ext.spec.outputs import BEST_METADATA, BEST_SUFFIX, EMA_SUFFIX, SAVED
 from kohya_ext.tensors.header import read_header
 from kohya_ext.validation import records
 from kohya_ext.validation.records import Row
@@ -164,9 +164,13 @@ def _samples(folder: Path, name: str) -> list[Sample]:
     found = []
     for path in (folder / SAMPLES).glob("*") if (folder / SAMPLES).is_dir() else ():
         match = _SAMPLE.match(path.name)
-        if match is None or path.suffix.lower() not in IMAGES or match["name"].removesuffix("-ema") not in ("", name):
+        if (
+            match is None
+            or path.suffix.lower() not in IMAGES
+            or match["name"].removesuffix(EMA_SUFFIX) not in ("", name)
+        ):
             continue
-        ema = "EMA, " if match["name"].endswith("-ema") else ""
+        ema = "EMA, " if match["name"].endswith(EMA_SUFFIX) else ""
         kind, count = ("epoch", int(match["epoch"])) if match["epoch"] else ("step", int(match["step"]))
         order = (int(kind == "step"), count)
         found.append(Sample(path, f"{ema}{kind} {count}", order, int(match["number"])))

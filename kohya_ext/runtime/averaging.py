@@ -59,11 +59,13 @@ def raw_weights() -> Iterator[None]:
 
 def save_state(folder: str | None) -> None:
     """Write the EMAs next to a state that Kohya has just saved."""
-    for average in run.averages if folder is not None else ():
-        average.save_state(Path(folder or ""))
+    if folder is not None:
+        for average in run.averages:
+            average.save_state(Path(folder))
 
 
 def load_state(folder: str | None) -> None:
     """Read the EMAs from a state that Kohya has just loaded."""
-    for average in run.averages if folder is not None else ():
-        average.load_state(Path(folder or ""))
+    if folder is not None:
+        for average in run.averages:
+            average.load_state(Path(folder))
