@@ -17,12 +17,11 @@ from kohya_ext.checkout.known_locations import GUI_SCRIPT
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, folder_fault, read_regular
-from kohya_ext.spec.hooks import RELEASE_FILE
+from kohya_ext.spec.hooks import RELEASE_FILE, SUBMODULE
 
 Kind = Literal["kohya_ss", "sd-scripts"]
 Layout = Literal["embedded", "submodule", "bare"]
 
-SUBMODULE = "sd-scripts"
 RELEASE_LIMIT = 4096  # bytes of .release, which holds one word
 TAB_LANDMARK = "def open_configuration"
 

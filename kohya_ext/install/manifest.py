@@ -62,7 +62,8 @@ class Manifest:
 
     skip_worktree: for each repository (its folder, relative to the checkout) the files whose flag we set.
     package: the environments that our package was put into for this checkout, see `known`. root: where the checkout lay
-    then, None in the records of older versions; elsewhere it is in a copy.
+    then, None in the records of older versions; elsewhere it is in a copy. commits: of the checkout and its training
+    code, see `revision.commits`; empty in the records of older versions.
     """
 
     patch_set: str
@@ -74,6 +75,7 @@ class Manifest:
     package: Mapping[str, Any] | None = None
     version: str = VERSION
     root: str | None = None
+    commits: tuple[str, ...] = ()
 
     def entry(self, path: str) -> ManifestEntry | None:
         """The record of `path`."""
@@ -94,6 +96,7 @@ class Manifest:
             "version": self.version,
             "root": self.root,
             "release": self.release,
+            "commits": list(self.commits),
             "patch_set": self.patch_set,
             "package": None if self.package is None else dict(self.package),
             "files": [
@@ -158,6 +161,7 @@ def _manifest(document: Mapping[str, Any], source: str) -> Manifest:
         package=None if package is None else dict(package),
         version=str(document["version"]),
         root=None if document.get("root") is None else str(document["root"]),
+        commits=tuple(map(str, document.get("commits", ()))),
     )
 
 

@@ -13,11 +13,13 @@ from kohya_ext.core import about, shell
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.files.atomic import NEW_FILE_MODE, owner_for, sha256
 from kohya_ext.files.journal import Change, Effect, FileState, Step, read_state
+from kohya_ext.files.revision import commits
 from kohya_ext.files.transaction import STATE_FOLDER
 from kohya_ext.install import manifest, patchset, states
 from kohya_ext.install.diff import diff_of
 from kohya_ext.install.manifest import BACKUP, PATCHED, PRESET, Exclusion, Manifest, ManifestEntry
 from kohya_ext.install.states import Inspected, State
+from kohya_ext.spec.hooks import REPOSITORIES
 
 PRESETS_FOLDER = "presets"  # of the GUI; no patch set touches a file in it
 
@@ -225,6 +227,7 @@ class Builder:
             package=package,
             version=about.VERSION,
             root=str(self.root),
+            commits=self._commits(),
         )
         record = self._record(manifest.NAME, document.to_json())
         prune = [folder for folder in self._old_dirs() if folder not in document.created_dirs]
@@ -237,9 +240,12 @@ class Builder:
         presets = [entry.path for entry in self.next_entries]
         exclusion, exclude = self._exclude([f"{STATE_FOLDER}/", *presets])
         entries = (*self.entries(PATCHED), *self.next_entries)
-        document = replace(recorded, release=release, files=entries, exclusion=exclusion)
+        document = replace(recorded, release=release, commits=self._commits(), files=entries, exclusion=exclusion)
         record = self._record(manifest.NAME, document.to_json())
         return InstallPlan("refit", (*exclude, *self.files, *record), kept=tuple(self.kept))
+
+    def _commits(self) -> tuple[str, ...]:
+        return tuple(commits(self.root / folder for folder in REPOSITORIES))
 
     def uninstall(self) -> InstallPlan:
         """The plan of an uninstall."""

@@ -17,6 +17,7 @@ from kohya_ext.core.errors import ConflictError, KohyaExtError
 from kohya_ext.core.shell import command
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import read_state
+from kohya_ext.files.revision import commits, moved
 from kohya_ext.files.transaction import Transaction
 from kohya_ext.install import manifest, patchset, pending, states
 from kohya_ext.install.installed import Condition, Installed, examine
@@ -24,6 +25,7 @@ from kohya_ext.install.manifest import PATCHED, PRESET, Known, Manifest, Manifes
 from kohya_ext.install.plan import relative, unrecorded
 from kohya_ext.install.states import State, is_blank, is_damaged_preset
 from kohya_ext.presets.machine import has_xformers
+from kohya_ext.spec.hooks import REPOSITORIES
 
 PRESETS_ONLY = "presets"  # the patch set without lines: nothing there imports our package
 
@@ -253,14 +255,18 @@ def _refitted(
         wanted = [presets.collect(checkout, xformers=one) for one in answers]
     except KohyaExtError:  # said by the scan of the checkout
         return tuple(files)
-    newer = recorded.release != checkout.release
+    other = "environment"
+    if moved(recorded.commits, commits(checkout.root / folder for folder in REPOSITORIES)):
+        other = "commit of the GUI"
+    if recorded.release != checkout.release:
+        other = "release of the GUI"
     stale = []
     for file in files:
         expected = [files[file.path] for files in wanted if file.path in files]
         ours = file.kind == PRESET and file.state == State.OURS.value
         if ours and expected and (checkout.root / file.path).read_bytes() not in expected:
-            what = f"fitted to another {'release of the GUI' if newer else 'environment'}"
-            file = FileStatus(file.path, file.kind, State.STALE.value, what, reinstall(checkout.root))
+            what, fix = f"fitted to another {other}", reinstall(checkout.root)
+            file = FileStatus(file.path, file.kind, State.STALE.value, what, fix)
         stale.append(file)
     return tuple(stale)
 

@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.core import about, shell
+from kohya_ext.files.revision import commits, moved
 from kohya_ext.runtime.run import say
-from kohya_ext.spec.hooks import RELEASE_FILE
+from kohya_ext.spec.hooks import RELEASE_FILE, REPOSITORIES
 
 SECONDS = 60
 REASON_LENGTH = 300
 
 
 def refit_presets(root: Path) -> None:
-    """Refit the presets in the checkout `root` where the record names another release; else this takes no time."""
+    """Refit the presets in the checkout `root` where the record names another release or commit; else this takes no
+    time.
+    """
     try:
         recorded, now = _recorded(root), _release(root)
         was = str(recorded.get("release", ""))
-        if not was or not now or was == now or not any(_is_preset(row) for row in recorded["files"]):
+        if not was or not now or not any(_is_preset(row) for row in recorded["files"]):
+            return
+        if was == now and not _moved(root, recorded):
             return
         _tell(was, now, _refitted(root))
     except Exception as error:
@@ -39,6 +44,11 @@ def _recorded(root: Path) -> dict[str, Any]:
     path = root / about.MANIFEST
     found = json.loads(path.read_bytes()) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
+
+
+def _moved(root: Path, recorded: dict[str, Any]) -> bool:
+    """Whether a checkout of the recorded release is at another commit: a branch keeps the name of its last release."""
+    return moved(recorded.get("commits", ()), commits(root / folder for folder in REPOSITORIES))
 
 
 def _release(root: Path) -> str:
@@ -70,7 +80,10 @@ def _refitted(root: Path) -> dict[str, Any]:
 
 
 def _tell(was: str, now: str, done: dict[str, Any]) -> None:
+    count = len(done["files"])
+    if was == now and not count:  # most commits change nothing that a preset depends on
+        return
     kept = sorted(Path(path).stem for path in done["kept"])
     said = f"; edited by you and not touched: {', '.join(kept)}" if kept else ""
-    count = len(done["files"])
-    say(f"{count} preset{'s' * (count != 1)} fitted to {now} (before: {was}){said}")
+    before = "another commit" if was == now else was
+    say(f"{count} preset{'s' * (count != 1)} fitted to {now} (before: {before}){said}")

@@ -88,8 +88,10 @@ LEGACY_FLAG_HOMES = ("add_training_arguments", "add_optimizer_arguments")
 TRAINING_PACKAGE = "library"
 GUI_PACKAGES = ("kohya_gui", "library")
 
-# The file that names the release of a kohya_ss, in its folder.
+# The file that names the release of a kohya_ss, in its folder, and the submodule with the training code (v23+).
 RELEASE_FILE = ".release"
+SUBMODULE = "sd-scripts"
+REPOSITORIES = (".", SUBMODULE)  # folders of a checkout that may each be at a commit of their own
 
 # The GUI's optimizer lists: the Dropdown with this label whose choices hold this entry. v26 has three such modules.
 OPTIMIZER_LABEL = "Optimizer"

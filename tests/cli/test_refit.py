@@ -11,6 +11,7 @@ from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.core.errors import CONFLICT, DONE, FOUND_PROBLEMS
 from tests.checkout import trees
 from tests.cli.conftest import PRESET, Ran
+from tests.systems import with_git
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -39,6 +40,22 @@ def test_stale_presets_are_a_problem_until_they_are_refitted(upgraded: Checkout,
     assert (done["files"], done["kept"], done["release"]) == ([PRESET], [], "v99.0.0")
     assert "fitted to another" not in run("status", upgraded.root).text
     assert "the presets fit v99.0.0" in run("presets", "refit", upgraded.root).text
+
+
+@with_git
+def test_a_branch_may_keep_the_name_of_its_release(make: Make, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted_to = ["old"]
+    monkeypatch.setattr(presets, "collect", lambda *_, **__: {PRESET: f'{{"for": "{fitted_to[0]}"}}\n'.encode()})
+    checkout = make("submodule")
+    run("install", checkout.root, "--no-package")
+    fitted_to[0] = "new"
+    assert "fitted to another environment" in run("status", checkout.root).text
+    trees.git(checkout.root, "commit", "--quiet", "--allow-empty", "--message", "another")
+    said = run("status", checkout.root)
+    assert (said.code, "fitted to another commit of the GUI" in said.text) == (FOUND_PROBLEMS, True)
+    run("presets", "refit", checkout.root)
+    fitted_to[0] = "newest"
+    assert "fitted to another environment" in run("status", checkout.root).text
 
 
 def test_an_edited_preset_is_named_and_kept(upgraded: Checkout, run: Run) -> None:

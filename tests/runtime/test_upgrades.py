@@ -31,11 +31,21 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def checkout(root: Path, was: object = "v1", now: str | None = "v2", files: object = PRESETS) -> Path:
+OLD, NEW, TRAINING = "0" * 40, "1" * 40, "2" * 40
+
+
+def checkout(
+    root: Path, was: object = "v1", now: str | None = "v2", files: object = PRESETS, commits: object = None
+) -> Path:
+    """A checkout at the commit `NEW`, its training code at another."""
     (root / about.MANIFEST).parent.mkdir()
-    (root / about.MANIFEST).write_text(json.dumps({"release": was, "files": files}))
+    record = {"release": was, "files": files, **({} if commits is None else {"commits": commits})}
+    (root / about.MANIFEST).write_text(json.dumps(record))
     if now is not None:
         (root / ".release").write_text(f"{now}\n")
+    for folder, commit in ((root, NEW), (root / "sd-scripts", TRAINING)):
+        (folder / ".git").mkdir(parents=True)
+        (folder / ".git" / "HEAD").write_text(f"{commit}\n")
     return root
 
 
@@ -48,8 +58,40 @@ def test_one_line_after_an_upgrade(started: Any, tmp_path: Path, capsys: pytest.
     ]
 
 
+@pytest.mark.parametrize("commits", [[OLD, TRAINING], [NEW, OLD], [OLD], ["", OLD]], ids="-".join)
+def test_a_branch_that_keeps_the_name_of_its_release(
+    commits: list[str], started: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upgrades.refit_presets(checkout(tmp_path, was="v2", commits=commits))
+    said = "kohya_ext: 2 presets fitted to v2 (before: another commit); edited by you and not touched: mine\n"
+    assert (capsys.readouterr().out, len(started)) == (said, 1)
+
+
+def test_nothing_is_said_of_a_commit_that_changed_no_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, json.dumps({"files": [], "kept": ["presets/a.json"]}), "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    upgrades.refit_presets(checkout(tmp_path, was="v2", commits=[OLD, OLD]))
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
-    "words", [{"now": "v1"}, {"now": None}, {"was": ""}, {"files": []}, {"files": [{"kind": "patched"}, 1]}]
+    "words",
+    [
+        {"now": "v1"},
+        {"now": "v1", "commits": []},
+        {"now": "v1", "commits": [NEW, TRAINING]},
+        {"now": "v1", "commits": ["", ""]},
+        {"now": None},
+        {"now": None, "commits": [OLD, OLD]},
+        {"was": ""},
+        {"files": []},
+        {"files": [{"kind": "patched"}, 1]},
+    ],
+    ids=str,
 )
 def test_nothing_is_started_where_nothing_is_to_be_done(
     words: dict[str, Any], started: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
