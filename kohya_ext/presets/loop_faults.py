@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from kohya_ext.presets.argument_faults import ArgumentFault
 from kohya_ext.presets.convert import parse_number
-from kohya_ext.presets.findings import Level
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.sources import Sources
 
 FILES = ("library/optimizer.py", "library/train_util.py")  # where releases keep what makes the scheduler, newest first
 _CHECKED = "does not require `num_warmup_steps`"
-
-
-@dataclass(frozen=True)
-class ArgumentFault:
-    """What is wrong with one argument of a script; "" is the network's kind. names: of the fields that it may be in."""
-
-    rule: str
-    names: tuple[str, ...]
-    effect: str
-    fix: str
-    level: Level = "error"
 
 
 def loop_faults(training: ScriptRun, sources: Sources | None) -> Iterator[ArgumentFault]:

@@ -8,9 +8,11 @@ from typing import Any
 
 from kohya_ext.presets.convert import optimizer_argument, parse_number
 from kohya_ext.presets.findings import Finding, Level
+from kohya_ext.presets.joined_words import apart
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, OPTIMIZER_WHEN_ABSENT, RATE_ONE, RATES, flags_in
 from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, STEPS_OF_RATE, equivalent, matching
 from kohya_ext.presets.release import Release
+from kohya_ext.pysource.arguments import Argument
 from kohya_ext.spec.flags import (
     BY_KEY,
     ENABLE_EMA,
@@ -227,7 +229,7 @@ def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
         return
     given = flags_in(values.get(EXTRA))
     for name in given:
-        if is_ours(name) and name not in BY_KEY:
+        if is_ours(name) and name not in BY_KEY and "--" not in name:  # with dashes inside: two, by `_joined`
             near = get_close_matches(name, BY_KEY, n=1)
             fix = f"--{near[0]} is the nearest" if near else "remove it"
             yield Finding("error", "ema", EXTRA, f"--{name}", f"the training script refuses --{name} and stops", fix)
@@ -254,23 +256,42 @@ def _arguments(values: Values, release: Release) -> Iterator[Finding]:
     """Flags that the training script does not take, and values that the GUI takes and the script does not."""
     arguments = release.arguments_for(values)
     flags = {argument.flag for argument in arguments.values()}
-    for name in flags_in(values.get(EXTRA)) if arguments else ():
+    joined = dict(_joined(values, arguments))
+    yield from joined.values()
+    given = flags_in(values.get(EXTRA))
+    for name in given if arguments else ():
         near = [flag for flag in flags if flag.startswith(f"--{name}")]  # argparse takes unique beginnings
-        if f"--{name}" not in flags and len(near) != 1 and not is_ours(name):
+        if f"--{name}" not in flags and len(near) != 1 and not is_ours(name) and name not in joined:
             effect = f"the training script refuses --{name} and stops"
             yield Finding("error", "unknown-flag", EXTRA, f"--{name}", effect, "remove it")
     for key, value in values.items():
         argument = arguments.get(key)
-        if argument is None or value in ("", None, False) or key in GUI_TRANSLATES:
+        if argument is None or value in ("", None, False) or key in GUI_TRANSLATES or key in joined:
             continue
+        place = EXTRA if argument.flag.removeprefix("--") in given else key
         if isinstance(value, str) and argument.type in ("int", "float"):
             if parse_number(value) is None:
                 effect = f"the training script stops: {argument.flag} takes a number"
-                yield Finding("error", "argument-type", key, value, effect, "give it a number")
-        elif argument.choices is not None and str(value) not in map(str, argument.choices):
+                yield Finding("error", "argument-type", place, value, effect, "give it a number")
+        elif argument.choices is not None and str(value) not in map(str, argument.choices) and place != EXTRA:
             offered = ", ".join(str(choice) for choice in argument.choices)
             effect = f"the training script may stop: {argument.flag} takes {offered}"
             yield Finding("warning", "unknown-value", key, value, effect, "use one of these")
+
+
+def _joined(values: Values, arguments: Mapping[str, Argument]) -> Iterator[tuple[str, Finding]]:
+    """(flag, finding) for each word of "additional parameters" that lacks a blank inside."""
+    known, flag = {*(one.flag.removeprefix("--") for one in arguments.values()), *BY_KEY}, ""
+    for word in str(values.get(EXTRA) or "").replace('"', "").split():
+        flag = word[2:].partition("=")[0] if word.startswith("--") else flag
+        meant = apart(word, known)
+        if len(meant) < 2:
+            continue
+        argument = arguments.get(flag)
+        swallowed = argument is not None and argument.type == "str" and argument.choices is None
+        effect = f"a part of the text of --{flag}" if swallowed else "the training script refuses it and stops"
+        effect = f"a blank is missing before {meant[1]}: {effect}"
+        yield flag, Finding("error", "joined-words", EXTRA, word, effect, f"write {' '.join(meant)}")
 
 
 def release_defects(values: Mapping[str, Any], release: Release) -> Iterator[Finding]:

@@ -19,13 +19,15 @@ from kohya_ext.pysource.values import Unknown
 class ScriptRun:
     """script: its file name. given: argument -> value, for those that the command sets. arguments: all that it has.
 
-    strays: words that argparse does not recognise. families without a script of their own have no arguments.
+    strays: words that argparse does not recognise. refused: argument -> why argparse does not take its word.
+    families without a script of their own have no arguments.
     """
 
     script: str
     given: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     strays: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, name: str) -> Any:
         """What the script has for an argument; None where it has none."""
@@ -64,7 +66,7 @@ def script_run(result: LaunchCommands, release: Release) -> ScriptRun | None:
     given: dict[str, Any] = {}
     for settings in result.toml.values():
         given.update({key: value for key, value in _flat(settings).items() if key in arguments})
-    words, strays = words[at + 1 :], []
+    words, strays, refused = words[at + 1 :], [], {}
     by_flag = {argument.flag: name for name, argument in arguments.items()}
     while words:
         word = words.pop(0)
@@ -75,17 +77,22 @@ def script_run(result: LaunchCommands, release: Release) -> ScriptRun | None:
             strays.append(word)
             continue
         argument = arguments[by_flag[flag]]
+        fault = ""
         if argument.type == "bool":
             given[argument.name] = True
+            fault = f"{flag} takes no value" if equals else ""
         elif argument.nargs in ("*", "+"):
             several = [text] if equals else []
             while not equals and words and not words[0].startswith("--"):
                 several.append(words.pop(0))
             given[argument.name] = several
         else:
-            taken = text if equals else words.pop(0) if words and not words[0].startswith("--") else ""
-            given[argument.name] = _typed(taken, argument)
-    return ScriptRun(script, given, arguments, tuple(strays) if arguments else ())
+            taken = text if equals else words.pop(0) if words and not words[0].startswith("--") else None
+            given[argument.name] = _typed(taken or "", argument)
+            fault = f"{flag} needs a value" if taken is None else _fault(given[argument.name], argument)
+        if fault:
+            refused[argument.name] = fault
+    return ScriptRun(script, given, arguments, tuple(strays) if arguments else (), refused)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,6 +101,16 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         flat.update(value if isinstance(value, dict) else {key: value})
     return flat
+
+
+def _fault(value: Any, argument: Argument) -> str:
+    """Why argparse does not take a value, as far as its types and choices are read; "" where it does."""
+    kinds = {"int": ("a whole number", int), "float": ("a number", float)}
+    if argument.type in kinds and not isinstance(value, kinds[argument.type][1]):
+        return f"{argument.flag} takes {kinds[argument.type][0]}"
+    if argument.choices is not None and str(value) not in map(str, argument.choices):
+        return f"{argument.flag} takes {', '.join(map(str, argument.choices))}"
+    return ""
 
 
 def _typed(text: str, argument: Argument) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from kohya_ext.presets.argument_faults import value_faults
 from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.dataset_schema import argument_types, matches
 from kohya_ext.presets.findings import Finding, Level
@@ -364,10 +365,11 @@ def _scheduler(training: ScriptRun, form: Form, release: Release) -> Iterator[Fi
 
 @training_rule
 def _by_argument(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
-    """Networks that the release cannot train, and what stops on the way from the model to the first step."""
+    """Values that argparse refuses, networks that the release cannot train, and what stops before the first step."""
     network = network_faults(training, pinned_lycoris(release.gui, release.training))
-    for wrong in (*network, *loop_faults(training, release.training)):
+    for wrong in (*value_faults(training), *network, *loop_faults(training, release.training)):
         held = [name for name in wrong.names if name in form]
+        held = [EXTRA] if EXTRA in (key_of(name, form) for name in wrong.names) else held
         key = next((name for name in held if form[name]), held[0] if held else key_of(wrong.names[0], form))
         yield Finding(wrong.level, wrong.rule, key, form.get(key), wrong.effect, wrong.fix)
 

@@ -270,6 +270,31 @@ def test_flags_that_the_script_does_not_take_are_named(tmp_path: Path) -> None:
     assert refused == {("error", "unknown-flag", "additional_parameters")}
 
 
+@pytest.mark.parametrize(
+    ("text", "effect", "fix"),
+    [
+        ("--lowram--no_half_vae", "stops", "--lowram --no_half_vae"),
+        ("--seed=5--lowram", "stops", "--seed=5 --lowram"),
+        ("--seed 5--lowram", "stops", "5 --lowram"),
+        ("--log_with=wandb--lowram", "stops", "--log_with=wandb --lowram"),
+        ("--no_such--lowram", "stops", "--no_such --lowram"),
+        ("--enable_ema--ema_decay=0.99", "stops", "--enable_ema --ema_decay=0.99"),
+        ('--comment="mine"--lowram', "a part of the text of --comment", "--comment=mine --lowram"),
+        ("--comment mine--lowram", "a part of the text of --comment", "mine --lowram"),
+    ],
+)
+def test_a_missing_blank_between_flags(text: str, effect: str, fix: str) -> None:
+    """The script stops at such a word, or takes the second flag for a part of the first one's text."""
+    taken = [Argument(f"--{name}", name, "bool") for name in ("lowram", "no_half_vae")]
+    taken += [Argument("--seed", "seed", "int"), Argument("--comment", "comment")]
+    taken += [Argument("--log_with", "log_with", choices=("wandb",))]
+    release = replace(RELEASE, arguments={one.name: one for one in taken})
+    found = findings({"additional_parameters": text}, release)
+    assert [(one.level, one.rule) for one in found] == [("error", "joined-words")]
+    assert found[0].effect.endswith(effect), found[0].effect
+    assert found[0].fix == f"write {fix}"
+
+
 def test_the_warm_up_slider_that_gradio_6_refuses() -> None:
     slider = Field("lr_warmup", "Slider", minimum=0, maximum=100, step=1, default="0")
     schema = replace(SCHEMA, fields={**SCHEMA.fields, "lr_warmup": slider})

@@ -111,6 +111,8 @@ def setup_parser():
     parser.add_argument("--bucket_reso_steps", type=int, default=64)
     parser.add_argument("--clip_skip", type=int)
     parser.add_argument("--noise", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--save_precision", choices=[None, "float", "fp16"])
     parser.add_argument("--max_train_epochs", type=int)
     parser.add_argument("--shuffle_caption", action="store_true")
     parser.add_argument("--caption_dropout_rate", type=float, default=0.0)
@@ -215,6 +217,12 @@ def told(changes: dict[str, Any], release: Release) -> set[tuple[str, str, str]]
             {"additional_parameters": "--lr_scheduler constant stray"},
             {("error", "unknown-flag", "additional_parameters")},
         ),
+        ({"additional_parameters": "--seed=7 --save_precision=fp16"}, set()),
+        ({"additional_parameters": "--seed=7.0"}, {("error", "argument-type", "additional_parameters")}),
+        ({"additional_parameters": "--seed --shuffle_caption"}, {("error", "argument-type", "additional_parameters")}),
+        ({"additional_parameters": "--save_precision=fp32"}, {("error", "argument-type", "additional_parameters")}),
+        ({"additional_parameters": "--shuffle_caption=true"}, {("error", "argument-type", "additional_parameters")}),
+        ({"additional_parameters": "--clip_skip=two"}, {("error", "argument-type", "additional_parameters")}),
         ({"stop_text_encoder_training": 50}, {("error", "unknown-flag", "stop_text_encoder_training")}),
         ({"LoRA_type": "Refused"}, {("error", "gui-refuses", "LoRA_type")}),
         ({"LoRA_type": "Flux1"}, {("error", "lora-type", "LoRA_type")}),
