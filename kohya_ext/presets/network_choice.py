@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.argument_faults import ArgumentFault
+from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.release import REQUIREMENTS
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.sources import Sources
