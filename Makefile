@@ -31,7 +31,7 @@ coverage: ready
 
 # the widest matrices and fault sweeps, minutes each
 slow: ready
-	$(PY) -m pytest --slow -m slow
+	$(PY) -m pytest --slow -m slow --numprocesses auto --dist worksteal
 
 # real Kohya trees: KOHYA_SS_GIT, SD_SCRIPTS_GIT, SD_SCRIPTS_FORK_GIT name git directories of them
 upstream: ready

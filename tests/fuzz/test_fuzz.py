@@ -21,6 +21,7 @@ from tests.fuzz.world import World
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to bound each input")
 SMOKE = 250
 RELEASES = ("v22.6.2", "v25.2.1", "master")
+PARTS = 8  # so that several processes can share the work
 
 
 @pytest.fixture
@@ -63,8 +64,9 @@ def test_a_few_inputs(world: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 def test_many_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None], part: int
 ) -> None:
     real: dict[str, Path] = {}
     if all(os.environ.get(name) for name in UPSTREAM):
@@ -75,9 +77,11 @@ def test_many_inputs(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     made = World(tmp_path / "world", real)
     _warm()
-    count, seed = int(os.environ.get("KOHYA_EXT_FUZZ", "20000")), int(os.environ.get("KOHYA_EXT_FUZZ_SEED", "1"))
+    wanted, seed = int(os.environ.get("KOHYA_EXT_FUZZ", "20000")), int(os.environ.get("KOHYA_EXT_FUZZ_SEED", "1"))
+    first, end = (wanted * share // PARTS for share in (part, part + 1))
+    count = end - first
     log = os.environ.get("KOHYA_EXT_FUZZ_LOG")
-    tally = fuzz(made, seed, count, log=Path(log) if log else None)
+    tally = fuzz(made, seed, count, first=first, log=Path(log) if log else None)
     record_property("fuzz", _said(tally))
     print(f"\n{count} inputs of seed {seed} on {len(real)} real trees: {_said(tally)}; {dict(tally.verbs)}")
     assert not tally.faults, "\n".join(tally.faults[:20])

@@ -91,6 +91,16 @@ def snapshot(world: Path) -> dict[str, Any]:
     return {path: what for path, what in seen.items() if not COMPILED.search(path)}
 
 
+def snapshot_of_a_moment(world: Path, *, settled: bool) -> dict[str, Any]:
+    """The snapshot; one that is like no other where a pip that goes on removes a file under our eyes."""
+    try:
+        return snapshot(world)
+    except FileNotFoundError:
+        if settled:
+            raise
+        return {"pip": "is still writing"}
+
+
 def fresh(source: Path, world: Path) -> Path:
     shutil.rmtree(world, ignore_errors=True)
     return trees.copy(source, world)
@@ -145,7 +155,7 @@ def judged(
 ) -> None:
     """All that must be true after a kill. settled: no pip goes on writing, so what status says can be compared."""
     seen = status(world)
-    now = snapshot(world)
+    now = snapshot_of_a_moment(world, settled=settled)
     if settled:
         assert seen == said[sides.index(now)] if now in sides else seen[0] == 1, f"{verb}: status says {seen}"
     landed["killed in a whole state" if now in sides else "killed in between"] += 1
