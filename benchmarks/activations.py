@@ -37,7 +37,7 @@ def unet_module() -> Any:
 
 
 class Kept:
-    """Counts the storages that autograd keeps. total, copies: bytes in all, and of them 16-bit copies of weights."""
+    """Counts the storages that autograd keeps. total, copies: bytes in total, and of them 16-bit copies of weights."""
 
     def __init__(self, net: torch.nn.Module) -> None:
         self.weights = {one.untyped_storage()._cdata for one in net.parameters()}

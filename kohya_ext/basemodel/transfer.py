@@ -32,7 +32,7 @@ REDIRECTIONS = 5
 _PRIVATE = 0o600
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""Called with bytes done and bytes in total."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _say_measured(answer: Answer, measured: Measured, out: Output) -> None:
     """What a run with these settings took here, and what all steps will take."""
     found = [] if measured.peak is None else [f"{_gib(measured.peak)} reserved"]
     found += [] if measured.seconds is None else [f"{measured.seconds:.3g} s a step"]
-    died = "; that run died of memory" if measured.died else ""
+    died = "; that run ran out of memory" if measured.died else ""
     out.item("measured", f"{', '.join(found) or 'nothing'} on {measured.device}, {measured.date}{died}")
     hours, price = answer.hours, answer.price
     if hours is not None:
@@ -123,8 +123,8 @@ def _say_steps(facts: Any, out: Output) -> None:
     if steps:
         out.item(
             "steps",
-            f"{steps['total_steps']} in all: {steps['steps_per_epoch']} an epoch, {steps['epochs']} epochs, "
-            f"{steps['batches_per_epoch']} batches an epoch, accumulation {steps['gradient_accumulation_steps']}",
+            f"{steps['total_steps']} in total: {steps['steps_per_epoch']} per epoch, {steps['epochs']} epochs, "
+            f"{steps['batches_per_epoch']} batches per epoch, accumulation {steps['gradient_accumulation_steps']}",
         )
     for number, one in enumerate(facts.get("trained") or ()):
         line = f"{one['part']}: {one['weights']:,} weights at {one['learning_rate']:g}"

@@ -1,4 +1,4 @@
-"""`kohya-ext resume`: the command that continues an interrupted run from its last whole state."""
+"""`kohya-ext resume`: the command that continues an interrupted run from its last complete state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kohya_ext.core.errors import DONE
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("resume", help="continue an interrupted run from its last whole state")
+    verb = subparsers.add_parser("resume", help="continue an interrupted run from its last complete state")
     verb.add_argument("folder", type=Path, metavar="RUN", help="the output folder of the run, or one of its states")
     verb.add_argument("--name", help="the run's output name, where a folder holds several runs")
     what = verb.add_mutually_exclusive_group()

@@ -67,7 +67,7 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 
 def sha256_of(path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> str:
-    """Hexadecimal digest of a file of any size. progress: is told (bytes done, bytes in all). Raises UsageError."""
+    """Hexadecimal digest of a file of any size. progress: is told (bytes done, bytes in total). Raises UsageError."""
     digest, done = hashlib.sha256(), 0
     try:
         total = path.stat().st_size

@@ -25,7 +25,7 @@ _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # what old web UIs hash of a 
 _DIGEST, _SHORT = 64, 8
 
 Progress = Callable[[int, int, str], None]
-"""Called with modules done, modules in all, and the name of the last one."""
+"""Called with modules done, modules in total, and the name of the last one."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _sampled(sources: Sequence[Snapshot]) -> tuple[float, list[float]]:
 def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> None:
     """Write the mixture, whole or not at all, in the types of the newest snapshot.
 
-    progress: is told (weights done, weights in all).
+    progress: is told (weights done, weights in total).
 
     Raises UsageError: a source contains NaN or infinite weights; ConflictError: the disk.
     """

@@ -87,7 +87,7 @@ def read_run(paths: Sequence[Path], *, name: str | None = None) -> RunFiles:
     if not found:
         raise UsageError(f"no file of a run called {name}; there are {', '.join(names)}")
     if name is None and len(names) > 1:
-        raise UsageError(f"these are files of several runs: {', '.join(names)}. Choose one with --name")
+        raise UsageError(f"these files are from several runs: {', '.join(names)}. Choose one with --name")
     _check_shapes(found)
     known = _steps_of(found)
     snapshots = [
@@ -96,7 +96,7 @@ def read_run(paths: Sequence[Path], *, name: str | None = None) -> RunFiles:
     ]
     snapshots.sort(key=lambda one: (one.step, one.ema is not None, str(one.path)))
     if snapshots[-1].step > MOST_STEPS:
-        raise UsageError(f"{snapshots[-1].path} says it is of step {snapshots[-1].step:,}: more than any run has")
+        raise UsageError(f"{snapshots[-1].path} says it is of step {snapshots[-1].step:,}, more than any run")
     return RunFiles(tuple(snapshots), known is None)
 
 
@@ -177,7 +177,7 @@ def _check_shapes(found: Sequence[_Found]) -> None:
         theirs = {key: shape for key, (_, shape) in other.shapes.items()}
         if theirs != shapes:
             key = next(key for key in [*shapes, *theirs] if shapes.get(key) != theirs.get(key))
-            raise UsageError(f"{first.path} and {other.path} are not of one run: {key} differs")
+            raise UsageError(f"{first.path} and {other.path} are from different runs: {key} differs")
 
 
 def _steps_of(found: Sequence[_Found]) -> list[int] | None:

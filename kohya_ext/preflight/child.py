@@ -85,7 +85,7 @@ def run_child(python: Path, request: Request, folder: Path, *, seconds: float = 
     try:
         ended = identity.run(python, command, _environ(folder), home=str(folder), seconds=seconds)
     except subprocess.TimeoutExpired:
-        return _failed("timeout", f"it had not come to an end after {seconds:.0f} s", "")
+        return _failed("timeout", f"it had not finished after {seconds:.0f} s", "")
     said = (ended.stdout + "\n" + ended.stderr)[-TAIL:]
     try:
         report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))

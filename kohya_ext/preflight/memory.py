@@ -19,7 +19,7 @@ Verdict = Literal["fits", "tight", "does not fit"]
 CONTEXT = (0.35 * GIB, 0.8 * GIB, 2.0 * GIB)
 SHARE = (0.0, 0.08, 0.25)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GIB)?", re.IGNORECASE)
-MOSTLY = 0.85  # of a card: a run that died of memory had reserved at least so much of it
+MOSTLY = 0.85  # of a card: a run that ran out of memory had reserved at least so much of it
 MOST = 100_000  # GiB
 
 

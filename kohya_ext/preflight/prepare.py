@@ -1,4 +1,4 @@
-"""A command made ready for a preflight: outputs into a temporary folder, stand-ins for what is not at hand."""
+"""A command made ready for a preflight: outputs into a temporary folder, stand-ins for what is not available."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def prepare(command: ScriptCommand, place: Workplace) -> None:
         if not Path(value).exists():
             family = family_of(command.script, v2=bool(command.value("v2"))) if name == MAIN_MODEL else None
             command.change(name, place.model(name, family))
-            place.notes.append(f"--{name} {value} is not at hand: a file with the shapes alone is in its place")
+            place.notes.append(f"--{name} {value} is not available: a file with only the shapes is used instead")
     if command.value("ema_device") == "cuda":
         command.change("ema_device", "auto")  # the traced device is not called so; `auto` is on it
     for name in ("network_weights", "base_weights"):
         if isinstance(value := command.value(name), str) and not Path(value).exists():
             command.drop(name)
-            place.notes.append(f"--{name} {value} is not at hand: the run begins without it")
+            place.notes.append(f"--{name} {value} is not available: the run starts without it")
     _one_sample(command, place)
     _data(command, place)
     if command.settings:
@@ -148,7 +148,7 @@ def _data(command: ScriptCommand, place: Workplace) -> None:
         file = place.folder / "metadata.json"
         write_metadata(file)
         command.change(METADATA_ARGUMENT, str(file))
-        place.notes.append(f"--{METADATA_ARGUMENT} {metadata} is not at hand: that of generated images is in its place")
+        place.notes.append(f"--{METADATA_ARGUMENT} {metadata} is not available: that of generated images is used")
     for name, value in _texts(command, DATA_ARGUMENTS):
         if _inside(value, place):
             continue
@@ -157,7 +157,7 @@ def _data(command: ScriptCommand, place: Workplace) -> None:
         elif name == DATA_ARGUMENTS[0]:
             command.change(name, str(place.images(in_concept=not metadata)))
             place.own_images = True
-            place.notes.append(f"--{name} {value} is not at hand: generated images are in its place")
+            place.notes.append(f"--{name} {value} is not available: generated images are used instead")
         else:
             command.drop(name)
-            place.notes.append(f"--{name} {value} is not at hand: the run goes without it")
+            place.notes.append(f"--{name} {value} is not available: the run continues without it")

@@ -1,4 +1,4 @@
-"""What a preflight puts in the place of files that are not at hand: images, and model files of which only a header is
+"""What a preflight puts in the place of files that are not available: images, and model files of which only a header is
 there.
 """
 

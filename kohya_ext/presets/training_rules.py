@@ -1,7 +1,7 @@
 """What stops a training or trains something else, judged on the arguments that the script gets.
 
 Whatever the script says about its arguments by itself is read from its text (`pysource.assertions`). The rules here are
-for what it finds out only with a data set, an optimizer or a network at hand, or does not notice at all.
+for what it finds out only with a data set, an optimizer or a network present, or does not notice at all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Our record in the folder of a state: where in which epoch it was saved, with which random numbers, by what command.
 
-One JSON file, `FILE`, written last. It names every other file of the state with its size, so a state that is not whole,
+One JSON file, `FILE`, written last. It names every other file of the state with its size, so an incomplete state,
 because it was half written or half removed, is known by that.
 """
 
@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 28  # of a record that is read: losses of millions of batches
 
 
 class RecordError(UsageError):
-    """The record of a state cannot be read, or the state is not whole."""
+    """The record of a state cannot be read, or the state is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ def has_record(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Record:
-    """The record of the state in `folder`. Raises RecordError where there is none or the state is not whole."""
+    """The record of the state in `folder`. Raises RecordError where there is none or the state is incomplete."""
     path = folder / FILE
     try:
         if not path.is_file():
-            raise RecordError(f"{folder} has no {FILE}: it was saved without --kohya_ext_exact_resume, or is not whole")
+            raise RecordError(f"{folder} has no {FILE}: it was saved without --kohya_ext_exact_resume, or incompletely")
         if path.stat().st_size > MOST_BYTES:
             raise RecordError(f"{path} has more than {MOST_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
@@ -124,7 +124,7 @@ def read(folder: Path) -> Record:
     wrong = [name for name, size in record.files.items() if there.get(name) != size]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise RecordError(f"{folder} is not whole: {', '.join(wrong[:3])}{more} missing or of another size")
+        raise RecordError(f"{folder} is incomplete: {', '.join(wrong[:3])}{more} missing or of another size")
     return record
 
 

@@ -1,4 +1,4 @@
-"""The states in a run's output folder: which are whole, and which was saved last."""
+"""The states in a run's output folder: which are complete, and which was saved last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NothingSavedError(KohyaExtError):
 
 @dataclass(frozen=True)
 class SavedState:
-    """A whole state."""
+    """A complete state."""
 
     folder: Path
     record: Record
@@ -44,7 +44,7 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Found:
-    """states: the whole ones, the last saved first."""
+    """states: the complete ones, the last saved first."""
 
     states: tuple[SavedState, ...]
     unusable: tuple[Unusable, ...]
@@ -88,7 +88,7 @@ _LEFT = f"{SAVING_PREFIX}*/*{STATE_SUFFIX}"
 def last(run: Path, name: str | None = None) -> tuple[SavedState, Found]:
     """The state to resume from, and all that was found. name: the output name, where the folder has several runs.
 
-    Raises NothingSavedError where there is none, UsageError where none is whole or it is not clear which run is meant.
+    Raises NothingSavedError where there is none, UsageError where none is complete or several runs are there.
     """
     found = look(run)
     states = [state for state in found.states if name is None or state.name == name]
@@ -99,7 +99,7 @@ def last(run: Path, name: str | None = None) -> tuple[SavedState, Found]:
         of_name = "" if name is None else f" of a run with the output name {name!r}"
         reasons = "".join(f"\n{one.folder}: {one.why}" for one in found.unusable)
         text = (
-            f"{run} has no whole state{of_name} with a {FILE}; states get one from runs with "
+            f"{run} has no complete state{of_name} with a {FILE}; states get one from runs with "
             f"--kohya_ext_exact_resume and --save_state{reasons}"
         )
         raise UsageError(text) if found.states or found.unusable else NothingSavedError(text)

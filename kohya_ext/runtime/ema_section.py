@@ -40,7 +40,7 @@ TEXTS = {
     "twoSchedules": TWO_SCHEDULES,
     "widthWithoutPower": WIDTH_WITHOUT_POWER,
     "unknown": "not a flag that is read here",
-    "quoted": "stands inside quotes, where it is part of a value and not a flag",
+    "quoted": "is inside quotes, where it is part of a value and not a flag",
     "others": "also in Additional parameters",
 }
 OUR_NAMES = ("--ema_", "--kohya_ext_")

@@ -150,7 +150,7 @@ def asks_for_us(args: argparse.Namespace | None = None) -> bool:
 
 
 def stop_at_faults() -> None:
-    """End a run that asks for something of ours where we are not whole, or not all of Kohya could be wrapped."""
+    """End a run that asks for something of ours where kohya_ext is incomplete, or not all of Kohya could be wrapped."""
     damaged = damaged_files()
     if damaged:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""

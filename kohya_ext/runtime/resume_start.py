@@ -1,4 +1,4 @@
-"""Where an exact resume begins: what cannot work is refused, and the run's accelerator saves and loads whole states."""
+"""Where an exact resume begins: what cannot work is refused; the accelerator saves and loads complete states."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _origin(folder: Path, resume: ExactResume) -> record.Record | None:
     try:
         origin = record.read(folder)
     except record.RecordError as error:
-        stop(f"{error}. Another state of the run may be whole: `kohya-ext resume` finds the last one that is")
+        stop(f"{error}. Another state of the run may be complete: `kohya-ext resume` finds the last one that is")
     changed = [
         f"{key} {old} -> {resume.settings.get(key)}"
         for key, old in origin.settings.items()

@@ -118,7 +118,7 @@ class ExactResume:
             self._images = replay.fingerprint(loader.dataset)
         return {
             "seed": self.args.seed,
-            "batches an epoch": len(loader),
+            "batches per epoch": len(loader),
             "workers": replay.workers(loader),
             "persistent workers": replay.persistent(loader),
             "accumulation": int(self.args.gradient_accumulation_steps),

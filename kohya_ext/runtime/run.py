@@ -1,6 +1,6 @@
 """The one run that this process is: its state, all in this room that outlasts a call; its messages; how it is stopped.
 
-The savers that Kohya calls last have no accelerator at hand, and nothing may be hung on `args`, which Kohya writes into
+The savers that Kohya calls last have no accelerator, and nothing may be hung on `args`, which Kohya writes into
 logs and TOML files. So it is one object of this module, and everybody who needs it imports it. Messages are one line
 each, on the main process only.
 """

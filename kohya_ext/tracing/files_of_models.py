@@ -23,7 +23,7 @@ DTYPES = {
 def _header(path: Any, unknown: frozenset[str]) -> Header:
     name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - compared as text with what the parent wrote
     if name in unknown:
-        raise Reached(MODELS, f"{Path(name).name} is not at hand, and its shapes are not known without it")
+        raise Reached(MODELS, f"{Path(name).name} is not available, and its shapes are not known without it")
     return read_header(Path(name))
 
 
@@ -64,7 +64,7 @@ def replace_readers(unknown: frozenset[str]) -> Iterator[tuple[Any, str, Callabl
     """Object, name and replacement of each function that reads or writes model files.
 
     Args:
-        unknown: paths of models that are not at hand and whose shapes nobody knows; reading one ends the preflight.
+        unknown: paths of models that are not available and whose shapes nobody knows; reading one ends the preflight.
     """
     import safetensors
     import safetensors.torch

@@ -22,7 +22,7 @@ _CAST = torch.ops.aten._to_copy.default
 
 @dataclass
 class Peak:
-    """The most that was alive in one phase: bytes in all, and by part."""
+    """The most that was alive in one phase: bytes in total, and by part."""
 
     size: int = 0
     parts: dict[str, int] = field(default_factory=dict)

@@ -179,7 +179,7 @@ def _mirror(stage: Stage, folder: str) -> str:
         mirror = str(mirrored(Path(folder), stage.folder))
         stage.facts.mirrors[mirror] = folder
         return mirror
-    stage.facts.notes.append(f"{folder} is not at hand: generated images are in its place")
+    stage.facts.notes.append(f"{folder} is not available: generated images are used instead")
     return str(stage.stand_in_images)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: the real ones where they are at hand, else stand-ins that give as many tokens as a text has characters.
+"""Tokenizers: the real ones where they are available, else stand-ins that give as many tokens as a text has characters.
 
 What is trained has the same shape with either: prompts are padded to the tokenizer's length.
 """
@@ -48,7 +48,7 @@ def _replace_auto(folder: Path, notes: list[str]) -> None:
         try:
             return original(name, *args, **kwargs)
         except Exception as error:
-            raise Reached(MODELS, f"the tokenizer {name} is not at hand ({type(error).__name__})") from None
+            raise Reached(MODELS, f"the tokenizer {name} is not available ({type(error).__name__})") from None
 
     AutoTokenizer.from_pretrained = from_pretrained
 
@@ -58,8 +58,8 @@ def _stand_in(cls: Any, name: str, folder: Path, notes: list[str], error: Except
         (make for prefix, make in (("CLIP", _clip), ("T5", _t5)) if cls.__name__.startswith(prefix)), None
     )
     if make is None:
-        raise Reached(MODELS, f"the tokenizer {name} is not at hand ({type(error).__name__})") from None
-    notes.append(f"the tokenizer {name} is not at hand: a stand-in counts characters as tokens")
+        raise Reached(MODELS, f"the tokenizer {name} is not available ({type(error).__name__})") from None
+    notes.append(f"the tokenizer {name} is not available: a stand-in counts characters as tokens")
     return make(cls, folder)
 
 

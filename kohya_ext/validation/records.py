@@ -70,7 +70,7 @@ def cells(row: Row) -> list[Any]:
 
 
 def validations(path: Path) -> list[Row]:
-    """The rows of a file, in order; lines that are not whole are skipped, as a killed run leaves one.
+    """The rows of a file, in order; incomplete lines are skipped, as a killed run leaves one.
 
     Raises OSError, or ValueError where it is not such a file.
     """

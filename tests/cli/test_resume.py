@@ -59,5 +59,5 @@ def test_a_run_of_epochs_trains_on_by_epochs(tmp_path: Path, capsys: pytest.Capt
 
 def test_nothing_to_resume_from_is_told_from_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(tmp_path)]) == FOUND_PROBLEMS
-    assert "no whole state" in capsys.readouterr().err
+    assert "no complete state" in capsys.readouterr().err
     assert main(["resume", __file__]) == WRONG_USAGE

@@ -43,6 +43,10 @@ AVOIDED = {
     r"\bstands? in (?!the way|its way|for\b|(?:the )?place|between)": "is in",
     r"\blies? in (?!between)": "is in",
     r"\bhalf a (?:checkout|download)\b": "incomplete",
+    r"\bat hand\b": "available",
+    r"\b(?:is|are|was) not whole\b|\bwhole states?\b": "incomplete, complete",
+    r"\b(?:die[ds]?|dying) of memory\b": "run out of memory",
+    r"\bcome to an end\b": "finish",
 }
 
 

@@ -29,7 +29,7 @@ def made(step: int, saved_at: float = 0.0, *, name: str | None = "dog", **change
 
 
 def save(outputs: Path, step: int, record: Record | None = None, *, name: str = "dog") -> Path:
-    """A whole state in `outputs`."""
+    """A complete state in `outputs`."""
     folder = outputs / f"{name}-step{step:08d}-state"
     (folder / "inner").mkdir(parents=True)
     (folder / "optimizer.bin").write_bytes(bytes(step))

@@ -1,4 +1,4 @@
-"""The record of a state: read as it was written, and refused where the state is not whole."""
+"""The record of a state: read as it was written, and refused where the state is incomplete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_state_that_lacks_a_file_is_not_whole(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     (folder / "optimizer.bin").unlink()
-    with pytest.raises(RecordError, match=r"not whole: optimizer\.bin missing"):
+    with pytest.raises(RecordError, match=r"incomplete: optimizer\.bin missing"):
         record.read(folder)
 
 

@@ -1,4 +1,4 @@
-"""The last whole state of a run, among others that are not."""
+"""The last complete state of a run, among others that are not."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_several_runs_in_a_folder_need_a_name(tmp_path: Path) -> None:
 
 def test_no_state_is_said_with_the_reasons(tmp_path: Path) -> None:
     for empty in (tmp_path, tmp_path / "not there yet"):
-        with pytest.raises(states.NothingSavedError, match=r"no whole state|does not exist") as told:
+        with pytest.raises(states.NothingSavedError, match=r"no complete state|does not exist") as told:
             states.last(empty)
         assert told.value.exit_code == 1
     cut = save(tmp_path, 3)
     (cut / "optimizer.bin").unlink()
-    with pytest.raises(UsageError, match="not whole"):
+    with pytest.raises(UsageError, match="incomplete"):
         states.last(tmp_path)
     with pytest.raises(UsageError, match="not a folder"):
         states.last(cut / "kohya_ext_resume.json")

@@ -136,7 +136,7 @@ def test_each_gui_reads_quotes_in_its_own_way(form: Form) -> None:
     text = "--note 'about --enable_ema' \"and --ema_decay=0.5 too\" don't \\ --ema_device=cpu"
     form.words = "posix"
     assert form.shown(text.replace("don't \\ ", "")) == {**DEFAULTS, DEVICE: "cpu"}
-    assert "--enable_ema: stands inside quotes" in form.note
+    assert "--enable_ema: is inside quotes" in form.note
     form.words = "windows"
     assert form.shown(text) == {**DEFAULTS, DEVICE: "cpu"}
     form.words = "split"

@@ -48,7 +48,7 @@ class ResumeBench(Bench):
         return run
 
     def again(self, run: Run, *flags: str, **how: Any) -> Run:
-        """Continue from the last whole state of `run`."""
+        """Continue from the last complete state of `run`."""
         state, _ = last(run.out)
         return self.train(*flags, f"--resume={state.folder}", out=run.out, **how)
 
@@ -247,7 +247,7 @@ def test_a_damaged_state_is_refused(bench: ResumeBench) -> None:
     state, _ = last(run.out)
     (state.folder / "optimizer.bin").unlink()
     refused = bench.train(EXACT, f"--resume={state.folder}", code=WRONG_USAGE)
-    assert "is not whole: optimizer.bin" in refused.log
+    assert "is incomplete: optimizer.bin" in refused.log
 
 
 def test_what_cannot_work_is_refused_before_training(bench: ResumeBench) -> None:
