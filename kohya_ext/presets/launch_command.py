@@ -99,7 +99,7 @@ class GuiRefusesError(UnsupportedError):
     """The GUI would not start a training with these settings. complaints: what it says."""
 
     def __init__(self, complaints: Sequence[str]) -> None:
-        super().__init__(f"the GUI would not start this training: {'; '.join(complaints) or 'no reason given'}")
+        super().__init__(f"the GUI would not start this training: {'; '.join(complaints) or 'it says nothing'}")
         self.complaints = tuple(complaints)
 
 

@@ -46,8 +46,11 @@ def start_findings(form: Mapping[str, Any], start: Start) -> Iterator[Finding]:
     numbers = with_numbers(form, start.release)
     result = start.of(numbers)
     if isinstance(result, GuiRefusesError):
-        for complaint in result.complaints or ("no reason given",):
+        for complaint in result.complaints:
             yield _refused(complaint, form)
+        if not result.complaints:  # a fork may start trainings in a way that is not known here
+            effect = "Start training seems to run nothing with these settings, without a message"
+            yield Finding("warning", "gui-refuses", "", None, effect, "see what Print training command shows")
         return
     training = None if result is None else script_run(result, start.release)
     if training is not None:

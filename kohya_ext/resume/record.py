@@ -1,7 +1,7 @@
 """Our record in the folder of a state: where in which epoch it was saved, with which random numbers, by what command.
 
-One JSON file, `FILE`, written last. It names every other file of the state with its size, so an incomplete state,
-because it was half written or half removed, is known by that.
+One JSON file, `FILE`, written last. It names every other file of the state with its size, so that a state which is
+incomplete, because it was half written or half removed, is recognized.
 """
 
 from __future__ import annotations

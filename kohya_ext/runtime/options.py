@@ -10,7 +10,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from kohya_ext.core.errors import CONFLICT
@@ -135,7 +135,8 @@ def read(args: argparse.Namespace) -> EmaOptions | None:
         values["save"] = "only"
     if exp_beta is not None:
         values["schedule"] = "exp" if exp_beta > 0 else "warmup"
-    return EmaOptions(**values, exp_beta=EXP_BETA if exp_beta is None else exp_beta)
+    settings = {field.name: values[field.name] for field in fields(EmaOptions) if field.name in values}
+    return EmaOptions(**settings, exp_beta=EXP_BETA if exp_beta is None else exp_beta)
 
 
 def _stop_at(flag: Flag, given: Values) -> None:

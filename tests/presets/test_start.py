@@ -37,6 +37,8 @@ def train_model(headless, print_only, {", ".join(KEYS)}):
     if LoRA_type == "Refused":
         output_message(msg="LoRA type Refused is not for you", headless=True)
         return
+    if LoRA_type == "Silent":
+        return
     run_cmd = f'accelerate launch "./sdxl_train_network.py" --resolution="{{max_resolution}}"'
     if enable_bucket:
         run_cmd += f" --enable_bucket --min_bucket_reso={{min_bucket_reso}} --max_bucket_reso={{max_bucket_reso}}"
@@ -147,7 +149,7 @@ FIELDS = [
     Field("sdxl_cache_text_encoder_outputs", "Checkbox", default=False),
     Field("shuffle_caption", "Checkbox", default=False),
     Field("noise", "Slider", minimum=0, maximum=1, step=0.01, default=0),
-    Field("LoRA_type", "Dropdown", choices=("Standard", "Refused", "Flux1", "Other"), default="Standard"),
+    Field("LoRA_type", "Dropdown", choices=("Standard", "Refused", "Silent", "Flux1", "Other"), default="Standard"),
     Field("stop_text_encoder_training", "Slider", minimum=0, maximum=100, step=1, default=0),
     Field("additional_parameters", "Textbox", default=""),
     Field("train_data_dir", "Textbox", default=""),
@@ -225,6 +227,7 @@ def told(changes: dict[str, Any], release: Release) -> set[tuple[str, str, str]]
         ({"additional_parameters": "--clip_skip=two"}, {("error", "argument-type", "additional_parameters")}),
         ({"stop_text_encoder_training": 50}, {("error", "unknown-flag", "stop_text_encoder_training")}),
         ({"LoRA_type": "Refused"}, {("error", "gui-refuses", "LoRA_type")}),
+        ({"LoRA_type": "Silent"}, {("warning", "gui-refuses", "")}),  # perhaps a start that is not known here
         ({"LoRA_type": "Flux1"}, {("error", "lora-type", "LoRA_type")}),
         ({"LoRA_type": "Other"}, {("error", "lora-type", "LoRA_type")}),
         ({"unet_lr": 0}, {("error", "trains-nothing", "unet_lr")}),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 import pytest
 
 from kohya_ext.runtime import options
 from kohya_ext.runtime.options import add_optimizer_arguments
 from kohya_ext.runtime.run import run
+from kohya_ext.spec.flags import BY_KEY, EMA
 
 
 def parse(*words: str, **from_toml: object) -> argparse.Namespace:
@@ -42,6 +44,13 @@ def test_says_that_settings_without_the_flag_do_nothing(capsys: pytest.CaptureFi
 def test_defaults() -> None:
     settings = read("--enable_ema")
     assert settings == options.EmaOptions(0.9995, "debiased", 1, 0, "auto", "float32", "beside", "raw", None, 15.0)
+
+
+def test_every_ema_flag_reaches_the_run() -> None:
+    """A new row of the table needs a field here, or the run would ignore the flag."""
+    of_others = {"enable_ema", "ema_save_only_ema_weights"}  # whether there is an EMA at all; another word for `save`
+    held = {f"ema_{field.name}" for field in fields(options.EmaOptions)} | of_others
+    assert {key for key, flag in BY_KEY.items() if flag.feature == EMA} == held
 
 
 def test_toml_values_are_converted() -> None:
