@@ -10,7 +10,7 @@ from typing import Any
 
 from kohya_ext.card import editable_sections, training
 from kohya_ext.card.changelog import Version, pruned
-from kohya_ext.card.model import CHECKPOINT, LORA, UNKNOWN, Model
+from kohya_ext.card.model import CHECKPOINT, LORA, Model
 
 SITES = ("civitai", "huggingface")
 PERMISSIONS = {
@@ -181,10 +181,11 @@ def _permissions(model: Model, author: Author) -> Iterator[str]:
 
 
 def _file(model: Model) -> Iterator[str]:
-    family = f" for {model.family.name}" if model.family.name else ""
+    family = f" for {plain(model.family.name)}" if model.family.name else ""
+    kind = f"{model.kind} ({model.adapter})" if model.adapter not in ("", model.kind) else model.kind
     yield from ("## File", "", "| | |", "|---|---|")
     yield f"| Name | {_cell(model.path.name)} |"
-    yield f"| Kind | {model.kind}{family}, {model.dtype}, {_amount(model.weights)} weights, {_bytes(model.size)} |"
+    yield f"| Kind | {kind}{family}, {model.dtype}, {_amount(model.weights)} weights, {_bytes(model.size)} |"
     if model.sha256:
         yield f"| SHA-256 | `{model.sha256}` (AutoV2 `{model.sha256[:10].upper()}`) |"
     yield ""
@@ -214,9 +215,9 @@ def _front_matter(model: Model, author: Author, before: str) -> Iterator[str]:
     if model.family.name.startswith("SDXL"):
         tags.append("stable-diffusion-xl")
     yield "---"
-    yield f"license: {_yaml(author.licence or model.spec('license') or model.family.licence or 'other')}"
-    if model.family is not UNKNOWN:
-        yield f"base_model: {_yaml(model.family.base)}"
+    yield f"license: {_yaml(author.licence or model.spec('license') or model.base.licence or 'other')}"
+    if model.base.base:
+        yield f"base_model: {_yaml(model.base.base)}"
         yield f"base_model_relation: {'finetune' if model.kind == CHECKPOINT else 'adapter'}"
     yield "pipeline_tag: text-to-image"
     yield "library_name: diffusers"

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from kohya_ext.card.family import recorded_name
 from kohya_ext.card.model import LORA, Model
 from kohya_ext.spec.flags import ENABLE_EMA
 from kohya_ext.spec.outputs import EMA_METADATA
 
+PRESETS_MODEL = "pretrained_model_name_or_path"
 EXTRACTED = "kohya_ext_lora_"
 MOST_DIGITS = 5  # of a side in pixels
 NOTHING = ("", "none", "null", "false", "0", "0.0")
@@ -45,7 +47,7 @@ def summary(model: Model, preset: Mapping[str, Any]) -> dict[str, str]:
     """Label -> value, in the order of the page. `preset`: settings of the GUI, {} without a preset."""
     found = model.metadata
     rows = {
-        "Base model": _file_name(found.get("ss_sd_model_name", "")) or model.family.name,
+        "Base model": _base_model(model, preset),
         "Method": _method(model, preset),
         "Optimizer": _optimizer(found, preset),
         "Learning rate": _learning_rates(found, preset),
@@ -77,8 +79,12 @@ def _said(value: Any) -> str:
     return "" if text.lower() in NOTHING else text
 
 
-def _file_name(path: str) -> str:
-    return "" if path in ("None", "") else re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+def _base_model(model: Model, preset: Mapping[str, Any]) -> str:
+    """As the training was given it, without its folders."""
+    given = recorded_name(model.metadata) or ("" if model.base.name else _said(preset.get(PRESETS_MODEL)))
+    if not given:
+        return model.base.name
+    return model.base.name if model.base.base == given else re.split(r"[\\/]", given.rstrip("\\/"))[-1]
 
 
 def _method(model: Model, preset: Mapping[str, Any]) -> str:

@@ -1,0 +1,104 @@
+"""The base model is the one that a file states; names of tensors make nothing up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kohya_ext.card import family as families
+from kohya_ext.card.model import CHECKPOINT, EMBEDDING, LORA, read
+from kohya_ext.card.page import Author, page
+from tests.tensors.files import write
+
+V1 = "sdxl_base_v1-0"
+SDXL, FLUX = "stabilityai/stable-diffusion-xl-base-1.0", "black-forest-labs/FLUX.1-dev"
+SIGNS = [
+    "double_blocks.0.img_attn_qkv.weight", "double_blocks.0.img_attn.qkv.weight", "joint_blocks.0.x_block.a.weight",
+    "conditioner.embedders.1.model.a", "cond_stage_model.transformer.a", "cond_stage_model.model.a",
+    "lora_te2_a.lora_down.weight", "lora_unet_double_blocks_0_a.lora_down.weight",
+]  # fmt: skip
+
+
+def shown(path: Path, keys: list[str], metadata: dict[str, str], site: str = "huggingface", **preset: str) -> str:
+    write(path / "a.safetensors", dict.fromkeys(keys, (2, 2)), metadata)
+    return page(read(path / "a.safetensors"), Author(), site, preset=preset).text
+
+
+@pytest.mark.parametrize("key", SIGNS)
+def test_a_file_without_a_statement_has_no_family(tmp_path: Path, key: str) -> None:
+    text = shown(tmp_path, [key], {})
+    assert "base_model" not in text and "Base model" not in text and "Size" not in text
+    assert "| Kind | LoRA, fp16" in text or "| Kind | checkpoint, fp16" in text
+    assert 'license: "other"' in text
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name", "base"),
+    [
+        ({"ss_base_model_version": V1}, "SDXL 1.0", SDXL),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": "sd_xl_base_1.0.safetensors"}, "SDXL 1.0", SDXL),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": SDXL}, "SDXL 1.0", SDXL),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": "pony_v6.safetensors"}, "SDXL 1.0", ""),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": "some/model-xl"}, "SDXL 1.0", "some/model-xl"),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": "None"}, "SDXL 1.0", SDXL),
+        ({"ss_base_model_version": "sdxl_"}, "SDXL", ""),
+        ({"modelspec.architecture": "stable-diffusion-xl-v1-base"}, "SDXL 1.0", ""),
+        ({"modelspec.architecture": "stable-diffusion-xl-v1-edit"}, "SDXL", ""),
+        ({"ss_base_model_version": "sd_v1", "ss_sd_model_name": "models/v1-5-pruned-emaonly.safetensors"}, "SD 1",
+         "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ({"ss_base_model_version": "sd_v2"}, "SD 2", ""),
+        ({"ss_base_model_version": "flux1"}, "FLUX.1", ""),
+        ({"ss_base_model_version": "flux1", "ss_sd_model_name": "flux1-dev.safetensors"}, "FLUX.1", FLUX),
+        ({"modelspec.architecture": "flux-1-dev/lora", "ss_base_model_version": "flux1"}, "FLUX.1 dev", ""),
+        ({"modelspec.architecture": "hunyuan-image-2.1/lora"}, "hunyuan-image-2.1", ""),
+        ({"ss_base_model_version": "flux_2_klein_9b"}, "flux_2_klein_9b", ""),
+        ({"modelspec.architecture": "stable-diffusion-3-5-large"}, "SD 3.5 large", ""),
+        ({}, "", ""),
+    ],
+)  # fmt: skip
+def test_what_is_stated(metadata: dict[str, str], name: str, base: str) -> None:
+    assert (families.family(metadata).name, families.base(metadata).base) == (name, base)
+
+
+def test_front_matter_and_table_name_the_same_model(tmp_path: Path) -> None:
+    told = {"ss_base_model_version": V1, "ss_sd_model_name": "/home/me/pony_v6.safetensors"}
+    text = shown(tmp_path, ["lora_te2_a.lora_down.weight"], told)
+    assert (
+        "| Base model | pony\\_v6.safetensors |" in text
+        and "base_model" not in text.split("# a")[0]
+        and 'license: "other"' in text
+    )
+    text = shown(tmp_path, ["lora_te2_a.lora_down.weight"], {"ss_sd_model_name": SDXL})
+    assert f"base_model: {SDXL}" in text and "| Base model | SDXL 1.0 |" in text and "license: openrail++" in text
+
+
+def test_a_preset_says_what_the_file_does_not(tmp_path: Path) -> None:
+    given = {"pretrained_model_name_or_path": "D:\\models\\mine.safetensors"}
+    text = shown(tmp_path, ["conditioner.embedders.1.model.a"], {}, "civitai", **given)
+    assert "| Base model | mine.safetensors |" in text
+    text = shown(tmp_path, ["lora_te2_a.lora_down.weight"], {"ss_sd_model_name": "its.safetensors"}, "civitai", **given)
+    assert "| Base model | its.safetensors |" in text
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "told"),
+    [
+        ({"<cat>": (768,)}, EMBEDDING, "embedding"), ({"emb_params": (4, 768)}, EMBEDDING, "embedding"),
+        ({"clip_l": (2, 768), "clip_g": (2, 1280)}, EMBEDDING, "embedding"),
+        ({"base_model.model.a.c3a_kernel": (4, 4)}, LORA, "LoRA"), ({"lllite_unet_a.down.0.b": (4, 4)}, LORA, "LoRA"),
+        ({"a.oft_blocks": (4, 4, 4)}, LORA, "LoRA (OFT)"), ({"a.lokr_w1": (4, 4)}, LORA, "LoRA (LoKr)"),
+        ({"a.lora_down.weight": (4, 4)}, LORA, "LoRA"), ({"a.on_input": (), "a.weight": (4,)}, LORA, "LoRA (IA3)"),
+        ({"encoder.conv_in.weight": (4, 3, 3, 3)}, CHECKPOINT, "checkpoint"),
+    ],
+)  # fmt: skip
+def test_kinds(tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str, told: str) -> None:
+    write(tmp_path / "a.safetensors", shapes)
+    found = read(tmp_path / "a.safetensors")
+    assert found.kind == kind
+    assert f"| Kind | {told}, fp16" in page(found, Author(), "civitai", preset={}).text
+
+
+def test_what_is_stated_cannot_break_the_table(tmp_path: Path) -> None:
+    text = shown(tmp_path, ["a.lora_down.weight"], {"ss_base_model_version": "x | <b>\n# y"})
+    assert "for x \\| &lt;b&gt; # y, fp16" in text
