@@ -81,7 +81,7 @@ def base(metadata: Mapping[str, str]) -> Family:
     """The very model that the file was made from, with its repository; `UNKNOWN` where that is not stated.
 
     A recorded name counts more than the version: sd-scripts writes `sdxl_base_v1-0` for every model of SDXL's shape.
-    An architecture alone is no base model.
+    An architecture alone is not a base model.
     """
     name = recorded_name(metadata)
     if not name:

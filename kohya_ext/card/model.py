@@ -27,8 +27,6 @@ DTYPE_NAMES = {
 CHECKPOINT, LORA, EMBEDDING = "checkpoint", "LoRA", "embedding"
 
 
-# adapters that are told by how their keys begin: PEFT's of every method, sd-scripts' small ControlNet
-_ADAPTERS = ("base_model.model.", "lllite_")
 _FEW = 3  # tensors of an embedding at most; no model has so few
 
 
@@ -79,12 +77,9 @@ def read(path: Path) -> Model:
 
 
 def _kind(header: Header) -> str:
-    stated = header.metadata.get(families.ARCHITECTURE, "")
-    if stated.endswith("/lora") or "ss_network_module" in header.metadata:
-        return LORA
-    if stated.endswith("/textual-inversion"):
+    if header.metadata.get(families.ARCHITECTURE, "").endswith("/textual-inversion"):
         return EMBEDDING
-    if adapters.kinds(header.entries) or any(key.startswith(_ADAPTERS) for key in header.entries):
+    if adapters.is_adapter(header.entries, header.metadata):
         return LORA
     return EMBEDDING if _is_embedding(header) else CHECKPOINT
 

@@ -119,6 +119,8 @@ def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
     prompts = list(found.prompts)
     if found.ignored:
         out.warn(f"{arguments.prompts}: no script reads the keys {', '.join(found.ignored)}: they do nothing")
+    if found.joined:
+        out.warn(f"{arguments.prompts}: Kohya takes {found.joined[0]!r} for text, as there is no blank before it")
     if found.weighted:
         out.warn("Kohya reads brackets in prompts as weights; here they are rendered as plain text")
     if any(prompt.seed is None for prompt in prompts):

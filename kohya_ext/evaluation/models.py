@@ -12,13 +12,13 @@ from pathlib import Path
 
 from kohya_ext.core.errors import UsageError
 from kohya_ext.spec.outputs import EMA_SUFFIX, MOST_EMAS, SAVED, ema_suffix
+from kohya_ext.tensors import adapters
 from kohya_ext.tensors.header import is_pickle, read_header
 
 FOLDER, CHECKPOINT, LORA = "diffusers folder", "checkpoint", "LoRA"
 INDEX = "model_index.json"
 SUFFIX = ".safetensors"
 _LAST = 10**9  # a file without a number is the end of its run
-_LORA_SIGNS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,9 @@ def _kind(path: Path) -> tuple[str, bool]:
         return FOLDER, True
     if is_pickle(path):
         raise UsageError(f"{path} is a pickle (.ckpt), which can run code and is not opened; convert it to {SUFFIX}")
-    keys = read_header(path).entries
-    if any(sign in key for key in keys for sign in _LORA_SIGNS):
+    header = read_header(path)
+    keys = header.entries
+    if adapters.is_adapter(keys, header.metadata):
         return LORA, any("lora_te2_" in key or "text_encoder_2" in key for key in keys)
     return CHECKPOINT, any(key.startswith("conditioner.") for key in keys)
 

@@ -16,6 +16,7 @@ from kohya_ext.core.errors import UsageError
 FLAGS = "w|h|d|s|l|g|n|ss|cn|ctr|rcfg|fs|am|of"  # of every release; the prompt must not begin with one and a space
 WIDTH, HEIGHT, STEPS, CFG = 512, 512, 30, 7.5  # Kohya's, where a line does not say
 SECTION, SOURCE = "# == ", "# image: "
+_JOINED = re.compile(rf"[^\s\\-](--(?:{FLAGS}) \S+)")
 _LIKE_A_FLAG = re.compile(rf"({FLAGS}) ", re.IGNORECASE)
 
 
@@ -101,6 +102,12 @@ def from_values(text: str, negative: str, width: int, height: int, steps: int, c
 def _sized(prompt: Prompt, width: int, height: int) -> Prompt:
     """`prompt` with the sides that Kohya makes of these."""
     return replace(prompt, width=max(64, width - width % 8), height=max(64, height - height % 8))
+
+
+def joined_flag(text: str) -> str:
+    """A flag in a line that Kohya takes for text, since there is no blank before it; "" where there is none."""
+    match = _JOINED.search(text)
+    return match[1] if match else ""
 
 
 def has_weights(text: str) -> bool:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.evaluation.promptfile import Prompt, bracketed, from_values, has_weights, parse, parse_line
+from kohya_ext.evaluation.promptfile import (
+    Prompt,
+    bracketed,
+    from_values,
+    has_weights,
+    joined_flag,
+    parse,
+    parse_line,
+)
 from kohya_ext.files.regular import read_text, toml_loads
 
 KNOWN = frozenset(
@@ -31,11 +39,15 @@ _EXAMPLE_JSON = '[{"prompt": "a red apple", "width": 1024, "height": 1024, "seed
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The prompts of a file. weighted: Kohya reads brackets in one as weights. ignored: keys that mean nothing."""
+    """The prompts of a file. weighted: Kohya reads brackets in one as weights. ignored: keys that mean nothing.
+
+    joined: flags that are text for Kohya, since the blank before them is missing.
+    """
 
     prompts: tuple[Prompt, ...]
     weighted: bool
     ignored: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,8 @@ def read(path: Path) -> PromptFile:
             return _from_entries(_toml(text))
         if path.suffix == ".json":
             return _from_entries(_json(text))
-        lines = text.splitlines()
-        return PromptFile(tuple(parse(text)), any(has_weights(one) for one in lines if not one.startswith("#")))
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return PromptFile(tuple(parse(text)), any(map(has_weights, lines)), joined=_joined(lines))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -69,7 +81,12 @@ def _from_entries(entries: list[_Table | str]) -> PromptFile:
         has_weights(entry) if isinstance(entry, str) else bracketed(entry.values.get("prompt", "")) for entry in entries
     )
     keys = dict.fromkeys(key for entry in entries if isinstance(entry, _Table) for key in entry.values)
-    return PromptFile(prompts, weighted, tuple(key for key in keys if key not in KNOWN))
+    lines = [entry for entry in entries if isinstance(entry, str)]
+    return PromptFile(prompts, weighted, tuple(key for key in keys if key not in KNOWN), _joined(lines))
+
+
+def _joined(lines: list[str]) -> tuple[str, ...]:
+    return tuple(filter(None, map(joined_flag, lines)))
 
 
 def _toml(text: str) -> list[_Table | str]:

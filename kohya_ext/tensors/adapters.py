@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 LORA = "LoRA"
@@ -26,6 +26,9 @@ _KINDS = (
 )
 # a GLoRA module has all four; one of them alone is a name that any network may use
 _GLORA_PARTS = ("a1", "a2", "b1", "b2")
+
+# how the keys of adapters begin: PEFT's of every method, sd-scripts' small ControlNet
+_STARTS = ("base_model.model.", "lllite_")
 
 # (key of the down factor, key of the up factor) by spelling; {0} is the module, {1} what follows
 _SPELLINGS = (
@@ -100,6 +103,13 @@ def kinds(keys: Iterable[str]) -> dict[str, str]:
     if LORA not in found and (bare := next((key for key in sorted(names) if _bare(key, names)), None)):
         found[LORA] = bare
     return found
+
+
+def is_adapter(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
+    """Whether a file is an adapter of any kind, by the names of its tensors or by its metadata."""
+    names = frozenset(keys)
+    stated = metadata.get("modelspec.architecture", "").endswith("/lora") or "ss_network_module" in metadata
+    return stated or bool(kinds(names)) or any(key.startswith(_STARTS) for key in names)
 
 
 def factors(key: str, keys: frozenset[str]) -> Factors | None:

@@ -56,8 +56,9 @@ def test_dry_run(tmp_path: Path, prompts: Path, run: Run) -> None:
 
 def test_warnings(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> None:
     file = models(tmp_path / "models", "femme")[0]
-    prompts.write_text("a (red:1.2) fox --w 64 --h 64\n")
+    prompts.write_text("a (red:1.2) fox --w 64 --h 64\na dog --h 64--w 64\n")
     done = run("grid", file, "--prompts", prompts, "--output", tmp_path / "out")
+    assert "takes '--w 64' for text" in done.errors
     assert done.code == DONE and "brackets in prompts as weights" in done.errors and "without a seed" in done.errors
 
 

@@ -57,6 +57,16 @@ def test_kinds(tmp_path: Path) -> None:
     assert kinds == {"pipe": FOLDER, "lora": LORA, "full": CHECKPOINT}
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [("a.oft_blocks",), ("a.on_input", "a.weight"), ("a.diff",),
+     ("a.a1.weight", "a.a2.weight", "a.b1.weight", "a.b2.weight"),
+     ("a.to_q_lora.down.weight", "a.to_q_lora.up.weight"), ("base_model.model.a.c3a_kernel",)],
+)  # fmt: skip
+def test_every_adapter_needs_a_base(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    assert columns(models(tmp_path, "one", keys=dict.fromkeys(keys, (2, 2))))[0].kind == LORA
+
+
 def test_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"PK\3\4" + bytes(9))
     (tmp_path / "b.safetensors").write_bytes(b"no")

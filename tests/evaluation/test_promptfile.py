@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.evaluation.promptfile import SECTION, Prompt, document, has_weights, line, parse, parse_line
+from kohya_ext.evaluation.promptfile import (
+    HEIGHT,
+    SECTION,
+    Prompt,
+    document,
+    has_weights,
+    joined_flag,
+    line,
+    parse,
+    parse_line,
+)
 
 WORDS = st.lists(
     st.sampled_from(
@@ -115,6 +125,22 @@ def test_a_number_of_thousands_of_digits_is_ignored() -> None:
 
 def test_weights_are_noticed() -> None:
     assert has_weights("a (red:1.2) apple") and not has_weights(r"a \(red\) apple --n (bad)")
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("a cat--w 512", "--w 512"), ("a cat --w 512--h 768 --d 1", "--h 768"),
+        ("a cat --d 1--n bad, worse", "--n bad,"),
+        ("a cat --w 512 --h 768", ""), ("a cat -- done", ""), ("half--done", ""), ("a cat \\--w 5", ""),
+        ("a well--n known", "--n known"),
+    ],
+)  # fmt: skip
+def test_flags_without_a_blank_before_them(text: str, flag: str) -> None:
+    assert joined_flag(text) == flag
+    if flag:  # and it is text indeed
+        made = parse_line(text)
+        assert flag in f"{made.text} {made.negative}" or made.height == HEIGHT
 
 
 def test_a_file_without_prompts() -> None:

@@ -58,7 +58,9 @@ def test_json(tmp_path: Path) -> None:
         Prompt(""),
         Prompt("x", cfg=1.0),
     )
-    assert not found.weighted and found.ignored == ("steps",)
+    assert not found.weighted and found.ignored == ("steps",) and found.joined == ()
+    (tmp_path / "b.json").write_text('["a cat --w 64--h 64", {"prompt": "a dog--d 1"}]')
+    assert read(tmp_path / "b.json").joined == ("--h 64",)  # the text of a table has no flags
 
 
 def test_other_names_are_text(tmp_path: Path) -> None:
