@@ -59,6 +59,7 @@ NAME = """(rows) => {
   }
 }"""
 NAMES = {"finetune": "Finetun(e|ing)", "lora": "LoRA"}  # what the GUIs call their tabs
+CONFIGURATION = {"save": "(Save )?💾", "load": "Load 💾|↩️"}  # what the buttons say, v22 and v24+
 FORM = ("textbox", "number", "slider", "dropdown", "radio", "checkbox")
 
 
@@ -102,19 +103,19 @@ class TabPage:
     def label(self, identity: int) -> str:
         return str(self.props[identity].get("label") or self.props[identity].get("value") or "")
 
-    def _events(self, label: str) -> list[tuple[int, dict[str, Any]]]:
-        """The events of components with that label: component, event."""
+    def _events(self, label: re.Pattern[str]) -> list[tuple[int, dict[str, Any]]]:
+        """The events of components with such a label: component, event."""
         found = []
         for event in self.config["dependencies"]:
             targets = [one[0] if isinstance(one, list) else one for one in event["targets"]]
-            found += [(one, event) for one in targets if one in self.props and self.label(one) == label]
+            found += [(one, event) for one in targets if one in self.props and label.search(self.label(one))]
         return found
 
     def _field_ids(self) -> dict[str, int]:
         """Key -> component, for every key; labels have to agree with those of the tab's own builder."""
         built = {key: one for key, one in built_order(self.server.tree, self.tab).items() if key != "training_preset"}
         made = sorted(built, key=lambda key: built[key]["order"])
-        for target, event in self._events("Presets"):
+        for target, event in self._events(re.compile("^Presets$")):
             wired = [one for one in event["outputs"] if one in event["inputs"] and one != target]
             for keys, ids in ((list(built), wired), (made, sorted(wired))):
                 if len(keys) != len(ids):
@@ -218,6 +219,27 @@ class TabPage:
         wanted = options.filter(has_text=re.compile(rf"^[\s✓]*{re.escape(option)}\s*$")).first
         wanted.scroll_into_view_if_needed()
         wanted.dispatch_event("mousedown")
+        self.settle()
+
+    def configuration(self, path: Path, button: str) -> None:
+        """Names the file of a configuration, and presses the button that saves or loads it."""
+        named = re.compile(rf"^\s*({CONFIGURATION[button]})\s*$")
+        fields = set(self.ids.values())
+        inputs = next(
+            event["inputs"]
+            for target, event in self._events(named)
+            if len(fields & set(event["inputs"])) >= len(fields) - 1
+        )
+        file = next(one for one in inputs if one not in fields and self.kinds[one] in ("textbox", "dropdown"))
+        self.read()
+        target = self.page.locator(f"[id='component-{file}']").locator("textarea, input").first
+        target.fill(str(path))
+        target.press("Enter")
+        target.press("Tab")
+        self.settle()
+        before = len(self.requests)
+        self.page.get_by_role("button", name=named).filter(visible=True).first.click()
+        self.until(lambda: len(self.requests) > before, f"{button} asked for nothing")
         self.settle()
 
     def press(self, button: str) -> None:

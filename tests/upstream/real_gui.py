@@ -40,6 +40,7 @@ class Era:
 ERAS = {
     "v22.3.1": Era("v22.3.1", "kohya_ss-v22", "gui22", 3),
     "v24.1.7": Era("v24.1.7", "kohya_ss-v24", "gui24", 4),
+    "v25.2.1": Era("v25.2.1", "kohya_ss-v25", "gui25", 5, flags=("--noverify",)),
     "v26.0.0": Era("v26.0.0", "kohya_ss-v26", "gui26", 5, flags=("--noverify",)),
     "v26.0.0-gradio6": Era(
         "v26.0.0", "kohya_ss-v26", "gui26g6", 6, config="[basic]\nlr_warmup = 0\n", flags=("--noverify",)
@@ -173,7 +174,12 @@ def installed_copy(era: Era, folder: Path) -> Path:
     """A copy of the rig's checkout with our bundle installed by our own command."""
     ignored = shutil.ignore_patterns("__pycache__", ".kohya_ext", "user_presets")
     tree = plain_copy(era, folder, ignored)
+    install_into(tree)
+    return tree
+
+
+def install_into(tree: Path) -> None:
+    """Our bundle, by our own command; no package, which `environ_of` makes importable."""
     command = [sys.executable, "-m", "kohya_ext", "install", str(tree), "--no-package", "--yes"]
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    return tree
