@@ -19,7 +19,7 @@ PACKAGE = Path(kohya_ext.__file__).parent
 BELOW: dict[str, set[str]] = {
     "core": set(),
     "spec": set(),
-    "files": {"core"},
+    "files": {"core", "spec"},
     "tensors": {"core", "files"},
     "optim": {"tensors"},
     "ema": {"files", "tensors"},
@@ -36,7 +36,7 @@ BELOW: dict[str, set[str]] = {
     "lora": {"core", "files", "tensors"},
     "evaluation": {"core", "files", "spec", "tensors"},
     "posthoc": {"core", "ema", "files", "spec", "tensors"},
-    "validation": set(),
+    "validation": {"spec"},
     "report": {"core", "files", "spec", "tensors", "validation"},
     "card": {"core", "files", "spec", "tensors"},
     "demo": {"checkout", "core", "files", "install", "presets", "spec"},

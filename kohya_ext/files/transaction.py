@@ -27,9 +27,9 @@ from kohya_ext.files.faultpoints import crossed
 from kohya_ext.files.folder import Folder, opened
 from kohya_ext.files.journal import Change, ChangeRecord, Effect, Journal, Operation, Side, Step, state_in
 from kohya_ext.files.paths import real_inside
+from kohya_ext.spec.measurements import FILE_NAME as MEASUREMENTS
 
 STATE_FOLDER = ".kohya_ext"
-MEASURED = "measured.jsonl"  # `kohya_ext.spec.measurements.FILE_NAME`
 SELF_IGNORE = ".gitignore"  # hides the state folder from git from its first moment on, without touching the repository
 JOURNAL = "journal.json"
 DONE = "done.json"
@@ -332,8 +332,8 @@ class Transaction:
                         state.unlink(left, missing_ok=True)
                 state.unlink(DONE, missing_ok=True)
                 crossed("journal cleared")
-                if {*state.names()} <= {SELF_IGNORE, MEASURED}:  # what runs have measured goes with the last record
-                    state.unlink(MEASURED, missing_ok=True)
+                if {*state.names()} <= {SELF_IGNORE, MEASUREMENTS}:  # what runs have measured goes with the last record
+                    state.unlink(MEASUREMENTS, missing_ok=True)
                     state.unlink(SELF_IGNORE, missing_ok=True)
                     crossed("ignore file cleared")
             with contextlib.suppress(OSError):

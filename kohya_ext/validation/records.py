@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.spec.secrets import is_secret
+
 VALIDATIONS, LOSSES, SETTINGS = "-validation.csv", "-losses.csv", "-settings.json"
 RAW, EMA, SECOND_EMA = "raw", "ema", "ema2"
-_SECRET = ("_token", "api_key", "password", "secret")
 _MOST = 1 << 62
 LOSS_COLUMNS = ("step", "epoch", "loss")
 
@@ -115,7 +116,7 @@ def settings_of(script: str, args: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         name: _shown(value)
         for name, value in sorted(args.items())
-        if not (value is None or value is False or value in ("", [])) and not name.endswith(_SECRET)
+        if not (value is None or value is False or value in ("", [])) and not is_secret(name)
     }
     return {"script": script, "settings": given}
 
