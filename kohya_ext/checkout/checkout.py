@@ -2,7 +2,8 @@
 
 Three layouts exist. *embedded*: kohya_ss up to v22.6.2, where the GUI and the training code share the top folder and
 the `library` package. *submodule*: kohya_ss from v23, GUI in `kohya_gui/`, training code in the git submodule
-`sd-scripts/`. *bare*: sd-scripts alone, without a GUI.
+`sd-scripts/`. *bare*: sd-scripts alone, without a GUI. A second GUI, `kohya_gui_v2/`, may come next to the first, or
+without its tabs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kohya_ext.checkout.known_locations import GUI_SCRIPT
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.files.regular import MODULE_LIMIT, NotReadableError, folder_fault, read_regular
+from kohya_ext.spec import second_gui
 from kohya_ext.spec.hooks import RELEASE_FILE, SUBMODULE
 
 Kind = Literal["kohya_ss", "sd-scripts"]
@@ -68,9 +70,10 @@ class Checkout:
 
     root: its top folder, resolved. release: the tag, a description such as `v0.9.1-5-gabc1234`, or "unknown".
     training_root: the folder that holds the training scripts and the `library` package that they import.
-    gui_root: the folder that holds the modules of the GUI's tabs, None without a GUI.
+    gui_root: the folder that holds the modules of the GUI's tabs, None without a GUI that reads JSON presets.
     gui_package: the importable package the GUI's optimizer list lies in, `library` or `kohya_gui`.
     presets_dir: where the GUI looks for presets, None without a GUI.
+    second_gui: whether the second GUI is there, `kohya_gui_v2`, which reads and writes TOML.
     """
 
     root: Path
@@ -81,6 +84,7 @@ class Checkout:
     gui_root: Path | None
     gui_package: Literal["library", "kohya_gui"] | None
     presets_dir: Path | None
+    second_gui: bool = False
 
     @property
     def library(self) -> Path:
@@ -109,9 +113,9 @@ def describe(path: Path) -> Checkout:
 
 
 def _describe(root: Path) -> Checkout:
-    if root.name == SUBMODULE and (root.parent / GUI_SCRIPT).is_file():
+    if root.name == SUBMODULE and _has_start_script(root.parent):
         root = root.parent
-    if (root / GUI_SCRIPT).is_file():
+    if _has_start_script(root):
         return _describe_kohya_ss(root)
     if any((root / name).is_file() for name in TRAINING_LANDMARKS[:2]) and (root / "library").is_dir():
         return _describe_sd_scripts(root)
@@ -124,10 +128,16 @@ def _describe(root: Path) -> Checkout:
     )
 
 
+def _has_start_script(root: Path) -> bool:
+    return (root / GUI_SCRIPT).is_file() or (root / second_gui.START).is_file()
+
+
 def _describe_kohya_ss(root: Path) -> Checkout:
     submodule = (root / "kohya_gui").is_dir()
     gui_root = root / "kohya_gui" if submodule else root
-    if not any(_holds_tab(module) for module in sorted(gui_root.glob("*_gui.py"))):
+    second = (root / second_gui.LANDMARK).is_file()
+    first = any(_holds_tab(module) for module in sorted(gui_root.glob("*_gui.py")))
+    if not first and not (second and submodule):
         raise HalfCheckoutError(
             f"{root} has a {GUI_SCRIPT} but no module of a tab with `{TAB_LANDMARK}` in {gui_root}: "
             f"it is not kohya_ss v21.8.0 or later, or only part of it. {_restore(root)}"
@@ -142,9 +152,10 @@ def _describe_kohya_ss(root: Path) -> Checkout:
         release=_release_of_kohya_ss(root),
         training_root=root / SUBMODULE if submodule else root,
         layout="submodule" if submodule else "embedded",
-        gui_root=gui_root,
+        gui_root=gui_root if first else None,
         gui_package="kohya_gui" if submodule else "library",
         presets_dir=root / "presets",
+        second_gui=second,
     )
     if submodule and not checkout.library.is_dir():
         error = HalfCheckoutError(

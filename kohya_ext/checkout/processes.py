@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kohya_ext.checkout.known_locations import GUI_SCRIPT, ROOT
+from kohya_ext.spec.second_gui import START
 
 # train_network.py, sdxl_train.py, flux_train_control_net.py, fine_tune.py: every training script of every release
 TRAINING_SCRIPT = re.compile(r"^(?:(?:\w+_)?train(?:_\w+)?|fine_tune)\.py$", re.IGNORECASE)
@@ -44,7 +45,7 @@ class Process:
 
 @dataclass(frozen=True)
 class GuiProcess:
-    """A process that runs kohya_gui.py. root: the folder of that script; the others as in Process."""
+    """A process that runs one of the GUIs. root: the folder of its script; the others as in Process."""
 
     pid: int
     root: Path
@@ -87,7 +88,7 @@ def processes(proc_root: Path) -> Iterator[Process]:
 def running_guis(proc_root: Path) -> Iterator[GuiProcess]:
     """Every running GUI that we may look at, oldest process first."""
     for process in processes(proc_root):
-        script = next((word for word in process.arguments[1:] if _name(word) == GUI_SCRIPT), None)
+        script = next((word for word in process.arguments[1:] if _name(word) in (GUI_SCRIPT, START)), None)
         if script is not None and process.cwd is not None and not process.foreign_root:
             yield GuiProcess(process.pid, (process.cwd / script).parent, process.python, process.environ)
 

@@ -274,4 +274,5 @@ def checkout_json(checkout: Checkout) -> dict[str, Any]:
         "kind": checkout.kind,
         "release": checkout.release,
         "layout": checkout.layout,
+        "second_gui": checkout.second_gui,
     }

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.cli import presets_toml
+from kohya_ext.cli import presets_flat, presets_toml
 from kohya_ext.cli.common import (
     add_changing,
     add_checkout,
@@ -79,7 +79,7 @@ def _register_install(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def fit(arguments: argparse.Namespace) -> int:
-    """Fit one preset and write it. Raises UnsupportedError when the release lacks what it requires."""
+    """Fit one preset and write it, as JSON or TOML. Raises UnsupportedError when the release lacks what it requires."""
     from kohya_ext.files.atomic import write_atomic
     from kohya_ext.presets.document import dump_values
     from kohya_ext.presets.explained import with_about
@@ -88,6 +88,8 @@ def fit(arguments: argparse.Namespace) -> int:
 
     if is_toml(arguments.name):
         return presets_toml.fit(arguments)
+    if is_toml(arguments.out):
+        return presets_flat.fit_to_toml(arguments)
     out = Output("presets fit", arguments.json)
     repairs: list[str] = []
     preset = preset_named(arguments.name, arguments.tab, repairs)

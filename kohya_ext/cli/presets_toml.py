@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kohya_ext.cli import presets_flat
 from kohya_ext.cli.common import find_checkout, find_environment, training_environments
 from kohya_ext.cli.preset_lookup import written
 from kohya_ext.core.console import Output
@@ -40,14 +41,20 @@ def checked(name: str, given: str | None, checkout: Checkout) -> tuple[str, str,
     if document.kind == DATASET:
         return document.path.name, "--dataset_config", dataset_findings(document, release)
     script = _script(document, given, release)
-    return document.path.name, script, config_findings(document, script, release)
+    findings = config_findings(document, script, release)
+    wrong = {finding.key for finding in findings if finding.level == "error"}
+    findings += [one for one in presets_flat.second_gui_findings(document, script, checkout) if one.key not in wrong]
+    return document.path.name, script, findings
 
 
 def _script(document: TomlDocument, given: str | None, release: Release) -> str:
-    from kohya_ext.presets.script_choice import script_named, script_of
+    from kohya_ext.presets.script_choice import script_named, script_of, script_of_preset
     from kohya_ext.presets.script_config import settings_of
 
-    return script_named(given, release) if given else script_of(document, settings_of(document.content).values, release)
+    if given:
+        return script_named(given, release)
+    settings = settings_of(document.content).values
+    return script_of_preset(settings, release) or script_of(document, settings, release)
 
 
 def fit(arguments: argparse.Namespace) -> int:
@@ -62,6 +69,9 @@ def fit(arguments: argparse.Namespace) -> int:
     for repair in repairs:
         out.item("repaired", repair)
     release = read_training(find_checkout(arguments.checkout, out))
+    if Path(arguments.out).suffix.lower() == presets_flat.JSON and document.kind != DATASET:
+        script = _script(document, arguments.script, release)
+        return presets_flat.fit_to_json(arguments, document, script, out)
     reader, fitted = _fitted(document, arguments.script, release)
     out.item("read by", reader)
     for step in fitted.steps:
@@ -69,7 +79,8 @@ def fit(arguments: argparse.Namespace) -> int:
         out.item(step.action, f"{step.key}: {step.before!r}{after} ({step.reason})")
     target = Path(arguments.out)
     if target.suffix.lower() != ".toml":
-        raise UsageError(f"{target}: a TOML file stays one; call it {target.with_suffix('.toml').name}")
+        other = "" if document.kind == DATASET else " or .json"
+        raise UsageError(f"{target}: this TOML file can be written to a name that ends in .toml{other}")
     if not arguments.dry_run:
         try:
             write_atomic(target, dump_toml(fitted.values).encode())
@@ -103,9 +114,12 @@ def command(arguments: argparse.Namespace) -> int:
     document = read_document(Path(arguments.name))
     if document.kind == DATASET:
         raise UsageError(f"{document.path}: a data set configuration starts no training: give it to a file of settings")
+    checkout = find_checkout(arguments.checkout, quiet)
+    if checkout.second_gui and not arguments.script:
+        script = _script(document, None, read_training(checkout))
+        return presets_flat.second_gui_command(arguments, document, checkout, script)
     if arguments.fields or arguments.toml:
         raise UsageError("--set and --toml are for presets of the GUI: a TOML file of settings is read as it is")
-    checkout = find_checkout(arguments.checkout, quiet)
     environment = find_environment(checkout, arguments.python, quiet)
     python = environment.python
     release = read_training(checkout, xformers=has_xformers([environment]))

@@ -25,9 +25,19 @@ from kohya_ext.install.manifest import PATCHED, PRESET, Known, Manifest, Manifes
 from kohya_ext.install.plan import relative, unrecorded
 from kohya_ext.install.states import State, is_blank, is_damaged_preset
 from kohya_ext.presets.machine import has_xformers
+from kohya_ext.spec import second_gui
 from kohya_ext.spec.hooks import REPOSITORIES
 
 PRESETS_ONLY = "presets"  # the patch set without lines: nothing there imports our package
+
+SECOND_GUI = (
+    f"this checkout has the second GUI as well: python {second_gui.START}. It reads TOML files of settings, and gets "
+    "AdaCoor and the fields of the EMA as the first one does"
+)
+ONLY_SECOND_GUI = (
+    f"this checkout has the second GUI alone (python {second_gui.START}), which reads TOML files of settings: there is "
+    "no GUI that reads JSON presets, and none are installed"
+)
 
 PACKAGE_FAULTS: dict[Condition, str] = {
     "absent": "is not in {place}: Kohya runs there without kohya_ext",
@@ -112,6 +122,8 @@ def status(checkout: Checkout, environments: Known | None = None) -> Status:
     interrupted = Transaction(checkout.root).interrupted()
     notes: list[str] = []
     hooks = _hooks(checkout, problems, notes)
+    if checkout.second_gui:
+        notes.append(SECOND_GUI if checkout.gui_root is not None else ONLY_SECOND_GUI)
     files: tuple[FileStatus, ...] = ()
     packages: tuple[PackageStatus, ...] = ()
     if recorded is not None:

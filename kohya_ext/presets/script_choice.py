@@ -8,8 +8,9 @@ from typing import Any
 from kohya_ext.core.errors import UsageError, did_you_mean
 from kohya_ext.presets.check import says_nothing
 from kohya_ext.presets.network_choice import FAMILY_NETWORKS
-from kohya_ext.presets.release import Release
+from kohya_ext.presets.release import SCRIPTS, SDXL, Release, script_for
 from kohya_ext.presets.toml_document import TomlDocument
+from kohya_ext.spec.second_gui import FAMILY, TRAINING_TYPE, TRAINING_TYPES
 
 NETWORK_ENDING = "_network.py"
 PLAIN_NETWORKS = ("networks.lora", "networks.lora_fa", "networks.dylora", "networks.oft")  # of SD and SDXL only
@@ -31,6 +32,17 @@ def script_named(name: str, release: Release) -> str:
     raise UsageError(
         f"{release.name} has no training script {wanted}{did_you_mean(wanted, trainers) or ':'} {', '.join(trainers)}"
     )
+
+
+def script_of_preset(settings: Mapping[str, Any], release: Release) -> str:
+    """The script that a preset as TOML names by its tab and its family of models; "" where it names none."""
+    tab = next((one for one in SCRIPTS if TRAINING_TYPES[one] == settings.get(TRAINING_TYPE)), None)
+    family = str(settings.get(FAMILY) or "")
+    if tab is None or not family:
+        return ""
+    boxes = {"sdxl": SDXL[0]}
+    script = script_for(tab, {boxes.get(family, f"{family}_checkbox"): True})
+    return script if release.arguments_of(script) else ""
 
 
 def script_of(document: TomlDocument, values: Mapping[str, Any], release: Release) -> str:

@@ -24,11 +24,23 @@ from kohya_ext.presets.script_values import converted_value, fault_of, weighed
 from kohya_ext.presets.toml_document import TomlDocument, alike, data_set_finding, reader_findings
 from kohya_ext.presets.training_rules import optimizer_of, training_findings
 from kohya_ext.pysource.arguments import Argument
+from kohya_ext.spec import second_gui
 from kohya_ext.spec.flags import is_ours
 from kohya_ext.spec.optimizers import ours
+from kohya_ext.spec.preset_files import TABLE
 
 # What GUIs write into their TOML for themselves; no script reads it.
-OF_THE_GUI = frozenset({"dynamo_mode", "epoch", "model_train_type", "noise_offset_type", "sdxl"})
+OF_THE_GUI = frozenset(
+    {
+        "dynamo_mode",
+        "epoch",
+        "model_train_type",
+        "noise_offset_type",
+        "sdxl",
+        second_gui.FAMILY,
+        second_gui.TRAINING_TYPE,
+    }
+)
 # The GUI's name of a setting -> the script's, as they are mixed up in files written by hand.
 GUI_NAMES = {key: name for name, key in KEYS_OF_FLAGS.items()}
 # Settings that a script looks at only when another one is given.
@@ -55,6 +67,8 @@ def settings_of(content: Mapping[str, Any]) -> Settings:
     nested: dict[str, Mapping[str, Any]] = {}
     seen: dict[str, list[Any]] = {}
     for section, table in content.items():
+        if section == TABLE and isinstance(table, dict):  # says what no script reads
+            continue
         pairs = table.items() if isinstance(table, dict) else [(section, table)]
         for key, value in pairs:
             if isinstance(value, dict):
@@ -187,7 +201,7 @@ def fit_config(document: TomlDocument, script: str, release: Release) -> Fitted:
             fitted.note("renamed", key, value, value, f"{script} calls it {better}")
             key, argument = better, arguments[better]
         if argument is None:
-            if is_ours(key):
+            if is_ours(key) or key in (second_gui.FAMILY, second_gui.TRAINING_TYPE):
                 fitted.values[key] = value
             else:
                 fitted.note("dropped", key, value, None, f"{script} ignores it")
@@ -204,6 +218,8 @@ def fit_config(document: TomlDocument, script: str, release: Release) -> Fitted:
                 "converted", key, value, new, fault.effect if fault else "the items of a list must be of one kind"
             )
         fitted.values[key] = new
+    if isinstance(document.content.get(TABLE), dict):
+        fitted.values[TABLE] = document.content[TABLE]
     return fitted
 
 

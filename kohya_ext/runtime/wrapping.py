@@ -1,8 +1,8 @@
 """Which of Kohya's functions is wrapped by what, and the import hook that does it. Imports no torch.
 
-A finder in front of `sys.meta_path` answers for `library.*` and `kohya_gui.*` only. It asks the finders behind it and
-replaces `exec_module` of the one loader it gets, so that source, path, caching and `inspect` work as without us. After
-a module of Kohya has run, its functions are wrapped.
+A finder in front of `sys.meta_path` answers for `library.*`, `kohya_gui.*` and `kohya_gui_v2.*` only. It asks the
+finders behind it and replaces `exec_module` of the one loader it gets, so that source, path, caching and `inspect` work
+as without us. After a module of Kohya has run, its functions are wrapped.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from kohya_ext.runtime import accelerators, checkpoints, gui, legacy, optimizers, options, sampling
+from kohya_ext.runtime import accelerators, checkpoints, gui, legacy, optimizers, options, sampling, second_gui
 from kohya_ext.runtime.guard import unwrapped_hooks, wrapped
 from kohya_ext.runtime.run import not_hooked, run
 from kohya_ext.spec.hooks import GUI_PACKAGES, TRAINING_PACKAGE
+from kohya_ext.spec.second_gui import PACKAGE as SECOND_GUI
 
 # key of the hook -> the function that gets Kohya's own as its first argument
 WRAPPERS: dict[str, Callable[..., Any]] = {
@@ -41,6 +42,8 @@ def wrap_module(namespace: dict[str, Any]) -> None:
     package = name.partition(".")[0]
     if package in GUI_PACKAGES:
         gui.offer_ours(namespace)
+    if package == SECOND_GUI:
+        second_gui.offer_ours(namespace)
     if package != TRAINING_PACKAGE:
         return
     try:
@@ -100,4 +103,7 @@ def watch(package: str) -> None:
     if finder is None:
         finder = _Finder()
         sys.meta_path.insert(0, finder)
-    finder.packages.add(package.partition(".")[0])
+    top = package.partition(".")[0]
+    finder.packages.add(top)
+    if top in GUI_PACKAGES:  # the second GUI takes modules from the first one's package before any of its own
+        finder.packages.add(SECOND_GUI)

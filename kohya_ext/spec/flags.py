@@ -175,6 +175,10 @@ ENABLE_EMA = Flag(
     "--enable_ema", EMA, SWITCH, False, "0.1.0",
     "keep an exponential moving average (EMA) of the trained weights and save it next to them", "Enable EMA",
 )  # fmt: skip
+DECAY = Flag(
+    "--ema_decay", EMA, _in(DECAYS), 0.9995, "0.1.0",
+    "decay of the EMA for each optimizer step (default 0.9995)", "EMA decay",
+)  # fmt: skip
 SCHEDULE = Flag(
     "--ema_schedule", EMA, _one_of("debiased", "constant", "warmup", "exp", POWER), "debiased", "0.1.0",
     "how the EMA starts: debiased (default) removes the start model's share, constant is the plain EMA", "EMA schedule",
@@ -230,10 +234,7 @@ SAVE_ON_SIGNAL = Flag(
 
 FLAGS: tuple[Flag, ...] = (
     ENABLE_EMA,
-    Flag(
-        "--ema_decay", EMA, _in(DECAYS), 0.9995, "0.1.0",
-        "decay of the EMA for each optimizer step (default 0.9995)", "EMA decay",
-    ),
+    DECAY,
     SCHEDULE,
     Flag(
         "--ema_update_every", EMA, _whole_from(1), 1, "0.1.0",

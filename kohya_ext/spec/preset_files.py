@@ -13,3 +13,8 @@ FITTED_TO = "fitted_to"  # the release; only an installed file has it
 PRESETS_LABEL = "Presets"
 NO_PRESET = ("", "none")
 USER_PRESETS = "user_presets"
+
+# In a preset's TOML file, the table of what no training script reads; and in it what is said, and fields of the form.
+TABLE = "kohya_ext"
+TABLE_ABOUT = "about"
+TABLE_FORM = "form"

@@ -10,6 +10,7 @@ import pytest
 from kohya_ext.checkout.checkout import Checkout, HalfCheckoutError, describe
 from kohya_ext.core.errors import UNSUPPORTED, UnsupportedError
 from tests.checkout import trees
+from tests.presets import second_guis
 from tests.systems import HAS_GIT, IS_ROOT
 
 Make = Callable[..., Checkout]
@@ -32,6 +33,20 @@ def test_describes_every_era(make: Make, era: str, kind: str, release: str, layo
     assert checkout.presets_dir == (None if layout == "bare" else checkout.root / "presets")
     if checkout.gui_root:
         assert list(checkout.gui_root.glob("finetune_gui.py"))
+
+
+def test_a_second_gui_is_seen_beside_the_first_and_alone(tmp_path: Path) -> None:
+    first, second, training = second_guis.FIRST, second_guis.SECOND, second_guis.TRAINING
+    second_guis.write(tmp_path / "one", first, training)
+    assert not describe(tmp_path / "one").second_gui
+    second_guis.write(tmp_path / "both", first, second, training)
+    both = describe(tmp_path / "both")
+    assert both.second_gui
+    assert both.gui_root == tmp_path / "both" / "kohya_gui"
+    second_guis.write(tmp_path / "alone", {"kohya_gui/__init__.py": ""}, second, training)
+    alone = describe(tmp_path / "alone" / "sd-scripts")
+    assert (alone.root, alone.second_gui, alone.gui_root) == (tmp_path / "alone", True, None)
+    assert alone.gui_package == "kohya_gui"
 
 
 def test_the_submodule_leads_to_its_kohya_ss(make: Make) -> None:

@@ -66,6 +66,12 @@ def test_the_current_folder_is_meant_where_its_own_gui_runs(make: Make, machine:
     assert look(machine, here.root).checkout == here
 
 
+def test_the_second_gui_counts_as_one_that_runs(make: Make, machine: Path) -> None:
+    running = make("submodule")
+    serve(machine, running, script="kohya_gui_v2.py")
+    assert look(machine).checkout == running
+
+
 def test_two_running_guis_are_refused_with_both_names(make: Make, machine: Path) -> None:
     one, two = make("submodule", "one"), make("embedded", "two")
     for pid, checkout in ((41, one), (42, two), (43, one)):

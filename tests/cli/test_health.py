@@ -18,6 +18,7 @@ from tests.checkout import trees
 from tests.checkout.pythons import IN_A_VENV, SITE
 from tests.cli.conftest import Ran
 from tests.files.faults import boundaries, killed_at
+from tests.presets.second_guis import SECOND
 
 Make = Callable[..., Checkout]
 Run = Callable[..., Ran]
@@ -159,3 +160,20 @@ def test_what_a_killed_save_has_left_is_removed(installed: Checkout, run: Run, v
         assert f"{left}: left by a save that was killed" in done.text
         assert not left.exists() and Path(living).exists()
     assert [path.name for path in outputs.iterdir()] == ["living.safetensors"]
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["both", "alone"])
+def test_a_second_gui_is_named(make: Make, with_venv: WithVenv, run: Run, alone: bool) -> None:
+    checkout = with_venv(make("submodule"))
+    trees.write(checkout.root, SECOND)
+    if alone:
+        for module in (checkout.root / "kohya_gui").glob("*_gui.py"):
+            module.unlink()
+    installed = run("install", checkout.root)
+    assert installed.code == DONE
+    assert ("user_presets" in installed.text) is not alone
+    for verb in ("status", "doctor"):
+        said = run(verb, checkout.root).text
+        assert "python kohya_gui_v2.py" in said
+        assert ("the second GUI alone" in said) is alone
+    assert run("uninstall", "--yes", checkout.root).code == DONE
