@@ -36,7 +36,7 @@ BELOW: dict[str, set[str]] = {
     "lora": {"core", "files", "tensors"},
     "evaluation": {"core", "files", "spec", "tensors"},
     "posthoc": {"core", "ema", "files", "spec", "tensors"},
-    "validation": {"spec"},
+    "validation": {"files", "spec"},
     "report": {"core", "files", "spec", "tensors", "validation"},
     "card": {"core", "files", "spec", "tensors"},
     "demo": {"checkout", "core", "files", "install", "presets", "spec"},

@@ -65,7 +65,8 @@ def describe(schedule: Schedule, total_steps: int) -> str:
     percent = 100 * schedule.start_share(total_steps)
     share = "0" if percent == 0 else "<1" if percent < 0.5 else f"{percent:.0f}"
     last = f"the last ~{covered:,} of" if covered < total_steps else "all"
-    return f"{last} {total_steps:,} steps; start model {share} %"
+    steps = f"{last} {total_steps:,} steps" if total_steps > 1 else "the only step"
+    return f"{steps}; start model {share} %"
 
 
 @dataclass(frozen=True)

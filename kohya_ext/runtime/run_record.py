@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+from kohya_ext.files.atomic import write_atomic
 from kohya_ext.runtime import loader
 from kohya_ext.runtime.run import is_main_process, run, warn_again_at_end
 from kohya_ext.validation import records
@@ -88,5 +89,5 @@ class RunRecord:
             before = [loss for step, loss in records.losses(files[records.LOSSES]) if step > last]
             self._since = before + self._since
         said = records.settings_of(Path(sys.argv[0]).name, vars(self.args))
-        self._path(records.SETTINGS).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        write_atomic(self._path(records.SETTINGS), json.dumps(said, indent=1).encode())
         self._files = files

@@ -264,10 +264,13 @@ class Validation:
             if lowest is None or fmean(losses) < fmean(lowest):
                 self._lowest[weights] = losses
             words.append(text)
+        interval = (
+            "± is a 95 % interval over the images; " if any(one.margin is not None for one in made.values()) else ""
+        )
         count = f"{len(self.held_out.names)} images x {self.options.timesteps} timesteps"
         say(
             f"validation after step {self.step} (epoch {self.epoch}): {', '.join(words)}; "
-            f"± is a 95 % interval over the images; {count}, {seconds:.1f} s"
+            f"{interval}{count}, {seconds:.1f} s"
         )
 
 

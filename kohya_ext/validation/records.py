@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.files.atomic import write_atomic
+from kohya_ext.files.regular import file_fault
 from kohya_ext.spec.secrets import is_secret
 
 VALIDATIONS, LOSSES, SETTINGS = "-validation.csv", "-losses.csv", "-settings.json"
@@ -48,9 +51,10 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Create or replace the file. Raises OSError."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
+    """Create or replace the file; a run that is killed meanwhile leaves the old one. Raises OSError."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *rows])
+    write_atomic(path, text.getvalue().encode())
 
 
 def append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -123,6 +127,7 @@ def settings_of(script: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def settings(path: Path) -> dict[str, str]:
     """What `settings_of` said, for people. Raises OSError, or ValueError where it is not such a file."""
+    _require_regular(path)
     document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict) or not isinstance(document.get("settings"), dict):
         raise ValueError(f"{path} holds no settings")
@@ -143,7 +148,14 @@ def lowest(rows: Iterable[Row]) -> Row | None:
     return min(finite, key=lambda row: row.loss, default=None)
 
 
+def _require_regular(path: Path) -> None:
+    """Opening a pipe would wait for ever. Raises OSError, or ValueError where it is not a file."""
+    if (fault := file_fault(path)) is not None:
+        raise ValueError(f"{path} {fault}")
+
+
 def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    _require_regular(path)
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         try:
             reader = csv.DictReader(file)

@@ -85,6 +85,7 @@ def test_the_description_says_what_is_covered() -> None:
     assert describe(constant(0.9995), 1000) == "all 1,000 steps; start model 61 %"
     assert describe(constant(0.9995), 6000) == "the last ~2,000 of 6,000 steps; start model 5 %"
     assert describe(warmup(0.9995), 6000) == "the last ~670 of 6,000 steps; start model <1 %"
+    assert describe(debiased(0.9), 1) == "the only step; start model 0 %"
     assert describe(debiased(0.9), 0) == "no step to average"
 
 

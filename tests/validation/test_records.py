@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from kohya_ext.validation import records
 from kohya_ext.validation.records import EMA, RAW, Row, cells, lowest
+
+
+def failing(*_: object, **__: object) -> None:
+    raise OSError(errno.EIO, "killed here")
 
 
 def row(step: int, weights: str, loss: float) -> Row:
@@ -50,6 +56,25 @@ def test_an_interrupted_run_that_went_further(tmp_path: Path) -> None:
     file.write_text(file.read_text() + "x")
     records.drop_from(file, records.COLUMNS, 2)
     assert file.read_text().splitlines() == first
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_under_the_name_of_a_record_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    for read in (records.validations, records.losses, records.settings):
+        with pytest.raises(ValueError, match=r"a\.csv is a pipe"):
+            read(tmp_path / "a.csv")
+
+
+def test_a_rewritten_record_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.csv"
+    records.write(file, records.COLUMNS, map(cells, ROWS))
+    before = file.read_bytes()
+    monkeypatch.setattr(os, "replace", failing)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match=r"killed here|Input/output"):
+        records.drop_from(file, records.COLUMNS, 2)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\0\0", '"'])
