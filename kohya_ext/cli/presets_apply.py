@@ -85,6 +85,7 @@ def fit(arguments: argparse.Namespace) -> int:
     from kohya_ext.presets.explained import with_about
     from kohya_ext.presets.fit import fit as fit_preset
     from kohya_ext.presets.schema import offering_ours
+    from kohya_ext.presets.warm_up import drop_refused_warm_up
 
     if is_toml(arguments.name):
         return presets_toml.fit(arguments)
@@ -99,6 +100,7 @@ def fit(arguments: argparse.Namespace) -> int:
     schema = offering_ours(release.schema)
     known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
     fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, **known)
+    drop_refused_warm_up(fitted, release)
     target = Path(arguments.out)
     if not arguments.dry_run:
         try:

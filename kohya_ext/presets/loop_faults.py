@@ -9,12 +9,17 @@ from kohya_ext.presets.convert import parse_number
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.pysource.sources import Sources
 
+WARM_UPS = ("lr_warmup", "lr_warmup_steps")
 FILES = ("library/optimizer.py", "library/train_util.py")  # where releases keep what makes the scheduler, newest first
+GUI_FILE, GUI_HANDLER = "kohya_gui/class_basic_training.py", "def lr_scheduler_changed("
 _CHECKED = "does not require `num_warmup_steps`"
 
 
-def loop_faults(training: ScriptRun, sources: Sources | None) -> Iterator[ArgumentFault]:
-    """Why a training stops between the model and its first step, or goes without its masks."""
+def loop_faults(training: ScriptRun, sources: Sources | None, gui: Sources | None = None) -> Iterator[ArgumentFault]:
+    """Why a training stops between the model and its first step, or goes without its masks.
+
+    sources: the training code; gui: the GUI's, where one starts the training.
+    """
     script = training.script
     if training.value("persistent_data_loader_workers") and training.value("max_data_loader_n_workers") == 0:
         effect = f"{script} stops: there are no data loader workers (max_data_loader_n_workers is 0) to keep alive"
@@ -28,24 +33,30 @@ def loop_faults(training: ScriptRun, sources: Sources | None) -> Iterator[Argume
         effect = "it does nothing without masks: they are named by conditioning_data_dir in a data set configuration"
         fix = "choose that configuration, or use --alpha_mask with images that have transparency"
         yield ArgumentFault("masked-loss", ("masked_loss",), effect, fix, "note")
-    yield from _warm_up(training, sources)
+    warm_up = warm_up_fault(training, sources, gui)
+    if warm_up is not None:
+        yield warm_up
 
 
-def _warm_up(training: ScriptRun, sources: Sources | None) -> Iterator[ArgumentFault]:
-    """Schedulers that refuse one; Adafactor with relative steps brings its own, whatever is chosen."""
+def warm_up_fault(training: ScriptRun, sources: Sources | None, gui: Sources | None = None) -> ArgumentFault | None:
+    """Schedulers that refuse a warm-up; Adafactor with relative steps brings its own scheduler, whatever is chosen."""
     checked = any(_CHECKED in (sources.read(path) or "") for path in FILES) if sources is not None else False
     if not checked or not parse_number(training.value("lr_warmup_steps") or 0):
-        return
+        return None
     scheduler = str(training.value("lr_scheduler_type") or training.value("lr_scheduler") or "")
     words = [str(word).replace(" ", "") for word in training.value("optimizer_args") or ()]
     adafactor = str(training.value("optimizer_type") or "").casefold() == "adafactor"
     relative = adafactor and "relative_step=False" not in words
-    fix = "set the warm-up to 0"
+    fix, more = "set the warm-up to 0", ""
     if relative and not training.value("lr_scheduler_type"):
         scheduler, fix = "adafactor", f"{fix}, or write relative_step=False into optimizer_args"
     elif scheduler == "constant":
         fix = f"{fix}, or choose constant_with_warmup"
+        if gui is not None and GUI_HANDLER in (gui.read(GUI_FILE) or ""):
+            # seen in v26.0.0 with a browser: loading such a preset twice, then one with cosine and no warm-up
+            more = "; the GUI sets it to 0 only where its list showed another scheduler before, and then adds it to the"
+            more += " next preset with another one"
     elif not scheduler.startswith("adafactor") and not training.value("lr_scheduler_type"):
-        return
-    effect = f"{training.script} stops: the scheduler {scheduler} does not take a warm-up"
-    yield ArgumentFault("scheduler", ("lr_warmup", "lr_warmup_steps"), effect, fix)
+        return None
+    effect = f"{training.script} stops: the scheduler {scheduler} does not take a warm-up{more}"
+    return ArgumentFault("scheduler", WARM_UPS, effect, fix)

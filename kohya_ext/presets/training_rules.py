@@ -367,7 +367,7 @@ def _scheduler(training: ScriptRun, form: Form, release: Release) -> Iterator[Fi
 def _by_argument(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
     """Values that argparse refuses, networks that the release cannot train, and what stops before the first step."""
     network = network_faults(training, pinned_lycoris(release.gui, release.training))
-    for wrong in (*value_faults(training), *network, *loop_faults(training, release.training)):
+    for wrong in (*value_faults(training), *network, *loop_faults(training, release.training, release.gui)):
         held = [name for name in wrong.names if name in form]
         held = [EXTRA] if EXTRA in (key_of(name, form) for name in wrong.names) else held
         key = next((name for name in held if form[name]), held[0] if held else key_of(wrong.names[0], form))

@@ -19,6 +19,7 @@ from kohya_ext.presets.release import Release
 from kohya_ext.presets.schema import Tab, offering_ours
 from kohya_ext.presets.script_run import ScriptRun, script_run
 from kohya_ext.presets.start import with_numbers
+from kohya_ext.presets.warm_up import drop_refused_warm_up
 from tests.upstream.test_preset_cases import ALL, FLUX, FLUXES, NEW, SDXL, release
 
 pytestmark = pytest.mark.upstream
@@ -41,7 +42,7 @@ FINETUNE: dict[str, Any] = {
 CASES: list[tuple[Tab, dict[str, Any], tuple[str, ...], set[str]]] = [
     ("lora", SDXL, ALL, set()),
     ("lora", {"optimizer": "AdamW8bit", "learning_rate": 1e-4, "max_train_epochs": "10"}, ALL, set()),
-    ("lora", SDXL | {"lr_warmup": None, "epoch": None, "unet_lr": None}, ALL, set()),
+    ("lora", SDXL | {"lr_scheduler": "cosine", "lr_warmup": None, "epoch": None, "unet_lr": None}, ALL, set()),
     ("lora", SDXL | {"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "conv_dim": 100000}, ALL, set()),
     ("lora", SDXL | {"caption_extension": ".none-use-foldername"}, OLD, set()),
     ("lora", SDXL | {"caption_extension": ".tags"}, OLD, set()),
@@ -62,6 +63,11 @@ CASES: list[tuple[Tab, dict[str, Any], tuple[str, ...], set[str]]] = [
         ALL,
         set(),
     ),
+    ("lora", SDXL | {"lr_warmup": 10}, ("v22.3.1",), set()),  # its GUI does not pass it on
+    ("lora", SDXL | {"lr_warmup": 10}, NEW, {"lr_warmup_steps"}),  # training would stop
+    ("lora", SDXL | {"lr_warmup": None}, NEW, {"lr_warmup_steps"}),  # the tab's own default, 10
+    ("lora", SDXL | {"lr_warmup": 10, "lr_scheduler": "cosine", "optimizer": "Adafactor"}, ALL, {"lr_warmup_steps"}),
+    ("lora", SDXL | {"lr_warmup": 10, "lr_scheduler": "constant_with_warmup"}, ALL, set()),
     ("lora", FLUX, FLUXES, set()),
     ("lora", FLUX | {"split_mode": False, "blocks_to_swap": 20, "timestep_sampling": "shift"}, FLUXES, set()),
     ("finetune", FINETUNE, ALL, set()),
@@ -94,6 +100,7 @@ def test_raw_and_fitted_train_alike(
         fitted = fit(
             as_preset(given, "mine", tab), schema, arguments=one.flags, migration=one.migration, gradio=one.gradio
         )
+        drop_refused_warm_up(fitted, one)
         raw, new = training(given, one), training(fitted.values, one)
         assert raw is not None, revision
         assert new is not None, revision
