@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kohya_ext.presets.release import Release
 
 TABS = ("finetune", "lora", "dreambooth", "ti")
+UNREADABLE_FIX = "repair or remove the file"
 NAME_HELP = "a bundled preset, a preset file, or a TOML file of sd-scripts"
 
 
@@ -79,6 +80,5 @@ def _read(path: Path) -> Preset | Finding:
     try:
         values = read_values(path)
     except UsageError as error:
-        fix = "repair or remove the file"
-        return Finding("error", "unreadable", path.name, None, f"choosing it fails: {error}", fix)
+        return Finding("error", "unreadable", path.name, None, f"choosing it fails: {error}", UNREADABLE_FIX)
     return as_preset(values, path.stem, tab_of(values, path, None))

@@ -9,14 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli import presets_apply, presets_toml
+from kohya_ext.cli import presets_apply, presets_flat, presets_toml
 from kohya_ext.cli.common import add_checkout, add_json, find_checkout, find_gui
 from kohya_ext.cli.parser import Parser
-from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, presets_of, release_of, written
+from kohya_ext.cli.preset_lookup import (
+    NAME_HELP,
+    TABS,
+    UNREADABLE_FIX,
+    is_toml,
+    preset_named,
+    presets_of,
+    release_of,
+    written,
+)
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
 
 if TYPE_CHECKING:
+    from kohya_ext.checkout.checkout import Checkout
     from kohya_ext.presets.document import Preset
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.release import Release
@@ -226,6 +236,8 @@ def check(arguments: argparse.Namespace) -> int:
 
     for name in files:
         report(*presets_toml.checked(name, arguments.script, checkout))
+    for path in presets_flat.files_of(checkout) if arguments.all else ():
+        report(*_checked_flat(path, checkout))
     for item in presets_of(checkout) if arguments.all else [preset_named(name, arguments.tab) for name in names]:
         if isinstance(item, Finding):
             report(item.key, None, [item])
@@ -288,6 +300,17 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
             return [Finding("error", "refused", preset.name, None, str(error), "use another preset or a newer release")]
         preset = as_preset(fitted.values, preset.name, preset.tab)
     return check_preset(preset, release)
+
+
+def _checked_flat(path: Path, checkout: Checkout) -> tuple[str, str | None, list[Finding]]:
+    """A preset as TOML among all of a checkout: one that cannot be read is a finding."""
+    from kohya_ext.presets.findings import Finding
+
+    try:
+        return presets_toml.checked(str(path), None, checkout)
+    except UsageError as error:
+        effect = f"opening it fails: {error}"
+        return path.name, None, [Finding("error", "unreadable", path.name, None, effect, UNREADABLE_FIX)]
 
 
 def _say(name: str, tab: str | None, findings: list[Finding], out: Output) -> None:

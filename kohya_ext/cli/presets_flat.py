@@ -159,3 +159,9 @@ def _given(fields: list[str]) -> dict[str, Any]:
         except ValueError:
             found[key.strip()] = value
     return found
+
+
+def files_of(checkout: Checkout) -> list[Path]:
+    """The presets as TOML in a checkout; none without the second GUI, which alone opens them."""
+    folder = checkout.presets_dir if checkout.second_gui else None
+    return sorted(folder.rglob(f"*{TOML}")) if folder is not None else []

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from kohya_ext.checkout import git
 from kohya_ext.core import shell
-from kohya_ext.core.errors import ConflictError
+from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.files.atomic import sha256
 from kohya_ext.files.journal import FileState, read_state
+from kohya_ext.files.regular import toml_loads
 from kohya_ext.files.text_encoding import TextForm, same_text
 from kohya_ext.install.manifest import ManifestEntry
 from kohya_ext.install.patchset import MARKER, PatchTarget, unpatched
@@ -108,10 +109,17 @@ def is_blank(data: bytes) -> bool:
     return not data.strip(b"\0 \t\r\n")
 
 
-def is_damaged_preset(data: bytes) -> bool:
-    """Whether `data` is not a JSON object: empty, cut off or overwritten; nobody's edit of a preset ends like that."""
+def is_damaged_preset(data: bytes, path: str) -> bool:
+    """Whether `data` is not what a preset file of this name holds: empty, cut off or overwritten.
+
+    Nobody's edit of a preset ends like that.
+    """
     try:
+        if path.endswith(".toml"):
+            return not toml_loads(data.decode())
         return not isinstance(json.loads(data), dict)
+    except UsageError:  # nothing here reads TOML
+        return False
     except (ValueError, RecursionError):
         return True
 

@@ -247,7 +247,7 @@ def _preset(root: Path, entry: ManifestEntry) -> FileStatus:
         return FileStatus(entry.path, entry.kind, State.MISSING.value, "was removed", reinstall(root))
     if sha256(found.data) == entry.sha256_after:
         return FileStatus(entry.path, entry.kind, State.OURS.value)
-    if is_damaged_preset(found.data):
+    if is_damaged_preset(found.data, entry.path):
         away = shell.move(root / entry.path, f"{root / entry.path}.damaged")
         fix = reinstall(root) if is_blank(found.data) else f"Run: {shell.in_turn(away, command('install', root))}"
         return FileStatus(entry.path, entry.kind, State.DAMAGED.value, "cannot be read as a preset", fix)

@@ -10,8 +10,9 @@ from kohya_ext.core.errors import UnsupportedError
 from kohya_ext.presets.document import Preset, bundled, dump_values
 from kohya_ext.presets.explained import with_about
 from kohya_ext.presets.fit import fit
+from kohya_ext.presets.flat_file import file_bytes, to_file
 from kohya_ext.presets.migration import read_migration
-from kohya_ext.presets.release import SCRIPTS
+from kohya_ext.presets.release import SCRIPTS, Release, read_release
 from kohya_ext.presets.schema import Schema, Tab, read_schema
 from kohya_ext.pysource.arguments import flags_of
 from kohya_ext.pysource.sources import FolderSources
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
 # Kept out of git by every release's .gitignore: installing here never makes the work tree dirty.
-USER_FOLDER = f"presets/{{tab}}/{USER_PRESETS}/{{name}}.json"
+USER_FOLDER = f"presets/{{tab}}/{USER_PRESETS}/{{name}}{{ending}}"
 
 
 @dataclass
@@ -46,6 +47,7 @@ def collect_all(
     migration = read_migration(sources)
     schemas: dict[Tab, Schema | None] = {}
     flags: dict[Tab, frozenset[str]] = {}
+    releases: dict[Tab, Release] = {}
     for preset in bundled() if presets is None else presets:
         tab = preset.tab
         if tab not in schemas:
@@ -60,7 +62,21 @@ def collect_all(
         except UnsupportedError as error:
             collected.refused[preset.name] = str(error)
             continue
-        collected.files[USER_FOLDER.format(tab=tab, name=preset.name)] = dump_values(
+        collected.files[USER_FOLDER.format(tab=tab, name=preset.name, ending=".json")] = dump_values(
             with_about(preset, fitted.values, schema, checkout.release)
         )
+        if checkout.second_gui:
+            if tab not in releases:
+                releases[tab] = read_release(checkout, tab, patched=True, xformers=xformers)
+            _add_flat(preset, releases[tab], collected)
     return collected
+
+
+def _add_flat(preset: Preset, release: Release, collected: FittedPresets) -> None:
+    """The same preset for the second GUI, which has no list of presets: its *Open* takes a file."""
+    try:
+        content, _ = to_file(preset, release)
+    except UnsupportedError as error:
+        collected.refused[f"{preset.name} as TOML"] = str(error)
+        return
+    collected.files[USER_FOLDER.format(tab=preset.tab, name=preset.name, ending=".toml")] = file_bytes(content)

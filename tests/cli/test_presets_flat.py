@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import toml
 
+from kohya_ext.cli.main import main
 from kohya_ext.core.errors import UsageError
+from tests.checkout import trees
 from tests.cli.conftest import words_of
 from tests.cli.test_presets import as_json, run
 from tests.presets import second_guis
@@ -127,3 +129,38 @@ def test_a_named_script_gets_the_file_as_it_is(
     project: list[str | Path] = ["--data", tmp_path, "--model", "m", "--output", tmp_path, "--python", sys.executable]
     _, document = as_json(capsys, "command", flat, both, *project, "--script", "sdxl_train.py")
     assert document["training"][document["training"].index("--config_file") + 1] == str(flat.resolve())
+
+
+AS_TOML = "presets/finetune/user_presets/AdaCoor-48GB.toml"
+
+
+def test_presets_for_the_second_gui_are_installed_and_removed_byte_for_byte(
+    capsys: pytest.CaptureFixture[str], both: Path
+) -> None:
+    before = trees.whole(both)
+    _, planned = as_json(capsys, "install", both, "--dry-run")
+    assert trees.whole(both) == before
+    assert AS_TOML in planned["files"]
+    assert run("install", both) == 0
+    manifest = json.loads((both / ".kohya_ext" / "manifest.json").read_text())
+    assert {"path": AS_TOML, "kind": "preset"}.items() <= next(
+        one for one in manifest["files"] if one["path"] == AS_TOML
+    ).items()
+    assert {one["path"] for one in manifest["files"]} == set(planned["files"])
+    assert main(["status", str(both)]) == 0
+    assert main(["uninstall", "--yes", "--no-package", str(both)]) == 0
+    assert trees.whole(both) == before
+
+
+def test_an_edited_or_damaged_preset_as_toml_is_told_apart(capsys: pytest.CaptureFixture[str], both: Path) -> None:
+    assert run("install", both) == 0
+    file = both / AS_TOML
+    file.write_text(file.read_text().replace("learning_rate = 1\n", "learning_rate = 2\n"))
+    capsys.readouterr()
+    assert main(["status", str(both)]) == 0
+    assert "edited by you; kept" in capsys.readouterr().out
+    file.write_text("learning_rate = ")
+    assert main(["status", str(both)]) == 1
+    assert "cannot be read as a preset" in capsys.readouterr().out
+    assert run("check", "--all", both) == 1
+    assert "AdaCoor-48GB.toml (unreadable)" in capsys.readouterr().out

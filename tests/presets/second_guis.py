@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kohya_ext.checkout.checkout import Checkout
+from tests.checkout import trees
 from tests.presets import guis
 from tests.presets.guis import PADDING_COMPONENTS, PADDING_LIST, PADDING_PARAMETERS
 
@@ -297,6 +298,7 @@ TRAINING = {
     "sd-scripts/networks/lora.py": "",
     "sd-scripts/library/__init__.py": "",
     "sd-scripts/library/train_util.py": guis.TRAIN_UTIL,
+    "sd-scripts/library/hooked.py": trees.define(*trees.COMMON[1:], "patch_adafactor_fused"),
 }
 
 

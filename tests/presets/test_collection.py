@@ -7,12 +7,14 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import toml
+
 from kohya_ext.presets import collect
 from kohya_ext.presets.collection import collect_all
 from kohya_ext.presets.document import bundled
 from kohya_ext.presets.keys import PRIVATE
 from kohya_ext.presets.settings import OTHER, described, grouped
-from tests.presets import guis
+from tests.presets import guis, second_guis
 
 
 def test_the_presets_of_a_checkout_are_fitted_to_its_gui(tmp_path: Path) -> None:
@@ -50,6 +52,33 @@ def test_a_checkout_without_a_gui_gets_none(tmp_path: Path) -> None:
     checkout = guis.write(guis.EMBEDDED, tmp_path)
     checkout = replace(checkout, gui_root=None)
     assert collect(checkout) == {}
+
+
+def test_a_second_gui_gets_the_same_presets_as_toml(tmp_path: Path) -> None:
+    checkout = second_guis.write(tmp_path / "both")
+    files = collect(checkout)
+    names = {Path(path).with_suffix("") for path in files if path.endswith(".json")}
+    assert names == {Path(path).with_suffix("") for path in files if path.endswith(".toml")}
+    values = toml.loads(files["presets/finetune/user_presets/AdaCoor-48GB.toml"].decode())
+    assert (values["optimizer_type"], values["learning_rate"], values["architecture"]) == ("AdaCoor", 1, "sdxl")
+    assert values["kohya_ext"]["about"]["fitted_to"] == checkout.release
+    without = collect(second_guis.write(tmp_path / "first", second_guis.FIRST, second_guis.TRAINING))
+    assert not any(path.endswith(".toml") for path in without)
+    assert {path: data for path, data in files.items() if path.endswith(".json")} == without
+
+
+def test_without_the_xformers_package_the_toml_files_choose_another_attention(tmp_path: Path) -> None:
+    files = collect(second_guis.write(tmp_path), xformers=False)
+    values = toml.loads(files["presets/finetune/user_presets/AdaCoor-48GB.toml"].decode())
+    assert values["sdpa"] is True
+    assert "xformers" not in values
+
+
+def test_a_gui_that_cannot_be_followed_gets_json_alone_and_the_reason(tmp_path: Path) -> None:
+    gui = {**second_guis.FIRST, "kohya_gui/finetune_gui.py": second_guis.TAB.replace("= int(max", "= ask(max", 1)}
+    collection = collect_all(second_guis.write(tmp_path, gui, second_guis.SECOND, second_guis.TRAINING))
+    assert not any(path.endswith(".toml") for path in collection.files)
+    assert "cannot be determined" in collection.refused["AdaCoor-48GB as TOML"]
 
 
 def test_importing_the_package_is_light() -> None:
