@@ -83,6 +83,18 @@ def _written(
     return out.finish(DONE, file=str(target), steps=[step.as_json() for step in fitted.steps], **fields)
 
 
+def starts(script: str, document: TomlDocument, checkout: Checkout) -> bool:
+    """Whether a tab of the second GUI that we know starts the script."""
+    from kohya_ext.presets.script_config import settings_of
+    from kohya_ext.presets.second_page import tab_of_script
+    from kohya_ext.presets.second_table import read_table
+    from kohya_ext.pysource.sources import FolderSources
+
+    tab = tab_of_script(script, settings_of(document.content).values)
+    table = read_table(FolderSources(checkout.root), tab)
+    return table is None or script in table.scripts.values()
+
+
 def second_gui_findings(document: TomlDocument, script: str, checkout: Checkout) -> list[Finding]:
     """What the second GUI makes of a file, where the checkout has that GUI and its code can be followed."""
     from kohya_ext.core.errors import UnsupportedError
@@ -90,7 +102,7 @@ def second_gui_findings(document: TomlDocument, script: str, checkout: Checkout)
     from kohya_ext.presets.script_config import settings_of
     from kohya_ext.presets.second_page import second_findings
 
-    if not checkout.second_gui:
+    if not checkout.second_gui or not starts(script, document, checkout):
         return []
     try:
         return second_findings(settings_of(document.content).values, script, second_release(checkout))

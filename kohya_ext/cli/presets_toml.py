@@ -117,7 +117,8 @@ def command(arguments: argparse.Namespace) -> int:
     checkout = find_checkout(arguments.checkout, quiet)
     if checkout.second_gui and not arguments.script:
         script = _script(document, None, read_training(checkout))
-        return presets_flat.second_gui_command(arguments, document, checkout, script)
+        if presets_flat.starts(script, document, checkout):
+            return presets_flat.second_gui_command(arguments, document, checkout, script)
     if arguments.fields or arguments.toml:
         raise UsageError("--set and --toml are for presets of the GUI: a TOML file of settings is read as it is")
     environment = find_environment(checkout, arguments.python, quiet)
@@ -134,7 +135,10 @@ def command(arguments: argparse.Namespace) -> int:
         str(arguments.output.resolve()),
         arguments.output_name,
     )
-    words = launch_words(document, script, str(checkout.training_root), surroundings(checkout, python, ""), launch)
+    known = release.arguments_of(script)
+    words = launch_words(
+        document, script, str(checkout.training_root), surroundings(checkout, python, ""), launch, known
+    )
     if arguments.run_it:
         return run(LaunchCommands(training=words), checkout, python, arguments.output.resolve())
     out.document(shell_line(words) + "\n")

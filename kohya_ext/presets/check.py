@@ -19,6 +19,7 @@ from kohya_ext.presets.rules import DEFECT, contradictions, release_defects
 from kohya_ext.presets.schema import Field
 from kohya_ext.presets.start import Start, harmless_texts, start_findings, text_defects
 from kohya_ext.presets.toml_document import data_set_finding
+from kohya_ext.presets.unread import leco_findings, unread_findings
 
 NEUTRAL_WORDS = ("", "0", "0.0", "false", "no", "none")
 
@@ -44,9 +45,12 @@ def check(preset: Preset, release: Release) -> list[Finding]:
         *text_defects(loaded, values, start),
         *contradictions(form, release),
         *data_set_finding(loaded),
+        *leco_findings(preset.values, release),
     ]
     wrong = {finding.key for finding in findings if finding.level == "error"}
     findings += [one for one in start_findings(loaded, start) if one.level != "error" or one.key not in wrong]
+    told = {finding.key for finding in findings}
+    findings += [one for one in unread_findings(loaded, start) if one.key not in told]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 

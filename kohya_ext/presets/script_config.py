@@ -233,12 +233,24 @@ class Launch:
     name: str
 
 
-def launch_words(document: TomlDocument, script: str, root: str, where: Surroundings, launch: Launch) -> list[str]:
-    """The command that trains with a file of settings; a flag has the last word over the file."""
+def launch_words(
+    document: TomlDocument,
+    script: str,
+    root: str,
+    where: Surroundings,
+    launch: Launch,
+    arguments: Mapping[str, Argument] | None = None,
+) -> list[str]:
+    """The command that trains with a file of settings; a flag has the last word over the file.
+
+    arguments: those of the script; what it insists on is asked for before the file is read.
+    """
     settings = settings_of(document.content).values
+    required = [name for name, argument in (arguments or {}).items() if argument.required and settings.get(name)]
     data = [] if settings.get("dataset_config") else ["--train_data_dir", launch.data]
     return [
         *(where.accelerate, "launch", "--num_cpu_threads_per_process", "2", f"{root}/{script}"),
         *("--config_file", str(document.path.resolve()), *data),
+        *(word for name in required for word in (f"--{name}", str(settings[name]))),
         *("--pretrained_model_name_or_path", launch.model, "--output_dir", launch.output, "--output_name", launch.name),
     ]

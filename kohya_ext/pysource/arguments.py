@@ -30,7 +30,8 @@ class Argument:
     """One argument: its long flag, the attribute it sets, and what argparse is told about it.
 
     type: the name of the converter ("str" where none is given, "bool" for switches). choices: None where any value
-    goes. default: None where there is none or where it is not a literal.
+    goes. default: None where there is none or where it is not a literal. required: argparse asks for it before any
+    file is read.
     """
 
     flag: str
@@ -39,6 +40,7 @@ class Argument:
     choices: tuple[Any, ...] | None = None
     default: Any = None
     nargs: Any = None
+    required: bool = False
 
 
 def arguments_of(sources: Sources, script: str) -> dict[str, Argument]:
@@ -123,6 +125,7 @@ def _added(node: ast.FunctionDef) -> Iterator[Argument]:
             tuple(choices) if isinstance(choices, (list, tuple)) else None,
             literal(options.get("default")),
             literal(options.get("nargs")),
+            literal(options.get("required")) is True,
         )
 
 

@@ -15,6 +15,7 @@ from tests.checkout import trees
 from tests.cli.conftest import words_of
 from tests.cli.test_presets import as_json, run
 from tests.presets import second_guis
+from tests.presets.test_unread import LECO
 
 PRESET = {"sdxl_checkbox": True, "learning_rate": 1e-6, "optimizer": "AdamW", "epoch": 3, "sdxl_no_half_vae": True}
 
@@ -164,3 +165,16 @@ def test_an_edited_or_damaged_preset_as_toml_is_told_apart(capsys: pytest.Captur
     assert "cannot be read as a preset" in capsys.readouterr().out
     assert run("check", "--all", both) == 1
     assert "AdaCoor-48GB.toml (unreadable)" in capsys.readouterr().out
+
+
+def test_what_the_script_insists_on_is_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], both: Path, tmp_path: Path
+) -> None:
+    (both / "sd-scripts" / "train_leco.py").write_text(LECO)
+    flat = tmp_path / "leco.toml"
+    flat.write_text("prompts_file = 'p.toml'\nseed = 3\n")
+    project: list[str | Path] = ["--data", tmp_path, "--model", "m", "--output", tmp_path, "--python", sys.executable]
+    _, document = as_json(capsys, "command", flat, both, *project, "--script", "train_leco.py")
+    words = document["training"]
+    assert words[words.index("--prompts_file") + 1] == "p.toml"
+    assert "--seed" not in words
