@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.spec.flags import FLAGS
+from kohya_ext.spec.flags import FLAGS, SECTION
 from tests.upstream import real_gui
 from tests.upstream.real_gui import Era
 
@@ -25,10 +25,14 @@ class Section:
         self._click_tab(NAMES[tab], first=True)
         self.components = {one["id"]: one for one in config["components"]}
         self.ids = dict(reversed([*self._labels(config["layout"], NAMES[tab], inside=False)]))
+        self.reveal()
+
+    def reveal(self) -> None:
+        """Opens the inner tabs and accordions that the section is in."""
         for name in ("Parameters", "Advanced", "Advanced Configuration"):
             self._click_tab(name)
             self._open(name)
-        self._open("EMA (kohya_ext)")
+        self._open(SECTION)
 
     def _click_tab(self, name: str, *, first: bool = False) -> None:
         buttons = self.page.locator(TAB_BUTTONS).filter(has_text=re.compile(rf"^\s*{name}\s*$"), visible=True)
