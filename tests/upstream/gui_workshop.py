@@ -87,6 +87,7 @@ def opened(workshop: Workshop, folder: Path) -> Iterator[TabPage]:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=real_gui.browser_program(), args=flags)
             page = browser.new_page(viewport={"width": 1500, "height": 1800})
+            page.set_default_timeout(120_000)
             tab = TabPage(page, server, workshop.tab)
             fill_in(tab, workshop)
             yield tab
