@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 
 def made(component: Any, **words: Any) -> Any:
     """The component, with those of the arguments that this gradio knows."""
-    known = inspect.signature(component.__init__).parameters
+    known = _parameters(component.__init__)
     return component(**{name: value for name, value in words.items() if name in known})
 
 
 def on(event: Any, js: str, inputs: list[Any], outputs: list[Any]) -> None:
     """An event that is dealt with in the browser: no round trip to the GUI, and no entry in its API."""
-    known = inspect.signature(event).parameters
+    known = _parameters(getattr(event, "__func__", event))
     script = next(name for name in ("js", "_js") if name in known)
     words = {script: js, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "queue": False}
     words.update({"api_visibility": "private"} if "api_visibility" in known else {"api_name": False})
     event(fn=None, **{name: value for name, value in words.items() if name in known})
+
+
+@lru_cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of its parameters, looked up once: that takes longer than to make a component."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which of Kohya's functions is wrapped by what, and the import hook that does it. Imports no torch.
+"""The import hook that wraps Kohya's functions as their modules are loaded. Imports no torch.
 
 A finder in front of `sys.meta_path` answers for `library.*`, `kohya_gui.*` and `kohya_gui_v2.*` only. It asks the
 finders behind it and replaces `exec_module` of the one loader it gets, so that source, path, caching and `inspect` work
@@ -10,49 +10,32 @@ from __future__ import annotations
 import contextlib
 import importlib.abc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from kohya_ext.runtime import accelerators, checkpoints, gui, legacy, optimizers, options, sampling, second_gui
-from kohya_ext.runtime.guard import unwrapped_hooks, wrapped
-from kohya_ext.runtime.run import not_hooked, run
+from kohya_ext.runtime import gui, second_gui
+from kohya_ext.runtime.run import not_hooked
 from kohya_ext.spec.hooks import GUI_PACKAGES, TRAINING_PACKAGE
 from kohya_ext.spec.second_gui import PACKAGE as SECOND_GUI
-
-# key of the hook -> the function that gets Kohya's own as its first argument
-WRAPPERS: dict[str, Callable[..., Any]] = {
-    "arguments": options.add_optimizer_arguments,
-    "optimizer": optimizers.get_optimizer,
-    "accelerator": accelerators.prepare_accelerator,
-    "save_during": checkpoints.save_during_training,
-    "save_at_end": checkpoints.save_at_end,
-    "sample": sampling.sample_images,
-    "fused_backward": optimizers.patch_fused_backward,
-}
-
-# Hooks that are called when weights have been trained, which must not be lost for a fault of ours.
-DURING_TRAINING = ("save_during", "save_at_end", "sample")
 
 
 def wrap_module(namespace: dict[str, Any]) -> None:
     """Wrap every hook that the module with these globals defines itself; a second call changes nothing."""
-    name = namespace.get("__name__", "")
-    package = name.partition(".")[0]
+    package = namespace.get("__name__", "").partition(".")[0]
     if package in GUI_PACKAGES:
         gui.offer_ours(namespace)
     if package == SECOND_GUI:
         second_gui.offer_ours(namespace)
-    if package != TRAINING_PACKAGE:
-        return
-    try:
-        legacy.look_at(namespace)
-        for key, function in unwrapped_hooks(namespace):
-            namespace[function] = wrapped(namespace[function], WRAPPERS[key], may_stop=key not in DURING_TRAINING)
-    except Exception as error:
-        run.faults.append(f"{name}: {type(error).__name__}: {error}")
-        raise
+    if package == TRAINING_PACKAGE:
+        _wrappers().wrap_training(namespace)
+
+
+def _wrappers() -> ModuleType:
+    from kohya_ext.runtime import wrappers  # here: the GUI starts without
+
+    return wrappers
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -99,6 +82,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def watch(package: str) -> None:
     """Wrap what each module of `package` defines that is imported from now on."""
+    if package.partition(".")[0] == TRAINING_PACKAGE:
+        _wrappers()  # right away: our package may be updated or removed while a run goes on
     finder = next((finder for finder in sys.meta_path if isinstance(finder, _Finder)), None)
     if finder is None:
         finder = _Finder()

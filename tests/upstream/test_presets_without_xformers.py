@@ -7,6 +7,8 @@ as it was fitted.
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,7 +72,9 @@ def test_every_preset_trains_without_xformers(gui: str, tab: Tab, tmp_path: Path
             continue
         command = commands(workshop, preset, tmp_path / tab / f"{preset.name}.json")
         for words in command["preparation"] if not runs else ():  # the images and their sizes are the same for all
-            prepared = subprocess.run(words, cwd=workshop.tree, env=environ(workshop), capture_output=True, text=True)
+            prepared = subprocess.run(
+                words, cwd=workshop.tree, env=environ(workshop, training_root), capture_output=True, text=True
+            )
             assert prepared.returncode == 0, prepared.stderr[-3000:]
         for path, settings in command["toml"].items():
             Path(path).write_text(as_toml(settings), "utf-8")
@@ -97,14 +101,23 @@ def commands(workshop: Workshop, preset: Preset, file: Path) -> dict[str, Any]:
     done = workshop.command(str(file), "--name", preset.name, "--json")
     assert done.returncode == 0, done.stderr
     command: dict[str, Any] = json.loads(done.stdout)
+    command["preparation"] = [words_of(one) for one in command["preparation"]]
+    command["training"] = words_of(command["training"])
     settings = [*command["training"], *next(iter(command["toml"].values()), {})]
     assert not any(XFORMERS in word for word in settings)
     assert any(SDPA in word for word in settings) == (wanted == XFORMERS)
     return command
 
 
-def environ(workshop: Workshop) -> dict[str, str]:
-    return real_gui.environ_of(workshop.era, workshop.tree)
+def words_of(command: str | list[str]) -> list[str]:
+    """A command's words; up to v22 the GUI gives a text to the shell."""
+    return shlex.split(command) if isinstance(command, str) else command
+
+
+def environ(workshop: Workshop, training_root: Path) -> dict[str, str]:
+    """As the GUI starts its commands: with the training code importable."""
+    found = real_gui.environ_of(workshop.era, workshop.tree)
+    return {**found, "PYTHONPATH": f"{training_root}{os.pathsep}{found['PYTHONPATH']}"}
 
 
 def trained(workshop: Workshop, training_root: Path, script: str, runs: dict[str, list[str]]) -> str:
@@ -112,7 +125,7 @@ def trained(workshop: Workshop, training_root: Path, script: str, runs: dict[str
     done = subprocess.run(
         [str(real_gui.python_of(workshop.era)), str(LAUNCHER), "nothing", script],
         cwd=training_root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=3000,
-        env={**environ(workshop), "RIG_VARIANTS": json.dumps(runs), "ACCELERATE_USE_CPU": "true"},
+        env={**environ(workshop, training_root), "RIG_VARIANTS": json.dumps(runs), "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
     return done.stdout
