@@ -56,6 +56,7 @@ def arguments_of_form(form: Mapping[str, Any], release: Release) -> tuple[str, d
     if run is None or not run.arguments:
         raise UnsupportedError(f"what the GUI of {release.name} makes of a preset cannot be determined")
     given = {name: value for name, value in run.given.items() if not _of_a_project(name, value)}
+    given.update({name: bool(given[name]) for name in given if run.arguments[name].type == "bool"})
     given.update(_ours(" ".join(run.strays)))
     model = form.get(MODEL)
     if model in hub_models(release.schema):

@@ -65,7 +65,7 @@ def opened(settings: Mapping[str, Any], table: Table, script: str) -> OpenedFile
         values[name] = row.field.default
         if name in settings:
             values[name] = _shown(settings[name], row, table)
-            if _text(values[name]) != _text(settings[name]):
+            if row.field.component == "Dropdown" and _text(values[name]) != _text(settings[name]):
                 replaced[name] = settings[name]
     family = str(settings.get(FAMILY) or table.family_of(script))
     values[FAMILY] = family
@@ -76,6 +76,8 @@ def opened(settings: Mapping[str, Any], table: Table, script: str) -> OpenedFile
 def _shown(value: Any, row: FieldRow, table: Table) -> Any:
     """A value as its field takes it; a list without it shows its default."""
     read = value if row.reading is None else _followed(table, row.reading, value)
+    if row.field.component == "Checkbox":
+        return bool(read)
     if row.field.component == "Textbox":
         return read if read is None else str(read)
     choices = row.field.choices
@@ -86,10 +88,10 @@ def _shown(value: Any, row: FieldRow, table: Table) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value as a text box shows it: 1 and 1.0 are one number, a list is its words."""
+    """A value for a comparison: 1, 1.0 and true are the same, a list is its words."""
     if isinstance(value, (list, tuple)):
         return " ".join(map(_text, value))
-    whole = isinstance(value, float) and value.is_integer()
+    whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
     return str(int(value) if whole else value)
 
 

@@ -78,6 +78,13 @@ def test_a_training_gets_what_the_fields_and_the_derivation_give() -> None:
     assert run_settings(opened({"learning_rate_te": 0.25}, table(), "fine_tune.py"))["learning_rate_te"] == 0.25
 
 
+def test_boxes_hold_switches_and_text_fields_texts() -> None:
+    page = opened({"no_half_vae": 0, "xformers": 1, "resolution": 768}, table(), SDXL)
+    assert (page.values["no_half_vae"], page.values["xformers"], page.values["resolution"]) == (False, True, "768")
+    assert page.replaced == {}
+    assert "no_half_vae" not in run_settings(page)
+
+
 def test_a_list_shows_its_default_instead_of_what_it_does_not_offer() -> None:
     page = opened({"optimizer_type": "Sophia", "mixed_precision": "fp16"}, table(), SDXL)
     assert page.values["optimizer_type"] == ""
@@ -117,7 +124,7 @@ def test_what_it_loses_is_said(settings: dict[str, Any], rule: str, says: str, r
 
 
 def test_what_it_keeps_is_not_mentioned(release: Release) -> None:
-    kept = {"learning_rate": 0.5, "optimizer_type": "AdaCoor", "enable_ema": True, "seed": 7, "xformers": True}
+    kept = {"learning_rate": 0.5, "optimizer_type": "AdaCoor", "enable_ema": True, "seed": 7, "xformers": 1}
     assert second_findings(kept, SDXL, release) == []
     assert second_findings({"no_half_vae": False, "anything": "", "not_an_argument": 3}, SDXL, release) == []
 

@@ -27,7 +27,10 @@ STARTS_WITHIN = 240.0
 
 @dataclass(frozen=True)
 class Era:
-    """One release with the environment that runs it. gradio: the major version there. config: its config.toml."""
+    """One release with the environment that runs it. gradio: the major version there. config: its config.toml.
+
+    script: what starts the GUI.
+    """
 
     revision: str
     tree: str
@@ -35,6 +38,7 @@ class Era:
     gradio: int
     config: str = ""
     flags: tuple[str, ...] = ()
+    script: str = "kohya_gui.py"
 
 
 ERAS = {
@@ -47,6 +51,8 @@ ERAS = {
     ),
     "master": Era("master", "kohya_ss-master", "gui26g6", 6, flags=("--noverify",)),
 }
+
+SECOND = Era("feat/gui-v2-foundation", "kohya_ss-v2", "guiv2", 5, script="kohya_gui_v2.py")
 
 
 def rig_folder() -> Path:
@@ -132,7 +138,7 @@ def start(era: Era, tree: Path, log: Path, programs: Path) -> Server:
         environ["PATH"] = f"{programs}{os.pathsep}{environ['PATH']}"
         command = [
             str(python_of(era)),
-            "kohya_gui.py",
+            era.script,
             "--headless",
             "--listen",
             "127.0.0.1",
@@ -181,5 +187,5 @@ def installed_copy(era: Era, folder: Path) -> Path:
 def install_into(tree: Path) -> None:
     """Our bundle, by our own command; no package, which `environ_of` makes importable."""
     command = [sys.executable, "-m", "kohya_ext", "install", str(tree), "--no-package", "--yes"]
-    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
