@@ -31,7 +31,8 @@ def offer_ours(namespace: dict[str, Any]) -> None:
     if isinstance(table, type) and table.__module__ == namespace["__name__"]:
         constructor = vars(table)["__init__"]
         if not hasattr(constructor, MARK):
-            table.__init__ = wrapped(constructor, with_our_rows)  # type: ignore[misc]
+            offering = wrapped(constructor, with_our_optimizers)  # each thing of ours by itself: one may fail
+            table.__init__ = wrapped(offering, with_our_rows)  # type: ignore[misc]
     titles = namespace.get(second_gui.TITLES)
     if isinstance(titles, dict):
         titles.setdefault(GROUP, SECTION)
@@ -41,8 +42,8 @@ def offer_ours(namespace: dict[str, Any]) -> None:
 
 
 def with_our_rows(original: Callable[..., None], table: Any, specs: list[Any]) -> None:
-    """The table's constructor: a whole tab's table gets our rows, and any list of optimizers ours."""
-    rows = [_offering(spec) for spec in specs]
+    """The table's constructor: a whole tab's table gets our rows."""
+    rows = list(specs)
     names = {spec.name for spec in rows}
     kind = next((spec.default for spec in rows if spec.name == second_gui.TRAINING_TYPE), None)
     if {second_gui.FAMILY, second_gui.OPTIMIZER} <= names and kind in second_gui.TRAINING_TYPES.values():
@@ -51,9 +52,14 @@ def with_our_rows(original: Callable[..., None], table: Any, specs: list[Any]) -
     original(table, rows)
 
 
+def with_our_optimizers(original: Callable[..., None], table: Any, specs: list[Any]) -> None:
+    """The table's constructor: a list of optimizers offers ours, of a whole tab and of a field alone."""
+    original(table, [_offering(spec) if spec.name == second_gui.OPTIMIZER else spec for spec in specs])
+
+
 def _offering(spec: Any) -> Any:
     choices = spec.choices
-    if spec.name != second_gui.OPTIMIZER or not isinstance(choices, list) or OPTIMIZER_LANDMARK not in choices:
+    if not isinstance(choices, list) or OPTIMIZER_LANDMARK not in choices:
         return spec
     new = [name for name in NAMES if name not in choices]
     blank = choices[:1] if choices[0] == "" else []

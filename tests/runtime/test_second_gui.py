@@ -126,7 +126,8 @@ def test_a_table_unlike_any_other_is_left_alone(tmp_path: Path, fault: str) -> N
     from kohya_gui_v2.fields import FieldRegistry, FieldSpec, Widget
     rows = [FieldSpec({row}=name, widget=Widget.TEXTBOX, default="finetune")
             for name in ("training_type", "architecture", "optimizer_type")]
-    print(FieldRegistry(rows).specs == rows)
+    table = FieldRegistry(rows)
+    print(table.specs == rows)
     """
     said = python(tmp_path, code).splitlines()
     assert said[-1] == "True"

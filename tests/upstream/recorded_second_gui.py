@@ -1,6 +1,6 @@
 """Runs in an environment of the second GUI: builds one tab and tells what is on it and what it makes of files.
 
-recorded_second_gui.py TREE TAB FAULT FILE.toml...   prints one JSON object. FAULT: "" or a function of ours to break.
+recorded_second_gui.py TREE TAB FAULT FILE.toml...   prints one JSON object. FAULT: functions of ours to break.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main(tree: str, tab: str, fault: str, *files: str) -> dict[str, Any]:
     import gradio  # type: ignore[import-not-found,unused-ignore]
 
     importlib.import_module("kohya_gui.class_gui_config")
-    if fault:
-        setattr(importlib.import_module("kohya_ext.runtime.second_gui"), fault, broken)
+    for name in fault.split():
+        setattr(importlib.import_module("kohya_ext.runtime.second_gui"), name, broken)
     kind = KINDS[tab]
     config_io = importlib.import_module("kohya_gui_v2.config_io")
     module = importlib.import_module(f"kohya_gui_v2.tabs.{kind}_tab")
