@@ -129,6 +129,8 @@ def extract(arguments: argparse.Namespace) -> int:
             )
     for decision in found.decisions:
         out.item("encoder", f"{decision.title}: {decision.reason}")
+        if decision.unseen:
+            out.item("", decision.unseen)
     out.item("modules", f"{len(found.pairs)} to compare, on {workers.pick_device(settings.device)}")
     head = {
         "architecture": found.base.architecture.name,

@@ -20,6 +20,8 @@ TITLES = {
     "te2": "text encoder 2 (OpenCLIP bigG)",
     "te3": "T5-XXL",
 }
+# what not every program loads of a LoRA: diffusers leaves it out without a word
+UNSEEN = {"te3": "sd-scripts and ComfyUI load this part, diffusers does not"}
 DEFAULT_MINIMUM = 0.0  # any difference that is more than the rounding of a storage type
 SD_SCRIPTS_MINIMUM = 0.01
 
@@ -37,6 +39,11 @@ class Decision:
     def title(self) -> str:
         """What to call the text encoder in messages."""
         return TITLES.get(self.group, self.group)
+
+    @property
+    def unseen(self) -> str:
+        """Who does not load what is extracted of it; "" where everybody does, or nothing is extracted."""
+        return UNSEEN.get(self.group, "") if self.included else ""
 
 
 @dataclass(frozen=True)

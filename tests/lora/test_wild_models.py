@@ -233,6 +233,8 @@ def test_text_encoders_next_to_a_transformer(tmp_path: Path) -> None:
     }
     assert len({name for name in found if name.startswith("lora_te1_text_model_encoder_layers_0_")}) == 6
     assert done.change.uncompared == 0
+    decisions = extract.plan(tmp_path / "b", tmp_path / "t", ExtractSettings(ranks=(4,))).decisions
+    assert {one.group: bool(one.unseen) for one in decisions} == {"te1": False, "te3": True}
     single = models.save(pairs["b"], tmp_path / "single.safetensors")
     run(single, tmp_path / "t", tmp_path / "2.safetensors", ranks=(4,))
     assert not any("_te" in name for name in models.names(models.read(tmp_path / "2.safetensors")))
