@@ -15,6 +15,7 @@ import pytest
 
 SECONDS, MEGABYTES = 20, 1024  # what no input may take, of the processor; a bound, not a measurement
 WAITING = 10  # times as long it may take by the clock: other processes may keep the machine busy
+EXPIRED = (signal.SIGPROF, signal.SIGALRM) if hasattr(signal, "SIGALRM") else ()
 Result = TypeVar("Result")
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to bound a test")
@@ -42,10 +43,7 @@ def run(action: Callable[[], Any], *, seconds: int = SECONDS) -> Ended:
         code = 1
         try:
             os.close(read)
-            for expired in (signal.SIGPROF, signal.SIGALRM):
-                signal.signal(expired, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-            signal.alarm(WAITING * seconds)
+            limit_time(seconds)
             before = resident()
             limit = address_space() + (MEGABYTES << 20)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -69,6 +67,14 @@ def run(action: Callable[[], Any], *, seconds: int = SECONDS) -> Ended:
         return Ended(None, f"ended with signal {died}" if died else "gave nothing", died, 0)
     value, failure, peak = pickle.loads(data)
     return Ended(value, failure, died, peak)
+
+
+def limit_time(seconds: int) -> None:
+    """From now on this process may take `seconds` of the processor, and WAITING times as long by the clock."""
+    for expired in EXPIRED:
+        signal.signal(expired, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(WAITING * seconds)
 
 
 def within(action: Callable[[], Result]) -> Result:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from kohya_ext.cli import main as cli
 from kohya_ext.core.errors import ConflictError
 from kohya_ext.install import installer
-from tests.bounds import MEGABYTES, SECONDS, address_space
+from tests.bounds import EXPIRED, MEGABYTES, SECONDS, address_space, limit_time
 from tests.checkout import pretended
 from tests.fuzz import mutate
 from tests.fuzz.verbs import SLOW, arguments, verbs
@@ -151,8 +151,8 @@ def _spoilable(words: tuple[str, ...], line: list[str], chance: random.Random, f
 
 def _faults(one: Input, code: int, seconds: float, megabytes: int, told: bytes, changed: list[str]) -> list[str]:
     found = []
-    if code == -signal.SIGALRM:
-        found.append(f"hung for more than {SECONDS} s")
+    if -code in EXPIRED:
+        found.append(f"took more than {SECONDS} s of the processor, or hung")
     elif code < 0:
         found.append(f"died of signal {-code}")
     elif code not in CODES:
@@ -187,8 +187,7 @@ def _be_the_command(world: World, one: Input, out: Path, err: Path) -> NoReturn:
     code: Any = CRASHED
     try:
         os.setsid()
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
+        limit_time(SECONDS)
         limit = address_space() + (2 * MEGABYTES << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         os.chdir(world.root / one.cwd)
