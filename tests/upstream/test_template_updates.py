@@ -102,13 +102,14 @@ def test_the_next_start_has_presets_that_fit(new: str, update: str, tmp_path: Pa
     assert git(root, "rev-parse", "HEAD").strip() == source.new
     stale = kohya_ext("status", str(root))
     assert (stale.returncode, "fitted to another" in stale.stdout) == (1, True), stale.stdout
+    files = {path: path.read_bytes() for path in root.glob(f"presets/*/{USER_PRESETS}/*.json")}
     said = started(era, root, tmp_path / "first.log")
-    count = len([*root.glob(f"presets/*/{USER_PRESETS}/*.json")])
-    line = f"{count - 1} presets fitted to v26.0.0 (before: {before}); edited by you and not touched: {EDITED}"
+    changed = sum(path.read_bytes() != data for path, data in files.items())
+    line = f"{changed} presets fitted to v26.0.0 (before: {before}); edited by you and not touched: {EDITED}"
     assert said == [f"kohya_ext: {line}"]
     assert edited.read_bytes() == mine
     found = checked(root)
-    assert len(found) == count
+    assert len(found) == len(files)
     assert {name: rules for name, rules in found.items() if rules and name != EDITED} == {}
     assert kohya_ext("status", str(root)).returncode == 0
     assert started(era, root, tmp_path / "second.log") == []
