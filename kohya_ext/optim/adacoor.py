@@ -46,8 +46,9 @@ class AdaCoor(torch.optim.Optimizer):
         auto_lr: put the distance that a tensor's weights have moved so far in the place of sqrt(eps), which then is the
             first guess of it. `lr` 1 is right for most trainings; another one multiplies. Takes 1/32 byte a weight; a
             16-bit accumulator is rounded stochastically then.
-        momentum: share of the mean of the latest updates that each step keeps, at least 0 and below 1. Above 0 it takes
-            2 bytes a weight, rounded stochastically; 4 with state_bits=32.
+        momentum: share of the mean of the latest updates that each step keeps, at least 0 and below 1. It builds up: in
+            step t of a tensor it is t / (t + 20), until that is more. Above 0 it takes 2 bytes a weight, rounded
+            stochastically; 4 with state_bits=32.
 
     Raises:
         TypeError: an argument, or a parameter, of a type that cannot be used; it is named.

@@ -98,7 +98,7 @@ def step_(
     if momentum is None:
         moved = moved + numbers.negative_lr * towards / (torch.sqrt(grown) + numbers.added)
     else:
-        after = averaged(momentum, towards / (torch.sqrt(grown) + numbers.added), rule, usable, words)
+        after = averaged(momentum, towards / (torch.sqrt(grown) + numbers.added), numbers, usable, words)
         momentum.copy_(after)
         moved = moved + numbers.negative_lr * after.to(torch.float32)
     weights.copy_(torch.where(usable, round_weights(moved, rule, weights.dtype, words), weights))

@@ -23,6 +23,7 @@ from kohya_ext.optim.functional import (
     found,
     momentum_dtype,
     needs_words,
+    newest_share,
     step_full,
     step_half,
 )
@@ -72,9 +73,13 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     factors = None
     if rule.auto_lr:
         factors = torch.stack([job.state["factor"] for job in jobs] + [jobs[0].state["factor"]] * (size - len(jobs)))
+    shares = None
+    if rule.momentum:
+        each = [newest_share(rule, job.step) for job in jobs]
+        shares = _vector(tuple(each + [1.0] * (size - len(each))), _number_dtype(kind[2]), kind[3])
     keys = [stream_key(rule.seed, job.step, job.place) for job in jobs] if random else []
     words = _keys(tuple(keys + [0] * (size - len(keys))), kind[3])
-    return kernel(columns, _numbers(rule, kind[2], kind[3]), words, factors)
+    return kernel(columns, _numbers(rule, kind[2], kind[3]), words, factors, shares)
 
 
 def _columns(rule: Rule, job: Job) -> list[Tensor]:
@@ -98,7 +103,8 @@ def _step_end(rule: Rule, job: Job) -> Tensor:
         key = stream_key(rule.seed, job.step, job.place)
         words = random_words(key, element_indices(start, weights.numel(), vt.device))
     formula = step_half if vt.dtype == torch.bfloat16 else step_full
-    numbers = found(constants(rule, vt.dtype, vt.device), job.state["factor"] if rule.auto_lr else None)
+    factor = job.state["factor"] if rule.auto_lr else None
+    numbers = found(constants(rule, vt.dtype, vt.device), factor, newest_share(rule, job.step))
     new = formula(weights, gradient, end, numbers, rule, words, *momentum)
     weights.copy_(new.weights)
     end.copy_(new.state)
@@ -116,9 +122,12 @@ def _padding(dtypes: tuple[torch.dtype, ...], device: torch.device) -> list[Tens
 def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
     """The numbers of the rule as one tensor: as Python numbers they would be compiled in."""
     own = constants(rule, state_dtype, device)
-    dtype = torch.float64 if state_dtype == torch.float64 else torch.float32
     values = (own.growth, own.scale, own.added, own.negative_lr, own.decay)
-    return _vector(tuple(float(value) for value in values), dtype, device)
+    return _vector(tuple(float(value) for value in values), _number_dtype(state_dtype), device)
+
+
+def _number_dtype(state_dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if state_dtype == torch.float64 else torch.float32
 
 
 @functools.lru_cache(maxsize=256)
@@ -155,17 +164,20 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
     if kind[2] == torch.bfloat16:
         formula = functools.partial(step_half, rounded=as_bfloat16_by_bits)
 
-    def step(columns: list[list[Tensor]], numbers: Tensor, keys: Tensor, factors: Tensor | None) -> Tensor:
+    def step(
+        columns: list[list[Tensor]], numbers: Tensor, keys: Tensor, factors: Tensor | None, shares: Tensor | None
+    ) -> Tensor:
         plain = Constants(*numbers.unbind())
         each = [None] * size if factors is None else factors.unbind()
+        newest = [1.0] * size if shares is None else shares.unbind()
         skipped = keys.new_zeros(())
-        for *row, key, factor in zip(*columns, keys.unbind(), each, strict=True):
+        for *row, key, factor, share in zip(*columns, keys.unbind(), each, newest, strict=True):
             table, gradient, vt, *momentum = row
             words = None
             if random:
                 elements = torch.arange(table.numel(), dtype=torch.int32, device=table.device)
                 words = random_words(key, elements.view(table.shape))
-            new = formula(table, gradient, vt, found(plain, factor), rule, words, *momentum)
+            new = formula(table, gradient, vt, found(plain, factor, share), rule, words, *momentum)
             table.copy_(new.weights)
             vt.copy_(new.state)
             if new.momentum is not None:
@@ -176,7 +188,9 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
     def first_call(kernel: _Kernel) -> None:
         numbers = _numbers(rule, kind[2], kind[3])
         factors = numbers.new_ones(size) if rule.auto_lr else None
-        kernel(_first_tables(_dtypes(rule, kind), kind[3], size), numbers, _keys((0,) * size, kind[3]), factors)
+        shares = numbers.new_ones(size) if rule.momentum else None
+        keys = _keys((0,) * size, kind[3])
+        kernel(_first_tables(_dtypes(rule, kind), kind[3], size), numbers, keys, factors, shares)
 
     name = f"adacoor_step_{_kernel.cache_info().misses}"
     try:

@@ -19,7 +19,8 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ EXACT = 4096
 # Growth of the squared distance in one step, at most. A step at lr 1 can double a distance, so without a bound it would
 # be 4, and more at a larger lr. At 2, a hundredfold distance takes 14 steps, and a burst of large updates does no harm.
 FASTEST = 2.0
+# Elements gathered into one computation, at most: what it takes then fits the cache, whatever the size of the model.
+_GATHERED = 1 << 16
+
+# The gradient, and the state after the step.
+Step = tuple[Tensor, Mapping[str, Tensor]]
 
 
 def fresh(weights: Tensor) -> dict[str, Tensor]:
@@ -50,38 +56,85 @@ def sampled(numel: int) -> int:
     return numel if numel <= EXACT else numel // RUN // _strata(numel) * RUN
 
 
-def note(rule: Rule, gradient: Tensor, state: Mapping[str, Tensor]) -> None:
-    """Add the step that has just been made to the distance, in place and without waiting for the device.
+def note(rule: Rule, steps: Sequence[Step]) -> None:
+    """Add steps that have just been made to the distances, in place and without waiting for the device.
+
+    Many small tensors are gathered, in pieces of bounded size; the bits are those of each by itself.
 
     Args:
-        rule: of the step.
-        gradient: flat, in the order of the accumulator.
-        state: of the parameter after the step, flat.
+        rule: of all these steps.
+        steps: (gradient, state after the step) of each tensor, flat, in the order of the accumulator.
     """
-    moved, factor = state["moved"], state["factor"]
-    up, usable = usable_part(_sample(gradient), moved.dtype, rule)
-    update = _update(rule, up, usable, state)
-    moved.sub_(update if rule.lr >= 1 else update * rule.lr)
+    alike: dict[tuple[torch.dtype, torch.dtype, torch.device], list[Step]] = defaultdict(list)
+    for gradient, state in steps:
+        alike[gradient.dtype, state["vt"].dtype, gradient.device].append((gradient, state))
+    for kind in alike.values():
+        batch: list[Step] = []
+        size = 0
+        for step in kind:
+            numel = step[1]["moved"].numel()
+            if batch and size + numel > _GATHERED:
+                _note_batch(rule, batch)
+                batch, size = [], 0
+            batch.append(step)
+            size += numel
+        _note_batch(rule, batch)
+
+
+def _note_batch(rule: Rule, steps: Sequence[Step]) -> None:
+    moved = [state["moved"] for _, state in steps]
+    sizes = [own.numel() for own in moved]
+    dtype = moved[0].dtype
+    up, usable = usable_part(_joined([_sample(gradient) for gradient, _ in steps]), dtype, rule)
+    factors = torch.stack([state["factor"] for _, state in steps])
+    update = _update(rule, up, usable, steps, _each(factors, sizes))
+    if rule.lr < 1:
+        update = update * rule.lr
+    for own, part in zip(moved, update.split(sizes), strict=True):
+        own.sub_(part)
+    now = torch.stack([_mean_square(own) for own in moved]) / rule.eps
+    # a distance that is not finite (weights that have diverged) is none, and a step that was skipped changes nothing
+    stepped = torch.stack([part.any() for part in usable.split(sizes)])
+    now = torch.where(torch.isfinite(now) & stepped, now, factors)
+    grown = torch.maximum(factors, torch.minimum(now, factors * FASTEST))
+    for (_, state), factor in zip(steps, grown.unbind(), strict=True):
+        state["factor"].copy_(factor)
+
+
+def _update(rule: Rule, up: Tensor, usable: Tensor, steps: Sequence[Step], factors: Tensor) -> Tensor:
+    """The update of the sampled elements, before the learning rate."""
+    if rule.momentum:
+        return torch.where(usable, _joined([_sample(state["momentum"]) for _, state in steps]).to(up.dtype), 0.0)
+    first = steps[0][1]["vt"]
+    numbers = found(constants(rule, first.dtype, first.device), factors)
+    if first.dtype == torch.uint8:
+        sums = _joined([_sample_codes(state["vt"], state["scale"]) for _, state in steps])
+    else:
+        sums = _joined([_sample(state["vt"]) for _, state in steps])
+    if first.dtype == torch.bfloat16:
+        return up * numbers.scale / half_divisor(sums.to(up.dtype), numbers)
+    return up * numbers.scale / (torch.sqrt(sums) + numbers.added)
+
+
+def _mean_square(moved: Tensor) -> Tensor:
     # by rows first: the whole at once would be summed by as many threads as there are, each in its own order
     squares = moved.square()
     whole = squares.numel() // RUN * RUN
-    total = squares[:whole].view(-1, RUN).sum(dim=1).sum() + squares[whole:].sum()
-    now = total / (moved.numel() * rule.eps)
-    # a distance that is not finite (weights that have diverged) is none, and a step that was skipped changes nothing
-    now = torch.where(torch.isfinite(now) & usable.any(), now, factor)
-    factor.copy_(torch.maximum(factor, torch.minimum(now, factor * FASTEST)))
+    total = squares[:whole].view(-1, RUN).sum(dim=1).sum()
+    if whole < squares.numel():
+        total = total + squares[whole:].sum()
+    return total / moved.numel()
 
 
-def _update(rule: Rule, up: Tensor, usable: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The update of the sampled elements, before the learning rate."""
-    vt = state["vt"]
-    if rule.momentum:
-        return torch.where(usable, _sample(state["momentum"]).to(up.dtype), 0.0)
-    numbers = found(constants(rule, vt.dtype, vt.device), state["factor"])
-    if vt.dtype == torch.bfloat16:
-        return up * numbers.scale / half_divisor(_sample(vt).to(up.dtype), numbers)
-    sums = _sample_codes(vt, state["scale"]) if vt.dtype == torch.uint8 else _sample(vt)
-    return up * numbers.scale / (torch.sqrt(sums) + numbers.added)
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _each(factors: Tensor, sizes: list[int]) -> Tensor:
+    """The factor of each element; of one tensor, one for all."""
+    if len(sizes) == 1:
+        return factors
+    return torch.cat([factor.expand(size) for factor, size in zip(factors.unbind(), sizes, strict=True)])
 
 
 def _sample(flat: Tensor) -> Tensor:

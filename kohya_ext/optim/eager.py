@@ -13,13 +13,22 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kohya_ext.optim import blockwise
-from kohya_ext.optim.functional import Constants, Rule, constants, found, needs_words, step_full, step_half
+from kohya_ext.optim.functional import (
+    Constants,
+    Rule,
+    constants,
+    found,
+    needs_words,
+    newest_share,
+    step_full,
+    step_half,
+)
 from kohya_ext.tensors.elements import DeviceCount, is_fake, on_device, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
@@ -61,7 +70,7 @@ class SlicedStep:
         rule: Rule,
         weights: Tensor,
         gradient: Tensor,
-        state: dict[str, Tensor],
+        state: dict[str, Any],
         step: int,
         index: int,
         given: Tensor | None = None,
@@ -72,16 +81,17 @@ class SlicedStep:
             rule: the settings of the group.
             weights: stepped in place.
             gradient: as long as they are.
-            state: the accumulator and its company; under `factor` a number, or one for each element.
+            state: the accumulator and its company; under `factor` and `newest` (the share of this update in the
+                momentum) a number, or one for each element.
             step: what random bits depend on, see `kohya_ext.tensors.rounding`.
             index: likewise.
             given: the random bits, where they depend on something else.
         """
         vt, momentum, factor = state["vt"], state.get("momentum"), state.get("factor")
-        each = factor is not None and factor.dim() > 0
+        newest = state.get("newest", newest_share(rule, step))
         kind = (weights.dtype, gradient.dtype, vt.dtype, weights.device)
         quick = None if is_fake(weights) else self.quick(rule, kind)
-        if quick is not None and not each:
+        if quick is not None and (factor is None or not factor.dim()):
             quick(weights, gradient, vt, factor)
             return
         key = stream_key(rule.seed, step, index) if needs_words(rule, weights.dtype, vt.dtype) else None
@@ -92,7 +102,7 @@ class SlicedStep:
             if key is not None and given is None:
                 words = random_words(key, element_indices(start, length, weights.device))
             piece, grad = weights[start:end], gradient[start:end]
-            numbers = found(plain, factor[start:end] if each and factor is not None else factor)
+            numbers = found(plain, _part(factor, start, end), _part(newest, start, end))
             kept = None if momentum is None else momentum[start:end]
             if vt.dtype == torch.uint8:
                 scales = state["scale"][start // blockwise.BLOCK : -(-end // blockwise.BLOCK)]
@@ -200,6 +210,11 @@ class SlicedStep:
         return step
 
 
+def _part(value: Any, start: int, end: int) -> Any:
+    """Of what may be one number for all elements."""
+    return value[start:end] if isinstance(value, Tensor) and value.dim() else value
+
+
 def _pieces(size: int, weights: Tensor, gradient: Tensor, vt: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
     """The three tensors a slice at a time. Squares are summed to find what is not finite: reading it costs no wait."""
     if weights.numel() <= size:
@@ -253,16 +268,26 @@ def _step_batch(sliced: SlicedStep, rule: Rule, jobs: list[Job], random: bool) -
     all_weights = [job.weights for job in jobs]
     all_vt = [job.state["vt"] for job in jobs]
     weights, gradient, vt = torch.cat(all_weights), torch.cat([job.gradient for job in jobs]), torch.cat(all_vt)
-    state = {"vt": vt}
+    state: dict[str, Any] = {"vt": vt}
     if rule.auto_lr:
         state["factor"] = torch.cat([job.state["factor"].expand(job.weights.numel()) for job in jobs])
     if rule.momentum:
         state["momentum"] = torch.cat([job.state["momentum"] for job in jobs])
+        state["newest"] = _newest_shares(rule, jobs, torch.float64 if vt.dtype == torch.float64 else torch.float32)
     sliced.step(rule, weights, gradient, state, 0, 0, _words_of(rule, jobs) if random else None)
     scatter(weights, all_weights)
     scatter(vt, all_vt)
     if rule.momentum:
         scatter(state["momentum"], [job.state["momentum"] for job in jobs])
+
+
+def _newest_shares(rule: Rule, jobs: list[Job], dtype: torch.dtype) -> float | Tensor:
+    """The share of the update in the momentum: one where all jobs are at the same step, else for each element."""
+    shares = [newest_share(rule, job.step) for job in jobs]
+    if len(set(shares)) == 1:
+        return shares[0]
+    numbers = on_device(torch.tensor(shares, dtype=dtype), jobs[0].weights.device)
+    return torch.cat([number.expand(job.weights.numel()) for number, job in zip(numbers.unbind(), jobs, strict=True)])
 
 
 def _words_of(rule: Rule, jobs: list[Job]) -> Tensor:

@@ -23,6 +23,9 @@ from torch import Tensor
 
 from kohya_ext.tensors.rounding import as_bfloat16, more_words, round_stochastically
 
+# Steps after which the share of the momentum is a half, where the rule's is more; it is 0.9 after 180.
+BUILD_UP = 20
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -79,7 +82,8 @@ class Constants:
     """The rule's numbers as the formula takes them: floats, or 0-dimensional tensors in compiled code.
 
     growth: factor of the squared gradient in the accumulator. scale: factor of the gradient; the 32- and 64-bit forms
-    of the plain rule have it in negative_lr. added: term next to the root. negative_lr, decay: see Rule.
+    of the plain rule have it in negative_lr. added: term next to the root. negative_lr, decay: see Rule. newest: share
+    of this update in the momentum.
     """
 
     growth: float | Tensor
@@ -87,6 +91,7 @@ class Constants:
     added: float | Tensor
     negative_lr: float | Tensor
     decay: float | Tensor
+    newest: float | Tensor = 1.0
 
 
 def constants(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Constants:
@@ -99,11 +104,26 @@ def constants(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Con
     return Constants(rule.vt_rate, 1.0, rule.root_eps, -rule.lr * rule.root_eps, rule.decay)
 
 
-def found(numbers: Constants, factor: Tensor | None) -> Constants:
-    """The numbers at the distance found: factor is its square by eps, for all elements or each; None for 1."""
-    if factor is None:
-        return numbers
-    return replace(numbers, growth=factor * numbers.growth, scale=factor * numbers.scale)
+def found(numbers: Constants, factor: Tensor | None, newest: float | Tensor = 1.0) -> Constants:
+    """The numbers of one step.
+
+    Args:
+        numbers: those of the rule.
+        factor: the square of the distance found by eps, for all elements or each; None for 1.
+        newest: share of this update in the momentum, likewise; see `newest_share`.
+    """
+    if factor is not None:
+        numbers = replace(numbers, growth=factor * numbers.growth, scale=factor * numbers.scale)
+    return numbers if isinstance(newest, float) and newest == 1 else replace(numbers, newest=newest)
+
+
+def newest_share(rule: Rule, step: int) -> float:
+    """The share that an update has in the momentum at a step, counted from 1: 1 without any.
+
+    The momentum's own share grows from step to step until it is the rule's. Were it the rule's from the start, the
+    distance of `auto_lr` would be found late: each update would count for a tenth at first, and distances double.
+    """
+    return 1.0 - min(rule.momentum, step / (step + BUILD_UP)) if rule.momentum else 1.0
 
 
 def step_half(
@@ -137,7 +157,7 @@ def step_half(
     else:
         grown = rounded(vt.to(torch.float32) + rounded(growth))
     divisor = half_divisor(grown, numbers, rounded)
-    kept = None if momentum is None else averaged(momentum, up * numbers.scale / divisor, rule, usable, words)
+    kept = None if momentum is None else averaged(momentum, up * numbers.scale / divisor, numbers, usable, words)
     moved = _move(weights.to(torch.float32), up * numbers.scale, divisor, kept, numbers, rule, usable)
     return Stepped(round_weights(moved, rule, weights.dtype, words), grown.to(torch.bfloat16), usable, kept)
 
@@ -156,7 +176,7 @@ def step_full(
     grown = total + up * up * numbers.growth
     numerator = up * numbers.scale if rule.extended else up
     divisor = torch.sqrt(grown) + numbers.added
-    kept = None if momentum is None else averaged(momentum, numerator / divisor, rule, usable, words)
+    kept = None if momentum is None else averaged(momentum, numerator / divisor, numbers, usable, words)
     moved = _move(weights.to(total.dtype), numerator, divisor, kept, numbers, rule, usable)
     return Stepped(round_weights(moved, rule, weights.dtype, words), grown, usable, kept)
 
@@ -166,10 +186,10 @@ def half_divisor(grown: Tensor, numbers: Constants, rounded: Callable[[Tensor], 
     return rounded(rounded(torch.sqrt(grown)) + numbers.added)
 
 
-def averaged(momentum: Tensor, update: Tensor, rule: Rule, usable: Tensor, words: Tensor | None) -> Tensor:
+def averaged(momentum: Tensor, update: Tensor, numbers: Constants, usable: Tensor, words: Tensor | None) -> Tensor:
     """The momentum after one more update, as it is stored; unusable elements keep theirs."""
     before = momentum.to(update.dtype)
-    after = before + (update - before) * (1.0 - rule.momentum)
+    after = before + (update - before) * numbers.newest
     after = torch.where(usable, after, before)
     if momentum.dtype != torch.bfloat16 or words is None:
         return after.to(momentum.dtype)

@@ -58,6 +58,7 @@ class GroupPlan:
         elements = 0
         alone = len(members) == 1
         together: list[Job] = []
+        by_itself: list[Job] = []
         for index, parameter, gradient, state in members:
             weights = parameter.data
             whole = type(weights) is type(gradient) is Tensor  # neither sharded nor fake
@@ -90,8 +91,10 @@ class GroupPlan:
                 together.append(job)
             else:
                 self._dispatch(job)
+                by_itself.append(job)
         if together:
             self._step_together(together)
+        self._measure(by_itself)
         return elements
 
     def _complete(self, parameter: Tensor, state: dict[str, Any]) -> None:
@@ -143,6 +146,7 @@ class GroupPlan:
             together.append(job)
             return
         self._dispatch(job)
+        self._measure([job])
         if views is None:
             for own, copy in zip(tensors, flat, strict=True):
                 if own is not gradient and not own.is_contiguous():
@@ -161,8 +165,7 @@ class GroupPlan:
         ):  # what is gathered is read before it is written
             for job in jobs:
                 self._dispatch(job)
-            return
-        if self._fused:
+        elif self._fused:
             self._step_compiled(jobs)
         else:
             devices = {job.weights.device for job in jobs}
@@ -183,13 +186,11 @@ class GroupPlan:
             self._step_compiled([job])
         else:
             self._sliced.step(self._rule, job.weights, job.gradient, job.state, job.step, job.place)
-        self._measure([job])
 
     def _measure(self, jobs: Sequence[Job]) -> None:
         """Note how far these have moved, where that decides how far the next steps go."""
         if self._rule.auto_lr:
-            for job in jobs:
-                distance.note(self._rule, job.gradient, job.state)
+            distance.note(self._rule, [(job.gradient, job.state) for job in jobs])
 
     def _is_compiled(self, job: Job) -> bool:
         return bool(self._fused) and not is_fake(job.weights) and job.weights.numel() >= compiled.SMALLEST

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kohya_ext.optim import AdaCoor, blockwise, distance
 from kohya_ext.optim.accumulator import fresh, fresh_momentum
-from kohya_ext.optim.functional import constants, found, needs_words, step_full, step_half
+from kohya_ext.optim.functional import constants, found, needs_words, newest_share, step_full, step_half
 from kohya_ext.optim.settings import rule_of
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
@@ -54,13 +54,16 @@ class Found:
         self.eps, self.momentum = eps, momentum
         self.vt_rate, self.weight_decay = settings.get("vt_rate", 1.0), settings.get("weight_decay", 0.0)
         self.square = eps  # of the distance
+        self.steps = 0
 
     def step(self, gradient: Tensor, lr: float = 1.0) -> None:
         """One step with a gradient of any precision, none of it unusable."""
         gradient = gradient.double()
         self.total += self.vt_rate * self.square * gradient**2
         update = self.square * gradient / (self.total.sqrt() + self.eps)
-        self.mean = self.momentum * self.mean + (1 - self.momentum) * update
+        self.steps += 1
+        share = min(self.momentum, self.steps / (self.steps + 20))
+        self.mean = share * self.mean + (1 - share) * update
         self.weights *= 1 - lr * self.eps**0.5 * self.weight_decay
         self.weights -= lr * self.mean
         self.moved -= min(lr, 1.0) * self.mean
@@ -103,7 +106,8 @@ class Formula:
         own = {name: _flat_copy(self._shaped(value), order) for name, value in self.state.items() if name in SHAPED}
         own = {**self.state, **own}
         vt, kept = own["vt"], own.get("momentum")
-        numbers = found(constants(self._rule, vt.dtype, flat.device), own.get("factor"))
+        plain = constants(self._rule, vt.dtype, flat.device)
+        numbers = found(plain, own.get("factor"), newest_share(self._rule, self._steps))
         if not needs_words(self._rule, flat.dtype, vt.dtype):
             words = None
         if vt.dtype == torch.uint8:
@@ -115,7 +119,7 @@ class Formula:
             if new.momentum is not None:
                 own["momentum"] = new.momentum
         if self._rule.auto_lr:
-            distance.note(self._rule, newest, own)
+            distance.note(self._rule, [(newest, own)])
         for name in SHAPED & own.keys():
             _unfold(self._shaped(self.state[name]), own[name], order)
         _unfold(self.weights, flat, order)

@@ -234,6 +234,23 @@ def test_the_distance_grows_by_no_more_than_its_bound_and_never_shrinks() -> Non
         assert found[-1] > 1000
 
 
+@pytest.mark.parametrize("eps", [1e-12, 1e-8])
+def test_momentum_finds_the_distance_about_as_fast_as_none(eps: float) -> None:
+    """The way is 0.01, on which gradients turn once it has been gone; from a guess of 1e-6 it is thirteen doublings."""
+    needed = []
+    for momentum in (0.0, 0.9):
+        parameter = nn.Parameter(torch.zeros(50))
+        optimizer = AdaCoor([parameter], eps=eps, auto_lr=True, momentum=momentum, state_bits=32)
+        for step in range(1, 400):
+            parameter.grad = parameter.detach() - 0.01
+            optimizer.step()
+            if float(parameter.detach().mean()) > 0.009:
+                needed.append(step)
+                break
+    assert len(needed) == 2
+    assert needed[1] < 1.5 * needed[0]
+
+
 @pytest.mark.parametrize("settings", BOTH, ids=str)
 def test_noise_alone_does_not_carry_the_weights_away_at_any_rate(settings: dict[str, Any]) -> None:
     """Gradients without any direction: the distance counts what rate 1 would do, and its growth slows down."""

@@ -53,4 +53,9 @@ def test_two_ranks_keep_the_same_bits(settings: dict[str, Any], tmp_path: Path) 
     mp.spawn(_train, args=(port, str(tmp_path), settings), nprocs=2)
     (first, first_state), (second, second_state) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert all(torch.equal(first_state[key]["vt"], second_state[key]["vt"]) for key in first_state)
+    for key, state in first_state.items():
+        assert state.keys() == second_state[key].keys()
+        assert all(
+            torch.equal(torch.as_tensor(value), torch.as_tensor(second_state[key][name]))
+            for name, value in state.items()
+        )
