@@ -45,6 +45,7 @@ TEXTS = {
 }
 OUR_NAMES = ("--ema_", "--kohya_ext_")
 ROW = 4  # fields in a row
+NOT_SET = "not set"
 GLOBAL = "window.kohyaExtEma"
 
 
@@ -84,6 +85,8 @@ def _field(gradio: Any, flag: Flag) -> Any:
     if flag.kind.numbers is None:
         return made(gradio.Checkbox, **words)
     whole = flag.kind.numbers.whole
+    if flag.default is None:
+        words["placeholder"] = NOT_SET  # gradio 6 shows an empty field without one as 0
     return made(gradio.Number, step=1 if whole else 0.0001, minimum=flag.kind.numbers.least, **words)
 
 
