@@ -109,7 +109,8 @@ def _wire(root: Any, text: Any, fields: list[Any], note: Any, flags: list[Flag])
     all_of_them, shown = [text, *fields], [*fields, note]
     create = f"{GLOBAL} = {GLOBAL} || ({_script()})({json.dumps(_form())});"
     read = f"return {GLOBAL}.fromText({section}, ...values);"
-    on(root.load, f"(...values) => {{ {create} {read} }}", all_of_them, shown)  # it may start with a text
+    begin = f"return {GLOBAL}.fromStart({section}, ...values);"
+    on(root.load, f"(...values) => {{ {create} {begin} }}", all_of_them, shown)  # it may start with a text
     on(text.change, f"(...values) => {{ {read} }}", all_of_them, shown)
     for index, (field, flag) in enumerate(zip(fields, flags, strict=True)):
         written = f"(text, value) => {GLOBAL}.fromField({section}, {index}, text, value)"
