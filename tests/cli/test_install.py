@@ -86,6 +86,7 @@ def test_json_of_install(make: Make, with_venv: WithVenv, run: Run) -> None:
         "kind": "kohya_ss",
         "release": "v25.2.1",
         "layout": "submodule",
+        "second_gui": False,
     }
     assert document["environment"]["python"] == str(checkout.root / "venv" / IN_A_VENV)
     assert document["package"]["action"] == "installed"
