@@ -180,12 +180,6 @@
         delete written[section];
         return [...shown(text).map((value, i) => (value === values[i] ? SAME : value)), note(section, text)];
       }),
-    // The page has been loaded -> the same. An empty number as well, which gradio 6 shows as 0 until it is told.
-    fromStart: (section, given, ...values) =>
-      guarded(() => {
-        const text = given || "";
-        return [...shown(text).map((value, i) => (value !== null && value === values[i] ? SAME : value)), note(section, text)];
-      }),
     // A person changes field number `index` -> the text, and the note. What the flag does not take is not written.
     fromField: (section, index, given, value) =>
       guarded(() => {

@@ -45,7 +45,6 @@ TEXTS = {
 }
 OUR_NAMES = ("--ema_", "--kohya_ext_")
 ROW = 4  # fields in a row
-NOT_SET = "not set"
 GLOBAL = "window.kohyaExtEma"
 
 
@@ -85,8 +84,6 @@ def _field(gradio: Any, flag: Flag) -> Any:
     if flag.kind.numbers is None:
         return made(gradio.Checkbox, **words)
     whole = flag.kind.numbers.whole
-    if flag.default is None:
-        words["placeholder"] = NOT_SET  # gradio 6 shows an empty field without one as 0
     return made(gradio.Number, step=1 if whole else 0.0001, minimum=flag.kind.numbers.least, **words)
 
 
@@ -109,8 +106,7 @@ def _wire(root: Any, text: Any, fields: list[Any], note: Any, flags: list[Flag])
     all_of_them, shown = [text, *fields], [*fields, note]
     create = f"{GLOBAL} = {GLOBAL} || ({_script()})({json.dumps(_form())});"
     read = f"return {GLOBAL}.fromText({section}, ...values);"
-    begin = f"return {GLOBAL}.fromStart({section}, ...values);"
-    on(root.load, f"(...values) => {{ {create} {begin} }}", all_of_them, shown)  # it may start with a text
+    on(root.load, f"(...values) => {{ {create} {read} }}", all_of_them, shown)  # it may start with a text
     on(text.change, f"(...values) => {{ {read} }}", all_of_them, shown)
     for index, (field, flag) in enumerate(zip(fields, flags, strict=True)):
         written = f"(text, value) => {GLOBAL}.fromField({section}, {index}, text, value)"

@@ -219,15 +219,6 @@ def test_text_that_is_none_of_ours_asks_nothing_of_the_page(form: Form) -> None:
         assert form.call("fromText", section, "--flag=value --other"[:end], *values) == []
 
 
-def test_an_empty_number_is_emptied_as_the_page_is_loaded(form: Form) -> None:
-    """Until it is told, gradio 6 shows a number without a value as 0. Other fields show their defaults already."""
-    form.words = "split"
-    values = list(DEFAULTS.values())
-    assert None in values
-    assert form.call("fromStart", form.new(), "", *values) == [None if value is None else SAME for value in values]
-    assert form.call("fromStart", form.new(), "--ema_decay=0.9", *values)[list(DEFAULTS).index(DECAY)] == 0.9
-
-
 def test_two_edits_before_the_page_shows_the_first(form: Form) -> None:
     form.words, section = "split", form.new()
     form.set("x", ENABLE, True, section)

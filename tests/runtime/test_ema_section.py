@@ -47,23 +47,6 @@ def hooked() -> type[AdvancedTraining]:
     return made
 
 
-def test_a_number_that_is_not_set_is_not_shown_as_zero(
-    gradio: types.ModuleType, monkeypatch: pytest.MonkeyPatch, hooked: type[AdvancedTraining]
-) -> None:
-    """As gradio 6 does without a placeholder."""
-    base = gradio.Number
-    shown: dict[str, Any] = {}
-
-    def made(self: Any, label: Any = None, value: Any = None, placeholder: Any = None) -> None:
-        base.__init__(self, label, value)
-        shown[label] = placeholder if value is None else value
-
-    monkeypatch.setattr(gradio, "Number", type("Number", (base,), {"__init__": made}))
-    page(gradio, hooked, "Accordion")
-    empty = [flag.label for flag in FIELDS if flag.kind.numbers is not None and flag.default is None]
-    assert empty and all(isinstance(shown[label], str) for label in empty)
-
-
 def tree(block: Any) -> Any:
     return type(block).__name__, block.label, [tree(child) for child in block.children]
 
