@@ -1,4 +1,4 @@
-"""A LoRA of the small diffusion model: two factors beside each linear layer and convolution, everything else frozen."""
+"""A LoRA of the small diffusion model: two factors for each linear layer and convolution, everything else frozen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Adapted(nn.Module):
 
 
 def adapt(model: nn.Module, rank: int, seed: int) -> None:
-    """Freeze a model and put factors of this rank beside its layers, in place."""
+    """Freeze a model and put factors of this rank next to its layers, in place."""
     torch.manual_seed(seed)
     model.requires_grad_(False)
     found = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json, find_checkout, find_environment
 from kohya_ext.cli.parser import Parser
-from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, release_of
+from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, given_fields, is_toml, preset_named, release_of
 from kohya_ext.cli.presets_toml import SCRIPT_HELP
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     name, folder = _named(arguments)
     if arguments.price is not None and not 0 <= arguments.price < math.inf:
         raise UsageError(f"--price {arguments.price}: give what an hour on the card costs, as in --price 0.4")
-    given = Given(arguments.data, _model(arguments.model), _fields(arguments.fields))
+    given = Given(arguments.data, _model(arguments.model), given_fields(arguments.fields))
     card = None if arguments.card is None else card_memory(arguments.card)
     checkout = find_checkout(folder, out)
     environment = find_environment(checkout, arguments.python, out)
@@ -121,13 +121,6 @@ def _model(name: str | None) -> str | None:
     if not Path(name).exists():
         raise UsageError(f"--model {name}: there is no such file; without --model the shapes of the published one do")
     return str(Path(name).resolve())
-
-
-def _fields(given: list[str]) -> dict[str, str]:
-    wrong = [text for text in given if "=" not in text]
-    if wrong:
-        raise UsageError(f"--set {wrong[0]}: write KEY=VALUE")
-    return {key.strip(): value for key, _, value in (text.partition("=") for text in given)}
 
 
 def _require_kohya(environment: Environment) -> None:

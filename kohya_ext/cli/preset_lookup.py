@@ -1,13 +1,15 @@
-"""What the `presets` commands share: presets by name or file, and the release that they are judged by."""
+"""What the `presets` commands share: presets by name or file, the release that judges them, what fitting says."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli.common import training_environments
+from kohya_ext.cli.common import find_gui, training_environments
+from kohya_ext.core.console import Output
 from kohya_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from kohya_ext.checkout.environment import Environment
     from kohya_ext.presets.document import Preset
     from kohya_ext.presets.findings import Finding
+    from kohya_ext.presets.fit import Fitted
     from kohya_ext.presets.release import Release
 
 TABS = ("finetune", "lora", "dreambooth", "ti")
@@ -65,6 +68,41 @@ def preset_named(name: str, tab: str | None, repairs: list[str] | None = None) -
             raise UsageError(f"{path}: not a preset: none of its keys is a setting ({kind})")
         return as_preset(values, path.stem, tab_of(values, path, tab))
     return find_bundled(name)
+
+
+def preset_to_fit(arguments: argparse.Namespace, out: Output) -> tuple[Preset, list[str], Release]:
+    """The preset of a command line, what was repaired in its file, and the release to fit it to. Raises UsageError."""
+    repairs: list[str] = []
+    preset = preset_named(arguments.name, arguments.tab, repairs)
+    for repair in repairs:
+        out.item("repaired", repair)
+    return preset, repairs, release_of(find_gui(arguments.checkout, out), preset.tab)
+
+
+def say_steps(fitted: Fitted, out: Output) -> None:
+    """What fitting has changed; keys that it only filled in are not among them."""
+    for step in fitted.steps:
+        if step.action != "filled":
+            after = "" if step.action == "dropped" else f" -> {written(step.after)}"
+            out.item(step.action, f"{step.key}: {written(step.before)}{after} ({step.reason})")
+
+
+def write_out(target: Path, data: bytes) -> None:
+    """Write a file that the user has named. Raises UsageError."""
+    from kohya_ext.files.atomic import write_atomic
+
+    try:
+        write_atomic(target, data)
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def given_fields(given: Sequence[str]) -> dict[str, str]:
+    """The fields of `--set`. Raises UsageError."""
+    wrong = [text for text in given if "=" not in text]
+    if wrong:
+        raise UsageError(f"--set {wrong[0]}: write KEY=VALUE")
+    return {key.strip(): value for key, _, value in (text.partition("=") for text in given)}
 
 
 def presets_of(checkout: Checkout) -> list[Preset | Finding]:

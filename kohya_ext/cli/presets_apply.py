@@ -13,10 +13,19 @@ from kohya_ext.cli.common import (
     add_json,
     find_checkout,
     find_environment,
-    find_gui,
     training_environments,
 )
-from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, is_toml, preset_named, release_of, written
+from kohya_ext.cli.preset_lookup import (
+    NAME_HELP,
+    TABS,
+    given_fields,
+    is_toml,
+    preset_named,
+    preset_to_fit,
+    release_of,
+    say_steps,
+    write_out,
+)
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
 
@@ -80,7 +89,6 @@ def _register_install(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def fit(arguments: argparse.Namespace) -> int:
     """Fit one preset and write it, as JSON or TOML. Raises UnsupportedError when the release lacks what it requires."""
-    from kohya_ext.files.atomic import write_atomic
     from kohya_ext.presets.document import dump_values
     from kohya_ext.presets.explained import with_about
     from kohya_ext.presets.fit import fit as fit_preset
@@ -92,28 +100,18 @@ def fit(arguments: argparse.Namespace) -> int:
     if is_toml(arguments.out):
         return presets_flat.fit_to_toml(arguments)
     out = Output("presets fit", arguments.json)
-    repairs: list[str] = []
-    preset = preset_named(arguments.name, arguments.tab, repairs)
-    for repair in repairs:
-        out.item("repaired", repair)
-    release = release_of(find_gui(arguments.checkout, out), preset.tab)
+    preset, repairs, release = preset_to_fit(arguments, out)
     schema = offering_ours(release.schema)
     known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
     fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, **known)
     drop_refused_warm_up(fitted, release)
     target = Path(arguments.out)
     if not arguments.dry_run:
-        try:
-            write_atomic(target, dump_values(with_about(preset, fitted.values, schema, release.name)))
-        except OSError as error:
-            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
-    filled = [step for step in fitted.steps if step.action == "filled"]
-    for step in fitted.steps:
-        if step not in filled:
-            after = "" if step.action == "dropped" else f" -> {written(step.after)}"
-            out.item(step.action, f"{step.key}: {written(step.before)}{after} ({step.reason})")
+        write_out(target, dump_values(with_about(preset, fitted.values, schema, release.name)))
+    say_steps(fitted, out)
+    filled = sum(step.action == "filled" for step in fitted.steps)
     if filled:
-        out.item("filled", f"{len(filled)} absent keys with the GUI's own defaults")
+        out.item("filled", f"{filled} absent keys with the GUI's own defaults")
     out.item("would write" if arguments.dry_run else "written", f"{target} ({len(fitted.values)} settings)")
     return out.finish(
         DONE, file=str(target), values=fitted.values, repairs=repairs, steps=[step.as_json() for step in fitted.steps]
@@ -205,7 +203,7 @@ def command(arguments: argparse.Namespace) -> int:
     python = environment.python
     preset = preset_named(arguments.name, arguments.tab)
     release = release_of(checkout, preset.tab, environments=[environment])
-    fields = _fields(arguments.fields)
+    fields = given_fields(arguments.fields)
     project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name, fields)
     if arguments.run_it and project.model_is_missing:
         raise UsageError(f"--model {project.model}: there is no such file; nothing was run")
@@ -225,11 +223,3 @@ def command(arguments: argparse.Namespace) -> int:
     return out.finish(
         DONE, folder=str(checkout.root), preparation=result.preparation, training=result.training, toml=result.toml
     )
-
-
-def _fields(given: list[str]) -> dict[str, str]:
-    """The fields of `--set`. Raises UsageError."""
-    wrong = [text for text in given if "=" not in text]
-    if wrong:
-        raise UsageError(f"--set {wrong[0]}: write KEY=VALUE")
-    return {key.strip(): value for key, _, value in (text.partition("=") for text in given)}

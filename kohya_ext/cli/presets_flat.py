@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli.common import find_environment, find_gui, training_environments
-from kohya_ext.cli.preset_lookup import preset_named, release_of, written
+from kohya_ext.cli.preset_lookup import given_fields, preset_to_fit, release_of, say_steps, write_out
 from kohya_ext.core.console import Output
-from kohya_ext.core.errors import DONE, UsageError
+from kohya_ext.core.errors import DONE
 
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
@@ -29,13 +29,9 @@ def fit_to_toml(arguments: argparse.Namespace) -> int:
     from kohya_ext.spec.preset_files import TABLE
 
     out = Output("presets fit", arguments.json)
-    repairs: list[str] = []
-    preset = preset_named(arguments.name, arguments.tab, repairs)
-    for repair in repairs:
-        out.item("repaired", repair)
-    release = release_of(find_gui(arguments.checkout, out), preset.tab)
+    preset, repairs, release = preset_to_fit(arguments, out)
     content, fitted = to_file(preset, release)
-    _say_steps(fitted, out)
+    say_steps(fitted, out)
     count = len(content) - (TABLE in content)
     return _written(arguments, out, file_bytes(content), count, values=content, repairs=repairs, fitted=fitted)
 
@@ -56,29 +52,17 @@ def fit_to_json(arguments: argparse.Namespace, document: TomlDocument, script: s
     fitted = to_form(settings, table, script, release)
     about = table.get(TABLE_ABOUT)
     preset = Preset(document.name, tab, fitted.values, about if isinstance(about, Mapping) else {})
-    _say_steps(fitted, out)
+    say_steps(fitted, out)
     values = with_about(preset, fitted.values, release.schema, release.name)
     return _written(arguments, out, dump_values(values), len(fitted.values), values=fitted.values, fitted=fitted)
-
-
-def _say_steps(fitted: Fitted, out: Output) -> None:
-    for step in fitted.steps:
-        if step.action != "filled":
-            after = "" if step.action == "dropped" else f" -> {written(step.after)}"
-            out.item(step.action, f"{step.key}: {written(step.before)}{after} ({step.reason})")
 
 
 def _written(
     arguments: argparse.Namespace, out: Output, data: bytes, count: int, *, fitted: Fitted, **fields: Any
 ) -> int:
-    from kohya_ext.files.atomic import write_atomic
-
     target = Path(arguments.out)
     if not arguments.dry_run:
-        try:
-            write_atomic(target, data)
-        except OSError as error:
-            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+        write_out(target, data)
     out.item("would write" if arguments.dry_run else "written", f"{target} ({count} settings)")
     return out.finish(DONE, file=str(target), steps=[step.as_json() for step in fitted.steps], **fields)
 
@@ -159,18 +143,16 @@ def _project(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _given(fields: list[str]) -> dict[str, Any]:
     """The settings of `--set`, as TOML has them. Raises UsageError."""
+    return {key: _as_toml(text) for key, text in given_fields(fields).items()}
+
+
+def _as_toml(text: str) -> Any:
     from kohya_ext.files.regular import toml_loads
 
-    found: dict[str, Any] = {}
-    for text in fields:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text}: write KEY=VALUE")
-        try:
-            found[key.strip()] = toml_loads(f"value = {value}")["value"]
-        except ValueError:
-            found[key.strip()] = value
-    return found
+    try:
+        return toml_loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
 
 
 def files_of(checkout: Checkout) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kohya_ext.cli import presets_flat
 from kohya_ext.cli.common import find_checkout, find_environment, training_environments
-from kohya_ext.cli.preset_lookup import written
+from kohya_ext.cli.preset_lookup import write_out, written
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
 
@@ -59,7 +59,6 @@ def _script(document: TomlDocument, given: str | None, release: Release) -> str:
 
 def fit(arguments: argparse.Namespace) -> int:
     """Put one TOML file right and write it."""
-    from kohya_ext.files.atomic import write_atomic
     from kohya_ext.presets.release import read_training
     from kohya_ext.presets.toml_document import dump_toml, read_document
 
@@ -82,10 +81,7 @@ def fit(arguments: argparse.Namespace) -> int:
         other = "" if document.kind == DATASET else " or .json"
         raise UsageError(f"{target}: this TOML file can be written to a name that ends in .toml{other}")
     if not arguments.dry_run:
-        try:
-            write_atomic(target, dump_toml(fitted.values).encode())
-        except OSError as error:
-            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+        write_out(target, dump_toml(fitted.values).encode())
     out.item("would write" if arguments.dry_run else "written", str(target))
     steps = [step.as_json() for step in fitted.steps]
     return out.finish(DONE, file=str(target), reader=reader, values=fitted.values, repairs=repairs, steps=steps)

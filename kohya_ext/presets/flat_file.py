@@ -159,7 +159,7 @@ def to_form(settings: Mapping[str, Any], table: Mapping[str, Any], script: str, 
     kept = table.get(TABLE_FORM)
     form = {key: value for key, value in kept.items() if key not in PRIVATE} if isinstance(kept, Mapping) else {}
     fitted = Fitted()
-    wanted = {name: value for name, value in settings.items() if not _is_left_out(name, value, release)}
+    wanted = {name: value for name, value in settings.items() if not _is_omitted(name, value, release)}
     for name in sorted(set(settings) - set(wanted) - {FAMILY, TRAINING_TYPE}):
         fitted.note("dropped", name, settings[name], None, "belongs to one machine or person")
     fitted.values = _form_of(wanted, form, script, release)
@@ -177,7 +177,7 @@ def table_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return table if isinstance(table, Mapping) else {}
 
 
-def _is_left_out(name: str, value: Any, release: Release) -> bool:
+def _is_omitted(name: str, value: Any, release: Release) -> bool:
     if name == MODEL and value in hub_models(release.schema):
         return False
     return name in (FAMILY, TRAINING_TYPE) or _of_a_project(name, value)

@@ -41,9 +41,9 @@ class OpenedFile:
 
 def tab_of_script(script: str, settings: Mapping[str, Any]) -> Tab:
     """The tab for settings of a training script; of those that share one the tab that the file names."""
-    named = next((tab for tab, kind in TRAINING_TYPES.items() if settings.get(TRAINING_TYPE) == kind), None)
+    named = next((tab for tab in TABS if settings.get(TRAINING_TYPE) == TRAINING_TYPES[tab]), None)
     if named is not None:
-        return next(tab for tab in TABS if tab == named)
+        return named
     if "textual_inversion" in script:
         return "ti"
     return "lora" if script.endswith("_network.py") else "dreambooth" if script == "train_db.py" else "finetune"

@@ -78,18 +78,13 @@ def _add(tab: Any, root: Any) -> None:
 
 
 def _field(gradio: Any, flag: Flag) -> Any:
-    words = {"label": flag.label, "info": _info(flag), "value": flag.default, "interactive": True}
+    words = {"label": flag.label, "info": f"{flag.info} ({flag.name})", "value": flag.default, "interactive": True}
     if flag.kind.choices:
         return made(gradio.Dropdown, choices=list(flag.kind.choices), **words)
     if flag.kind.numbers is None:
         return made(gradio.Checkbox, **words)
     whole = flag.kind.numbers.whole
     return made(gradio.Number, step=1 if whole else 0.0001, minimum=flag.kind.numbers.least, **words)
-
-
-def _info(flag: Flag) -> str:
-    text = flag.help.replace("%%", "%")
-    return f"{text[:1].upper()}{text[1:]} ({flag.name})"
 
 
 def _footer() -> str:

@@ -77,9 +77,8 @@ def _row(module: Any, flag: Flag) -> Any:
         words = {"widget": widgets.NUMBER, "default": None, "to_toml": _whole if whole else None}
     elif flag.kind.numbers is not None:
         words = {"widget": widgets.TEXTBOX, "default": ""}
-    text = flag.help.replace("%%", "%")
     row: Callable[..., Any] = getattr(module, second_gui.ROW_CLASS)
-    return row(name=flag.key, label=flag.label, info=f"{text[:1].upper()}{text[1:]}", group=GROUP, **words)
+    return row(name=flag.key, label=flag.label, info=flag.info, group=GROUP, **words)
 
 
 def _whole(value: Any) -> Any:

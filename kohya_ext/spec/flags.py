@@ -149,6 +149,12 @@ class Flag:
         return self.name.removeprefix("--")
 
     @property
+    def info(self) -> str:
+        """Its help as a text under a field of the GUI."""
+        text = self.help.replace("%%", "%")
+        return f"{text[:1].upper()}{text[1:]}"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The arguments of argparse's `add_argument`. No default: "not given" must be told from it."""
         if self.kind is SWITCH:
