@@ -20,10 +20,12 @@ from kohya_ext.presets.fit import Fitted, fit
 from kohya_ext.presets.keys import EXTRA, KEYS_OF_FLAGS, PATHS, PERSONAL, PRIVATE, SECRETS, flags_in
 from kohya_ext.presets.launch_command import GuiRefusesError, commands_of_form
 from kohya_ext.presets.machine import MODEL, SDPA, XFORMERS, hub_models
+from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.release import SDXL, Release
 from kohya_ext.presets.schema import Schema, offering_ours
 from kohya_ext.presets.script_run import script_run
 from kohya_ext.presets.toml_document import dump_toml
+from kohya_ext.presets.warm_up import drop_refused_warm_up
 from kohya_ext.spec.flags import BY_KEY
 from kohya_ext.spec.preset_files import ABOUT, TABLE, TABLE_ABOUT, TABLE_FORM
 from kohya_ext.spec.second_gui import FAMILY, TRAINING_TYPE, TRAINING_TYPES
@@ -118,7 +120,10 @@ def to_file(preset: Preset, release: Release) -> tuple[dict[str, Any], Fitted]:
     Raises UnsupportedError where the release cannot take the preset or has no GUI that reads presets.
     """
     schema = offering_ours(release.schema)
-    fitted = fit(preset, schema, arguments=release.flags, gradio=release.gradio, xformers=release.xformers)
+    absent = Migration(zeroed=release.migration.zeroed)  # the rest of it is for files that a form loads
+    known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
+    fitted = fit(preset, schema, arguments=release.flags, migration=absent, **known)
+    drop_refused_warm_up(fitted, release)
     start = start_form(schema)
     script, flat = arguments_of_form({**start, **fitted.values}, release)
     content: dict[str, Any] = {**flat, TRAINING_TYPE: TRAINING_TYPES[preset.tab], FAMILY: family_of(script, preset)}

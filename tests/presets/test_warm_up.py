@@ -10,6 +10,7 @@ import pytest
 from kohya_ext.presets.check import check
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import Fitted, fit
+from kohya_ext.presets.flat_file import to_file
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.schema import Field
 from kohya_ext.presets.warm_up import drop_refused_warm_up
@@ -96,3 +97,11 @@ def test_check_says_what_the_gui_does_about_it() -> None:
     (found,) = [one for one in check(Preset("mine", "lora", values), release()) if one.rule == "scheduler"]
     assert (found.level, found.key) == ("error", "lr_warmup") and "the GUI sets it to 0 only where" in found.effect
     assert not [one for one in check(Preset("mine", "lora", values), release(DROPPED)) if one.rule == "scheduler"]
+
+
+def test_a_toml_file_has_no_warm_up_at_which_training_stops() -> None:
+    for scheduler, share in (("constant", None), ("cosine", 0.1)):
+        values = {**COMPLETE, "lr_warmup": 10, "lr_scheduler": scheduler}
+        content, steps = to_file(Preset("mine", "lora", values), release())
+        assert content.get("lr_warmup_steps") == share
+        assert ("lr_warmup" in [step.key for step in steps.steps]) is (share is None)
