@@ -5,8 +5,9 @@
 The memory figures of the presets count this. Method. sd-scripts' own U-Net, read from git, runs its forward pass on
 tensors that have a shape and no contents (torch's FakeTensorMode), under autocast to 16 bits; every distinct storage
 that autograd keeps is counted once, the weights apart. The 16-bit copies of the weights that autocast makes are told
-apart by their shapes. "block": the most that one block keeps which gradient checkpointing would compute again. The
-lists of operations that autocast keeps in 32 bits differ a little between CPU (used here) and CUDA. Needs einops.
+apart by their shapes. "block": the most that one block keeps which gradient checkpointing would compute again. What a
+GPU's autocast runs in 32 bits and a CPU's does not, plain attention's softmax above all, is in 32 bits here too.
+Needs einops.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.lora import upstream
 from benchmarks.timing import table
+from kohya_ext.tracing.autocast import autocast_as_cuda
 
 SOURCE = "library/sdxl_original_unet.py"
 GIGA = 1e9
@@ -82,7 +84,8 @@ def count(module: Any, size: int, *, sdpa: bool, checkpointing: bool) -> tuple[K
                 block.register_forward_hook(left)
         latents, text, pooled = torch.randn(1, 4, size // 8, size // 8), torch.randn(1, 77, 2048), torch.randn(1, 2816)
         text.requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(kept, lambda kept: kept), torch.autocast("cpu", torch.bfloat16):
+        saved = torch.autograd.graph.saved_tensors_hooks(kept, lambda kept: kept)
+        with saved, autocast_as_cuda(), torch.autocast("cpu", torch.bfloat16):
             net(latents, torch.tensor([5]), text, pooled)
     return kept, largest
 
