@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.lora import upstream
 from benchmarks.timing import table
-from kohya_ext.tracing.autocast import autocast_as_cuda
+from kohya_ext.tracing.as_cuda import autocast_as_cuda
 
 SOURCE = "library/sdxl_original_unet.py"
 GIGA = 1e9

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from kohya_ext.tracing.autocast import autocast_as_cuda
+from kohya_ext.tracing.as_cuda import autocast_as_cuda, optimizers_as_cuda
 from kohya_ext.tracing.ledger import Ledger
 
 DEVICE = "cpu:0"
@@ -156,9 +156,13 @@ def fake_world(ledger: Ledger | None, *, as_cuda: bool) -> Iterator[None]:
 
     Args:
         ledger: counts it; None: nobody does.
-        as_cuda: autocast keeps to the precisions of a GPU, not to those of a CPU.
+        as_cuda: autocast and torch's optimizers work as on a GPU, not as on a CPU.
     """
     for owner, name, value in _replacements():
         setattr(owner, name, value)
-    with FakeWorld(ledger), autocast_as_cuda() if as_cuda and ledger is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FakeWorld(ledger))
+        if as_cuda and ledger is not None:
+            stack.enter_context(autocast_as_cuda())
+            stack.enter_context(optimizers_as_cuda())
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 from kohya_ext.ema import Shadow  # noqa: E402
 from kohya_ext.ema.schedules import Constant  # noqa: E402
 from kohya_ext.optim import AdaCoor  # noqa: E402
+from kohya_ext.tracing.as_cuda import optimizers_as_cuda  # noqa: E402
 from kohya_ext.tracing.fake_world import DEVICE, FakeWorld, _replacements  # noqa: E402
 from kohya_ext.tracing.kernels import OPTIMIZERS, _Optimizer  # noqa: E402
 from kohya_ext.tracing.ledger import ACTIVATIONS, EMA, GRADIENTS, GRAIN, OPTIMIZER, WEIGHTS, Ledger  # noqa: E402
@@ -110,3 +112,35 @@ def test_ema(options: dict[str, Any], size: int, dtype: Any) -> None:
     """As large as the weights next to them; nothing on the device where it is in the host's memory."""
     parts = after_steps(AdaCoor, dtype, lambda weights: Shadow(weights, Constant(0.9), **options))
     assert parts.get(EMA, 0) == each(lambda n: n * size)
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "lists"), [("AdamW", 2, 1), ("Adam", 2, 1), ("RMSprop", 1, 1), ("SGD", 0, 0)]
+)
+def test_the_step_of_torchs_optimizers_on_a_gpu(name: str, states: int, lists: int) -> None:
+    """They step lists of tensors there: for a moment a list of all of a group's roots is alive."""
+
+    def most(group: int) -> int:
+        ledger = Ledger(DEVICE)
+        with FakeWorld(ledger), optimizers_as_cuda():
+            weights = [torch.nn.Parameter(torch.zeros(4096, device=DEVICE)) for _ in range(8)]
+            groups = [{"params": weights[i : i + group]} for i in range(0, len(weights), group)]
+            optimizer = getattr(torch.optim, name)(groups, lr=0.1)
+            for _ in range(2):
+                ledger.enter("backward", GRADIENTS)
+                for weight in weights:
+                    weight.grad = torch.zeros_like(weight)
+                ledger.enter("optimizer", OPTIMIZER)
+                optimizer.step()
+        return ledger.peaks["optimizer"].size
+
+    for group in (8, 2):
+        assert most(group) == 4 * 4096 * (8 * (2 + states) + lists * group)
+
+
+def test_torchs_optimizers_are_as_before_afterwards() -> None:
+    modules = [importlib.import_module(f"torch.optim.{name}") for name in ("optimizer", "adam", "sgd")]
+    before = [module._default_to_fused_or_foreach for module in modules]
+    with optimizers_as_cuda():
+        assert not set(before) & {module._default_to_fused_or_foreach for module in modules}
+    assert [module._default_to_fused_or_foreach for module in modules] == before

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from kohya_ext.tracing.autocast import autocast_as_cuda  # noqa: E402
+from kohya_ext.tracing.as_cuda import autocast_as_cuda  # noqa: E402
 from kohya_ext.tracing.fake_world import FakeWorld, _replacements  # noqa: E402
 from kohya_ext.tracing.ledger import ACTIVATIONS, COPIES, WEIGHTS, Ledger  # noqa: E402
 

@@ -1,8 +1,10 @@
-"""Autocast of a CPU, keeping to the precisions that autocast has on a GPU: there more operations run in float32."""
+"""What torch does otherwise on a GPU, done on a CPU: the precisions of autocast, and how its optimizers step."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,3 +48,33 @@ def _in_float32(name: str) -> Callable[..., Any]:
 
 def _float32(value: Any) -> Any:
     return value.to(torch.float32) if isinstance(value, torch.Tensor) and value.dtype in HALVES else value
+
+
+# How torch's optimizers choose between one tensor after the other and lists of all of a group's.
+CHOICE = "_default_to_fused_or_foreach"
+
+
+@contextlib.contextmanager
+def optimizers_as_cuda() -> Iterator[None]:
+    """While this lasts, torch's optimizers step lists of tensors where they would on a GPU.
+
+    There AdamW takes the roots of all second moments of a group at once, and holds another copy of its size with them.
+    """
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("torch.optim.")]
+    before = [(module, getattr(module, CHOICE)) for module in modules if hasattr(module, CHOICE)]
+    for module, choice in before:
+        setattr(module, CHOICE, _in_lists(choice))
+    try:
+        yield
+    finally:
+        for module, choice in before:
+            setattr(module, CHOICE, choice)
+
+
+def _in_lists(original: Callable[..., tuple[bool, bool]]) -> Callable[..., tuple[bool, bool]]:
+    @functools.wraps(original)
+    def call(params: list[Any], differentiable: bool, *args: Any, **kwargs: Any) -> tuple[bool, bool]:
+        fused, foreach = original(params, differentiable, *args, **kwargs)
+        return fused, foreach or not (fused or differentiable)
+
+    return call
