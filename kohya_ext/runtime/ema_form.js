@@ -4,7 +4,8 @@
 // give back new ones. In the browser, because a round trip to the GUI for every key that is pressed is slow, and
 // gradio 3 drops those that come while one is under way.
 //
-// form.flags: the flag table, each {name, feature, default, choices, numbers, expected, label}, the fields in its order.
+// form.flags: the flag table, each {name, feature, default, choices, numbers, most, expected, label}, the fields in its
+// order. A flag that takes several numbers has a text for its field, with blanks between them.
 // form.words: how the GUI splits the text, a key of WORDS. form.ours: how our names begin. form.texts: what is said.
 (form) => {
   // v24 and later split at what Python calls white space and drop double quotes; before, a shell reads the text.
@@ -28,6 +29,7 @@
   const noted = {}; // section -> the note that is shown
 
   const isSwitch = (flag) => !flag.choices.length && !flag.numbers;
+  const standard = (flag) => (flag.most > 1 ? "" : flag.default); // what the field shows where the flag is not given
 
   const wordsOf = (text) => {
     const [pattern, quotes, inner] = WORDS[form.words];
@@ -49,8 +51,16 @@
     return fits && (most === null || value <= most) && (!whole || /^[+-]?\d+$/.test(word)) ? value : undefined;
   };
 
+  // The value of its field that a flag gets from some words; undefined where it does not take them.
+  const valueOfAll = (flag, words) => {
+    const values = words.map((word) => valueOf(flag, word));
+    if (flag.most === 1) return values[0];
+    const fits = !values.includes(undefined) && values.length <= flag.most && new Set(values).size === values.length;
+    return fits ? words.join(" ") : undefined;
+  };
+
   // What of ours stands in a text, in its order: {flag, value, start, end, at}, `at` where the value begins if it is a
-  // word of its own and ends at `valueEnd`, `more` if others follow it; or {name, word, flag}, which no run takes for one of our flags, or not with that value.
+  // word of its own; or {name, word, flag}, which no run takes for one of our flags, or not with that value.
   const read = (text) => {
     const found = [];
     const words = wordsOf(text);
@@ -60,19 +70,19 @@
       const next = words[i + 1];
       if (flag) {
         const apart = rest === undefined && !isSwitch(flag) && next !== undefined && !next.text.startsWith("--");
-        const word = apart ? next.text : rest === undefined ? null : rest;
-        const value = valueOf(flag, word);
+        const given = [apart ? next.text : rest === undefined ? null : rest];
+        while (apart && flag.most > 1 && i + given.length + 1 < words.length) {
+          const another = words[i + given.length + 1].text;
+          if (valueOf(flag, another) === undefined) break;
+          given.push(another);
+        }
+        const value = valueOfAll(flag, given);
         if (value === undefined) {
-          found.push({ flag, name, word });
+          found.push({ flag, name, word: given[0] === null ? null : given.join(" ") });
           continue;
         }
-        const one = { flag, value, start: words[i].start, at: apart ? next.start : null, more: false };
-        if (apart) i += 1;
-        one.valueEnd = words[i].end;
-        while (apart && flag.several && i + 1 < words.length && valueOf(flag, words[i + 1].text) !== undefined) {
-          i += 1;
-          one.more = true;
-        }
+        const one = { flag, value, start: words[i].start, at: apart ? next.start : null };
+        if (apart) i += given.length;
         found.push({ ...one, end: words[i].end });
       } else if (name !== undefined && form.ours.some((start) => name.startsWith(start))) {
         found.push({ name, word: null });
@@ -83,7 +93,7 @@
 
   const valid = (text) => read(text).filter((one) => one.value !== undefined);
   // Of a flag that is given twice, the last counts.
-  const shown = (text) => fields.map((flag) => valid(text).reduce((last, one) => (one.flag === flag ? one.value : last), flag.default));
+  const shown = (text) => fields.map((flag) => valid(text).reduce((last, one) => (one.flag === flag ? one.value : last), standard(flag)));
 
   // A flag is removed with one of the blanks next to it: the one that was added with it.
   const without = (text, { start, end }) =>
@@ -93,11 +103,12 @@
     if (shown(text)[fields.indexOf(flag)] === value) return text;
     const here = valid(text);
     const mine = here.filter((one) => one.flag === flag);
-    if (value === flag.default) return mine.reduceRight(without, text);
-    const word = isSwitch(flag) ? flag.name : `${flag.name}=${value}`;
+    if (value === standard(flag)) return mine.reduceRight(without, text);
+    const several = String(value).includes(" "); // which only words of their own can give
+    const word = isSwitch(flag) ? flag.name : `${flag.name}${several ? " " : "="}${value}`;
     if (mine.length) {
-      const { start, end, at, valueEnd } = mine[mine.length - 1];
-      return text.slice(0, at === null ? start : at) + (at === null ? word : value) + text.slice(at === null ? end : valueEnd);
+      const { start, end, at } = mine[mine.length - 1];
+      return text.slice(0, at === null ? start : at) + (at === null ? word : value) + text.slice(end);
     }
     // in front of the user's text, where nothing of it (a comment, a redirection) can swallow it
     if (!here.length) return text === "" ? word : `${word} ${text}`;
@@ -125,7 +136,7 @@
       const name = [...byName.keys()].find((one) => ` ${word.text} `.split(/[\s=]/).includes(one));
       if (/\s/.test(word.text) && name && form.words !== "split") said.push(`${name}: ${form.texts.quoted}`);
     }
-    const others = here.filter((one) => !one.flag.label || one.more).map((one) => text.slice(one.start, one.end));
+    const others = here.filter((one) => !one.flag.label).map((one) => text.slice(one.start, one.end));
     return others.length ? [...said, `${form.texts.others}: ${others.join(" ")}`] : said;
   };
 
@@ -154,7 +165,9 @@
   // What a field's value means; undefined where its flag does not take it.
   const wanted = (flag, value) => {
     if (isSwitch(flag)) return Boolean(value);
-    return value === null || value === undefined || value === "" ? flag.default : valueOf(flag, String(value));
+    if (value === null || value === undefined) return standard(flag);
+    const words = flag.most > 1 ? String(value).split(/[\s,]+/).filter(Boolean) : [String(value)].filter(Boolean);
+    return words.length ? valueOfAll(flag, words) : standard(flag);
   };
 
   // Whatever goes wrong in here, the page stays as it is.

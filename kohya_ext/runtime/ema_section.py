@@ -83,6 +83,8 @@ def _field(gradio: Any, flag: Flag) -> Any:
         return made(gradio.Dropdown, choices=list(flag.kind.choices), **words)
     if flag.kind.numbers is None:
         return made(gradio.Checkbox, **words)
+    if flag.kind.several:
+        return made(gradio.Textbox, **{**words, "value": ""})
     whole = flag.kind.numbers.whole
     return made(gradio.Number, step=1 if whole else 0.0001, minimum=flag.kind.numbers.least, **words)
 
@@ -144,7 +146,7 @@ def _row(flag: Flag) -> dict[str, Any]:
         "label": flag.label,
         "choices": flag.kind.choices,
         "expected": flag.kind.expected,
-        "several": flag.kind.several,
+        "most": flag.kind.most,
         "numbers": numbers
         and {
             "least": numbers.least,

@@ -24,8 +24,8 @@ SECTION = "EMA (kohya_ext)"  # of the GUI, with the fields
 class Kind:
     """What values a flag takes: one of choices, a number, or nothing (a switch).
 
-    type: argparse's. convert: value -> value; raises ValueError with what is expected. several: it takes more than one
-    value, and `convert` gives a tuple.
+    type: argparse's. convert: value -> value; raises ValueError with what is expected. most: how many values it takes;
+    of more than one `convert` gives a tuple.
 
     Kohya reads its TOML files into the same namespace as the command line without converting, and a preset holds text,
     so `convert` takes whatever it is given.
@@ -35,13 +35,18 @@ class Kind:
     convert: Callable[[Any], Any]
     choices: tuple[str, ...] = ()
     numbers: Range | None = None
-    several: bool = False
+    most: int = 1
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes more than one value."""
+        return self.most > 1
 
     @property
     def expected(self) -> str:
         """Which values it takes, in words."""
         if self.numbers is not None:
-            return self.numbers.expected
+            return self.numbers.expected + (f", or {self.most} different ones" if self.several else "")
         return f"expected one of {', '.join(self.choices)}" if self.choices else "expected no value"
 
 
@@ -95,10 +100,11 @@ def _some(numbers: Range, most: int) -> Kind:
         given = value.replace(",", " ").split() if isinstance(value, str) else value
         found = tuple(numbers.convert(one) for one in (given if isinstance(given, (list, tuple)) else [given]))
         if not 0 < len(found) <= most or len(set(found)) < len(found):
-            raise ValueError(f"{numbers.expected}, or {most} different ones")
+            raise ValueError(kind.expected)
         return found
 
-    return Kind(int if numbers.whole else float, convert, numbers=numbers, several=True)
+    kind = Kind(int if numbers.whole else float, convert, numbers=numbers, most=most)
+    return kind
 
 
 DECAYS = Range("expected a number from 0 up to, not including, 1 (0.9995 is usual)", most=1.0, excluded=1.0)

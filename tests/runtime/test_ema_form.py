@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kohya_ext.spec.flags import BY_KEY, FLAGS, faults, without_ema
+from kohya_ext.spec.flags import BY_KEY, FLAGS, Flag, faults, without_ema
 from tests.runtime.form_in_node import FIELDS, NODE, SAME, Form
 
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs node")
 
-DEFAULTS = {flag.name: flag.default for flag in FIELDS}
+DEFAULTS = {flag.name: "" if flag.kind.several else flag.default for flag in FIELDS}
 ENABLE, DECAY, SCHEDULE, DEVICE = "--enable_ema", "--ema_decay", "--ema_schedule", "--ema_device"
 START, SAMPLE, WIDTH, LOG = "--ema_start_step", "--ema_sample", "--ema_sigma_rel", "--kohya_ext_log_every"
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     ENABLE: st.booleans(),
     DECAY: st.floats(0, 1, exclude_max=True),
     START: st.integers(0, 10**9),
-    WIDTH: st.none() | st.floats(0, 0.28, exclude_min=True),
+    WIDTH: st.lists(st.floats(0, 0.28, exclude_min=True), max_size=2, unique=True).map(lambda some: as_text(some)),
     LOG: st.integers(0, 10**6),
     **{flag.name: st.sampled_from(flag.kind.choices) for flag in FIELDS if flag.kind.choices},
 }
@@ -62,12 +62,16 @@ def test_a_run_gets_exactly_what_the_fields_show(form: Form, edits: list[tuple[s
         fields[name] = value
         assert form.shown(text) == fields
     given = vars(run_with(text.split()))
-    assert {flag.name: single(flag.read(given)) for flag in FIELDS} == fields
+    assert {flag.name: as_field(flag, flag.read(given)) for flag in FIELDS} == fields
 
 
-def single(value: Any) -> Any:
-    """A field holds one number where a flag takes two."""
-    return value[0] if isinstance(value, tuple) else value
+def as_field(flag: Flag, value: Any) -> Any:
+    """What a field shows for the value of a run."""
+    return as_text(value or ()) if flag.kind.several else value
+
+
+def as_text(numbers: Iterable[float]) -> str:
+    return " ".join(map(str, numbers))
 
 
 @given(text=FOREIGN, edits=st.lists(EDITS, max_size=4), words=WORDS)
@@ -120,7 +124,10 @@ def test_no_text_breaks_it(form: Form, text: str, words: str) -> None:
         ("--ema_sample both --ema_device=cpu --ema_schedule=exp", {SAMPLE: "both", DEVICE: "cpu", SCHEDULE: "exp"}),
         ('--ema_decay="0.9" "--enable_ema"', {ENABLE: True, DECAY: 0.9}),
         ("--ema_start_step=10 --kohya_ext_log_every 5", {START: 10, LOG: 5}),
-        ("--ema_sigma_rel 0.1", {WIDTH: 0.1}),
+        ("--ema_sigma_rel 0.1", {WIDTH: "0.1"}),
+        ("--ema_sigma_rel 0.05  2e-1 --enable_ema", {ENABLE: True, WIDTH: "0.05 2e-1"}),
+        ("--ema_sigma_rel 0.1 0.2 0.25", {}),
+        ("--ema_sigma_rel 0.1 .10", {}),
         ("--ema_start_step 1e2 --ema_decay 1 --ema_sigma_rel=0 --ema_device --enable_ema=1", {}),
         ("--enable_ema_not --x=--enable_ema ema_decay=0.1", {}),
         ("--ema_decay --enable_ema 0.5", {ENABLE: True}),
@@ -166,19 +173,30 @@ def test_a_field_takes_what_a_run_takes(form: Form, flag: Any, value: str) -> No
         taken = flag.fault(given) is None and value.strip() != ""
     except argparse.ArgumentError:
         taken = False
-    assert form.shown(f"{flag.name}={value}")[flag.name] == (single(flag.read(given)) if taken else flag.default)
+    shown = form.shown(f"{flag.name}={value}")[flag.name]
+    if flag.kind.several and taken:
+        assert shown == value
+    else:
+        assert shown == (flag.read(given) if taken else DEFAULTS[flag.name])
     assert (f"{flag.name}" in form.note and flag.kind.expected in form.note) == (not taken)
 
 
-def test_a_second_width_stays_with_the_first(form: Form) -> None:
+def test_a_field_for_several_numbers(form: Form) -> None:
     form.words = "split"
     text = "--enable_ema --ema_schedule=power --ema_sigma_rel 0.1 0.2 x"
-    assert form.shown(text)[WIDTH] == 0.1
-    assert "also in Additional parameters: --ema_sigma_rel 0.1 0.2" in form.note
-    assert form.set(text, WIDTH, 0.05) == text.replace("0.1", "0.05")
-    assert form.set(text, WIDTH, None) == text.replace(" --ema_sigma_rel 0.1 0.2", "")
+    assert form.shown(text)[WIDTH] == "0.1 0.2"
+    assert form.note == ""
+    assert form.set(text, WIDTH, "0.05") == text.replace("0.1 0.2", "0.05")
+    assert form.set(text, WIDTH, " 0.05,0.25 ") == text.replace("0.1 0.2", "0.05 0.25")
+    assert form.left(text, WIDTH, " 0.05,0.25 ") == (text.replace("0.1 0.2", "0.05 0.25"), "0.05 0.25")
+    assert form.set(text, WIDTH, "") == form.set(text, WIDTH, " ") == text.replace(" --ema_sigma_rel 0.1 0.2", "")
+    for wrong in ("0.1 0.2 0.3", "0.1 x", "0.1 0.10", "0.5", "0.1;0.2"):
+        assert form.set(text, WIDTH, wrong) == text
+        assert "EMA width (power) is &#39;" in form.note
+        assert "or 2 different ones" in form.note
     # an equals sign takes one value only, for the fields as for a run
-    assert form.set("--ema_sigma_rel=0.1 0.2", WIDTH, None) == "0.2"
+    assert form.set("--ema_sigma_rel=0.1 0.2", WIDTH, "") == "0.2"
+    assert form.set("--ema_sigma_rel=0.1", WIDTH, "0.1 0.2") == "--ema_sigma_rel 0.1 0.2"
 
 
 def test_what_cannot_be_is_not_written_and_said(form: Form) -> None:
