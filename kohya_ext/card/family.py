@@ -58,6 +58,11 @@ _STATED = (
         "SD 3 medium", "stabilityai/stable-diffusion-3-medium", "other", 1024, 1024, ("sd3_medium",))),
 )  # fmt: skip
 _MEMBERS = tuple(dict.fromkeys(family for _, family in _STATED if family.files))
+# what may follow in the name of a file that is still the same model: how it is stored, and what is packed with it
+_STORED = re.compile(
+    r"(?:[-_.](?:fp8|fp16|fp32|bf16|int8|e4m3fn|e5m2|scaled|pruned|emaonly|ema|nonema|incl|clips|t5xxl(?:fp8|fp16)?"
+    r"|0\.9vae|bnb|nf4|v\d|q\d(?:_[0-9k](?:_[sml])?)?))*(?:\.(?:safetensors|sft|ckpt|gguf|pth?|bin))?"
+)
 _NAMES = {"flux1": "FLUX.1", "flux-1": "FLUX.1", "stable-diffusion-3": "SD 3", "sd3": "SD 3"}
 
 
@@ -80,17 +85,19 @@ def _stated(metadata: Mapping[str, str], *keys: str) -> Family:
 def base(metadata: Mapping[str, str]) -> Family:
     """The very model that the file was made from, with its repository; `UNKNOWN` where that is not stated.
 
-    A recorded name counts more than the version: sd-scripts writes `sdxl_base_v1-0` for every model of SDXL's shape.
-    An architecture alone is not a base model.
+    The recorded name alone tells it. A version or an architecture is not a base model: sd-scripts writes
+    `sdxl_base_v1-0` for every model of SDXL's shape, ai-toolkit `sd_1.5` for families that it has no word for.
     """
     name = recorded_name(metadata)
-    if not name:
-        stated = _stated(metadata, VERSION)
-        return stated if stated.base else UNKNOWN
     if _REPOSITORY.fullmatch(name):
         return next((one for one in _MEMBERS if one.base == name), Family(name, name))
     file = re.split(r"[\\/]", name)[-1].casefold()
-    return next((one for one in _MEMBERS if file.startswith(one.files)), UNKNOWN)
+    return next((one for one in _MEMBERS if any(_is_file_of(file, start) for start in one.files)), UNKNOWN)
+
+
+def _is_file_of(file: str, start: str) -> bool:
+    """Whether `file` is the model whose files begin with `start`, and no other made from that (a turbo)."""
+    return file.startswith(start) and _STORED.fullmatch(file, len(start)) is not None
 
 
 def recorded_name(metadata: Mapping[str, str]) -> str:

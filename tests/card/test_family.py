@@ -36,12 +36,14 @@ def test_a_file_without_a_statement_has_no_family(tmp_path: Path, key: str) -> N
 @pytest.mark.parametrize(
     ("metadata", "name", "base"),
     [
-        ({"ss_base_model_version": V1}, "SDXL 1.0", SDXL),
+        ({"ss_base_model_version": V1}, "SDXL 1.0", ""),
         ({"ss_base_model_version": V1, "ss_sd_model_name": "sd_xl_base_1.0.safetensors"}, "SDXL 1.0", SDXL),
         ({"ss_base_model_version": V1, "ss_sd_model_name": SDXL}, "SDXL 1.0", SDXL),
         ({"ss_base_model_version": V1, "ss_sd_model_name": "pony_v6.safetensors"}, "SDXL 1.0", ""),
         ({"ss_base_model_version": V1, "ss_sd_model_name": "some/model-xl"}, "SDXL 1.0", "some/model-xl"),
-        ({"ss_base_model_version": V1, "ss_sd_model_name": "None"}, "SDXL 1.0", SDXL),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": "None"}, "SDXL 1.0", ""),
+        ({"ss_base_model_version": "sdxl_1.0"}, "SDXL 1.0", ""),
+        ({"ss_base_model_version": "sd_1.5"}, "SD 1.5", ""),
         ({"ss_base_model_version": "sdxl_"}, "SDXL", ""),
         ({"modelspec.architecture": "stable-diffusion-xl-v1-base"}, "SDXL 1.0", ""),
         ({"modelspec.architecture": "stable-diffusion-xl-v1-edit"}, "SDXL", ""),
@@ -59,6 +61,26 @@ def test_a_file_without_a_statement_has_no_family(tmp_path: Path, key: str) -> N
 )  # fmt: skip
 def test_what_is_stated(metadata: dict[str, str], name: str, base: str) -> None:
     assert (families.family(metadata).name, families.base(metadata).base) == (name, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("flux1-dev.sft", FLUX), ("flux1-dev-fp8.safetensors", FLUX), ("flux1-dev_fp8_scaled.safetensors", FLUX),
+        ("flux1-dev-Q4_K_S.gguf", FLUX), ("flux1-dev-bnb-nf4-v2.safetensors", FLUX), ("flux1-dev", FLUX),
+        ("flux1-dev-kontext_fp8_scaled.safetensors", ""), ("flux1-dev-de-distill.safetensors", ""),
+        ("flux1-dev2pro.safetensors", ""), ("flux1-devil.safetensors", ""),
+        ("sd_xl_base_1.0_0.9vae.safetensors", SDXL), ("sd_xl_base_1.0.fp16.safetensors", SDXL),
+        ("sd_xl_base_1.0_inpainting_0.1.safetensors", ""), ("sd_xl_base_1.0-mine.safetensors", ""),
+        ("sd3.5_large_fp8_scaled.safetensors", "stabilityai/stable-diffusion-3.5-large"),
+        ("sd3.5_large_turbo.safetensors", ""),
+        ("sd3_medium_incl_clips_t5xxlfp8.safetensors", "stabilityai/stable-diffusion-3-medium"),
+        ("v1-5-pruned-emaonly-fp16.safetensors", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("v1-5-pruned-inpainting.ckpt", ""),
+    ],
+)  # fmt: skip
+def test_a_file_made_from_a_known_model_is_another_one(name: str, base: str) -> None:
+    assert families.base({"ss_sd_model_name": name}).base == base
 
 
 def test_front_matter_and_table_name_the_same_model(tmp_path: Path) -> None:
