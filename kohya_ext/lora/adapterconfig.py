@@ -22,6 +22,7 @@ METADATA = "lora_adapter_metadata"
 FILE = "adapter_config.json"
 _WRAPPER = "base_model.model."
 _REGEX = frozenset("^$*+?[](){}|\\")  # PEFT takes patterns for regular expressions; those of diffusers are names
+_ANCHOR = "^"  # before a name: the whole path, and not its end; diffusers writes it before all names
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ def _checked(adapter: Adapter) -> Adapter:
         if part.get("use_dora"):
             raise UnsupportedError(f"{adapter.where} says use_dora: only plain LoRA can be resized")
         for pattern in (*_table(part.get("rank_pattern")), *_table(part.get("alpha_pattern"))):
-            if set(pattern) & _REGEX:
+            if set(pattern.removeprefix(_ANCHOR)) & _REGEX:
                 raise UnsupportedError(
-                    f"{adapter.where} has the pattern {pattern!r}, a regular expression: not supported"
+                    f"{adapter.where} has the pattern {pattern!r}, a regular expression, which is not read: "
+                    "write an entry with the name of each module instead"
                 )
         kind = part.get("peft_type", "LORA")
         if kind != "LORA":
@@ -105,7 +107,8 @@ def _matching(patterns: object, path: str, usual: object) -> object:
     if not isinstance(patterns, Mapping):
         return usual
     for pattern, value in patterns.items():
-        if path == pattern or path.endswith(f".{pattern}"):
+        name = pattern.removeprefix(_ANCHOR)
+        if path == name or (name == pattern and path.endswith(f".{name}")):
             return value
     return usual
 

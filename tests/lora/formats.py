@@ -403,6 +403,18 @@ def _patterns() -> LoraSpec:
     return made
 
 
+def _anchored() -> LoraSpec:
+    """As diffusers writes the patterns of a file that it has loaded: the outer `proj_out` is not that of the blocks."""
+    stated = {
+        "transformer.r": 8, "transformer.lora_alpha": 8, "transformer.rank_pattern": {"^proj_out": 6},
+        "transformer.alpha_pattern": {"^proj_out": 3},
+    }  # fmt: skip
+    made = LoraSpec("metadata_anchored", metadata={"lora_adapter_metadata": json.dumps(stated)})
+    add(made, _dotted(FLUX_HF, "transformer."), PEFT)
+    add(made, [("transformer.proj_out", 64, 32, 1)], PEFT, rank=6, scale=0.5)
+    return made
+
+
 def _config() -> LoraSpec:
     made = LoraSpec("peft_config", config={"r": 8, "lora_alpha": 16, "peft_type": "LORA", "target_modules": ["to_q"]})
     add(made, _dotted(SDXL_HF_UNET, "base_model.model."), PEFT, scale=2.0)
@@ -417,7 +429,7 @@ def _embedding() -> LoraSpec:
 
 _SPECIAL: tuple[Callable[[], LoraSpec], ...] = (
     _partial, _locon, _locon_low, _tucker, _alpha_types, _many_alphas, _mixed_types, _fp8, _with_diffs, _bfl_control,
-    _one_network, _two_networks, _rs_lora, _patterns, _config, _embedding,
+    _one_network, _two_networks, _rs_lora, _patterns, _anchored, _config, _embedding,
 )  # fmt: skip
 
 MODULE = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
