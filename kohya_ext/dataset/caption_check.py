@@ -13,6 +13,8 @@ from kohya_ext.dataset.findings import ADVICE, AuditFinding
 from kohya_ext.dataset.layout import CAPTION_SUFFIX, IMAGE_SUFFIXES, files_in, require_extension
 from kohya_ext.files.text_encoding import BOM
 
+CAPTION_SUFFIXES = (CAPTION_SUFFIX, ".caption")  # the GUI's default, and that of sd-scripts
+ALONE = ": Kohya would train it without a caption"
 MOST_TAGS = 3  # more short pieces between commas than this read like a list of tags
 WORDS_OF_A_TAG = 3
 
@@ -73,9 +75,7 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
         )
         return
     if caption is None:
-        yield AuditFinding(
-            "no-caption", image.as_posix(), f"has no {path.name}: Kohya would train it without a caption"
-        )
+        yield AuditFinding("no-caption", image.as_posix(), f"has no {path.name}{_instead(folder, image, path)}")
         return
     if not caption.text.strip():
         does = "trains the image without a caption" if caption.state.data else "stops at it"
@@ -93,6 +93,20 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
     for oddity in oddities(caption.text):
         yield AuditFinding("slip", name, oddity, ADVICE)
     yield from _advice(name, caption.first_line, token)
+
+
+def _instead(folder: Path, image: Path, path: Path) -> str:
+    """What happens to an image whose caption is not where it is looked for."""
+    other = next(
+        (one for one in CAPTION_SUFFIXES if one != path.suffix and (folder / path.with_suffix(one)).exists()), ""
+    )
+    if other:
+        return (
+            f", but {path.with_suffix(other).name}, which Kohya reads only with --caption_extension {other}: "
+            f"set that, and check with --extension {other}"
+        )
+    class_ = layout.class_of(folder, image)
+    return f": Kohya would train it as {class_!r}, from its folder's name" if class_ else ALONE
 
 
 def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:
@@ -153,3 +167,5 @@ def oddities(text: str) -> Iterator[str]:
         yield "begins or ends with a space"
     if "\N{REPLACEMENT CHARACTER}" in text or re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
         yield "holds characters that cannot be meant"
+    if unseen := re.search("[\u00ad\u200b\u2060\ufeff]", text):
+        yield f"holds a character that nobody sees (U+{ord(unseen[0]):04X}) and Kohya trains: delete it"

@@ -122,7 +122,7 @@ def _before_decoding(name: str, image: Any, data: bytes) -> list[AuditFinding]:
     if image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[24:25] == b"\x10"):
         findings.append(AuditFinding("16-bit", name, "has 16 bits a channel: save it with 8, or Kohya may clip it"))
     turned = image.getexif().get(ORIENTATION, 1)
-    if turned not in (0, 1):
+    if turned in range(2, 9):  # other values mean nothing, and no viewer turns the image
         findings.append(
             AuditFinding("rotated", name, f"is rotated by its EXIF data (orientation {turned}), which Kohya ignores")
         )

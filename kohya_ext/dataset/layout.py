@@ -71,6 +71,12 @@ def repeats_of(name: str) -> int:
         return 0
 
 
+def class_of(folder: Path, image: Path) -> str:
+    """What Kohya trains an image without a caption file as: `dog` in `10_dog`; "" where the folder says nothing."""
+    name = image.parent.name or folder.name
+    return name.partition("_")[2] if repeats_of(name) else ""
+
+
 def concepts(folder: Path) -> list[str]:
     """The folders in `folder` that Kohya would train as `N_name`, links to folders among them."""
     with os.scandir(folder) as entries:
@@ -113,7 +119,14 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
     if not numbered and repeats_of(folder.name) and images_in(folder, recursive=False):
         text = "has repeats in its name: in the LoRA and Dreambooth tabs choose the folder above it, not this one"
         yield AuditFinding("concept-folder", folder.name, text, ADVICE)
-    if not numbered and not repeats_of(folder.name):
+    if numbered or repeats_of(folder.name):
+        inner = []
+    else:
+        inner = [name for name in _folders(folder) if _has_concepts(folder / name)]
+    if inner:
+        text = f"is not the folder to train, {' or '.join(inner)} in it is: there are those with repeats in their names"
+        yield AuditFinding("no-repeats", "", f"{folder.name} {text}", ADVICE)
+    elif not numbered and not repeats_of(folder.name):
         text = (
             "has no folder with repeats in its name, such as 10_name: the LoRA and Dreambooth tabs find no image here; "
             "the Finetuning tab and data set configurations take it as it is"
@@ -138,12 +151,23 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
 def _folders_called_like_images(folder: Path, numbered: list[str]) -> Iterator[AuditFinding]:
     """Kohya looks for names, and takes a folder for an image."""
     for parent in [Path(name) for name in numbered] or [Path()]:
-        with os.scandir(folder / parent) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        for path in (parent / name for name in names):
+        for path in (parent / name for name in _folders(folder / parent)):
             if path.suffix.lower() in IMAGE_SUFFIXES and not unread(path):
                 text = "is a folder that is called like an image: Kohya stops at it; rename it"
                 yield AuditFinding("not-a-file", path.as_posix(), text)
+
+
+def _has_concepts(folder: Path) -> bool:
+    try:
+        return bool(concepts(folder))
+    except OSError:  # what cannot be listed cannot be trained
+        return False
+
+
+def _folders(folder: Path) -> list[str]:
+    """The visible folders in `folder`."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _misplaced(path: Path) -> Iterator[AuditFinding]:

@@ -33,6 +33,9 @@ def codes(tmp_path: Path, caption: str | bytes | None, **settings: Any) -> list[
         ("a {{red|blue}} dress", []),
         ("a {red} dress", []),
         ("a  dog", ["slip"]),
+        ("a \u200bdog", ["slip"]),
+        ("a \ufeffdog", ["slip"]),
+        ("می\u200cخواهم", []),
         ("a dog,, a cat", ["slip"]),
         ("1girl, solo, long hair, smile, blue eyes", ["tag-list"]),
         ("a woman in a red dress, smiling, with her hair up, walking her dog through town", []),
@@ -59,6 +62,28 @@ def test_captions_without_image_and_shared_ones(tmp_path: Path) -> None:
     assert [(finding.code, finding.path) for finding in check(tmp_path)] == [
         ("shared-caption", "a.png"), ("no-image", "gone.txt"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        ("20_ohwx man/a.png", "as 'ohwx man', from its folder's name"), ("20_ohwx_man/a.png", "as 'ohwx_man'"),
+        ("20/a.png", "without a caption"), ("20_/a.png", "without a caption"), ("x/a.png", "without a caption"),
+    ],
+)  # fmt: skip
+def test_what_an_image_without_a_caption_is_trained_as(tmp_path: Path, image: str, says: str) -> None:
+    folder_of(tmp_path, {image: None})
+    for folder, recursive in ((tmp_path, True), ((tmp_path / image).parent, False)):
+        (found,) = check(folder, recursive=recursive)
+        assert found.code == "no-caption" and says in found.text
+
+
+@pytest.mark.parametrize(("there", "asked"), [(".caption", ".txt"), (".txt", ".caption")])
+def test_captions_of_the_other_extension_are_pointed_out(tmp_path: Path, there: str, asked: str) -> None:
+    folder_of(tmp_path, {"10_dog/a.png": None, f"10_dog/a{there}": GOOD})
+    (found,) = [one for one in check(tmp_path, recursive=True, suffix=asked) if one.code == "no-caption"]
+    assert f"a{there}" in found.text and f"--extension {there}" in found.text
+    assert not check(tmp_path, recursive=True, suffix=there)
 
 
 @pytest.mark.parametrize(("caption", "says"), [(b"", "stops"), (b" \n", "without a caption"), (b"\n", "without")])

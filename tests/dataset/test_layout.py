@@ -11,6 +11,7 @@ from PIL import Image
 from kohya_ext.dataset import layout
 from kohya_ext.dataset.audit import AuditSettings, audit
 from kohya_ext.dataset.buckets import Bucketing
+from kohya_ext.dataset.images import look_at
 from kohya_ext.dataset.tokens import TokenCounter
 from tests.dataset.generated import Builder
 from tests.systems import WINDOWS
@@ -182,3 +183,19 @@ def test_a_folder_called_like_an_image(tmp_path: Path, inside: str) -> None:
     assert [one for one in found(tmp_path) if one[0] == "not-a-file"] == [
         ("not-a-file", (Path(inside) / "b.png").as_posix())
     ]
+
+
+def test_the_folder_to_train_is_named(tmp_path: Path) -> None:
+    for name in ("img/20_ohwx man", "reg/1_man", "log"):
+        (tmp_path / "lora" / name).mkdir(parents=True)
+    told = {one.code: one.text for one in layout.check(tmp_path / "lora", [])}
+    assert "img or reg in it is" in told["no-repeats"]
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, False), (2, True), (8, True), (0, False), (9, False)])
+def test_only_orientations_that_exist_turn_an_image(tmp_path: Path, orientation: int, turned: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 48), (9, 99, 199)).save(tmp_path / "a.jpg", exif=exif)
+    codes_of = {one.code for one in look_at(tmp_path, Path("a.jpg")).findings}
+    assert ("rotated" in codes_of) == turned
