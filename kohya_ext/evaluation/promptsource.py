@@ -63,6 +63,11 @@ def read(path: Path) -> PromptFile:
     """The prompts in the file at `path`. Raises UsageError with the place of what is wrong."""
     text = read_text(path)
     try:
+        if path.suffix != path.suffix.lower() in (".toml", ".json"):
+            raise UsageError(
+                f"sd-scripts knows the kind of a prompt file by an ending in small letters: rename it to {path.stem}"
+                f"{path.suffix.lower()}"
+            )
         if path.suffix == ".toml":
             return _from_entries(_toml(text))
         if path.suffix == ".json":

@@ -113,3 +113,11 @@ def test_without_pythons_own_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for module in ("tomllib", "tomli"):
         monkeypatch.setitem(sys.modules, module, None)
     assert read(tmp_path / "p.toml") == expected
+
+
+@pytest.mark.parametrize("name", ["prompts.TOML", "prompts.Json", "prompts.JSON"])
+def test_an_ending_that_sd_scripts_does_not_know_is_no_list_of_lines(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('["a dog"]')
+    with pytest.raises(UsageError, match=f"rename it to {name.lower()}"):
+        read(path)
