@@ -23,10 +23,12 @@ _MARK = re.compile(
 # What may number a series, or belong to what the name says: "_2", "(1990)".
 _NUMBER = re.compile(r"(?:\s*\((\d{1,5})\)|_(\d{1,5}))$")
 _YEARS_FROM = 1000  # a series that has only numbers beyond this counts years
-# Names that cameras, phones, messengers and image generators give; they say nothing about the image.
+# Names that cameras, phones, messengers, browsers and image generators give; they say nothing about the image.
 _CAMERA = re.compile(
     r"(?:(?:fb_)?(?:mv)?img[-_ ]?e?\d+(?:[-_](?:wa|burst|cover|hdr|pano|portrait|bokeh|edit(?:ed)?)?\d*)*"
-    r"|_?(?:img|mg)_\d+|_?dsc[nf]?_?\d{3,}|pxl_\d{8}_\d+(?:\.\w+)*|p\d{6,8}|\d{3}[-_]\d{4}"
+    r"|_?(?:img|mg)_\d+(?: \d)?|vid-\d{8}-wa\d+|received_\d{6,}|snapchat-\d{6,}"
+    r"|(?:download|images?|unnamed|untitled|unbenannt|index)(?:[-_ ]?\d{1,3})?|pasted[-_ ]image(?:[-_ ]\d+)?"
+    r"|_?dsc[nf]?_?\d{3,}|pxl_\d{8}_\d+(?:\.\w+)*|p\d{6,8}|\d{3}[-_]\d{4}"
     r"|(?:dji|gopr|gp|vid|cimg|hpim|imgp|mvi|image|photo|pic|picture|bild|foto)[-_ ]?\d{3,}(?:[-_]\d+)*"
     r"|(?:screenshot|screen shot|bildschirmfoto|photo|signal|whatsapp image|image)[-_ ]\d{4}[-_.]?\d\d[-_.]?\d\d"
     r"(?:[-_ .:,]|\d|at|um|[ap]m)*(?:_[a-z]+)?"

@@ -82,6 +82,9 @@ def test_a_number_is_a_suffix_only_among_siblings(siblings: list[str], expected:
      "MVIMG_20200101_101112", "20230704_101112", "DJI_0001", "GOPR0001", "100_1234", "Screenshot_20230704-101112",
      "Screenshot 2023-07-04 at 10.11.12", "WhatsApp Image 2023-07-04 at 10.11.12", "photo_2023-07-04_10-11-12",
      "FB_IMG_1612345678901", "ComfyUI_00001_", "00012-1234567890", "0001", "IMG_E1234", "IMG_1234~2",
+     "IMG_1234 2", "VID-20230102-WA0001", "received_1234567890",
+     "Snapchat-1234567890", "download", "download (1)", "images", "image (3)", "unnamed", "untitled 2",
+     "pasted image 0",
      "d41d8cd98f00b204e9800998ecf8427e", "123e4567-e89b-12d3-a456-426614174000"],
 )  # fmt: skip
 def test_names_from_cameras_and_programs(stem: str) -> None:
@@ -91,7 +94,8 @@ def test_names_from_cameras_and_programs(stem: str) -> None:
 @pytest.mark.parametrize(
     "stem",
     ["a dog", "img_2 of a dog", "room_101", "1girl_2000", "image of a dog", "p", "dsc", "deface", "ewpp_12", "字",
-     "screenshot of a game", "photo of ewpp (12)", "facade", "a1b2"],
+     "screenshot of a game", "an untitled painting", "image search", "download bar", "photo of ewpp (12)", "facade",
+     "a1b2"],
 )  # fmt: skip
 def test_names_that_somebody_gave(stem: str) -> None:
     assert not is_camera_name(stem)
