@@ -82,6 +82,7 @@ def audit(
     findings += caches.check(
         folder, files, {path.with_suffix(""): size for path, size in sizes.items()}, settings.bucketing
     )
+    findings += caches.check_texts(folder, files, settings.suffix)
     findings += masks.check(folder, files, sizes)
     findings += _lengths(counts, tokens.estimated)
     findings += balance.advice(sum(image.readable for image in images), styles, views)

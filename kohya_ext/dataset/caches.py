@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.dataset.buckets import Bucketing, Size
-from kohya_ext.dataset.findings import AuditFinding
+from kohya_ext.dataset.findings import ADVICE, AuditFinding
 from kohya_ext.files.regular import NotReadableError, open_regular
 
 SUFFIX = ".npz"
 MOST_ARRAYS = 256
 LARGEST_HEADER = 4096  # bytes of each array that are read
 STRIDE = 8  # pixels a latent stands for, in all models that keep one size in a file
-_SIZED = re.compile(r"(.+)_(\d{4,})x(\d{4,})_(?:sd|sdxl|sd3|flux|lumina|hi|anima)$")
+_FAMILIES = "sd|sdxl|sd3|flux|lumina|hi|anima"
+_SIZED = re.compile(rf"(.+)_(\d{{4,}})x(\d{{4,}})_(?:{_FAMILIES})$")
+_TEXT = re.compile(rf"(.+)_(?:te_outputs|(?:{_FAMILIES})_te)$")  # what the text encoders made of the caption
 _ONE_SIZE = ("_sd", "_sdxl")  # the others may keep latents of several sizes
 _NUMBERS = {"<i8": "q", "<i4": "i", "<f8": "d", "<f4": "f", "<u8": "Q", "<u4": "I"}
 
@@ -30,6 +32,28 @@ class CachedArray:
 
     shape: tuple[int, ...]
     values: tuple[float, ...] = ()
+
+
+def owner(path: Path) -> Path:
+    """The image, without its extension, that the name of a cache file stands for."""
+    match = _SIZED.match(path.stem) or _TEXT.match(path.stem)
+    return path.with_name(match[1]) if match else path.with_suffix("")
+
+
+def check_texts(folder: Path, files: list[Path], suffix: str) -> Iterator[AuditFinding]:
+    """The caches of text encoders that are older than their captions. Kohya does not compare them."""
+    present = set(files)
+    for path in files:
+        caption = owner(path).with_name(owner(path).name + suffix)
+        if path.suffix != SUFFIX or not _TEXT.match(path.stem) or caption not in present:
+            continue
+        try:
+            older = (folder / path).stat().st_mtime < (folder / caption).stat().st_mtime
+        except OSError:
+            continue
+        if older:
+            text = f"is older than {caption.name}: if that was edited since, Kohya trains the old caption; delete it"
+            yield AuditFinding("old-text-cache", path.as_posix(), text, ADVICE)
 
 
 def check(folder: Path, files: list[Path], sizes: Mapping[Path, Size], bucketing: Bucketing) -> Iterator[AuditFinding]:

@@ -8,15 +8,23 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kohya_ext.core.errors import ConflictError, UsageError
-from kohya_ext.dataset import texts
+from kohya_ext.dataset import caches, texts
 from kohya_ext.dataset.history import EditPlan
-from kohya_ext.dataset.layout import CAPTION_SUFFIX, files_in, images_in, require_extension
+from kohya_ext.dataset.layout import (
+    CAPTION_SUFFIX,
+    IMAGE_SUFFIXES,
+    MASK_FOLDERS,
+    files_in,
+    images_in,
+    is_mask,
+    require_extension,
+)
 from kohya_ext.dataset.names import caption_of, is_camera_name, name_of, series_of
 from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, TooSlowError, substituted
 
 ROOM_FOR_NUMBER = len(" (9999)")
 # What lies next to an image under its name and has to keep it: captions of both kinds, cached latents.
-COMPANIONS = (".txt", ".caption", ".npz")
+COMPANIONS = (".txt", ".caption", ".npz")  # and the caches with more in their names
 BLANK = "the first line is empty, and Kohya reads no other"
 SAYS_NOTHING = (
     "the name of its image comes from a camera or a program: name the image after what it shows, "
@@ -138,14 +146,18 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Edit
     taken: dict[Path, set[str]] = defaultdict(set)
     groups = _captions_of(folder, recursive, suffix or CAPTION_SUFFIX)
     series = series_by_folder(groups)
-    members = {path: _members(folder, path, images, suffix) for path, images in groups.items()}
+    attached = _attached(folder, {path.with_suffix("") for path in groups})
+    members = {
+        path: [*_members(folder, path, images, suffix), *attached[path.with_suffix("")]]
+        for path, images in groups.items()
+    }
     ours = {member for group in members.values() for member in group}
     for file in files_in(folder, recursive=recursive):
         if file not in ours:
             taken[file.parent].add(file.stem.casefold())
     wanted: list[tuple[Path, str]] = []
     for path in groups:
-        extension = max(len(member.suffix.encode()) for member in members[path])
+        extension = max(len(_rest(member, path).encode()) for member in members[path])
         name = _name_for(plan, folder, path, extension, series[path.parent])
         if name is None or name == path.stem:
             plan.unchanged += name is not None
@@ -158,7 +170,7 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Edit
         if free == path.stem:
             plan.unchanged += 1
             continue
-        moves += [(member, member.with_name(free + member.suffix)) for member in members[path]]
+        moves += [(member, member.with_name(free + _rest(member, path))) for member in members[path]]
     _order(plan, moves)
     return plan
 
@@ -176,6 +188,8 @@ def _captions_of(folder: Path, recursive: bool, suffix: str) -> dict[Path, list[
     require_extension(suffix)
     groups: dict[Path, list[Path]] = defaultdict(list)
     for image in images_in(folder, recursive=recursive):
+        if is_mask(image):  # Kohya reads no captions for these
+            continue
         groups[image.with_suffix(suffix)].append(image)
     if not groups:
         deeper = "" if recursive else "; --recursive looks into its folders too"
@@ -227,6 +241,23 @@ def _edited(
         else:
             plan.write(path, caption.state, caption.as_state(text), (caption.text, text))
     return plan
+
+
+def _attached(folder: Path, stems: set[Path]) -> dict[Path, list[Path]]:
+    """What belongs to an image (by its path without extension) and says more in its name, or lies among the masks."""
+    found: dict[Path, list[Path]] = defaultdict(list)
+    for file in sorted(files_in(folder, recursive=True)):
+        if file.suffix == caches.SUFFIX and file.with_suffix("") not in stems:
+            found[caches.owner(file)].append(file)
+        elif is_mask(file) and file.suffix.lower() in IMAGE_SUFFIXES:
+            parts = (part for part in file.parent.parts if part.lower() not in MASK_FOLDERS)
+            found[Path(*parts, file.stem)].append(file)
+    return found
+
+
+def _rest(member: Path, caption: Path) -> str:
+    """What follows in the name of a companion after the name of its image."""
+    return member.name[len(caption.stem) :]
 
 
 def _members(folder: Path, caption: Path, images: list[Path], suffix: str) -> list[Path]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -54,3 +55,14 @@ def test_no_more_than_headers_are_read(tmp_path: Path) -> None:
         for number in range(caches.MOST_ARRAYS + 1):
             archive.writestr(f"{number}.npy", b"")
     assert codes(tmp_path, "a.npz") == ["damaged-cache"]
+
+
+@pytest.mark.parametrize("cache", ["a_te_outputs.npz", "a_flux_te.npz", "a_anima_te.npz"])
+@pytest.mark.parametrize("age", [-100, 100])
+def test_text_caches_that_are_older_than_their_captions(tmp_path: Path, cache: str, age: int) -> None:
+    for name in ("a.txt", cache):
+        (tmp_path / name).write_text("a dog")
+    os.utime(tmp_path / cache, (1_700_000_000, 1_700_000_000))
+    os.utime(tmp_path / "a.txt", (1_700_000_000 + age, 1_700_000_000 + age))
+    found = [one.path for one in caches.check_texts(tmp_path, [Path("a.txt"), Path(cache)], ".txt")]
+    assert found == ([cache] if age > 0 else [])

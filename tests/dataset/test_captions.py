@@ -255,3 +255,26 @@ def test_a_text_that_would_outgrow_a_caption_is_refused(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.png": None, "a.txt": "a" * 4000})
     with pytest.raises(UsageError, match="would have more than"):
         captions.replaced(tmp_path, "a", "x" * 5000)
+
+
+def test_a_rename_takes_masks_and_all_caches_along(tmp_path: Path) -> None:
+    """A cache that stays behind is trained for the next image of that name."""
+    caches = ("_0064x0064_sdxl.npz", "_te_outputs.npz", "_1024x0768_flux.npz", "_flux_te.npz", ".npz")
+    files: dict[str, str | bytes | None] = {}
+    for name, other in (("a", "b"), ("b", "a")):
+        files |= {f"5_x/{name}.png": None, f"5_x/{name}.txt": other, f"5_x/masks/{name}.png": name}
+        files |= {f"5_x/{name}{cache}": f"{name}{cache}" for cache in caches}
+    folder_of(tmp_path, files)
+    history.apply(tmp_path, captions.to_names(tmp_path, recursive=True))
+    for name, other in (("a", "b"), ("b", "a")):
+        for cache in caches:
+            assert (tmp_path / f"5_x/{name}{cache}").read_text() == f"{other}{cache}"
+        assert (tmp_path / f"5_x/masks/{name}.png").read_text() == other
+    history.undo(tmp_path)
+    assert (tmp_path / "5_x/a_te_outputs.npz").read_text() == "a_te_outputs.npz"
+
+
+def test_masks_get_no_captions(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"5_x/a dog.png": None, "5_x/masks/a dog.png": None})
+    plan = captions.from_names(tmp_path, recursive=True)
+    assert list(plan.written) == ["5_x/a dog.txt"]
