@@ -320,3 +320,13 @@ def test_alpha_is_what_was_asked_for(pair: tuple[Path, Path], tmp_path: Path) ->
         assert float(two[f"{name}.alpha"]) == 1.0
         exact = models.product(one, name)
         assert torch.allclose(models.product(two, name), exact, atol=1e-5 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_quantised_in_bfloat16_has_not_changed(tmp_path: Path, seed: int) -> None:
+    """Most converters divide by the scale in the type of the model, which rounds once more."""
+    plain = {key: value.bfloat16() for key, value in models.random_weights(models.flux(), seed).items()}
+    for place, at in (("base", plain), ("tuned", scaled_fp8(plain, "weight_scale"))):
+        save_file({key: value.contiguous() for key, value in at.items()}, str(tmp_path / f"{place}.safetensors"))
+    with pytest.raises(UsageError, match="do not differ"):
+        run(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", ranks=(4,))
