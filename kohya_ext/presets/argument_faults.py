@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from kohya_ext.presets.findings import Level
 from kohya_ext.presets.script_run import ScriptRun
 
+SEEDS = 2**32  # numpy, which accelerate seeds too, takes the numbers below
+
 
 @dataclass(frozen=True)
 class ArgumentFault:
@@ -21,7 +23,13 @@ class ArgumentFault:
 
 
 def value_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
-    """Flags of the command line whose value argparse refuses, or that lack the one that they need."""
+    """Values that argparse refuses, flags that lack the one that they need, seeds that no random numbers start from."""
     for name, fault in training.refused.items():
         fix = f"write --{name} without a value" if fault.endswith("no value") else "give it such a value, or remove it"
         yield ArgumentFault("argument-type", (name,), f"{training.script} stops: {fault}", fix)
+    seed = training.given.get("seed")
+    if isinstance(seed, (int, float)) and not 0 <= seed < SEEDS:
+        effect = f"{training.script} stops: a seed is a number from 0 to {SEEDS - 1}"
+        yield ArgumentFault(
+            "training-stops", ("seed",), effect, "leave it empty for a random one, or write such a number"
+        )

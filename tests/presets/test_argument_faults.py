@@ -6,10 +6,11 @@ import argparse
 
 import pytest
 
+from kohya_ext.presets.argument_faults import value_faults
 from kohya_ext.presets.launch_command import LaunchCommands
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.schema import Schema
-from kohya_ext.presets.script_run import script_run
+from kohya_ext.presets.script_run import ScriptRun, script_run
 from kohya_ext.pysource.sources import TextSources
 
 SCRIPT = """
@@ -47,3 +48,16 @@ def test_what_argparse_refuses_is_refused(words: str, capsys: pytest.CaptureFixt
     run = script_run(LaunchCommands([], f"python train.py {words}", {}), release)
     assert run is not None
     assert (not run.refused and not run.strays) == accepted, run.refused
+
+
+@pytest.mark.parametrize(("seed", "stops"), [(0, False), (42, False), (2**32 - 1, False), (2**32, True), (-1, True)])
+def test_seeds_that_no_random_numbers_start_from(seed: int, stops: bool) -> None:
+    numpy = pytest.importorskip("numpy")
+    try:
+        numpy.random.seed(seed)
+        refused = False
+    except ValueError:
+        refused = True
+    found = [(one.rule, one.names) for one in value_faults(ScriptRun("train_db.py", {"seed": seed}))]
+    assert found == ([("training-stops", ("seed",))] if stops else [])
+    assert refused == stops
