@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kohya_ext.presets.convert import convert, parse_number, shown_at_start
+from kohya_ext.presets.convert import FALSE_WORDS, convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import LEVELS, Finding, Level
 from kohya_ext.presets.fit import ADAPTIVE_NOISE, lacking, noise_offset_counts
@@ -142,9 +142,19 @@ def _judged(value: Any, one: Field, release: Release) -> Iterator[Finding]:
 
 
 def _checkbox(value: Any, one: Field) -> Iterator[Finding]:
-    if isinstance(value, str):
-        effect = f"a text that is not empty counts as on, {value!r} too" if value else "an empty text counts as off"
-        yield Finding("error", "text-for-switch", one.key, value, effect, "write true or false")
+    """Any text that is not empty counts as on in every gradio, so an error only where it says the opposite."""
+    if not isinstance(value, str):
+        return
+    if not value:
+        yield Finding(
+            "note", "text-for-switch", one.key, value, "an empty text counts as off", "write false, or leave it"
+        )
+    elif value.strip().casefold() in FALSE_WORDS:
+        effect = f"a text that is not empty counts as on, {value!r} too"
+        yield Finding("error", "text-for-switch", one.key, value, effect, "write false")
+    else:
+        effect = "a text that is not empty counts as on"
+        yield Finding("warning", "text-for-switch", one.key, value, effect, "write true or false")
 
 
 def _number(value: Any, one: Field, gradio: int | None) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from kohya_ext.presets.keys import SECRETS
 from kohya_ext.presets.launch_command import DATA_KEYS, LaunchCommands, Surroundings, as_sent, launch_commands
 from kohya_ext.presets.machine import WITHOUT
 from kohya_ext.presets.migration import Migration
+from kohya_ext.presets.privacy import holds_secret
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions, training_defects
 from kohya_ext.presets.schema import Schema, Tab, offering_ours
@@ -154,7 +155,7 @@ def _without_effect(given: Collection[str], form: Mapping[str, Any]) -> Iterator
 
 def _complaints(preset: Preset, form: Mapping[str, Any], release: Release, result: LaunchCommands) -> Iterator[str]:
     """What the user should know before running the commands."""
-    secret = sorted({key for key in SECRETS if preset.values.get(key)})
+    secret = sorted(key for key in SECRETS if holds_secret(key, preset.values.get(key)))
     if secret:
         yield f"{', '.join(secret)} skipped: secrets are not taken from presets; give them with --set"
     trained = effective(form, release)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from kohya_ext.presets.convert import FALSE_WORDS
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import PATHS, PERSONAL, SECRETS
 
@@ -26,14 +27,21 @@ def private_findings(values: Mapping[str, Any], shared: Collection[str] = ()) ->
         value = values[key]
         if not isinstance(value, str) or not value or value in shared:
             continue
-        if key in SECRETS or TOKEN.search(value) or (key in FLAG_KEYS and _secret_words(value)):
+        if holds_secret(key, value) or TOKEN.search(value) or (key in FLAG_KEYS and _secret_words(value)):
             effect = "whoever gets the file gets the secret"
             yield Finding("error", "secret", key, _UNSAID, effect, "remove it from the file and revoke it")
+        elif key in SECRETS:
+            yield Finding("note", "neutral-key", key, value, "no secret: the value asks for nothing", "remove it")
         elif key in PATHS or (key not in PERSONAL and PATH.search(value)):
             yield Finding("warning", "path", key, value, "a path of the machine it was made on", "remove it")
         elif key in PERSONAL and key not in KEPT:
             effect = "belongs to one machine, account or run"
             yield Finding("note", "personal", key, value, effect, "remove it to share the preset")
+
+
+def holds_secret(key: str, value: Any) -> bool:
+    """Whether a setting that may be a secret is one: old presets have the text "False" where there is none."""
+    return key in SECRETS and bool(value) and str(value).strip().casefold() not in FALSE_WORDS
 
 
 def without_secrets(key: str, value: Any) -> Any:

@@ -13,6 +13,8 @@ EXTRA = "additional_parameters"
     ("key", "value", "rule"),
     [
         ("wandb_api_key", "anything", "secret"),
+        ("wandb_api_key", "False", "neutral-key"),
+        ("huggingface_token", "none ", "neutral-key"),
         ("sample_prompts", f"a cat {TOKEN}", "secret"),
         ("unknown", "0" * 40, "secret"),
         (EXTRA, "--huggingface_token x", "secret"),

@@ -115,6 +115,8 @@ def told(values: dict[str, Any], revision: str, tab: Tab = "lora") -> set[tuple[
         (SDXL | {"enable_bucket": True, "min_bucket_reso": 1280}, ALL, ("error", "bucket-range", "min_bucket_reso")),
         (SDXL | {"max_train_epochs": 0}, ("v22.3.1",), ("error", "trains-nothing", "max_train_epochs")),
         (SDXL | {"max_train_epochs": 0}, NEW, None),
+        (SDXL | {"seed": "-1"}, ("v22.3.1",), ("error", "training-stops", "seed")),
+        (SDXL | {"use_wandb": "", "wandb_api_key": "False"}, ALL, None),
         (SDXL | {"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "conv_dim": 100000}, ALL, None),
         (SDXL | {"lr_warmup": 10}, NEW, WARMED),
         (SDXL | {"lr_warmup": 10}, ("v22.3.1",), None),  # the GUI drops it
