@@ -8,9 +8,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from kohya_ext.presets.convert import FALSE_WORDS
 from kohya_ext.presets.findings import Level
 from kohya_ext.pysource.sources import Sources
-from kohya_ext.spec.kohyas_optimizers import ARGUMENTS, GIVEN, OF_TORCH, SCHEDULERS_ARGUMENTS
+from kohya_ext.spec.kohyas_optimizers import (
+    ARGUMENTS,
+    GIVEN,
+    OF_TORCH,
+    READS_TEXTS,
+    SCHEDULERS_ARGUMENTS,
+    SWITCHES,
+    UNTOLD,
+)
 from kohya_ext.spec.optimizers import ours
 
 FILES = ("library/optimizer.py", "library/train_util.py")  # where releases keep `get_optimizer`, newest first
@@ -20,11 +29,12 @@ _COMPARED = re.compile(r'optimizer_type\s*==\s*"(\w+)"')
 
 @dataclass(frozen=True)
 class WordFault:
-    """What is wrong with one argument of an optimizer or a scheduler."""
+    """What is wrong with one argument of an optimizer or a scheduler. stops: it does not train with another value."""
 
     level: Level
     effect: str
     fix: str
+    stops: bool = True
 
 
 def names_of(training: Sources | None) -> frozenset[str]:
@@ -65,6 +75,24 @@ def word_faults(optimizer: str, names: Iterable[str]) -> Iterator[WordFault]:
             fix = f"write {near[0]}, or remove it" if near else "remove it, or choose the optimizer that it belongs to"
             level: Level = "error" if near or of_another else "warning"
             yield WordFault(level, f"{shown} has no argument {name}", fix)
+
+
+def text_faults(optimizer: str, words: Iterable[str]) -> Iterator[WordFault]:
+    """Numbers and switches in quotes, which are texts to an optimizer of Kohya's: `betas='0.9,0.99'`.
+
+    words: `name=value`, as sd-scripts reads it.
+    """
+    key = (optimizer or "AdamW").casefold()
+    for word in words:
+        name, _, text = word.partition("=")
+        value = ast.literal_eval(text)
+        if not isinstance(value, str) or name not in ARGUMENTS.get(key, ()) or name in UNTOLD:
+            continue
+        bare = f"write {name}={value.strip()}, without quotes"
+        if name not in SWITCHES and name not in READS_TEXTS.get(key, ()):
+            yield WordFault("error", f"{name}={text} is a text where {optimizer or 'AdamW'} takes numbers", bare)
+        elif name in SWITCHES and value.strip().casefold() in FALSE_WORDS and value:
+            yield WordFault("error", f"{name}={text} is a text, and counts as on", bare, stops=False)
 
 
 def scheduler_faults(scheduler: str, optimizer: str, names: Iterable[str]) -> Iterator[WordFault]:

@@ -20,7 +20,7 @@ from kohya_ext.presets.launch_command import GIVEN, WEIGHTS
 from kohya_ext.presets.loop_faults import loop_faults
 from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
 from kohya_ext.presets.network_choice import network_faults, pinned_lycoris
-from kohya_ext.presets.optimizer_choice import malformed, scheduler_faults, unknown_optimizer, word_faults
+from kohya_ext.presets.optimizer_choice import malformed, scheduler_faults, text_faults, unknown_optimizer, word_faults
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT
 from kohya_ext.presets.script_run import ScriptRun
@@ -238,13 +238,14 @@ def _optimizer_words(training: ScriptRun, form: Form, _: Release) -> Iterator[Fi
         yield Finding("error", "optimizer-args", key, form.get(key), effect, fix)
     optimizer, scheduler = optimizer_of(training), str(training.value("lr_scheduler") or "")
     faults = [(key, one) for one in word_faults(optimizer, [name for name in given if name not in flags])]
+    faults += [(key, one) for one in text_faults(optimizer, sound["optimizer_args"])]
     if not training.value("lr_scheduler_type"):
         names = [word.partition("=")[0] for word in sound["lr_scheduler_args"]]
         place = key_of("lr_scheduler_args", form)
         faults += [(place, one) for one in scheduler_faults(scheduler, optimizer, names)]
     for key, wrong in faults:
         stops = "stops" if wrong.level == "error" else "may stop"
-        effect = f"{training.script} {stops}: {wrong.effect}"
+        effect = f"{training.script} {stops}: {wrong.effect}" if wrong.stops else wrong.effect
         yield Finding(wrong.level, "optimizer-args", key, form.get(key), effect, wrong.fix)
 
 

@@ -56,6 +56,18 @@ GIVEN: dict[str, frozenset[str]] = {
     name: frozenset({"lr", "nesterov"} if name.startswith("sgdnesterov") else {"lr"}) for name in ARGUMENTS
 }
 
+# The arguments that are switches; all others of the above are numbers, or several of them.
+SWITCHES = frozenset(
+    {
+        *(*_TORCH, "amsgrad", "capturable", "block_wise", "is_paged", "use_triton", "decoupled_weight_decay"),
+        *("decouple", "use_bias_correction", "safeguard_warmup", "fsdp_in_use", "no_prox"),
+        *("scale_parameter", "relative_step", "warmup_init"),
+    }
+)
+# bitsandbytes itself reads the numbers in a text for these, in its optimizers with two states only.
+READS_TEXTS = {name: frozenset({"betas"}) for name in ("adamw8bit", "pagedadamw", "pagedadamw8bit", "pagedadamw32bit")}
+UNTOLD = frozenset({"args"})  # an object of bitsandbytes
+
 # Those that find their rate and end the run where two parts of a model have different ones, 0 aside.
 ONE_RATE = frozenset({"prodigy", "dadaptation", "dadaptadampreprint", "dadaptadam", "dadaptlion", "dadaptsgd"})
 

@@ -107,6 +107,12 @@ def told(values: dict[str, Any], revision: str, tab: Tab = "lora") -> set[tuple[
         (SDXL | {"optimizer_args": "weight_decay=0.05 "}, NEW, ("error", "gui-refuses", "optimizer_args")),
         (SDXL | {"optimizer_args": "weight_decay=0.05 "}, ("v22.3.1",), None),
         (
+            SDXL | {"optimizer": "Lion8bit", "optimizer_args": "betas='0.95,0.98'"},
+            NEW,
+            ("error", "optimizer-args", "optimizer_args"),
+        ),
+        (SDXL | {"optimizer": "Lion8bit", "optimizer_args": "betas='0.95,0.98'"}, ("v22.3.1",), None),  # the shell's
+        (
             SDXL | {"additional_parameters": "network_train_unet_only"},
             ALL,
             ("error", "unknown-flag", "additional_parameters"),
