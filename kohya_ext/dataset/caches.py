@@ -52,7 +52,7 @@ def check_texts(folder: Path, files: list[Path], suffix: str) -> Iterator[AuditF
         except OSError:
             continue
         if older:
-            text = f"is older than {caption.name}: if that was edited since, Kohya trains the old caption; delete it"
+            text = f"is older than {caption.name}: if the caption was edited since, Kohya trains the old one; delete it"
             yield AuditFinding("old-text-cache", path.as_posix(), text, ADVICE)
 
 

@@ -168,4 +168,4 @@ def oddities(text: str) -> Iterator[str]:
     if "\N{REPLACEMENT CHARACTER}" in text or re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
         yield "holds characters that cannot be meant"
     if unseen := re.search("[\u00ad\u200b\u2060\ufeff]", text):
-        yield f"holds a character that nobody sees (U+{ord(unseen[0]):04X}) and Kohya trains: delete it"
+        yield f"contains an invisible character (U+{ord(unseen[0]):04X}), which is trained like any other: delete it"

@@ -124,7 +124,7 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
     else:
         inner = [name for name in _folders(folder) if _has_concepts(folder / name)]
     if inner:
-        text = f"is not the folder to train, {' or '.join(inner)} in it is: there are those with repeats in their names"
+        text = f"is not the folder to train; choose {' or '.join(inner)}, which has folders called REPEATS_NAME"
         yield AuditFinding("no-repeats", "", f"{folder.name} {text}", ADVICE)
     elif not numbered and not repeats_of(folder.name):
         text = (

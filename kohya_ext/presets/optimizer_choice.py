@@ -90,9 +90,10 @@ def text_faults(optimizer: str, words: Iterable[str]) -> Iterator[WordFault]:
             continue
         bare = f"write {name}={value.strip()}, without quotes"
         if name not in SWITCHES and name not in READS_TEXTS.get(key, ()):
-            yield WordFault("error", f"{name}={text} is a text where {optimizer or 'AdamW'} takes numbers", bare)
+            effect = f"{name}={text} is text in quotes, and {optimizer or 'AdamW'} expects numbers"
+            yield WordFault("error", effect, bare)
         elif name in SWITCHES and value.strip().casefold() in FALSE_WORDS and value:
-            yield WordFault("error", f"{name}={text} is a text, and counts as on", bare, stops=False)
+            yield WordFault("error", f"{name}={text} is text in quotes, which counts as on", bare, stops=False)
 
 
 def scheduler_faults(scheduler: str, optimizer: str, names: Iterable[str]) -> Iterator[WordFault]:

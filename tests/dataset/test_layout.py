@@ -189,7 +189,7 @@ def test_the_folder_to_train_is_named(tmp_path: Path) -> None:
     for name in ("img/20_ohwx man", "reg/1_man", "log"):
         (tmp_path / "lora" / name).mkdir(parents=True)
     told = {one.code: one.text for one in layout.check(tmp_path / "lora", [])}
-    assert "img or reg in it is" in told["no-repeats"]
+    assert "choose img or reg" in told["no-repeats"]
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(1, False), (2, True), (8, True), (0, False), (9, False)])
