@@ -288,14 +288,11 @@ def _checked(preset: Preset, release: Release) -> list[Finding]:
     from kohya_ext.presets.document import as_preset
     from kohya_ext.presets.explained import is_installed
     from kohya_ext.presets.findings import Finding
-    from kohya_ext.presets.fit import fit as fit_preset
-    from kohya_ext.presets.schema import offering_ours
+    from kohya_ext.presets.fit import fit_to_release
 
     if preset.about and not is_installed(preset):
         try:
-            schema = offering_ours(release.schema)
-            known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
-            fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, **known)
+            fitted = fit_to_release(preset, release)
         except UnsupportedError as error:
             return [Finding("error", "refused", preset.name, None, str(error), "use another preset or a newer release")]
         preset = as_preset(fitted.values, preset.name, preset.tab)

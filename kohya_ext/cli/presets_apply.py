@@ -91,7 +91,7 @@ def fit(arguments: argparse.Namespace) -> int:
     """Fit one preset and write it, as JSON or TOML. Raises UnsupportedError when the release lacks what it requires."""
     from kohya_ext.presets.document import dump_values
     from kohya_ext.presets.explained import with_about
-    from kohya_ext.presets.fit import fit as fit_preset
+    from kohya_ext.presets.fit import fit_to_release
     from kohya_ext.presets.schema import offering_ours
     from kohya_ext.presets.warm_up import drop_refused_warm_up
 
@@ -102,8 +102,7 @@ def fit(arguments: argparse.Namespace) -> int:
     out = Output("presets fit", arguments.json)
     preset, repairs, release = preset_to_fit(arguments, out)
     schema = offering_ours(release.schema)
-    known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
-    fitted = fit_preset(preset, schema, arguments=release.flags, migration=release.migration, **known)
+    fitted = fit_to_release(preset, release)
     drop_refused_warm_up(fitted, release)
     target = Path(arguments.out)
     if not arguments.dry_run:

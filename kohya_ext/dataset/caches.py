@@ -44,8 +44,9 @@ def check_texts(folder: Path, files: list[Path], suffix: str) -> Iterator[AuditF
     """The caches of text encoders that are older than their captions. Kohya does not compare them."""
     present = set(files)
     for path in files:
-        caption = owner(path).with_name(owner(path).name + suffix)
-        if path.suffix != SUFFIX or not _TEXT.match(path.stem) or caption not in present:
+        match = _TEXT.match(path.stem) if path.suffix == SUFFIX else None
+        caption = path.with_name(match[1] + suffix) if match else None
+        if caption not in present:
             continue
         try:
             older = (folder / path).stat().st_mtime < (folder / caption).stat().st_mtime

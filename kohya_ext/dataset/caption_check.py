@@ -10,10 +10,9 @@ from pathlib import Path
 from kohya_ext.core.errors import KohyaExtError
 from kohya_ext.dataset import layout, texts
 from kohya_ext.dataset.findings import ADVICE, AuditFinding
-from kohya_ext.dataset.layout import CAPTION_SUFFIX, IMAGE_SUFFIXES, files_in, require_extension
+from kohya_ext.dataset.layout import CAPTION_SUFFIX, CAPTION_SUFFIXES, IMAGE_SUFFIXES, files_in, require_extension
 from kohya_ext.files.text_encoding import BOM
 
-CAPTION_SUFFIXES = (CAPTION_SUFFIX, ".caption")  # the GUI's default, and that of sd-scripts
 ALONE = ": Kohya would train it without a caption"
 MOST_TAGS = 3  # more short pieces between commas than this read like a list of tags
 WORDS_OF_A_TAG = 3

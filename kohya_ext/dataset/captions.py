@@ -12,6 +12,7 @@ from kohya_ext.dataset import caches, texts
 from kohya_ext.dataset.history import EditPlan
 from kohya_ext.dataset.layout import (
     CAPTION_SUFFIX,
+    CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     MASK_FOLDERS,
     files_in,
@@ -24,7 +25,7 @@ from kohya_ext.dataset.substitute import LARGEST, SECONDS, BadExpressionError, T
 
 ROOM_FOR_NUMBER = len(" (9999)")
 # What lies next to an image under its name and has to keep it: captions of both kinds, cached latents.
-COMPANIONS = (".txt", ".caption", ".npz")  # and the caches with more in their names
+COMPANIONS = (*CAPTION_SUFFIXES, caches.SUFFIX)  # and the caches with more in their names
 BLANK = "the first line is empty, and Kohya reads no other"
 SAYS_NOTHING = (
     "the name of its image comes from a camera or a program: name the image after what it shows, "

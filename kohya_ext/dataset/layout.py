@@ -16,6 +16,7 @@ from kohya_ext.files.regular import folder_fault
 # Kohya reads these in every release; AVIF and JPEG XL where a plug-in of Pillow is installed.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
 CAPTION_SUFFIX = ".txt"
+CAPTION_SUFFIXES = (CAPTION_SUFFIX, ".caption")  # the GUI's default, and that of sd-scripts
 WINDOWS = os.name == "nt"
 MASK_FOLDERS = frozenset({"mask", "masks", "masked", "conditioning", "conditioning_images", "cond"})
 # Images that Kohya looks for in no release.

@@ -16,11 +16,10 @@ from kohya_ext.core.errors import UsageError
 from kohya_ext.presets.check import effective
 from kohya_ext.presets.convert import convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
-from kohya_ext.presets.fit import fit
+from kohya_ext.presets.fit import fit_to_release
 from kohya_ext.presets.keys import SECRETS
 from kohya_ext.presets.launch_command import DATA_KEYS, LaunchCommands, Surroundings, as_sent, launch_commands
 from kohya_ext.presets.machine import WITHOUT
-from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.privacy import holds_secret
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions, training_defects
@@ -121,10 +120,7 @@ def commands(
     for key, one in schema.fields.items():
         start = shown_at_start(one)
         form[key] = "" if key in SECRETS or not start.usable else start.value
-    zeroed = Migration(zeroed=release.migration.zeroed)
-    flags = release.flags
-    known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
-    fitted = fit(preset, schema, arguments=flags, migration=zeroed, keep_personal=True, **known)
+    fitted = fit_to_release(preset, release, loaded=False, keep_personal=True)
     form.update(fitted.values)
     form.update({key: preset.values[key] for key in WORDS if isinstance(preset.values.get(key), str) and key in form})
     form.update(project.settings(schema.tab))

@@ -19,8 +19,8 @@ from kohya_ext.presets.keys import EXTRA, FLAGS, OPTIMIZER_WHEN_ABSENT, PRIVATE,
 from kohya_ext.presets.machine import IN_LIST, WITHOUT, base_model, hub_models, without_xformers
 from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.privacy import without_paths, without_secrets
-from kohya_ext.presets.release import FAMILIES
-from kohya_ext.presets.schema import Field, Schema
+from kohya_ext.presets.release import FAMILIES, Release
+from kohya_ext.presets.schema import Field, Schema, offering_ours
 
 ADAPTIVE_NOISE = "adaptive_noise_scale"
 CAPTIONS = "caption_extension"
@@ -64,6 +64,22 @@ class Fitted:
     def note(self, action: Action, key: str, before: Any, after: Any, reason: str) -> None:
         """Record what was done to a key, and why."""
         self.steps.append(Step(action, key, before, after, reason))
+
+
+def fit_to_release(preset: Preset, release: Release, *, loaded: bool = True, keep_personal: bool = False) -> Fitted:
+    """`fit` for a tab of an installed release that offers what is ours.
+
+    loaded: the GUI is going to load the result from a file; else its values go into the form as they are.
+    """
+    return fit(
+        preset,
+        offering_ours(release.schema),
+        arguments=release.flags,
+        migration=release.migration if loaded else Migration(zeroed=release.migration.zeroed),
+        keep_personal=keep_personal,
+        gradio=release.gradio,
+        xformers=release.xformers,
+    )
 
 
 def fit(

@@ -16,11 +16,10 @@ from kohya_ext.presets.check import loaded_form
 from kohya_ext.presets.convert import convert, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.explained import with_about
-from kohya_ext.presets.fit import Fitted, fit
+from kohya_ext.presets.fit import Fitted, fit_to_release
 from kohya_ext.presets.keys import EXTRA, KEYS_OF_FLAGS, PATHS, PERSONAL, PRIVATE, SECRETS, flags_in
 from kohya_ext.presets.launch_command import GuiRefusesError, commands_of_form
 from kohya_ext.presets.machine import MODEL, SDPA, XFORMERS, hub_models
-from kohya_ext.presets.migration import Migration
 from kohya_ext.presets.release import SDXL, Release
 from kohya_ext.presets.schema import Schema, offering_ours
 from kohya_ext.presets.script_run import script_run
@@ -120,9 +119,7 @@ def to_file(preset: Preset, release: Release) -> tuple[dict[str, Any], Fitted]:
     Raises UnsupportedError where the release cannot take the preset or has no GUI that reads presets.
     """
     schema = offering_ours(release.schema)
-    absent = Migration(zeroed=release.migration.zeroed)  # the rest of it is for files that a form loads
-    known: dict[str, Any] = {"gradio": release.gradio, "xformers": release.xformers}
-    fitted = fit(preset, schema, arguments=release.flags, migration=absent, **known)
+    fitted = fit_to_release(preset, release, loaded=False)
     drop_refused_warm_up(fitted, release)
     start = start_form(schema)
     script, flat = arguments_of_form({**start, **fitted.values}, release)
