@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from kohya_ext.card import family as families
 from kohya_ext.card.family import Family
 from kohya_ext.core.errors import UsageError
 from kohya_ext.tensors import adapters
+from kohya_ext.tensors import families as tensors
 from kohya_ext.tensors.header import BITS, Header, is_pickle, read_header
 
 MODELSPEC = "modelspec."
@@ -34,7 +35,9 @@ _FEW = 3  # tensors of an embedding at most; no model has so few
 class Model:
     """A model file. weights: how many numbers it holds; size: of the file in bytes; sha256: "" where not asked for.
 
-    family: what it is for, base: what it was made from, both as it states. adapter: which kind of one, "" for others.
+    family: what it is for, base: what it was made from, both as it states, and `families.UNKNOWN` where its tensors
+    contradict that. contradiction: the sentence that says so, "" without one. task: what it makes, as Hugging Face has
+    it; "" where that is not known. adapter: which kind of one, "" for others.
     """
 
     path: Path
@@ -47,6 +50,8 @@ class Model:
     dtype: str
     size: int
     sha256: str = ""
+    contradiction: str = ""
+    task: str = families.IMAGES
 
     def spec(self, name: str) -> str:
         """A field of the modelspec, "" where there is none."""
@@ -70,10 +75,21 @@ def read(path: Path) -> Model:
     floats = {name: count for name, count in dtypes.items() if name in DTYPE_NAMES} or dict(dtypes)
     main = max(floats, key=lambda name: floats[name] * BITS[name])
     kind, found = _kind(header), header.metadata
+    possible = tensors.possible({key: entry.shape for key, entry in header.entries.items()})
+    stated, base = families.family(found), families.base(found)
+    false = [one.name for one in dict.fromkeys((stated, base)) if not one.may_be(possible)]
+    stated, base = (one if one.may_be(possible) else families.UNKNOWN for one in (stated, base))
     return Model(
-        path, kind, families.family(found), families.base(found), next(iter(adapters.kinds(header.entries)), ""),
-        found, dtypes.total(), DTYPE_NAMES.get(main, main.lower()), header.size,
+        path, kind, stated, base, next(iter(adapters.kinds(header.entries)), ""), found, dtypes.total(),
+        DTYPE_NAMES.get(main, main.lower()), header.size, contradiction=_contradiction(false, possible),
+        task=families.task(stated, possible),
     )  # fmt: skip
+
+
+def _contradiction(stated: Sequence[str], possible: frozenset[str]) -> str:
+    if not stated:
+        return ""
+    return f"metadata states {' and '.join(stated)}, but the tensors are those of {' or '.join(sorted(possible))}"
 
 
 def _kind(header: Header) -> str:

@@ -186,6 +186,8 @@ def _file(model: Model) -> Iterator[str]:
     yield from ("## File", "", "| | |", "|---|---|")
     yield f"| Name | {_cell(model.path.name)} |"
     yield f"| Kind | {kind}{family}, {model.dtype}, {_amount(model.weights)} weights, {_bytes(model.size)} |"
+    if model.contradiction:
+        yield f"| Base model | file and metadata disagree: {plain(model.contradiction)} |"
     if model.sha256:
         yield f"| SHA-256 | `{model.sha256}` (AutoV2 `{model.sha256[:10].upper()}`) |"
     yield ""
@@ -211,7 +213,7 @@ def _bytes(size: int) -> str:
 
 def _front_matter(model: Model, author: Author, before: str) -> Iterator[str]:
     """What Hugging Face reads; strings as JSON has them are YAML too."""
-    tags = ["text-to-image", "diffusers"]
+    tags = [*([model.task] if model.task else []), "diffusers"]
     if model.family.name.startswith("SDXL"):
         tags.append("stable-diffusion-xl")
     yield "---"
@@ -219,7 +221,8 @@ def _front_matter(model: Model, author: Author, before: str) -> Iterator[str]:
     if model.base.base:
         yield f"base_model: {_yaml(model.base.base)}"
         yield f"base_model_relation: {'finetune' if model.kind == CHECKPOINT else 'adapter'}"
-    yield "pipeline_tag: text-to-image"
+    if model.task:
+        yield f"pipeline_tag: {model.task}"
     yield "library_name: diffusers"
     if words := list(author.triggers) or [word for word in [model.spec("trigger_phrase")] if word]:
         yield f"instance_prompt: {_yaml(', '.join(words))}"

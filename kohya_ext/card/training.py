@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from kohya_ext.card import family as families
 from kohya_ext.card.family import recorded_name
 from kohya_ext.card.model import LORA, Model
 from kohya_ext.spec.flags import ENABLE_EMA
@@ -68,7 +69,8 @@ def clip_skip(model: Model, preset: Mapping[str, Any]) -> str:
 
 def size(model: Model, preset: Mapping[str, Any]) -> str:
     """Width x height of the training in pixels, "" where nothing is known."""
-    for value in (model.spec("resolution"), model.metadata.get("ss_resolution"), preset.get("max_resolution")):
+    stated = "" if model.contradiction else model.spec("resolution")  # sd-scripts writes that of the stated family
+    for value in (stated, model.metadata.get("ss_resolution"), preset.get("max_resolution")):
         if found := _resolution(_said(value)):
             return found
     return f"{model.family.width}x{model.family.height}" if model.family.width else ""
@@ -80,7 +82,9 @@ def _said(value: Any) -> str:
 
 
 def _base_model(model: Model, preset: Mapping[str, Any]) -> str:
-    """As the training was given it, without its folders."""
+    """As the training was given it, without its folders; nothing where the tensors are of another family."""
+    if model.contradiction and families.base(model.metadata) != model.base:
+        return ""
     given = recorded_name(model.metadata) or ("" if model.base.name else _said(preset.get(PRESETS_MODEL)))
     if not given:
         return model.base.name

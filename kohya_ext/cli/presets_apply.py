@@ -28,6 +28,7 @@ from kohya_ext.cli.preset_lookup import (
 )
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
+from kohya_ext.tensors.families import refuse_refiner
 
 
 def register(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -195,6 +196,7 @@ def command(arguments: argparse.Namespace) -> int:
 
     if is_toml(arguments.name):
         return presets_toml.command(arguments)
+    refuse_refiner(Path(arguments.model))
     out = Output("presets command", arguments.json)
     quiet = Output("presets command", as_json=True)  # the commands alone go to standard output
     checkout = find_checkout(arguments.checkout, quiet)

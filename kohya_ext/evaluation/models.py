@@ -13,6 +13,7 @@ from pathlib import Path
 from kohya_ext.core.errors import UsageError
 from kohya_ext.spec.outputs import EMA_SUFFIX, MOST_EMAS, SAVED, ema_suffix
 from kohya_ext.tensors import adapters
+from kohya_ext.tensors.families import refuse_refiner
 from kohya_ext.tensors.header import is_pickle, read_header
 
 FOLDER, CHECKPOINT, LORA = "diffusers folder", "checkpoint", "LoRA"
@@ -95,6 +96,8 @@ def _column(path: Path) -> Column:
         if part
     )
     kind, sdxl = _kind(path)
+    if kind != LORA:
+        refuse_refiner(path)
     return Column(path, kind, match["name"], int(number) if number else _LAST, bool(match["ema"]), label, sdxl)
 
 

@@ -107,7 +107,7 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
         if (path / component).is_dir():
             parts += [(component, source) for source in _shards(path / component, allow_pickle)]
     keys = {key: shape for component, source in parts if component == "unet" for key, shape in source.shapes.items()}
-    architecture = architecture_of_unet(keys)
+    architecture = architecture_of_unet(path, keys)
     files = tuple(source.path for _, source in parts)
     others = _rest(architecture, [*parts, *_vae(path, allow_pickle)])
     return _checked(Checkpoint(path, architecture, _collect(architecture, parts), files, rest=others))

@@ -13,30 +13,11 @@ from enum import Enum
 from pathlib import Path
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
-from kohya_ext.tensors import adapters
+from kohya_ext.tensors import adapters, families
 
 KNOWN = "SD 1, SD 2, SDXL and FLUX.1"
 _SD2_CONTEXT = 1024  # width of the text features that cross-attention reads; 768 in SD 1
 _START = r"(?:^|^model\.diffusion_model\.|^diffusion_model\.)"
-# families that share names with those we know, or that users try; the first that fits
-_OTHERS = tuple(
-    (name, re.compile(_START + sign))
-    for name, sign in (
-        ("SDXL refiner", r"conditioner\.embedders\.0\.model\."),
-        ("Chroma", r"distilled_guidance_layer\."),
-        ("FLUX.2", r"(?:double|single)_stream_modulation"),
-        ("HunyuanVideo", r"double_blocks\.\d+\.(?:img|txt)_attn_(?:qkv|proj)\."),
-        ("HunyuanVideo", r"txt_in\.individual_token_refiner\."),
-        ("HunyuanImage", r"(?:byt5_in\.|double_blocks\.\d+\.img_attn_[qkv]\.)"),
-        ("SD 3", r"joint_blocks\.\d"),
-        ("Lumina or Z-Image", r"(?:cap_embedder|noise_refiner)\."),
-        ("Qwen-Image", r"transformer_blocks\.\d+\.img_mlp\."),
-        ("Wan", r"blocks\.\d+\.cross_attn\."),
-        ("SD 3 or another transformer", r"transformer_blocks\.\d+\.(?:attn2|attn\.add_q_proj|norm1_context)"),
-        ("PixArt", r"(?:t_block|blocks\.\d+\.scale_shift_table)"),
-        ("Stable Cascade", r"(?:clip_txt_mapper|down_blocks\.0\.0\.)"),
-    )
-)
 _UNETS = tuple(
     f"{prefix}{block}"
     for prefix in ("model.diffusion_model.", "diffusion_model.", "")
@@ -276,20 +257,21 @@ def architecture_of_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> A
             raise UsageError(f"{path} is a LoRA, not a model; to make it smaller: kohya-ext lora resize")
         raise UsageError(f"{path} is an adapter ({kind}: {kinds[kind]}), not a model")
     flux = any(map(_FLUX_SIGNS.search, shapes)) or any(map(_HF_FLUX_SIGNS.search, shapes))
-    for name, sign in _OTHERS:
-        if flux and name.startswith(("SD 3 or", "Stable", "PixArt")):
+    for name, key in families.named(shapes):
+        if flux and name in (families.TRANSFORMER, families.CASCADE, families.PIXART):
             continue
-        if key := next(filter(sign.search, shapes), None):
-            raise UnsupportedError(f"{path} is a {name} model ({key}): LoRAs can be extracted from {KNOWN}")
+        raise UnsupportedError(f"{path} is a {name} model ({key}): LoRAs can be extracted from {KNOWN}")
     if flux:
         return Architecture.FLUX
     if _any(shapes, *_UNETS):
-        return architecture_of_unet(shapes)
+        return architecture_of_unet(path, shapes)
     raise UnsupportedError(f"{path} is not a model of {KNOWN} (its first tensor is {next(iter(shapes))})")
 
 
-def architecture_of_unet(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
-    """SD 1, SD 2 or SDXL, by a U-Net in either naming."""
+def architecture_of_unet(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """SD 1, SD 2 or SDXL, by a U-Net in either naming. Raises UnsupportedError for that of SDXL's refiner."""
+    if families.is_refiner(shapes):
+        raise UnsupportedError(f"{path} is the SDXL refiner (by its U-Net): LoRAs can be extracted from {KNOWN}")
     if _any(shapes, "conditioner.embedders.1.model.", "add_embedding.") or any("label_emb." in key for key in shapes):
         return Architecture.SDXL
     widths = {shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight") and len(shape) > 1}

@@ -20,6 +20,7 @@ from kohya_ext.spec.preflight import (
     MODEL_ARGUMENTS,
     OUTPUT_ARGUMENTS,
 )
+from kohya_ext.tensors.families import refuse_refiner
 
 MAIN_MODEL = "pretrained_model_name_or_path"
 PROMPTS = "sample_prompts"
@@ -90,6 +91,8 @@ def prepare(command: ScriptCommand, place: Workplace) -> None:
         if isinstance(command.value(name), str) and not _inside(command.value(name), place):
             command.change(name, place.output(name))
     for name, value in _texts(command, MODEL_ARGUMENTS):
+        if name == MAIN_MODEL:
+            refuse_refiner(Path(value))
         if not Path(value).exists():
             family = family_of(command.script, v2=bool(command.value("v2"))) if name == MAIN_MODEL else None
             command.change(name, place.model(name, family))

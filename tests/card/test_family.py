@@ -39,8 +39,8 @@ def test_a_file_without_a_statement_has_no_family(tmp_path: Path, key: str) -> N
         ({"ss_base_model_version": V1}, "SDXL 1.0", ""),
         ({"ss_base_model_version": V1, "ss_sd_model_name": "sd_xl_base_1.0.safetensors"}, "SDXL 1.0", SDXL),
         ({"ss_base_model_version": V1, "ss_sd_model_name": SDXL}, "SDXL 1.0", SDXL),
-        ({"ss_base_model_version": V1, "ss_sd_model_name": "pony_v6.safetensors"}, "SDXL 1.0", ""),
-        ({"ss_base_model_version": V1, "ss_sd_model_name": "some/model-xl"}, "SDXL 1.0", "some/model-xl"),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": "pony_v6.safetensors"}, "SDXL", ""),
+        ({"ss_base_model_version": V1, "ss_sd_model_name": "some/model-xl"}, "SDXL", "some/model-xl"),
         ({"ss_base_model_version": V1, "ss_sd_model_name": "None"}, "SDXL 1.0", ""),
         ({"ss_base_model_version": "sdxl_1.0"}, "SDXL 1.0", ""),
         ({"ss_base_model_version": "sd_1.5"}, "SD 1.5", ""),
@@ -124,3 +124,91 @@ def test_kinds(tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str, to
 def test_what_is_stated_cannot_break_the_table(tmp_path: Path) -> None:
     text = shown(tmp_path, ["a.lora_down.weight"], {"ss_base_model_version": "x | <b>\n# y"})
     assert "for x \\| &lt;b&gt; # y, fp16" in text
+
+
+FLUX_LORA = ["lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "lora_unet_single_blocks_3_linear1.alpha"]
+FLUX_SHAPES = dict.fromkeys(FLUX_LORA, (2, 2))
+TO_K = "lora_unet_{}_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
+BASE = "ss_base_model_version"
+XL_FILE = {BASE: V1, "ss_sd_model_name": "sd_xl_base_1.0.safetensors", "modelspec.resolution": "1024x1024"}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "stated", "told"),
+    [
+        (FLUX_SHAPES, {BASE: "sd_1.5"}, "SD 1.5"), (FLUX_SHAPES, XL_FILE, "SDXL 1.0"),
+        ({"diffusion_model.blocks.0.cross_attn.q.lora_A.weight": (2, 2)}, {BASE: "sd_1.5"}, "SD 1.5"),
+        ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (2, 2)}, {BASE: V1}, "SDXL 1.0"),
+        ({"diffusion_model.layers.0.attention.to_q.lora_A.weight": (2, 2)}, {BASE: "sd_v1"}, "SD 1"),
+        ({"joint_blocks.0.x_block.attn.qkv.weight": (2, 2)}, {"modelspec.architecture": "flux-1-dev"}, "FLUX.1 dev"),
+        ({TO_K.format("down_blocks"): (4, 768)}, {BASE: V1}, "SDXL 1.0"),
+        ({TO_K.format("down_blocks"): (4, 2048)}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "SD 1"),
+        ({"model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (4, 1280)},
+         {"modelspec.architecture": "stable-diffusion-xl-v1-base"}, "SDXL 1.0"),
+        ({"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": (2, 2)}, {BASE: "wan2.1"}, "wan2.1"),
+    ],
+)  # fmt: skip
+def test_tensors_contradict_a_statement(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], stated: dict[str, str], told: str
+) -> None:
+    write(tmp_path / "a.safetensors", shapes, stated)
+    found = read(tmp_path / "a.safetensors")
+    assert (found.family, found.base) == (families.UNKNOWN, families.UNKNOWN) and told in found.contradiction
+    text = page(found, Author(), "huggingface", preset={}).text
+    assert "file and metadata disagree" in text and " for " not in text.split("| Kind |")[1].split("\n")[0]
+    assert "base_model" not in text and "- Size" not in text and text.count("| Base model |") == 1
+    assert "stable-diffusion-xl" not in text and ("metadata disagree: metadata states " + told) in text
+
+
+@pytest.mark.parametrize(
+    ("shapes", "stated"),
+    [
+        ({TO_K.format("down_blocks"): (4, 768)}, "sd_v1"), ({TO_K.format("down_blocks"): (4, 2048)}, V1),
+        ({TO_K.format("down_blocks"): (4, 1024)}, "sd_v2"), ({TO_K.format("down_blocks"): (4, 48)}, V1),
+        (FLUX_SHAPES, "flux1"), (FLUX_SHAPES, "hunyuan_video"),
+        (FLUX_SHAPES, "a_new_one"), ({"lora_te1_text_model_a.lora_down.weight": (2, 2)}, V1),
+    ],
+)  # fmt: skip
+def test_tensors_do_not_contradict_what_can_be(tmp_path: Path, shapes: dict[str, tuple[int, ...]], stated: str) -> None:
+    write(tmp_path / "a.safetensors", shapes, {"ss_base_model_version": stated})
+    found = read(tmp_path / "a.safetensors")
+    assert found.family.name and not found.contradiction
+
+
+@pytest.mark.parametrize(
+    ("stated", "name", "shown_as"),
+    [
+        (V1, "ponyDiffusionV6XL.safetensors", "SDXL"), (V1, "Illustrious-XL-v0.1.safetensors", "SDXL"),
+        (V1, "OnomaAIResearch/Illustrious-xl-early-release-v0", "SDXL"), (V1, SDXL, "SDXL 1.0"),
+        (V1, "sd_xl_base_1.0.safetensors", "SDXL 1.0"), ("sd_1.5", "anything-v5.safetensors", "SD 1"),
+        ("sd3.5", "", "sd3.5"),
+    ],
+)  # fmt: skip
+def test_a_file_is_for_the_base_model_that_it_names(tmp_path: Path, stated: str, name: str, shown_as: str) -> None:
+    text = shown(
+        tmp_path, ["lora_unet_a.lora_down.weight"], {"ss_base_model_version": stated, "ss_sd_model_name": name}
+    )
+    assert f"| Kind | LoRA for {shown_as}, fp16" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "stated", "task"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "hunyuan_video", "text-to-video"),
+        ("diffusion_model.blocks.0.cross_attn.q.lora_A.weight", "wan2.1", "text-to-video"),
+        ("diffusion_model.blocks.0.cross_attn.q.lora_A.weight", "wan22_14b_i2v", "image-to-video"),
+        ("diffusion_model.blocks.0.cross_attn.q.lora_A.weight", "", "text-to-video"),
+        ("diffusion_model.blocks.0.cross_attn.q.lora_A.weight", "sd_1.5", "text-to-video"),
+        ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight", "ltx2", "text-to-video"),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "", ""),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "flux1", "text-to-image"),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "a_new_one", ""),
+        ("lora_unet_input_blocks_1_1_proj_in.lora_down.weight", "", "text-to-image"),
+        ("lora_unet_input_blocks_1_1_proj_in.lora_down.weight", V1, "text-to-image"),
+    ],
+)  # fmt: skip
+def test_task(tmp_path: Path, key: str, stated: str, task: str) -> None:
+    text = shown(tmp_path, [key], {"ss_base_model_version": stated} if stated else {})
+    tags = [line for line in text.splitlines() if line.startswith("pipeline_tag")]
+    assert tags == ([f"pipeline_tag: {task}"] if task else []) and (not task or f"- {task}" in text)
+    assert task == "text-to-image" or "text-to-image" not in text

@@ -15,6 +15,7 @@ from kohya_ext.cli import presets
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from tests.presets import guis
+from tests.tensors.test_families import refiner
 
 
 @pytest.fixture
@@ -251,6 +252,12 @@ def test_install_of_what_the_release_cannot_take_is_refused(checkout: Path) -> N
         run("install", "AdaCoor-24GB", checkout)
     with pytest.raises(UsageError, match="Lion-48GB"):
         run("install", "nothing", checkout)
+
+
+def test_command_refuses_the_refiner(checkout: Path, tmp_path: Path) -> None:
+    model = refiner(tmp_path / "mine", "file")
+    with pytest.raises(UsageError, match="SDXL's refiner"):
+        run("command", "Lion-48GB", "--data", tmp_path, "--model", model, "--output", tmp_path, checkout)
 
 
 def test_command_prints_what_the_gui_would_run(

@@ -11,6 +11,7 @@ from kohya_ext.evaluation.models import CHECKPOINT, FOLDER, LORA, columns
 from kohya_ext.runtime.ema_outputs import file_of_average
 from kohya_ext.spec.outputs import EMA_SUFFIX
 from tests.evaluation.painter import LORA_KEYS, models
+from tests.tensors.test_families import refiner
 
 
 def labels(*paths: Path, averages: bool = True) -> list[str]:
@@ -79,3 +80,12 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=text):
             columns([tmp_path / name])
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_the_refiner_draws_nothing(tmp_path: Path, form: str) -> None:
+    path = refiner(tmp_path / "mine", form)
+    if path.is_dir():
+        (path / "model_index.json").write_text("{}")
+    with pytest.raises(UsageError, match="refiner"):
+        columns([path])

@@ -17,6 +17,7 @@ from kohya_ext.lora.checkpoint import open_checkpoint, same_when_stored
 from kohya_ext.lora.extract import Extraction, ExtractSettings
 from kohya_ext.lora.layout import Architecture
 from tests.lora import models
+from tests.tensors.test_families import REFINERS, refiner
 
 NF4 = torch.tensor(
     [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626,
@@ -330,3 +331,9 @@ def test_a_model_quantised_in_bfloat16_has_not_changed(tmp_path: Path, seed: int
         save_file({key: value.contiguous() for key, value in at.items()}, str(tmp_path / f"{place}.safetensors"))
     with pytest.raises(UsageError, match="do not differ"):
         run(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", ranks=(4,))
+
+
+@pytest.mark.parametrize("form", REFINERS)
+def test_the_refiner_is_not_sdxl(tmp_path: Path, form: str) -> None:
+    with pytest.raises(UnsupportedError, match="SDXL refiner"):
+        open_checkpoint(refiner(tmp_path / "r", form))

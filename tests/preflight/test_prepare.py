@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from kohya_ext.core.errors import UsageError
 from kohya_ext.preflight.arguments import ScriptCommand
 from kohya_ext.preflight.prepare import Workplace, prepare
+from tests.tensors.test_families import REFINERS, refiner
 
 
 def prepared(tmp_path: Path, *words: str) -> tuple[ScriptCommand, Workplace]:
@@ -39,3 +43,10 @@ def test_prompts_of_a_run_that_samples_nothing_stay(tmp_path: Path) -> None:
 def test_an_ema_on_the_card(tmp_path: Path) -> None:
     """The traced device is not called cuda."""
     assert prepared(tmp_path, "--ema_device=cuda")[0].words == ["--ema_device=auto"]
+
+
+@pytest.mark.parametrize("form", REFINERS)
+def test_the_refiner_is_refused_by_its_tensors(tmp_path: Path, form: str) -> None:
+    path = refiner(tmp_path / "mine", form)
+    with pytest.raises(UsageError, match="refiner"):
+        prepared(tmp_path, f"--pretrained_model_name_or_path={path}")
