@@ -28,7 +28,6 @@ from kohya_ext.cli.preset_lookup import (
 )
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
-from kohya_ext.tensors.families import refuse_refiner
 
 
 def register(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -193,6 +192,7 @@ def command(arguments: argparse.Namespace) -> int:
     import time
 
     from kohya_ext.presets.command import Project, as_toml, commands, run, shell_line, surroundings
+    from kohya_ext.tensors.families import refuse_refiner
 
     if is_toml(arguments.name):
         return presets_toml.command(arguments)

@@ -72,9 +72,15 @@ def read(source: TensorSource) -> Adapter | None:
 
 
 def resized(adapter: Adapter, ranks: Mapping[str, int]) -> str:
-    """The text of an `adapter_config.json` for factors of these ranks that hold their scale themselves."""
+    """The text of an `adapter_config.json` for factors of these ranks that hold their scale themselves.
+
+    PEFT takes a name for that of every module whose path ends with it, so one that ends another's gets the anchor; no
+    other does, as older versions know no anchor, and find those by the whole name.
+    """
     usual = max(ranks.values())
-    pattern = {name.removeprefix(_WRAPPER): rank for name, rank in ranks.items() if rank != usual}
+    paths = {name.removeprefix(_WRAPPER): rank for name, rank in ranks.items()}
+    ends = {path[dot + 1 :] for path in paths for dot, letter in enumerate(path) if letter == "."}
+    pattern = {f"{_ANCHOR}{path}" if path in ends else path: rank for path, rank in paths.items() if rank != usual}
     config = {
         **adapter.parts[""], "r": usual, "lora_alpha": usual, "rank_pattern": pattern, "alpha_pattern": pattern,
         "use_rslora": False,
