@@ -119,6 +119,11 @@ def _prompts(arguments: argparse.Namespace, out: Output) -> list[Prompt]:
     prompts = list(found.prompts)
     if found.ignored:
         out.warn(f"{arguments.prompts}: no script reads the keys {', '.join(found.ignored)}: they do nothing")
+    if found.marked:
+        out.warn(
+            f"{arguments.prompts}: begins with a byte order mark, which Kohya takes for the first letter of the "
+            "first prompt (here it is omitted): save it as UTF-8 without one"
+        )
     if found.joined:
         out.warn(f"{arguments.prompts}: Kohya takes {found.joined[0]!r} for text, as there is no blank before it")
     if found.weighted:

@@ -23,7 +23,8 @@ from kohya_ext.evaluation.promptfile import (
     parse,
     parse_line,
 )
-from kohya_ext.files.regular import read_text, toml_loads
+from kohya_ext.files.regular import TEXT_LIMIT, read_regular, read_text, toml_loads
+from kohya_ext.files.text_encoding import BOM
 
 KNOWN = frozenset(
     (
@@ -41,13 +42,15 @@ _EXAMPLE_JSON = '[{"prompt": "a red apple", "width": 1024, "height": 1024, "seed
 class PromptFile:
     """The prompts of a file. weighted: Kohya reads brackets in one as weights. ignored: keys that mean nothing.
 
-    joined: flags that are text for Kohya, since the blank before them is missing.
+    joined: flags that are text for Kohya, since the blank before them is missing. marked: it begins with a byte order
+    mark, which Kohya takes for the first letter of the first prompt.
     """
 
     prompts: tuple[Prompt, ...]
     weighted: bool
     ignored: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,12 @@ class _Table:
 def read(path: Path) -> PromptFile:
     """The prompts in the file at `path`. Raises UsageError with the place of what is wrong."""
     text = read_text(path)
+    marked = read_regular(path, TEXT_LIMIT).startswith(BOM)
     try:
+        if marked and path.suffix in (".toml", ".json"):
+            raise UsageError(
+                "it begins with a byte order mark, at which sd-scripts stops: save it as UTF-8 without one"
+            )
         if path.suffix != path.suffix.lower() in (".toml", ".json"):
             raise UsageError(
                 f"sd-scripts knows the kind of a prompt file by an ending in small letters: rename it to {path.stem}"
@@ -73,7 +81,7 @@ def read(path: Path) -> PromptFile:
         if path.suffix == ".json":
             return _from_entries(_json(text))
         lines = [line for line in text.splitlines() if not line.startswith("#")]
-        return PromptFile(tuple(parse(text)), any(map(has_weights, lines)), joined=_joined(lines))
+        return PromptFile(tuple(parse(text)), any(map(has_weights, lines)), joined=_joined(lines), marked=marked)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

@@ -121,3 +121,17 @@ def test_an_ending_that_sd_scripts_does_not_know_is_no_list_of_lines(tmp_path: P
     path.write_text('["a dog"]')
     with pytest.raises(UsageError, match=f"rename it to {name.lower()}"):
         read(path)
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    """sd-scripts keeps it in the first prompt of a .txt, and stops at it in the others."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa dog\n")
+    assert read(tmp_path / "a.txt").marked and read(tmp_path / "a.txt").prompts[0].text == "a dog"
+    (tmp_path / "b.txt").write_bytes(b"a dog\n")
+    assert not read(tmp_path / "b.txt").marked
+    for name, text in (("a.json", b'["a dog"]'), ("a.toml", b'[prompt]\n[[prompt.subset]]\nprompt = "a dog"')):
+        (tmp_path / name).write_bytes(text)
+        assert read(tmp_path / name).prompts[0].text == "a dog"
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text)
+        with pytest.raises(UsageError, match="byte order mark"):
+            read(tmp_path / name)
