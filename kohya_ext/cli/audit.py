@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.cli.common import add_json
+from kohya_ext.cli.common import IN_JSON_HELP, add_json
 from kohya_ext.core.console import Output, Progress
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
 from kohya_ext.core.shell import pip_install
@@ -40,6 +40,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--extension", default=".txt", metavar=".EXT", help="extension of the caption files (default .txt)"
     )
+    parser.add_argument("--in-json", type=Path, metavar="FILE", help=IN_JSON_HELP)
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="folder of a CLIP tokenizer, for exact token counts"
     )
@@ -61,7 +62,7 @@ def audit(arguments: argparse.Namespace) -> int:
     out = Output("audit", arguments.json)
     folder = require_folder(arguments.folder)
     bucketing = _bucketing(arguments)
-    settings = audits.AuditSettings(bucketing, arguments.token, arguments.extension)
+    settings = audits.AuditSettings(bucketing, arguments.token, arguments.extension, arguments.in_json)
     if arguments.html:
         _check_page(arguments.html)
     with Progress() as progress:

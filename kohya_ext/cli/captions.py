@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kohya_ext.cli.common import add_json
+from kohya_ext.cli.common import IN_JSON_HELP, add_json
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import (
     DONE,
@@ -68,6 +68,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     undo.add_argument("--keep-edited", action="store_true", help="skip files that were edited since")
     check = _verb(verbs, "check", check_captions, "report captions that are missing, broken or against the guide")
     check.add_argument("--token", default="", help="the concept's rare token, which every caption should contain")
+    check.add_argument("--in-json", type=Path, metavar="FILE", help=IN_JSON_HELP)
 
 
 def _verb(
@@ -197,8 +198,9 @@ def check_captions(arguments: argparse.Namespace) -> int:
     if not arguments.recursive and not images_in(folder, recursive=False) and concepts(folder):
         raise UsageError(f"{folder}: contains no images; add --recursive to include its subfolders")
     findings = caption_check.check(
-        folder, recursive=arguments.recursive, suffix=arguments.extension, token=arguments.token
-    )
+        folder, recursive=arguments.recursive, suffix=arguments.extension, token=arguments.token,
+        in_json=arguments.in_json,
+    )  # fmt: skip
     for finding in findings:
         out.item("PROBLEM" if finding.level == "problem" else finding.level, f"{finding.path} {finding.text}")
     problems = sum(finding.level == "problem" for finding in findings)

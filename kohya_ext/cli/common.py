@@ -27,6 +27,11 @@ CHECKOUT_HELP = (
 
 ALONE = ("install", "uninstall", "status", "doctor", "update")  # commands whose only words are the checkout's
 
+IN_JSON_HELP = (
+    "metadata of a fine-tune (meta_lat.json), whose captions are trained instead of caption files; default: "
+    "one of that name in FOLDER, for images without a caption file"
+)
+
 
 def add_checkout(parser: argparse.ArgumentParser) -> None:
     """The argument CHECKOUT."""

@@ -82,8 +82,8 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         'captions replace images "(\\d+) dogs" "\\1 cats" --regex',
     ),
     "captions undo": (CAPTIONS, "captions undo images --dry-run", "captions undo images --keep-edited"),
-    "captions check": (CAPTIONS, "captions check images", "captions check images --token ewpp"),
-    "audit": (AUDIT, "audit images --html audit.html", "audit images --token ewpp --resolution 1024,1024"),
+    "captions check": (CAPTIONS, "captions check images --token ewpp", "captions check images --in-json meta_lat.json"),
+    "audit": (AUDIT, "audit images --html audit.html", "audit images --in-json meta_lat.json --resolution 1024,1024"),
     "lora": (
         LORA,
         f"lora extract --base {SDXL} --tuned dog.safetensors --out dog-lora.safetensors",

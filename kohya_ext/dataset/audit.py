@@ -24,11 +24,15 @@ CROPPED = 0.2  # share of an image that the bucket cuts off, from which it is wo
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """What the images are going to be trained with. token: the rare word of the concept, "" when there is none."""
+    """What the images are going to be trained with. token: the rare word of the concept, "" when there is none.
+
+    in_json: the metadata of a fine-tune, whose captions are trained in the place of caption files.
+    """
 
     bucketing: Bucketing = field(default_factory=Bucketing)
     token: str = ""
     suffix: str = CAPTION_SUFFIX
+    in_json: Path | None = None
     workers: int = os.cpu_count() or 1
 
 
@@ -70,13 +74,23 @@ def audit(
     if not paths:
         raise UsageError(f"{folder} contains no image that Kohya reads (png, jpg, jpeg, webp, bmp, avif, jxl)")
     images = tuple(_images(folder, paths, settings.workers, progress))
-    captions = _captions(folder, paths, settings.suffix)
+    listed, in_metadata = caption_check.listed_in(folder, files, settings.in_json)
+    alone = settings.in_json is not None
+    captions = {} if alone else _captions(folder, paths, settings.suffix)
+    if listed:
+        texts_listed = {path.with_suffix(settings.suffix): text for path, text in listed.captions.items()}
+        captions = {
+            path: line for path, text in texts_listed.items() if (line := text.partition("\n")[0].strip())
+        } | captions
     counts = {path: tokens.count(text) for path, text in captions.items()}
     styles, views = balance.kinds(captions.values(), balance.STYLES), balance.kinds(captions.values(), balance.VIEWS)
     findings = [finding for image in images for finding in image.findings]
     findings += duplicates(images)
     findings += _sizes(images, settings.bucketing)
-    findings += caption_check.check_files(folder, files, suffix=settings.suffix, token=settings.token)
+    findings += in_metadata
+    findings += caption_check.check_files(
+        folder, files, suffix=settings.suffix, token=settings.token, listed=listed, alone=alone
+    )
     sizes = {Path(one.path): (one.width, one.height) for one in images if one.readable}
     findings += layout.check(folder, files)
     findings += caches.check(

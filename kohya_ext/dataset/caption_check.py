@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kohya_ext.core.errors import KohyaExtError
+from kohya_ext.core.errors import KohyaExtError, UsageError
 from kohya_ext.dataset import layout, texts
+from kohya_ext.dataset import metadata_file as metadata
 from kohya_ext.dataset.findings import ADVICE, AuditFinding
 from kohya_ext.dataset.layout import CAPTION_SUFFIX, CAPTION_SUFFIXES, IMAGE_SUFFIXES, files_in, require_extension
+from kohya_ext.dataset.metadata_file import MetadataFile
 from kohya_ext.files.text_encoding import BOM
 
 ALONE = ": Kohya would train it without a caption"
@@ -31,40 +34,133 @@ BACKGROUND = (
 
 
 def check(
-    folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX, token: str = ""
+    folder: Path, *, recursive: bool = False, suffix: str = CAPTION_SUFFIX, token: str = "", in_json: Path | None = None
 ) -> list[AuditFinding]:
     """All findings about the captions in `folder`, by file.
 
     token: the rare word that stands for the concept; captions without it, and those that begin with it, are findings.
+    in_json: the metadata of a fine-tune, whose captions are judged in the place of caption files.
     """
     files = layout.training_files(folder) if recursive else sorted(files_in(folder, recursive=False))
-    return check_files(folder, files, suffix=suffix, token=token)
+    listed, findings = listed_in(folder, files, in_json)
+    findings += check_files(folder, files, suffix=suffix, token=token, listed=listed, alone=in_json is not None)
+    return findings
+
+
+def images_of(files: list[Path]) -> list[Path]:
+    """The images among `files` that have captions."""
+    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not layout.is_mask(file)]
+
+
+def listed_in(folder: Path, files: list[Path], in_json: Path | None) -> tuple[MetadataFile | None, list[AuditFinding]]:
+    """What the metadata of a fine-tune says, the named one or that in the folder. Raises UsageError for a named one."""
+    found = in_json or metadata.find(folder)
+    if found is None:
+        return None, []
+    images = images_of(files)
+    try:
+        listed = metadata.read(found, folder, images)
+    except UsageError as error:
+        if in_json:
+            raise
+        return None, [AuditFinding("metadata", found.name, str(error).removeprefix(str(found)).lstrip(": "))]
+    return listed, list(listed.check(images)) if in_json else []
 
 
 def check_files(
-    folder: Path, files: list[Path], *, suffix: str = CAPTION_SUFFIX, token: str = ""
-) -> list[AuditFinding]:
-    """The same about the images and captions among `files`, relative to the folder; masks have no captions."""
+    folder: Path, files: list[Path], *, suffix: str = CAPTION_SUFFIX, token: str = "",
+    listed: MetadataFile | None = None, alone: bool = False,
+) -> list[AuditFinding]:  # fmt: skip
+    """The same about the images and captions among `files`, relative to the folder; masks have no captions.
+
+    listed: captions from a metadata file. alone: only those are trained; else they are for images without a file.
+    """
     require_extension(suffix)
+    if listed and alone:
+        return [
+            finding for image in images_of(files) if image in listed.captions
+            for finding in check_listed(listed, image, token)
+        ]  # fmt: skip
     findings: list[AuditFinding] = []
     expected: set[Path] = set()
-    for image in files:
-        if image.suffix.lower() not in IMAGE_SUFFIXES or layout.is_mask(image):
+    strays = _strays(files, suffix)
+    present = set(files)
+    for image in images_of(files):
+        if listed and image in listed.captions and image.with_suffix(suffix) not in present:
+            findings += check_listed(listed, image, token)
             continue
         path = image.with_suffix(suffix)
         if path in expected:
             findings.append(AuditFinding("shared-caption", image.as_posix(), f"shares {path.name} with another image"))
             continue
         expected.add(path)
-        findings += check_one(folder, image, path, token)
+        findings += check_one(folder, image, path, token, strays.get(image.parent, ()))
+        if listed and (other := _differs(folder, listed, image, path)):
+            findings.append(other)
     for file in files:
         if file.suffix == suffix and file not in expected and not layout.is_mask(file):
             findings.append(AuditFinding("no-image", file.as_posix(), "has no image"))
     return findings
 
 
-def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterator[AuditFinding]:
-    """The findings about the caption `path` of `image`."""
+def check_listed(listed: MetadataFile, image: Path, token: str = "") -> Iterator[AuditFinding]:
+    """The findings about the caption of `image` in a metadata file."""
+    name, text = image.as_posix(), listed.captions[image]
+    first = text.partition("\n")[0].strip()
+    if not first:
+        does = "trains it without a caption, and stops at it up to v0.4" if not text.strip() else "reads the first line"
+        yield AuditFinding("empty-caption", name, f"has an empty caption in {listed.path.name}: Kohya {does}")
+        return
+    yield from _unmeant(name, text)
+    for oddity in oddities(text):
+        yield AuditFinding("slip", name, oddity, ADVICE)
+    yield from _advice(name, first, token)
+
+
+def _differs(folder: Path, listed: MetadataFile, image: Path, path: Path) -> AuditFinding | None:
+    """Where a caption file was edited after the metadata was made."""
+    try:
+        caption = texts.read(folder, path)
+    except KohyaExtError:
+        return None
+    theirs = listed.captions.get(image)
+    # a caption file may be one of two that were merged: its text is then a part of what is listed
+    if theirs is None or caption is None or caption.first_line in theirs:
+        return None
+    text = (
+        f"is not what {listed.path.name} has for its image, which the Finetuning tab trains: merge the captions again"
+    )
+    return AuditFinding("old-metadata", path.as_posix(), text, ADVICE)
+
+
+def _unmeant(name: str, text: str) -> Iterator[AuditFinding]:
+    """Files of another kind: what they hold is trained letter by letter."""
+    first = text.partition("\n")[0].strip()
+    if text.count("\0") * 3 > len(text):
+        yield AuditFinding(
+            "not-text",
+            name,
+            "is UTF-16 without a mark: Kohya trains its letters with zeros between them; save as UTF-8",
+        )
+    elif _is_json(text):
+        yield AuditFinding(
+            "json-caption", name, f"is JSON: Kohya trains the text {first[:60]!r} itself, not what it says"
+        )
+
+
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def check_one(
+    folder: Path, image: Path, path: Path, token: str = "", strays: Sequence[Path] = ()
+) -> Iterator[AuditFinding]:
+    """The findings about the caption `path` of `image`. strays: captions in its folder that have no image."""
     name = path.as_posix()
     try:
         caption = texts.read(folder, path)
@@ -74,7 +170,7 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
         )
         return
     if caption is None:
-        yield AuditFinding("no-caption", image.as_posix(), f"has no {path.name}{_instead(folder, image, path)}")
+        yield AuditFinding("no-caption", image.as_posix(), f"has no {path.name}{_instead(folder, image, path, strays)}")
         return
     if not caption.text.strip():
         does = "trains the image without a caption" if caption.state.data else "stops at it"
@@ -89,12 +185,13 @@ def check_one(folder: Path, image: Path, path: Path, token: str = "") -> Iterato
             "has an empty first line: Kohya reads only that one, and trains the image without a caption",
         )
         return
+    yield from _unmeant(name, caption.text)
     for oddity in oddities(caption.text):
         yield AuditFinding("slip", name, oddity, ADVICE)
     yield from _advice(name, caption.first_line, token)
 
 
-def _instead(folder: Path, image: Path, path: Path) -> str:
+def _instead(folder: Path, image: Path, path: Path, strays: Sequence[Path]) -> str:
     """What happens to an image whose caption is not where it is looked for."""
     other = next(
         (one for one in CAPTION_SUFFIXES if one != path.suffix and (folder / path.with_suffix(one)).exists()), ""
@@ -104,8 +201,39 @@ def _instead(folder: Path, image: Path, path: Path) -> str:
             f", but {path.with_suffix(other).name}, which Kohya reads only with --caption_extension {other}: "
             f"set that, and check with --extension {other}"
         )
+    if near := _near_miss(image, strays):
+        return (
+            f", but {near.name}, which has no image and may be meant: rename it to {path.name}, as Kohya takes no other"
+        )
     class_ = layout.class_of(folder, image)
     return f": Kohya would train it as {class_!r}, from its folder's name" if class_ else ALONE
+
+
+def _strays(files: list[Path], suffix: str) -> Mapping[Path, list[Path]]:
+    """The captions without an image, by folder."""
+    taken = {image.with_suffix("") for image in images_of(files)}
+    found: dict[Path, list[Path]] = {}
+    for file in files:
+        if file.suffix.lower() == suffix and not (file.suffix == suffix and file.with_suffix("") in taken):
+            found.setdefault(file.parent, []).append(file)
+    return found
+
+
+def _near_miss(image: Path, strays: Sequence[Path]) -> Path | None:
+    """The caption whose name is nearly that of `image`: `a.txt` for the crop `a_1_2.png`, `a.png.txt`, `A.TXT`."""
+    stem = _plain(image.stem)
+    near = []
+    for path in strays:
+        name = _plain(path.stem.removesuffix(image.suffix))
+        rest = stem.removeprefix(name) if name and stem.startswith(name) else "-"
+        if not rest or re.fullmatch(r"[ (]+\d[\d ()x.]*", rest):
+            near.append(path)
+    return max(near, key=lambda path: len(path.stem), default=None)
+
+
+def _plain(stem: str) -> str:
+    """Without the differences in which a copied name often differs."""
+    return re.sub(r"[\s_-]+", " ", stem).strip().casefold()
 
 
 def _advice(name: str, text: str, token: str) -> Iterator[AuditFinding]:

@@ -145,6 +145,7 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Edit
     plan = EditPlan("captions to-names")
     moves: list[tuple[Path, Path]] = []
     taken: dict[Path, set[str]] = defaultdict(set)
+    outside = _masks_outside(folder)
     groups = _captions_of(folder, recursive, suffix or CAPTION_SUFFIX)
     series = series_by_folder(groups)
     attached = _attached(folder, {path.with_suffix("") for path in groups})
@@ -172,6 +173,10 @@ def to_names(folder: Path, *, recursive: bool = False, suffix: str = "") -> Edit
             plan.unchanged += 1
             continue
         moves += [(member, member.with_name(free + _rest(member, path))) for member in members[path]]
+        for mask in outside.get(path.stem, ()):
+            plan.note(
+                path, f"its mask {mask.as_posix()} is outside of the folder and keeps its name: rename it to {free}"
+            )
     _order(plan, moves)
     return plan
 
@@ -251,8 +256,28 @@ def _attached(folder: Path, stems: set[Path]) -> dict[Path, list[Path]]:
         if file.suffix == caches.SUFFIX and file.with_suffix("") not in stems:
             found[caches.owner(file)].append(file)
         elif is_mask(file) and file.suffix.lower() in IMAGE_SUFFIXES:
-            parts = (part for part in file.parent.parts if part.lower() not in MASK_FOLDERS)
-            found[Path(*parts, file.stem)].append(file)
+            base = Path(*(part for part in file.parent.parts if part.lower() not in MASK_FOLDERS))
+            found[_masked(base, file.stem, stems)].append(file)
+    return found
+
+
+def _masked(base: Path, stem: str, stems: set[Path]) -> Path:
+    """The image of a mask: in the folder that its path names, or the only one of that name below it."""
+    below = [path for path in stems if path.name == stem and base in path.parents]
+    return below[0] if base / stem not in stems and len(below) == 1 else base / stem
+
+
+def _masks_outside(folder: Path) -> dict[str, list[Path]]:
+    """Masks in a folder next to `folder`, by the name of their image: no plan reaches these."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    try:
+        places = sorted(folder.parent.iterdir())
+    except OSError:
+        return found
+    for place in places:
+        if place != folder and MASK_FOLDERS & set(re.split(r"[\W_]+", place.name.lower())) and place.is_dir():
+            for file in images_in(place, recursive=True):
+                found[file.stem].append(Path("..", place.name, file))
     return found
 
 

@@ -134,6 +134,7 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
         )
         yield AuditFinding("no-repeats", "", f"{folder.name} {text}", ADVICE)
     yield from _folders_called_like_images(folder, numbered)
+    yield from _hidden(folder)
     for path in files:
         if is_mask(path):
             continue
@@ -147,6 +148,21 @@ def check(folder: Path, files: list[Path]) -> Iterator[AuditFinding]:
                 yield AuditFinding("not-read", name, why, level)
             if numbered:
                 yield from _misplaced(path)
+
+
+def _hidden(folder: Path) -> Iterator[AuditFinding]:
+    """Images whose names begin with a dot: the loaders' patterns do not fit them, those of the preparation do."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            what = "is what macOS keeps of a file, not an image" if name.startswith("._") else "is hidden by its dot"
+            text = (
+                f"{what}: the LoRA and Dreambooth tabs skip it, but the preparation of the Finetuning tab takes it "
+                "for an image; rename or delete it"
+            )
+            yield AuditFinding("hidden-file", (Path(root) / name).relative_to(folder).as_posix(), text, ADVICE)
 
 
 def _folders_called_like_images(folder: Path, numbered: list[str]) -> Iterator[AuditFinding]:

@@ -27,6 +27,13 @@ def codes(tmp_path: Path, caption: str | bytes | None, **settings: Any) -> list[
         (b"\xff\xfea dog", ["unreadable-caption"]),
         (b"\xef\xbb\xbfa dog", ["byte-order-mark"]),
         ("a dog\nand more", ["slip"]),
+        ('{"caption": "a dog"}', ["json-caption"]),
+        ('{\n"caption": "a dog"\n}', ["json-caption", "slip"]),
+        ('["a dog"]', ["json-caption"]),
+        ("{a dog}", []),
+        ("[a dog] in a park", []),
+        ("a dog".encode("utf-16-be"), ["not-text", "slip"]),
+        ("a dog".encode("utf-16-le"), ["not-text", "slip"]),
         ("\n\na photo of ewpp\nmore\n", ["blank-first-line"]),
         (b" \t\r\na photo of ewpp", ["blank-first-line"]),
         ("a {red|blue} dress", ["wildcard"]),
@@ -97,3 +104,27 @@ def test_a_name_is_said_once(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.png": None, "a.txt": b"caf\xe9"})
     (found,) = check(tmp_path)
     assert found.path == "a.txt" and found.text.startswith("is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("image", "caption", "near"),
+    [
+        ("a_1_2_3_4.png", "a.txt", True), ("my dog-03.png", "my_dog.txt", True), ("a.png", "a.png.txt", True),
+        ("a (2).jpg", "a.txt", True), ("a.png", "A.TXT", True), ("ab.png", "a.txt", False), ("a1.png", "a.txt", False),
+        ("a.png", "b.txt", False), ("a_x.png", "a.txt", False),
+    ],
+)  # fmt: skip
+def test_a_caption_under_nearly_the_name_of_its_image(tmp_path: Path, image: str, caption: str, near: bool) -> None:
+    folder_of(tmp_path, {image: None, caption: GOOD})
+    found = next(finding for finding in check(tmp_path) if finding.code == "no-caption")
+    assert (f"but {caption}, which has no image" in found.text) == near and found.path == image
+
+
+def test_the_caption_of_another_image_is_not_near(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a_1.png": None, "a.txt": GOOD})
+    assert [finding.text for finding in check(tmp_path)] == ["has no a_1.txt: Kohya would train it without a caption"]
+
+
+def test_what_is_trained_of_a_caption_that_is_json(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.png": None, "a.txt": '{\n"caption": "a dog"\n}'})
+    assert "trains the text '{' itself" in check(tmp_path)[0].text

@@ -278,3 +278,20 @@ def test_masks_get_no_captions(tmp_path: Path) -> None:
     folder_of(tmp_path, {"5_x/a dog.png": None, "5_x/masks/a dog.png": None})
     plan = captions.from_names(tmp_path, recursive=True)
     assert list(plan.written) == ["5_x/a dog.txt"]
+
+
+def test_masks_in_a_sibling_folder(tmp_path: Path) -> None:
+    """Those in the folder given move, also from next to the images' folder; others are named."""
+    folder_of(
+        tmp_path, {"set/img/1.png": None, "set/img/1.txt": "a dog", "set/masks/1.png": None, "my_masks/1.png": None}
+    )
+    plan = captions.to_names(tmp_path / "set", recursive=True)
+    assert ("masks/1.png", "masks/a dog.png") in plan.renamed
+    assert [(path, "my_masks/1.png" in note and "a dog" in note) for path, note in plan.notes] == [("img/1.txt", True)]
+    plan = captions.to_names(tmp_path / "set" / "img")
+    assert ("1.png", "a dog.png") in plan.renamed and "../masks/1.png" in plan.notes[0][1]
+
+
+def test_a_mask_that_may_be_of_two_images_stays(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a/1.png": None, "a/1.txt": "a dog", "b/1.png": None, "b/1.txt": "a cat", "masks/1.png": None})
+    assert not [old for old, _ in captions.to_names(tmp_path, recursive=True).renamed if old.startswith("masks")]

@@ -13,6 +13,7 @@ from kohya_ext.dataset.audit import AuditSettings, audit
 from kohya_ext.dataset.buckets import Bucketing
 from kohya_ext.dataset.images import look_at
 from kohya_ext.dataset.tokens import TokenCounter
+from tests.dataset.folders import folder_of
 from tests.dataset.generated import Builder
 from tests.systems import WINDOWS
 
@@ -199,3 +200,10 @@ def test_only_orientations_that_exist_turn_an_image(tmp_path: Path, orientation:
     Image.new("RGB", (64, 48), (9, 99, 199)).save(tmp_path / "a.jpg", exif=exif)
     codes_of = {one.code for one in look_at(tmp_path, Path("a.jpg")).findings}
     assert ("rotated" in codes_of) == turned
+
+
+def test_hidden_images(tmp_path: Path) -> None:
+    """The loaders' patterns skip them; what prepares a fine-tune lists them with pathlib, which does not."""
+    folder_of(tmp_path, {"10_dog/a.png": None, "10_dog/.b.png": None, "10_dog/._a.png": b"x", ".git/c.png": None})
+    found = {finding.path: finding.text for finding in layout.check(tmp_path, layout.training_files(tmp_path))}
+    assert set(found) == {"10_dog/.b.png", "10_dog/._a.png"} and "macOS" in found["10_dog/._a.png"]

@@ -44,6 +44,7 @@ KINDS = {
     "folder": "folder",
     "gradio": "number",
     "html": "new",
+    "in_json": "text",
     "images": "folder",
     "input": "model",
     "licence": "text",
