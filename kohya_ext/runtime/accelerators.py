@@ -18,6 +18,8 @@ from kohya_ext.spec.optimizers import ours
 
 def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **named: Any) -> Any:
     """Kohya's `prepare_accelerator(args)`. It runs before the models are loaded, so bad settings end the run here."""
+    telemetry.report_skips()  # of a training before this one in the same process
+    run.begin()
     settings = options.read(args)
     options.check(args)
     log_every = options.log_every(args)
@@ -28,7 +30,6 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     if asked or ours(getattr(args, "optimizer_type", None)):
         guard.stop_at_faults()
         _load_all()
-    run.resume = None
     if resume is not None:
         from kohya_ext.runtime import resume_start  # here: it needs torch
 
@@ -46,8 +47,6 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
 
         validation.begin(args, validating, accelerator)
     if resume is not None:
-        if settings is None and validating is None:
-            run.restore()  # else one of them has done so
         resume_start.begin(args, resume, accelerator, script)
     return result
 

@@ -22,7 +22,6 @@ def begin(args: argparse.Namespace, options: EmaOptions) -> None:
     """A run with EMA starts."""
     from kohya_ext.runtime.average import Average
 
-    run.restore()  # what a run before this one in the same process has left
     run.averages = [Average(args, options, place) for place in range(len(options.sigma_rel or (None,)))]
 
 

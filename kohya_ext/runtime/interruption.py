@@ -7,11 +7,15 @@ not die of it before the state has been saved, so they are started with these si
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
+
+from kohya_ext.runtime.run import run
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,7 +33,8 @@ class Interruption:
             return
         self._installed = True
         for number in SIGNALS:
-            signal.signal(number, self._ask)
+            before = signal.signal(number, self._ask)
+            run.undoing.append(functools.partial(_give_back, number, before))
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         again = self.asked_by is not None
@@ -52,6 +57,11 @@ class Interruption:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _give_back(number: int, handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # in another thread than the main one nobody may
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it is not Python's
 
 
 def _write(text: bytes) -> None:

@@ -38,7 +38,7 @@ Layer = Callable[[Iterator[Any], Pass], Iterator[Any]]
 def insert(position: str, layer: Layer) -> None:
     """From now on put `layer` around the batches of every loader of this run; one at the same position is replaced.
 
-    To be called while the accelerator is prepared, after `averaging.begin`, which removes what an earlier run has left.
+    To be called while the accelerator is prepared, after `run.begin`, which removes what an earlier run has left.
     Raises ValueError for a position that is not in `POSITIONS`.
     """
     if position not in POSITIONS:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_ext.core.about import MANIFEST, VERSION
-from kohya_ext.runtime.run import is_main_process
+from kohya_ext.runtime.run import is_main_process, run
 from kohya_ext.spec.measurements import FILE_NAME, digest
 
 SETTLED = 5  # batches before the time is taken: kernels are chosen and compiled in the first ones
@@ -26,13 +26,14 @@ LARGEST = 1 << 20  # bytes: a longer file gets no further lines
 
 @dataclass
 class MeasuredRun:
-    """args: the script's own; what counts of them is read at the end, when all of it is final.
+    """args: the script's own; what counts of them is read at the end, when all of it is final. script: its file's name.
 
     batches: backward passes so far. began, ended: seconds on the clock at the first that counts, and at the last.
     """
 
     args: argparse.Namespace
     file: Path
+    script: str
     batches: int = 0
     began: float = 0.0
     ended: float = 0.0
@@ -48,10 +49,9 @@ class MeasuredRun:
         """What is written: bytes, and seconds of an optimizer step; None for what is not known."""
         accumulated = max(int(getattr(self.args, "gradient_accumulation_steps", 1) or 1), 1)
         timed = self.batches - SETTLED
-        script = Path(sys.argv[0]).name
         return {
-            "settings": digest(script, vars(self.args)),
-            "script": script,
+            "settings": digest(self.script, vars(self.args)),
+            "script": self.script,
             "version": VERSION,
             "date": time.strftime("%Y-%m-%d"),
             "batches": self.batches,
@@ -67,6 +67,13 @@ class MeasuredRun:
                 with self.file.open("a", encoding="utf-8") as opened:
                     opened.write(json.dumps(self.line()) + "\n")
 
+    def finish(self) -> None:
+        """Another training begins in this process: the line is written now, and that one's peaks are its own."""
+        atexit.unregister(self.write)
+        self.write()
+        if _on_a_card() is not None:
+            sys.modules["torch"].cuda.reset_peak_memory_stats()
+
 
 def begin(args: argparse.Namespace, accelerator: Any) -> MeasuredRun | None:
     """Measure the run of this accelerator, where the checkout has a record of us; None where it has not.
@@ -78,7 +85,7 @@ def begin(args: argparse.Namespace, accelerator: Any) -> MeasuredRun | None:
     folder, backward = _records(), getattr(accelerator, "backward", None)
     if folder is None or backward is None or not is_main_process():
         return None
-    measurement = MeasuredRun(args, folder / FILE_NAME)
+    measurement = MeasuredRun(args, folder / FILE_NAME, Path(sys.argv[0]).name)
 
     @functools.wraps(backward)
     def backward_and_tick(*given: Any, **named: Any) -> Any:
@@ -88,6 +95,7 @@ def begin(args: argparse.Namespace, accelerator: Any) -> MeasuredRun | None:
 
     accelerator.backward = backward_and_tick
     atexit.register(measurement.write)
+    run.undoing.append(measurement.finish)
     return measurement
 
 
@@ -99,14 +107,20 @@ def _records() -> Path | None:
     return None
 
 
-def _peaks() -> dict[str, Any]:
+def _on_a_card() -> Any:
+    """`torch.cuda` where this process has used a card, else None."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _peaks() -> dict[str, Any]:
+    cuda = _on_a_card()
+    if cuda is None:
         return {"device": "cpu", "peak_allocated_bytes": None, "peak_reserved_bytes": None}
     return {
-        "device": torch.cuda.get_device_name(),
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+        "device": cuda.get_device_name(),
+        "peak_allocated_bytes": cuda.max_memory_allocated(),
+        "peak_reserved_bytes": cuda.max_memory_reserved(),
     }
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TextIO
 
@@ -31,7 +33,7 @@ class Run:
     warnings to repeat at the end.
     skip_counts, skips_told: AdaCoor's counts of skipped gradient elements, and how many have been reported. old_files:
     file of an older patch -> what it has. faults: what could not be wrapped, with the reason. yielded: feature of ours
-    -> the fork's flag that it gave way to. replaced: functions of other packages that it replaced, as they were.
+    -> the fork's flag that it gave way to. undoing: what gives others back that it replaced.
     loader_layers: position -> what is between the loaders and the script there, see `runtime/loader.py`.
     """
 
@@ -47,21 +49,26 @@ class Run:
     old_files: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     yielded: dict[str, str] = field(default_factory=dict)
-    replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
+    undoing: list[Callable[[], object]] = field(default_factory=list)
     loader_layers: dict[str, Any] = field(default_factory=dict)
 
-    def replace(self, module: Any, name: str, function: Any) -> None:
+    def begin(self) -> None:
+        """A training starts in this process: whatever one before it has left is gone."""
+        self.restore()
+        self.averages, self.telemetry, self.validation = [], None, None
+        self.skip_counts, self.skips_told = [], 0
+
+    def replace(self, holder: Any, name: str, function: Any) -> None:
         """Put `function` in the place of a function that is not ours, until `restore`."""
-        self.replaced.append((module, name, getattr(module, name)))
-        setattr(module, name, function)
+        self.undoing.append(functools.partial(setattr, holder, name, getattr(holder, name)))
+        setattr(holder, name, function)
 
     def restore(self) -> None:
         """Give everybody their functions back; one who was replaced twice gets the first."""
         self.loader_layers.clear()
         self.resume = None
-        while self.replaced:
-            module, name, function = self.replaced.pop()
-            setattr(module, name, function)
+        while self.undoing:
+            self.undoing.pop()()
 
 
 run = Run()

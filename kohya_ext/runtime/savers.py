@@ -72,7 +72,7 @@ class _NetworkSaver:
 def wrap_saver_of_embeddings(twins: Twins) -> None:
     """Wrap `save_weights` of a textual inversion script that is running; other scripts have none like it."""
     for holder, save in list(_embedding_savers()):
-        holder.save_weights = _embeddings_too(save, twins)
+        run.replace(holder, "save_weights", _embeddings_too(save, twins))
 
 
 def _embedding_savers() -> Iterator[tuple[Any, Callable[..., Any]]]:
@@ -143,8 +143,8 @@ def wrap_writers(network: Any, args: argparse.Namespace, twins: Twins) -> None:
 
 def wrap_saver_of_lllite(twins: Twins) -> None:
     """Wrap `save_lllite_model(file, network, dtype, metadata)` in the running script, if it has one."""
-    script = vars(sys.modules["__main__"])
-    save = script.get(_LLLITE)
+    script = sys.modules["__main__"]
+    save = getattr(script, _LLLITE, None)
     if not callable(save):
         return
 
@@ -158,7 +158,7 @@ def wrap_saver_of_lllite(twins: Twins) -> None:
 
         twins.save(str(file), write)
 
-    script[_LLLITE] = save_both
+    run.replace(script, _LLLITE, save_both)
 
 
 class _ControlNetWriter:

@@ -113,7 +113,6 @@ def require_logs(args: argparse.Namespace, every: int) -> None:
 
 def begin(accelerator: Any, every: int) -> None:
     """A run starts that measures every `every`-th step, 0 for none."""
-    run.telemetry = None
     if not every:
         return
     telemetry = run.telemetry = Telemetry(every)

@@ -275,9 +275,7 @@ class Validation:
 
 
 def begin(args: argparse.Namespace, options: ValidationOptions, accelerator: Any) -> None:
-    """A run starts that validates. To be called after `averaging.begin`."""
-    if averaging.current() is None and loader.RESUME not in run.loader_layers:
-        run.restore()  # else they have done so
+    """A run starts that validates."""
     validation = Validation(args, options, accelerator)
     heldout.mirror(type(validation.held_out.group), options.seed)
     loader.insert(loader.VALIDATION, validation.around)
