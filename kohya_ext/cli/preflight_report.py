@@ -62,6 +62,8 @@ def _say_memory(answer: Answer, out: Output) -> None:
     parts = [f"{name.replace('_', ' ')} {_gib(size)}" for name, size in memory.parts.items() if size >= WORTH_SAYING]
     out.item("of it", ", ".join(parts))
     out.item("by phase", ", ".join(f"{one['name']} {_gib(one['bytes'])}" for one in memory.phases))
+    if memory.ema_on_host:
+        out.item("", "the EMA is kept in host memory (--ema_device auto): the card has no room for it")
     for number, one in enumerate(answer.cheapest):
         line = f"{'' if not number else 'and '}{one['change']} (costs {one['costs']}): {_gib(one['peak_bytes'])}"
         out.item("" if number else "to fit", f"{line}, {one['verdict']}")

@@ -10,36 +10,61 @@ from torch import Tensor
 
 # `auto` keeps the shadow on the training device only where this share of its memory stays free.
 FREE_SHARE = 0.2
+# Bytes a weight of an optimizer's state that is not there before its first step: at most the four float32 of Prodigy.
+MOST_STATE = 16
 
 
 @dataclass(frozen=True)
 class Placement:
-    """device: None means next to each parameter. reason: one phrase for the log."""
+    """device: None means next to each parameter. reason: one phrase for the log. final: False until a first step."""
 
     device: torch.device | None
     reason: str
+    final: bool = True
 
 
-def place(weights: Sequence[Tensor], dtype: torch.dtype, wanted: torch.device | str | None) -> Placement:
-    """Decide where the shadow of `weights` goes. wanted: `auto`, a device, or None for next to each parameter."""
+def place(
+    weights: Sequence[Tensor], dtype: torch.dtype, wanted: torch.device | str | None, *, stepped: bool = True
+) -> Placement:
+    """Decide where the shadow of `weights` goes.
+
+    Args:
+        weights: on any devices.
+        dtype: of the shadow.
+        wanted: `auto`, a device, or None for next to each parameter.
+        stepped: False where the optimizer has still to make its state, which the memory in use does not show.
+
+    Returns:
+        Where. With `auto`, where that state decides, host memory until there is one: a shadow that is in the way of the
+        state ends the run, one in host memory makes a step slow.
+    """
     if wanted is None:
         return Placement(None, "next to the weights")
     if wanted != "auto":
         return Placement(torch.device(wanted), f"on {wanted}, as asked for")
-    gpus = {weight.device for weight in weights if weight.device.type == "cuda"}
-    if not gpus:
+    waits = False
+    memory = {device: found for device in {weight.device for weight in weights} if (found := _memory(device))}
+    if not memory:
         return Placement(None, "next to the weights, which are not on a GPU")
-    for gpu in gpus:
-        free, total = torch.cuda.mem_get_info(gpu)
+    for gpu, (free, total) in memory.items():
         elements = sum(weight.numel() for weight in weights if weight.device == gpu)
-        left = (free - elements * torch.empty((), dtype=dtype).element_size()) / total
-        if left < FREE_SHARE:
+        left = free - elements * torch.empty((), dtype=dtype).element_size()
+        if left < FREE_SHARE * total:
             return Placement(
                 torch.device("cpu"),
-                f"in host memory: on {gpu} it would leave {max(left, 0):.0%} of the memory free, "
+                f"in host memory: on {gpu} it would leave {max(left / total, 0):.0%} of the memory free, "
                 f"less than {FREE_SHARE:.0%}",
             )
+        waits = waits or (not stepped and left - elements * MOST_STATE < FREE_SHARE * total)
+    if waits:
+        reason = "in host memory during the first step, which shows what the optimizer leaves free"
+        return Placement(torch.device("cpu"), reason, final=False)
     return Placement(None, f"on the training device: at least {FREE_SHARE:.0%} of its memory stays free")
+
+
+def _memory(device: torch.device) -> tuple[int, int] | None:
+    """Bytes of a GPU's memory that are free, and all of them; None for what is no GPU."""
+    return torch.cuda.mem_get_info(device) if device.type == "cuda" else None
 
 
 class Staging:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kohya_ext.ema import checkpoint
 from kohya_ext.ema.blend import Blender, Update, copy_finite
-from kohya_ext.ema.device import Placement, place
+from kohya_ext.ema.device import FREE_SHARE, Placement, place
 from kohya_ext.ema.schedules import Schedule
 from kohya_ext.ema.swap import Swap
 from kohya_ext.tensors.elements import repeats
@@ -40,7 +40,8 @@ class Shadow:
         start_step: real steps before averaging begins, at least 0.
         dtype: of the shadow: float32, float64, or bfloat16 with `stochastic`.
         stochastic: round a bfloat16 shadow stochastically, without which it would stand still.
-        device: None (next to each parameter), `auto` (there, if memory allows, else in host memory) or a device.
+        device: None (next to each parameter), a device, or `auto`: next to each parameter if memory allows, else in host
+            memory, where it also waits for the optimizer's state if that decides.
         seed: of the stochastic rounding.
         compiled: True for compiled passes over all but small float32 and float64 shadows, which take some seconds at
             the first update and a C++ compiler or Triton; None for the same where it pays (from 16 million weights on)
@@ -101,7 +102,7 @@ class Shadow:
         self._refuse_if_swapped("capture")
         if not self._shadows:
             chosen = {name: self._params[name] for name in self._chosen()}
-            self.placement = place(list(chosen.values()), self.dtype, self._wanted)
+            self.placement = place(list(chosen.values()), self.dtype, self._wanted, stepped=False)
             with torch.no_grad():
                 for name, parameter in chosen.items():
                     self._shadows[name] = self._like(parameter)
@@ -109,7 +110,7 @@ class Shadow:
             self._settle()
             self._started = True
         elif not self._placed:
-            self._place_loaded()
+            self._place_anew()
 
     def update(self) -> None:
         """One real optimizer step is over: blend, if this step is one of every `update_every`.
@@ -124,6 +125,8 @@ class Shadow:
             self.updates = due.number
         self.step += 1
         self._stepped.clear()
+        if self.placement is not None and not self.placement.final:
+            self._place_anew()
 
     def update_param(self, parameter: Tensor) -> None:
         """The same for one parameter, right after its step in a fused backward pass.
@@ -149,6 +152,11 @@ class Shadow:
     def started(self) -> bool:
         """True once there is something to save or to sample from."""
         return self.updates > 0
+
+    @property
+    def leaves_free(self) -> float | None:
+        """The share of a GPU's memory without which it is kept in host memory; None where it was told its place."""
+        return FREE_SHARE if self._wanted == "auto" else None
 
     @property
     def swapped(self) -> bool:
@@ -293,12 +301,13 @@ class Shadow:
         if not self._placed:
             self.capture()
 
-    def _place_loaded(self) -> None:
+    def _place_anew(self) -> None:
+        """Put shadows where they belong once the optimizer has its state: after a first step, or from a saved state."""
         weights = [self._params[name] for name in self._shadows]
         self.placement = place(weights, self.dtype, self._wanted)
-        for name, loaded in self._shadows.items():
+        for name, before in self._shadows.items():
             shadow = self._like(self._params[name])
-            self._shadows[name] = shadow.copy_(loaded)
+            self._shadows[name] = shadow.copy_(before)  # one at a time: no second copy of all
         self._settle()
 
     def _settle(self) -> None:

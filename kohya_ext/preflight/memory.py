@@ -19,13 +19,17 @@ Verdict = Literal["fits", "tight", "does not fit"]
 CONTEXT = (0.35 * GIB, 0.8 * GIB, 2.0 * GIB)
 SHARE = (0.0, 0.08, 0.25)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GIB)?", re.IGNORECASE)
+EMA = "ema"  # the part
 MOSTLY = 0.85  # of a card: a run that ran out of memory had reserved at least so much of it
 MOST = 100_000  # GiB
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the card at the peak: expected, at least, at most. phases and parts: as counted."""
+    """Bytes on the card at the peak: expected, at least, at most. phases and parts: as counted.
+
+    ema_on_host: `--ema_device auto` keeps the EMA off this card.
+    """
 
     peak: int
     low: int
@@ -34,6 +38,7 @@ class Memory:
     parts: dict[str, int]
     card: int | None = None
     measured: Measured | None = None
+    ema_on_host: bool = False
 
     @property
     def verdict(self) -> Verdict | None:
@@ -55,6 +60,7 @@ class Memory:
             "parts": self.parts,
             "card_bytes": self.card,
             "verdict": self.verdict,
+            "ema_on_host": self.ema_on_host,
             "measured": None if self.measured is None else self.measured.as_json(),
         }
 
@@ -73,7 +79,7 @@ def judged(counted: Mapping[str, Any], card: int | None) -> Memory | None:
     """What a run takes.
 
     Args:
-        counted: of the child's report.
+        counted: of the child's report. ema_free_share: of the card, where the EMA chooses its place by itself.
         card: bytes of its memory, None where none is named.
 
     Returns:
@@ -85,7 +91,20 @@ def judged(counted: Mapping[str, Any], card: int | None) -> Memory | None:
         return None
     alive = largest["bytes"]
     low, expected, high = (int(alive * (1 + share) + fixed) for fixed, share in zip(CONTEXT, SHARE, strict=True))
+    left = counted.get("ema_free_share")
+    if left is not None and card is not None and expected > card * (1 - left) and largest["parts"].get(EMA):
+        return _with_ema_on_the_host(counted, card)
     return Memory(expected, low, high, phases, {**largest["parts"], "overhead": expected - alive}, card)
+
+
+def _with_ema_on_the_host(counted: Mapping[str, Any], card: int) -> Memory | None:
+    """The same run where `--ema_device auto` finds too little room on the card."""
+    phases = [
+        {**one, "bytes": one["bytes"] - one["parts"].get(EMA, 0), "parts": {**one["parts"], EMA: 0}}
+        for one in counted["phases"]
+    ]
+    memory = judged({"phases": phases}, card)
+    return None if memory is None else replace(memory, ema_on_host=True)
 
 
 def card_memory(name: str) -> int:

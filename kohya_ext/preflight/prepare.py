@@ -97,8 +97,6 @@ def prepare(command: ScriptCommand, place: Workplace) -> None:
             family = family_of(command.script, v2=bool(command.value("v2"))) if name == MAIN_MODEL else None
             command.change(name, place.model(name, family))
             place.notes.append(f"--{name} {value} is not available: a file with only the shapes is used instead")
-    if command.value("ema_device") == "cuda":
-        command.change("ema_device", "auto")  # the traced device is not called so; `auto` is on it
     for name in ("network_weights", "base_weights"):
         if isinstance(value := command.value(name), str) and not Path(value).exists():
             command.drop(name)

@@ -281,6 +281,7 @@ class _Track:
         self.optimizer = optimizer
         self.shadow: Shadow | None = None
         self._behind = False
+        self._waited = False  # for the optimizer's state, before the EMA was placed
         self._check: FrozenCheck | None = None
         self.stopwatch = Stopwatch()
         self._parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -292,6 +293,7 @@ class _Track:
         """Take the start model, if this is the first step."""
         shadow = self.made()
         shadow.capture()
+        self._waited = self._waited or not (shadow.placement is None or shadow.placement.final)
         self.average.announce(shadow)
 
     def before_step(self) -> None:
@@ -315,7 +317,15 @@ class _Track:
             with self.stopwatch.around(self.made()):
                 self.made().update()
             self.average.tell_cost()
+            self._tell_place()
             self._stop_if_it_stands_still()
+
+    def _tell_place(self) -> None:
+        """Say where an EMA is kept that waited for the optimizer's state, once that is decided."""
+        placement = self.made().placement
+        if self._waited and placement is not None and placement.final:
+            self._waited = False
+            say(f"{self.average.label} is kept {placement.reason}")
 
     def _stop_if_it_stands_still(self) -> None:
         if self._check is None:

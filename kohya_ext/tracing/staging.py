@@ -47,7 +47,10 @@ class Stage:
     @property
     def memory(self) -> dict[str, Any] | None:
         """What was counted, where memory was asked for."""
-        return None if self.ledger is None else self.ledger.as_json()
+        if self.ledger is None:
+            return None
+        share = None if self.steps is None else self.steps.ema_free_share
+        return {**self.ledger.as_json(), **({} if share is None else {"ema_free_share": share})}
 
 
 @contextlib.contextmanager

@@ -19,11 +19,15 @@ MOST_ACCUMULATED = 2  # batches a step: a third adds nothing to the peak
 
 
 class Steps:
-    """Follows the loop. done: optimizer steps so far. over: there are enough of them; the script may still save."""
+    """Follows the loop. done: optimizer steps so far. over: there are enough of them; the script may still save.
+
+    ema_free_share: what an EMA has to leave free of a card, else it goes to the host; None where it was told its place.
+    """
 
     def __init__(self, ledger: Ledger, facts: Facts) -> None:
         self.ledger, self.facts = ledger, facts
         self.done = 0
+        self.ema_free_share: float | None = None
         self.begun = self.over = False
 
     def begin(self) -> None:
@@ -69,7 +73,9 @@ class Steps:
                 for value in state.values() if isinstance(state, dict) else ():
                     self.ledger.file(value, OPTIMIZER)
         for shadow in _shadows():
-            self.ledger.file(shadow, EMA)
+            self.ema_free_share = shadow.leaves_free
+            for _, _, average in shadow.pairs():
+                self.ledger.file(average, EMA)
 
 
 def _only_encodes(parameter: Any, name: str) -> bool:
@@ -81,7 +87,7 @@ def _shadows() -> Iterator[Any]:
 
     for track in (track for average in run.averages for track in average._tracks):
         if track.shadow is not None:
-            yield from (shadow for _, _, shadow in track.shadow.pairs())
+            yield track.shadow
 
 
 def follow(ledger: Ledger, facts: Facts) -> Steps:

@@ -70,7 +70,7 @@ class OnDevice(torch.Tensor):
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         here = isinstance(args[0], OnDevice) if func is _COPY_INTO else wanted is None or torch.device(wanted) == DEVICE
         if func._schema.is_mutable:
-            return args[0]
+            return args[0] if func._schema.returns else None
         return tree_map(lambda value: _outer(value, here), result)
 
 

@@ -7,7 +7,7 @@ import pytest
 from kohya_ext.core.errors import UsageError
 from kohya_ext.preflight.arguments import ScriptCommand
 from kohya_ext.preflight.changes import one_by_one
-from kohya_ext.preflight.memory import card_memory, judged
+from kohya_ext.preflight.memory import Memory, card_memory, judged
 from kohya_ext.spec.cards import GIB
 
 
@@ -36,6 +36,32 @@ def test_verdicts(size: float, verdict: str) -> None:
     assert memory is not None
     assert memory.verdict == verdict
     assert sum(memory.parts.values()) == memory.peak
+
+
+def with_ema(card: int | None, **more: float) -> Memory:
+    """A run of 16 GiB at its peak with an EMA of 4."""
+    steps = {"name": "optimizer", "bytes": 16 * GIB, "parts": {"weights": 12 * GIB, "ema": 4 * GIB}}
+    saves = {"name": "saving", "bytes": 13 * GIB, "parts": {"weights": 13 * GIB}}
+    memory = judged({"phases": [steps, saves], **more}, card)
+    assert memory is not None
+    assert sum(memory.parts.values()) == memory.peak
+    return memory
+
+
+@pytest.mark.parametrize(("card", "on_host"), [(48, False), (24, False), (22, True), (16, True)])
+def test_an_ema_that_finds_no_room_goes_to_the_host(card: int, on_host: bool) -> None:
+    """It must leave a fifth of the card free: 16 GiB with what a GPU takes besides are 18.1."""
+    memory = with_ema(card * GIB, ema_free_share=0.2)
+    assert memory.ema_on_host is on_host
+    assert memory.as_json()["ema_on_host"] is on_host
+    largest = max(memory.phases, key=lambda one: one["bytes"])
+    assert largest["name"] == ("saving" if on_host else "optimizer")
+    assert memory.parts.get("ema", 0) == (0 if on_host else 4 * GIB)
+
+
+def test_an_ema_that_was_told_its_place_stays() -> None:
+    assert not with_ema(16 * GIB).ema_on_host
+    assert not with_ema(None, ema_free_share=0.2).ema_on_host
 
 
 def test_nothing_counted() -> None:

@@ -40,11 +40,6 @@ def test_prompts_of_a_run_that_samples_nothing_stay(tmp_path: Path) -> None:
     assert prepared(tmp_path, "--sample_prompts=p.txt")[0].words == ["--sample_prompts=p.txt"]
 
 
-def test_an_ema_on_the_card(tmp_path: Path) -> None:
-    """The traced device is not called cuda."""
-    assert prepared(tmp_path, "--ema_device=cuda")[0].words == ["--ema_device=auto"]
-
-
 @pytest.mark.parametrize("form", REFINERS)
 def test_the_refiner_is_refused_by_its_tensors(tmp_path: Path, form: str) -> None:
     path = refiner(tmp_path / "mine", form)
