@@ -40,8 +40,8 @@ class Shadow:
         start_step: real steps before averaging begins, at least 0.
         dtype: of the shadow: float32, float64, or bfloat16 with `stochastic`.
         stochastic: round a bfloat16 shadow stochastically, without which it would stand still.
-        device: None (next to each parameter), a device, or `auto`: next to each parameter if memory allows, else in host
-            memory, where it also waits for the optimizer's state if that decides.
+        device: None (next to each parameter), a device, or `auto`: next to each parameter if memory allows, else in
+            host memory, where it also waits for the optimizer's state if that decides.
         seed: of the stochastic rounding.
         compiled: True for compiled passes over all but small float32 and float64 shadows, which take some seconds at
             the first update and a C++ compiler or Triton; None for the same where it pays (from 16 million weights on)

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from kohya_ext.ema import device  # noqa: E402
 from kohya_ext.runtime import averaging, checkpoints, optimizers, stopwatch  # noqa: E402
 from kohya_ext.runtime.telemetry import Telemetry  # noqa: E402
 from tests.runtime.conftest import Run  # noqa: E402
@@ -73,6 +74,19 @@ def test_the_average_joins_the_telemetry(begin: Begin, monkeypatch: pytest.Monke
     found = telemetry._latest
     assert found["kohya_ext/ema_decay"] == pytest.approx(1 - 0.1 / (1 - 0.9**3))  # the fourth step waits for the fifth
     assert found["kohya_ext/ema_distance"] > 0
+
+
+def test_a_run_says_where_an_average_that_waited_is_kept(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin()
+    size = sum(parameter.numel() for parameter in run.model.parameters())
+    monkeypatch.setattr(device, "_memory", lambda _: (55 * size, 200 * size))  # bytes, as of a GPU
+    run.step(1)
+    assert "kept in host memory during the first step" in capsys.readouterr().out
+    run.step(3)
+    said = [line for line in capsys.readouterr().out.splitlines() if "kept" in line]
+    assert said == ["kohya_ext: EMA is kept on the training device: at least 20% of its memory stays free"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
