@@ -63,7 +63,7 @@ def place(
 
 
 def _memory(device: torch.device) -> tuple[int, int] | None:
-    """Bytes of a GPU's memory that are free, and all of them; None for what is no GPU."""
+    """Bytes of a GPU's memory that are free, and all of them; None for any other device."""
     return torch.cuda.mem_get_info(device) if device.type == "cuda" else None
 
 
