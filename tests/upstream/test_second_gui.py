@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import toml
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from kohya_ext.checkout.checkout import Checkout, describe
@@ -24,6 +24,7 @@ from kohya_ext.presets.command import Project, commands
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.flat_file import file_bytes, table_of, to_file, to_form
 from kohya_ext.presets.keys import EXTRA, PRIVATE
+from kohya_ext.presets.loop_faults import WARM_UPS
 from kohya_ext.presets.release import FAMILIES, Release, read_release
 from kohya_ext.presets.schema import Tab
 from kohya_ext.presets.script_choice import script_of_preset
@@ -76,9 +77,12 @@ def through_toml(preset: Preset, release: Release) -> Preset:
 
 
 def trains_the_same(preset: Preset, release: Release, checkout: Checkout, data: Path) -> bool:
+    """A warm-up that the training refuses is 0 in a file of ours, so it is here before the comparison."""
     project = Project(data, "base/model", data.parent / "out", "mine")
-    runs = [commands(one, release, checkout, project, WHERE) for one in (preset, through_toml(preset, release))]
-    return same_run(*runs)
+    read = through_toml(preset, release)
+    if any(one.startswith(WARM_UPS) for one in commands(preset, release, checkout, project, WHERE).complaints):
+        preset = Preset(preset.name, preset.tab, {**preset.values, **dict.fromkeys(WARM_UPS, 0)})
+    return same_run(*(commands(one, release, checkout, project, WHERE) for one in (preset, read)))
 
 
 def test_the_branch_is_seen(checkout: Checkout) -> None:
@@ -116,6 +120,7 @@ def test_any_preset_trains_the_same_after_both_ways(
     release = releases[tab]
 
     @settings(max_examples=10)
+    @example(values={"lr_warmup_steps": 1})
     @given(values=some_form(release))
     def tried(values: Mapping[str, Any]) -> None:
         preset = Preset("any", tab, values)
