@@ -47,7 +47,7 @@ class AdaCoor(torch.optim.Optimizer):
             first guess of it. `lr` 1 is right for most trainings; another one multiplies. Takes 1/32 byte a weight; a
             16-bit accumulator is rounded stochastically then.
         momentum: share of the mean of the latest updates that each step keeps, at least 0 and below 1. It builds up: in
-            step t of a tensor it is t / (t + 20), until that is more. Above 0 it takes 2 bytes a weight, rounded
+            step t of a tensor it is t / (t + 60), until that is more. Above 0 it takes 2 bytes a weight, rounded
             stochastically; 4 with state_bits=32.
 
     Raises:

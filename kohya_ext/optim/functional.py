@@ -23,8 +23,8 @@ from torch import Tensor
 
 from kohya_ext.tensors.rounding import as_bfloat16, more_words, round_stochastically
 
-# Steps after which the share of the momentum is a half, where the rule's is more; it is 0.9 after 180.
-BUILD_UP = 20
+# Steps after which the share of the momentum is a half, where the rule's is more; it is 0.9 after 540.
+BUILD_UP = 60
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Found:
         self.total += self.vt_rate * self.square * gradient**2
         update = self.square * gradient / (self.total.sqrt() + self.eps)
         self.steps += 1
-        share = min(self.momentum, self.steps / (self.steps + 20))
+        share = min(self.momentum, self.steps / (self.steps + 60))
         self.mean = share * self.mean + (1 - share) * update
         self.weights *= 1 - lr * self.eps**0.5 * self.weight_decay
         self.weights -= lr * self.mean
