@@ -78,10 +78,8 @@ def audit(
     alone = settings.in_json is not None
     captions = {} if alone else _captions(folder, paths, settings.suffix)
     if listed:
-        texts_listed = {path.with_suffix(settings.suffix): text for path, text in listed.captions.items()}
-        captions = {
-            path: line for path, text in texts_listed.items() if (line := text.partition("\n")[0].strip())
-        } | captions
+        of_images = {path: texts.first_line(text) for path, text in listed.captions.items()}
+        captions = {path.with_suffix(settings.suffix): line for path, line in of_images.items() if line} | captions
     counts = {path: tokens.count(text) for path, text in captions.items()}
     styles, views = balance.kinds(captions.values(), balance.STYLES), balance.kinds(captions.values(), balance.VIEWS)
     findings = [finding for image in images for finding in image.findings]

@@ -106,7 +106,7 @@ def check_files(
 def check_listed(listed: MetadataFile, image: Path, token: str = "") -> Iterator[AuditFinding]:
     """The findings about the caption of `image` in a metadata file."""
     name, text = image.as_posix(), listed.captions[image]
-    first = text.partition("\n")[0].strip()
+    first = texts.first_line(text)
     if not first:
         does = "trains it without a caption, and stops at it up to v0.4" if not text.strip() else "reads the first line"
         yield AuditFinding("empty-caption", name, f"has an empty caption in {listed.path.name}: Kohya {does}")
@@ -135,7 +135,7 @@ def _differs(folder: Path, listed: MetadataFile, image: Path, path: Path) -> Aud
 
 def _unmeant(name: str, text: str) -> Iterator[AuditFinding]:
     """Files of another kind: what they hold is trained letter by letter."""
-    first = text.partition("\n")[0].strip()
+    first = texts.first_line(text)
     if text.count("\0") * 3 > len(text):
         yield AuditFinding(
             "not-text",

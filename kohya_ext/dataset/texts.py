@@ -14,6 +14,11 @@ LARGEST = 1 << 20  # bytes; a caption has a few hundred
 NEW_MODE = 0o644
 
 
+def first_line(text: str) -> str:
+    """All that Kohya reads of a caption, "" where the first line is blank."""
+    return text.partition("\n")[0].strip()
+
+
 @dataclass(frozen=True)
 class Caption:
     """One caption file. path: relative to the data set. text: without byte order mark and final newline."""
@@ -25,7 +30,7 @@ class Caption:
     @property
     def first_line(self) -> str:
         """All that Kohya reads of it, "" where the first line is blank."""
-        return self.text.partition("\n")[0].strip()
+        return first_line(self.text)
 
     def as_state(self, text: str) -> FileState:
         """The file with another text, and the line ends, the mark and the mode that it has."""

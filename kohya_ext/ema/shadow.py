@@ -304,7 +304,9 @@ class Shadow:
     def _place_anew(self) -> None:
         """Put shadows where they belong once the optimizer has its state: after a first step, or from a saved state."""
         weights = [self._params[name] for name in self._shadows]
-        self.placement = place(weights, self.dtype, self._wanted)
+        earlier, self.placement = self.placement, place(weights, self.dtype, self._wanted)
+        if self._placed and earlier is not None and earlier.device == self.placement.device:
+            return  # they waited in host memory, and stay there
         for name, before in self._shadows.items():
             shadow = self._like(self._params[name])
             self._shadows[name] = shadow.copy_(before)  # one at a time: no second copy of all

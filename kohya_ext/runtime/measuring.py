@@ -71,8 +71,9 @@ class MeasuredRun:
         """Another training begins in this process: the line is written now, and that one's peaks are its own."""
         atexit.unregister(self.write)
         self.write()
-        if _on_a_card() is not None:
-            sys.modules["torch"].cuda.reset_peak_memory_stats()
+        cuda = _on_a_card()
+        if cuda is not None:
+            cuda.reset_peak_memory_stats()
 
 
 def begin(args: argparse.Namespace, accelerator: Any) -> MeasuredRun | None:

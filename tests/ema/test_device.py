@@ -74,12 +74,15 @@ def test_auto_waits_for_the_state_of_the_optimizer(
     always_there.capture()
     assert where(shadow) == at_first
     card.free = int(after * TOTAL)
+    [(_, _, first)] = shadow.pairs()
     for _ in range(3):
         step(parameter)
         shadow.update()
         always_there.update()
         assert where(shadow) == at_last
         assert shadow.placement is not None and shadow.placement.final
+    [(_, _, last)] = shadow.pairs()
+    assert (last is first) == (at_first == at_last)  # what stays where it is is not copied
     assert torch.equal(values(shadow), values(always_there))
 
 
