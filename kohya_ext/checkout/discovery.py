@@ -96,12 +96,10 @@ class _Search:
 
     def here(self) -> FoundCheckout | None:
         """The checkout around the current folder; or, within another repository, the sd-scripts that it brings."""
-        around = (self.cwd, *self.cwd.parents)
-        for folder in around:
-            checkout = _whole_or_none(folder)
-            if checkout is not None:
-                return FoundCheckout(checkout, CURRENT_FOLDER)
-        for folder in around:
+        checkout = around(self.cwd)
+        if checkout is not None:
+            return FoundCheckout(checkout, CURRENT_FOLDER)
+        for folder in (self.cwd, *self.cwd.parents):
             known = stranger(folder)
             if known:
                 self.rejected[folder] = f"{folder}: {known}"
@@ -184,6 +182,12 @@ def _given(path: Path) -> FoundCheckout:
         if not inside or stranger(path):
             raise UnsupportedError(str(error)) from None
         return FoundCheckout(inside[0], f"below {path}")
+
+
+def around(folder: Path) -> Checkout | None:
+    """The innermost checkout that a folder is, or is in."""
+    found = (_whole_or_none(one) for one in (folder, *folder.parents))
+    return next((checkout for checkout in found if checkout is not None), None)
 
 
 def _whole_or_none(folder: Path) -> Checkout | None:

@@ -9,8 +9,8 @@ from kohya_ext.spec.cards import GIB
 
 if TYPE_CHECKING:
     from kohya_ext.preflight.explain import StartError
-    from kohya_ext.preflight.measured import Measured
     from kohya_ext.preflight.report import Answer
+    from kohya_ext.spec.measurements import Measured
 
 REACHED = {
     "models": "up to where the models load",
@@ -71,10 +71,7 @@ def _say_memory(answer: Answer, out: Output) -> None:
 
 def _say_measured(answer: Answer, measured: Measured, out: Output) -> None:
     """What a run with these settings took here, and what all steps will take."""
-    found = [] if measured.peak is None else [f"{_gib(measured.peak)} reserved"]
-    found += [] if measured.seconds is None else [f"{measured.seconds:.3g} s a step"]
-    died = "; that run ran out of memory" if measured.died else ""
-    out.item("measured", f"{', '.join(found) or 'nothing'} on {measured.device}, {measured.date}{died}")
+    out.item("measured", str(measured))
     hours, price = answer.hours, answer.price
     if hours is not None:
         cost = "" if price is None else f", {hours * price:.2f} at {price:g} an hour"

@@ -22,6 +22,7 @@ from kohya_ext.cli.preset_lookup import (
     release_of,
     written,
 )
+from kohya_ext.cli.presets_measured import say_measured
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.release import Release
 
+MEASURED_HELP = "also say what runs with these settings have measured there; default: the current folder's checkout"
 MISSING_SHOWN = 3
 ONE_LINE = {"missing-key": "missing", "neutral-key": ""}  # rule -> what the line says of its keys
 WIDTH = 100  # of running text, next to its label
@@ -53,6 +55,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     verb = verbs.add_parser("show", help="show one preset: its origin, and every setting with its meaning")
     verb.add_argument("name", metavar="NAME", help=NAME_HELP)
+    verb.add_argument("checkout", nargs="?", metavar="CHECKOUT", help=MEASURED_HELP)
     add_json(verb)
     verb.set_defaults(run=show)
 
@@ -127,15 +130,15 @@ def show(arguments: argparse.Namespace) -> int:
     out = Output("presets show", arguments.json)
     preset = preset_named(arguments.name, None)
     _show_about(preset, out)
+    measured = say_measured(preset, arguments.checkout, out)
     groups = grouped(list(preset.values))
     for section, keys in groups.items():
         out.line()
         out.row(section)
         for key in keys:
             out.row(f"  {key:<34} {written(preset.values[key]):<16} {described(key)}".rstrip())
-    return out.finish(
-        DONE, name=preset.name, tab=preset.tab, about=dict(preset.about), values=dict(preset.values), sections=groups
-    )
+    found = {"about": dict(preset.about), "values": dict(preset.values), "measured": measured, "sections": groups}
+    return out.finish(DONE, name=preset.name, tab=preset.tab, **found)
 
 
 def _show_about(preset: Preset, out: Output) -> None:

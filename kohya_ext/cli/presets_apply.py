@@ -92,7 +92,6 @@ def fit(arguments: argparse.Namespace) -> int:
     from kohya_ext.presets.document import dump_values
     from kohya_ext.presets.explained import with_about
     from kohya_ext.presets.fit import fit_to_release
-    from kohya_ext.presets.schema import offering_ours
     from kohya_ext.presets.warm_up import drop_refused_warm_up
 
     if is_toml(arguments.name):
@@ -101,12 +100,11 @@ def fit(arguments: argparse.Namespace) -> int:
         return presets_flat.fit_to_toml(arguments)
     out = Output("presets fit", arguments.json)
     preset, repairs, release = preset_to_fit(arguments, out)
-    schema = offering_ours(release.schema)
     fitted = fit_to_release(preset, release)
     drop_refused_warm_up(fitted, release)
     target = Path(arguments.out)
     if not arguments.dry_run:
-        write_out(target, dump_values(with_about(preset, fitted.values, schema, release.name)))
+        write_out(target, dump_values(with_about(preset, fitted.values, release)))
     say_steps(fitted, out)
     filled = sum(step.action == "filled" for step in fitted.steps)
     if filled:

@@ -53,7 +53,7 @@ def fit_to_json(arguments: argparse.Namespace, document: TomlDocument, script: s
     about = table.get(TABLE_ABOUT)
     preset = Preset(document.name, tab, fitted.values, about if isinstance(about, Mapping) else {})
     say_steps(fitted, out)
-    values = with_about(preset, fitted.values, release.schema, release.name)
+    values = with_about(preset, fitted.values, release)
     return _written(arguments, out, dump_values(values), len(fitted.values), values=fitted.values, fitted=fitted)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kohya_ext.cli import presets_flat
 from kohya_ext.cli.common import find_checkout, find_environment, training_environments
 from kohya_ext.cli.preset_lookup import write_out, written
+from kohya_ext.cli.presets_measured import say_measured
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, UsageError
 
@@ -152,13 +153,14 @@ def show(arguments: argparse.Namespace) -> int:
     out.row(
         f"{document.path.name} ({'a data set configuration' if document.kind == DATASET else 'settings of sd-scripts'})"
     )
+    measured = say_measured(document, arguments.checkout, out)
     groups = grouped(list(values))
     for section, keys in groups.items():
         out.line()
         out.row(section)
         for key in keys:
             out.row(f"  {key:<34} {written(values[key]):<16} {_meaning(key)}".rstrip())
-    return out.finish(DONE, name=document.name, tab=None, about={}, values=values, sections=groups)
+    return out.finish(DONE, name=document.name, tab=None, about={}, values=values, measured=measured, sections=groups)
 
 
 def values_of(document: TomlDocument) -> dict[str, Any]:

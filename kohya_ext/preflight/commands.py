@@ -181,6 +181,13 @@ def of_words(words: Sequence[str], release: Release, checkout: Checkout, given: 
     return Planned([command], [], command.given())
 
 
+def digest_of(command: ScriptCommand, release: Release) -> str:
+    """Under which runs of a command leave what they measure; "" where that cannot be told."""
+    launched = LaunchCommands(training=[command.script, *command.words], toml={"": command.settings})
+    found = script_run(launched, release)
+    return "" if found is None else found.settings(command.settings)
+
+
 def _mirror(folder: Path, place: Workplace) -> Path:
     try:
         if not folder.is_dir():

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from kohya_ext.core.errors import UsageError, did_you_mean
 from kohya_ext.preflight.measured import CONTEXT as MEASURED_CONTEXT
-from kohya_ext.preflight.measured import Measured
 from kohya_ext.spec.cards import CARDS, GIB, USABLE
+from kohya_ext.spec.measurements import Measured
 
 Verdict = Literal["fits", "tight", "does not fit"]
 

@@ -12,7 +12,7 @@ from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.preflight.arguments import ScriptCommand
 from kohya_ext.preflight.changes import one_by_one
 from kohya_ext.preflight.child import Request, run_child
-from kohya_ext.preflight.commands import Planned
+from kohya_ext.preflight.commands import Planned, digest_of
 from kohya_ext.preflight.explain import start_error
 from kohya_ext.preflight.measured import measured_here
 from kohya_ext.preflight.memory import Memory, judged
@@ -47,6 +47,7 @@ class Preflight:
     ) -> None:
         self.planned, self.release, self.checkout = planned, release, checkout
         self.python, self.place, self.card = python, place, card
+        self.settings = digest_of(planned.training, release)
         self.activate = not release.patched and asks_for_us(planned.training)
         self.arguments = list(release.arguments_of(Path(planned.training.script).name))
         prepare(planned.training, place)
@@ -75,7 +76,7 @@ class Preflight:
             answer.memory = judged(report.get("memory") or {}, self.card)
             answer.untraced = "" if answer.memory else untraced or answer.reason or "the script never trained a step"
             if answer.memory is not None:
-                measured = measured_here(self.checkout.root, str(report.get("settings")))
+                measured = measured_here(self.checkout.root, self.settings)
                 answer.memory = answer.memory.corrected(measured)
             if answer.memory is not None and answer.memory.verdict not in (None, "fits"):
                 answer.cheapest = list(self._cheaper(answer.memory))

@@ -11,11 +11,8 @@ from kohya_ext.presets.document import Preset, bundled, dump_values
 from kohya_ext.presets.explained import with_about
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.flat_file import file_bytes, to_file
-from kohya_ext.presets.migration import read_migration
-from kohya_ext.presets.release import SCRIPTS, Release, read_release
-from kohya_ext.presets.schema import Schema, Tab, read_schema
-from kohya_ext.pysource.arguments import flags_of
-from kohya_ext.pysource.sources import FolderSources
+from kohya_ext.presets.release import Release, read_release
+from kohya_ext.presets.schema import Tab
 from kohya_ext.spec.preset_files import USER_PRESETS
 
 if TYPE_CHECKING:
@@ -43,32 +40,28 @@ def collect_all(
     collected = FittedPresets()
     if checkout.gui_root is None:
         return collected
-    sources = FolderSources(checkout.root)
-    migration = read_migration(sources)
-    schemas: dict[Tab, Schema | None] = {}
-    flags: dict[Tab, frozenset[str]] = {}
     releases: dict[Tab, Release] = {}
     for preset in bundled() if presets is None else presets:
         tab = preset.tab
-        if tab not in schemas:
-            schemas[tab] = read_schema(sources, tab, patched=True)
-            flags[tab] = flags_of(FolderSources(checkout.training_root), SCRIPTS[tab][0])
-        schema = schemas[tab]
-        if schema is None:
+        try:
+            if tab not in releases:
+                releases[tab] = read_release(checkout, tab, patched=True, xformers=xformers)
+        except UnsupportedError:
             collected.refused[preset.name] = f"this GUI has no {tab} tab that loads presets"
             continue
+        release = releases[tab]
         try:
-            fitted = fit(preset, schema, arguments=flags[tab], migration=migration, xformers=xformers)
+            fitted = fit(
+                preset, release.schema, arguments=release.flags, migration=release.migration, xformers=xformers
+            )
         except UnsupportedError as error:
             collected.refused[preset.name] = str(error)
             continue
         collected.files[USER_FOLDER.format(tab=tab, name=preset.name, ending=".json")] = dump_values(
-            with_about(preset, fitted.values, schema, checkout.release)
+            with_about(preset, fitted.values, release)
         )
         if checkout.second_gui:
-            if tab not in releases:
-                releases[tab] = read_release(checkout, tab, patched=True, xformers=xformers)
-            _add_flat(preset, releases[tab], collected)
+            _add_flat(preset, release, collected)
     return collected
 
 

@@ -126,7 +126,7 @@ def to_file(preset: Preset, release: Release) -> tuple[dict[str, Any], Fitted]:
     content: dict[str, Any] = {**flat, TRAINING_TYPE: TRAINING_TYPES[preset.tab], FAMILY: family_of(script, preset)}
     back = _form_of(flat, {}, script, release)
     form = {key: value for key, value in fitted.values.items() if not _same(back.get(key), value)}
-    about = with_about(preset, fitted.values, schema, release.name).get(ABOUT, {})
+    about = with_about(preset, fitted.values, release).get(ABOUT, {})
     tables = {name: table for name, table in ((TABLE_ABOUT, about), (TABLE_FORM, form)) if table}
     return {**content, **({TABLE: tables} if tables else {})}, fitted
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from kohya_ext.presets.keys import PATHS, PERSONAL, SECRETS
+from kohya_ext.presets.keys import PATHS, PERSONAL, SECRETS, flags_in
 from kohya_ext.presets.launch_command import LaunchCommands
 from kohya_ext.presets.release import Release
 from kohya_ext.pysource.arguments import Argument
 from kohya_ext.pysource.values import Unknown
+from kohya_ext.spec.measurements import digest
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class ScriptRun:
         values = {name: _default(argument) for name, argument in self.arguments.items()}
         values.update({name: Unknown("a project's") for name, value in values.items() if value is None and _open(name)})
         return {**values, **self.given}
+
+    def settings(self, file: Mapping[str, Any] | None = None) -> str:
+        """The digest under which a run of this command leaves what it measures. file: settings that it reads."""
+        return digest(self.script, {**(file or {}), **self.namespace(), **flags_in(" ".join(self.strays))})
 
 
 def _open(name: str) -> bool:

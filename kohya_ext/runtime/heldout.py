@@ -60,7 +60,7 @@ class HeldOut:
 
 def notice(args: argparse.Namespace) -> None:
     """The command line has been parsed into `args`: watch for the data sets, if they ask for validation."""
-    run.arguments, run.held_out = args, None
+    run.arguments, run.given, run.held_out = args, dict(vars(args)), None
     if not validation_options.asked(args):
         return
     try:

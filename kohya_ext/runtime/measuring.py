@@ -26,12 +26,13 @@ LARGEST = 1 << 20  # bytes: a longer file gets no further lines
 
 @dataclass
 class MeasuredRun:
-    """args: the script's own; what counts of them is read at the end, when all of it is final. script: its file's name.
+    """settings: their digest. accumulated: batches of an optimizer step. script: its file's name.
 
     batches: backward passes so far. began, ended: seconds on the clock at the first that counts, and at the last.
     """
 
-    args: argparse.Namespace
+    settings: str
+    accumulated: int
     file: Path
     script: str
     batches: int = 0
@@ -47,15 +48,14 @@ class MeasuredRun:
 
     def line(self) -> dict[str, Any]:
         """What is written: bytes, and seconds of an optimizer step; None for what is not known."""
-        accumulated = max(int(getattr(self.args, "gradient_accumulation_steps", 1) or 1), 1)
         timed = self.batches - SETTLED
         return {
-            "settings": digest(self.script, vars(self.args)),
+            "settings": self.settings,
             "script": self.script,
             "version": VERSION,
             "date": time.strftime("%Y-%m-%d"),
             "batches": self.batches,
-            "seconds_per_step": (self.ended - self.began) / timed * accumulated if timed > 0 else None,
+            "seconds_per_step": (self.ended - self.began) / timed * self.accumulated if timed > 0 else None,
             "out_of_memory": _out_of_memory(),
             **_peaks(),
         }
@@ -86,7 +86,10 @@ def begin(args: argparse.Namespace, accelerator: Any) -> MeasuredRun | None:
     folder, backward = _records(), getattr(accelerator, "backward", None)
     if folder is None or backward is None or not is_main_process():
         return None
-    measurement = MeasuredRun(args, folder / FILE_NAME, Path(sys.argv[0]).name)
+    script = Path(sys.argv[0]).name
+    settings = digest(script, run.given or vars(args))  # as they were given: scripts change some as they go
+    accumulated = max(int(getattr(args, "gradient_accumulation_steps", 1) or 1), 1)
+    measurement = MeasuredRun(settings, accumulated, folder / FILE_NAME, script)
 
     @functools.wraps(backward)
     def backward_and_tick(*given: Any, **named: Any) -> Any:

@@ -15,9 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.core.about import MANIFEST
 from kohya_ext.runtime.page import on, within
+from kohya_ext.spec.measurements import FILE_NAME, newest
 from kohya_ext.spec.optimizers import ours
-from kohya_ext.spec.preset_files import ABOUT, BASE_MODEL, FILL_IN, NO_PRESET, PRESETS_LABEL, USER_PRESETS
+from kohya_ext.spec.preset_files import (
+    ABOUT,
+    BASE_MODEL,
+    FILL_IN,
+    MEASURED_AS,
+    NO_PRESET,
+    PRESETS_LABEL,
+    USER_PRESETS,
+)
 
 LARGEST = 1024 * 1024  # bytes of a file; the largest preset of any release has 12 kB
 NEEDS = {
@@ -36,14 +46,23 @@ def advanced_training(original: Callable[..., None], tab: Any, *args: Any, **kwa
     if listed is None:
         return
     file = sys.modules[type(tab).__module__].__file__
-    presets = _read(Path(str(file)).resolve().parents[1] / "presets", [_value(one) for one in listed.choices])
-    texts = [[name, explained(values[ABOUT])] for name, values in presets.items() if _says_something(values)]
+    root = Path(str(file)).resolve().parents[1]
+    presets, measured = _read(root / "presets", [_value(one) for one in listed.choices]), _measurements(root)
+    texts = [[name, explained(values[ABOUT], measured)] for name, values in presets.items() if _says_something(values)]
     choices = sorted(listed.choices, key=lambda one: _order(_value(one), presets))
     with within(context, place):
         note = importlib.import_module("gradio").HTML(value="")
         place.children.insert(place.children.index(listed) + 1, place.children.pop())
         on(listed.change, f"(name) => [new Map({json.dumps(texts)}).get(name) || '']", [listed], [note])
         listed.choices = choices
+
+
+def _measurements(root: Path) -> list[str]:
+    """Lines that runs of this checkout have left about their memory and their speed."""
+    try:
+        return ((root / MANIFEST).parent / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _presets_list(block: Any) -> tuple[Any, Any]:
@@ -100,9 +119,14 @@ def _memory(about: dict[str, Any]) -> float:
     return size if isinstance(size, (int, float)) else 0
 
 
-def explained(about: dict[str, Any]) -> str:
-    """What a preset says about itself, as HTML. It is anybody's file: nothing in it is taken for markup."""
-    return "".join(_parts(about))
+def explained(about: dict[str, Any], measured: Sequence[str] = ()) -> str:
+    """What a preset says about itself, as HTML. It is anybody's file: nothing in it is taken for markup.
+
+    measured: lines of what runs have measured here.
+    """
+    found = newest(measured, str(about.get(MEASURED_AS)))
+    here = "" if found is None else f"<p><b>Measured here:</b> {_text(str(found))}</p>"
+    return "".join((*_parts(about), here))
 
 
 def _parts(about: dict[str, Any]) -> Iterator[str]:

@@ -29,8 +29,8 @@ class Run:
     averages: an `Average` for each EMA that it keeps; telemetry, validation, resume: a `Telemetry`, a `Validation` and
     an `ExactResume`, None while it measures nothing, validates nothing and cannot be resumed exactly. The modules of
     all these import this one.
-    arguments: what the command line was parsed into last. held_out: the `HeldOut` images of its validation. reminders:
-    warnings to repeat at the end.
+    arguments: what the command line was parsed into last; given: the same before the script changes any of it.
+    held_out: the `HeldOut` images of its validation. reminders: warnings to repeat at the end.
     skip_counts, skips_told: AdaCoor's counts of skipped gradient elements, and how many have been reported. old_files:
     file of an older patch -> what it has. faults: what could not be wrapped, with the reason. yielded: feature of ours
     -> the fork's flag that it gave way to. undoing: what gives others back that it replaced.
@@ -41,6 +41,7 @@ class Run:
     telemetry: Any = None
     validation: Any = None
     arguments: Any = None
+    given: dict[str, Any] = field(default_factory=dict)
     held_out: Any = None
     resume: Any = None
     reminders: list[str] = field(default_factory=list)

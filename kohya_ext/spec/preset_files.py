@@ -7,6 +7,7 @@ ABOUT = "_about"
 KEPT = ("title", "origin", "vram", "requires", "warnings", "notes", "extract", "extract_command")
 FILL_IN = "fill_in"
 BASE_MODEL = "base_model"  # the one that the installed file names
+MEASURED_AS = "measured_as"  # the digest of its settings in the file of measurements; as above
 FITTED_TO = "fitted_to"  # the release; only an installed file has it
 
 # The GUI's list of presets, in the tabs that have one; and its entries without a file.

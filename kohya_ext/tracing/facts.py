@@ -8,10 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from kohya_ext.spec.measurements import digest
 
 NETWORK_PART = re.compile(r"^(lora_(?:unet|te\d*)|lycoris_(?:unet|te\d*)|unet|text_encoders?\d*)")
 PARTS = {
@@ -90,7 +87,6 @@ class Facts:
             found["trained"] = list(self._trained())
             found["optimizer"] = self.optimizer
             found["steps"] = self._steps()
-            found["settings"] = digest(Path(sys.argv[0]).name, vars(self.args))
         return found
 
     def _steps(self) -> dict[str, Any]:

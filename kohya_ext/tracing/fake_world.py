@@ -21,9 +21,12 @@ DEVICE = "cpu:0"
 NUMBER = 0.5  # what a number read from a tensor without contents is
 _NUMBER_OF = torch.ops.aten._local_scalar_dense.default
 _EQUAL = torch.ops.aten.equal.default
+_ANY = torch.ops.aten.any.default
 # What fills new weights: there is nothing to fill, and a model has thousands of them.
 _FILLERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "xavier_uniform_",
             "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_")  # fmt: skip
+_ZEROS = "zeros_"
+_IS_ZERO, _IS_TRUE = "_kohya_ext_is_zero", "_kohya_ext_is_true"  # what is known of a tensor without contents
 
 
 class FakeWorld(FakeTensorMode):  # type: ignore[misc]
@@ -40,7 +43,9 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _NUMBER_OF and isinstance(args[0], FakeTensor):
             kind = args[0].dtype
-            return False if kind == torch.bool else NUMBER if kind.is_floating_point else 1
+            if kind == torch.bool:
+                return getattr(args[0], _IS_TRUE, False)
+            return NUMBER if kind.is_floating_point else 1
         if func is _EQUAL:
             return True
         self._inside += 1
@@ -48,6 +53,8 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
             made = super().__torch_dispatch__(func, types, args, kwargs or {})
         finally:
             self._inside -= 1
+        if func is _ANY and args[0].is_floating_point():  # Prodigy asks whether a weight is all zeros
+            setattr(made, _IS_TRUE, not getattr(args[0], _IS_ZERO, False))
         if self.ledger is not None and not self._inside:
             self.ledger.note(func, args, made)
         return made
@@ -102,6 +109,12 @@ def _set_tensor(module: Any, name: str, device: Any, value: Any = None, dtype: A
         module._buffers[last] = value
 
 
+def _filled(tensor: Any, *_: Any, zeros: bool, **__: Any) -> Any:
+    """`torch.nn.init`: there is nothing to fill."""
+    setattr(tensor, _IS_ZERO, zeros)
+    return tensor
+
+
 def _placed(original: Any) -> Any:
     """`torch.tensor` and its kind: torch puts what they are given into the host's memory, whatever `device` says."""
 
@@ -140,7 +153,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     for name in ("tensor", "as_tensor"):
         yield torch, name, _placed(getattr(torch, name))
     for name in _FILLERS:
-        yield torch.nn.init, name, lambda tensor, *_, **__: tensor
+        yield torch.nn.init, name, functools.partial(_filled, zeros=name == _ZEROS)
     for module in (accelerate.utils, accelerate.utils.modeling):
         yield module, "set_module_tensor_to_device", _set_tensor
 

@@ -11,11 +11,11 @@ import pytest
 from kohya_ext.cli.preflight_report import say
 from kohya_ext.core.about import MANIFEST
 from kohya_ext.core.console import Output
-from kohya_ext.preflight.measured import Measured, measured_here
+from kohya_ext.preflight.measured import measured_here
 from kohya_ext.preflight.memory import Memory, judged
 from kohya_ext.preflight.report import Answer
 from kohya_ext.spec.cards import GIB
-from kohya_ext.spec.measurements import FILE_NAME
+from kohya_ext.spec.measurements import FILE_NAME, Measured
 
 
 def line(**changes: Any) -> str:

@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 from kohya_ext.core.about import MANIFEST  # noqa: E402
 from kohya_ext.runtime import measuring  # noqa: E402
 from kohya_ext.runtime.measuring import SETTLED, MeasuredRun, begin  # noqa: E402
-from kohya_ext.spec.measurements import FILE_NAME, SETTINGS, digest  # noqa: E402
+from kohya_ext.runtime.run import run  # noqa: E402
+from kohya_ext.spec.measurements import FILE_NAME, OF_THE_EMA, SETTINGS, digest  # noqa: E402
 
 
 class LittleAccelerator:
@@ -69,6 +70,14 @@ def test_a_run_leaves_a_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [one["seconds_per_step"] for one in lines(checkout)] == [6, None]
 
 
+def test_the_settings_are_those_that_were_given(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts change some of them as they go, by what they find; a preset tells only what it gives."""
+    given = {"train_batch_size": 2, "cache_latents_to_disk": True, "resolution": "1024,1024"}
+    monkeypatch.setattr(run, "given", given)
+    trained(1, monkeypatch, **{**given, "cache_latents": True, "resolution": (1024, 1024)}).write()
+    assert lines(checkout)[0]["settings"] == digest("sdxl_train.py", given)
+
+
 def test_peaks_of_a_card(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(
         is_available=lambda: True, is_initialized=lambda: True, get_device_name=lambda: "NVIDIA A100",
@@ -100,8 +109,14 @@ def test_no_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_tells_runs_apart() -> None:
-    first = {"train_batch_size": 1, "resolution": (1024, 1024), "cache_latents": True}
-    alike = {**first, "resolution": [1024, 1024], "output_name": "x", "learning_rate": 1, "xformers": False, "v2": None}
+    first = {"train_batch_size": 1, "resolution": "1024,1024", "cache_latents": True, "enable_ema": True}
+    alike = {"train_batch_size": "1.0", "resolution": " 1024,1024", "cache_latents": "true", "enable_ema": True,
+             "output_name": "x", "learning_rate": 1, "xformers": False, "v2": None, "network_args": [],
+             "ema_device": "auto", "ema_dtype": "float32", "ema_sigma_rel": ""}  # fmt: skip
     assert digest("a.py", first) == digest("a.py", alike)
-    others = [digest("b.py", first), *(digest("a.py", {**first, name: "other"}) for name in SETTINGS)]
-    assert len({digest("a.py", first), *others}) == len(SETTINGS) + 2
+    changed = [{**first, name: "other"} for name in (*SETTINGS, *OF_THE_EMA)] + [{**first, "enable_ema": False}]
+    found = {digest("a.py", first), digest("b.py", first), *(digest("a.py", one) for one in changed)}
+    assert len(found) == len(changed) + 2
+    assert digest("a.py", {"ema_dtype": "bfloat16"}) == digest("a.py", {})
+    widths = [{**first, "ema_sigma_rel": given} for given in ("0.05 0.2", [0.05, 0.2], (0.05, 0.2))]
+    assert len({digest("a.py", one) for one in widths}) == 1

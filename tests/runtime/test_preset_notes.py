@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from kohya_ext.core.about import MANIFEST
 from kohya_ext.runtime import gui, preset_notes
 from kohya_ext.spec.flags import SECTION
-from kohya_ext.spec.preset_files import ABOUT
+from kohya_ext.spec.measurements import FILE_NAME
+from kohya_ext.spec.preset_files import ABOUT, MEASURED_AS
 from tests.runtime import little_gradio
 from tests.runtime.little_gradio import Context, NewEvents, OldEvents
 
@@ -137,6 +139,21 @@ def test_all_of_it_is_said_and_nothing_is_markup(gradio: Any, hooked: Any) -> No
         "extract a LoRA<br><code>kohya-ext lora extract</code>",
     ):
         assert words in said
+
+
+def test_what_runs_have_measured_here(gradio: Any, hooked: Any, tmp_path: Path) -> None:
+    """Of a run with the settings of the preset, and only under that preset."""
+    file = tmp_path / "presets" / "lora" / "user_presets" / "A-80GB.json"
+    file.write_text(json.dumps({ABOUT: {"title": "A", MEASURED_AS: "a1"}}))
+    line = {"settings": "a1", "device": "<b>A100", "peak_reserved_bytes": 17 << 30, "seconds_per_step": 1.9,
+            "out_of_memory": False, "date": "2026-11-27"}  # fmt: skip
+    records = (tmp_path / MANIFEST).parent
+    records.mkdir()
+    (records / FILE_NAME).write_text(f"{json.dumps(line)}\n{{\n")
+    said = texts(page(gradio, hooked, list(FILES))[0])
+    here = "<p><b>Measured here:</b> 17.0 GiB reserved, 1.9 s a step on &lt;b&gt;A100, 2026-11-27</p>"
+    assert here in said["user_presets/A-80GB"]
+    assert "Measured here" not in said["user_presets/B-48GB"]
 
 
 @pytest.mark.parametrize("odd", [None, 1, [], [1, None], {"a": 1}, "text", True])

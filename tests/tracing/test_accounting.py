@@ -84,6 +84,30 @@ def test_adacoor(options: dict[str, Any], dtype: Any, sizes: Callable[[int], lis
     assert parts[OPTIMIZER] == sum(rounded(*sizes(math.prod(shape))) for shape in SHAPES)
 
 
+class _KeepsItsStart(torch.optim.Optimizer):  # type: ignore[name-defined]
+    """As Prodigy does: a copy of each weight that is not all zeros, a number for one that is."""
+
+    def __init__(self, weights: Any) -> None:
+        super().__init__(weights, {})
+
+    def step(self, closure: Any = None) -> None:
+        for weight in self.param_groups[0]["params"]:
+            start = weight.detach().clone() if weight.any() else torch.zeros((), device=weight.device)
+            self.state[weight].setdefault("start", start)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_an_optimizer_that_looks_whether_a_weight_is_zero(zeros: bool) -> None:
+    """There is nothing in a weight here; what is known is whether it was filled with zeros, as a LoRA's second half."""
+
+    def make(weights: Any) -> Any:
+        for weight in weights:
+            (torch.nn.init.zeros_ if zeros else torch.nn.init.normal_)(weight)
+        return _KeepsItsStart(weights)
+
+    assert after_steps(make, torch.float32)[OPTIMIZER] == each(lambda n: 4 if zeros else 4 * n)
+
+
 @pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "PagedAdamW8bit", "AdamW"])
 def test_bitsandbytes(name: str) -> None:
     """8 bits and a scale for each 256 weights; tensors below 4,096 weights have states of 32 bits."""

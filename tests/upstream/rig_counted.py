@@ -101,7 +101,7 @@ class Watch:
             for optimizer in optimizers
             for group in optimizer.param_groups
         ]
-        held = [one for one in gc.get_objects() if isinstance(one, torch.nn.Parameter)]
+        held = [one for module in modules() for one in held_by(module)]
         states = [one for optimizer in optimizers for one in optimizer.state.values()]
         self.report["parts"] = {
             "weights": size_of(held),
@@ -109,6 +109,18 @@ class Watch:
             "optimizer": size_of(value for state in states for value in state.values()),
             "ema": size_of(shadows()),
         }
+
+
+def held_by(module: torch.nn.Module) -> list[Any]:
+    """Weights, buffers, and tables in plain attributes, of its own or of a plain object, as Lumina's of positions."""
+    plain = [value for value in vars(module).values() if not isinstance(value, torch.nn.Module)]
+    inside = [one for value in plain if hasattr(value, "__dict__") for one in vars(value).values()]
+    tables = [value for value in (*plain, *inside) if isinstance(value, (torch.Tensor, list, tuple))]
+    return [*module.parameters(False), *module.buffers(False), *filter(tensor_of, tree_leaves(tables))]
+
+
+def modules() -> list[torch.nn.Module]:
+    return [one for one in gc.get_objects() if isinstance(one, torch.nn.Module)]
 
 
 def shadows() -> Iterable[Any]:

@@ -27,7 +27,6 @@ UNET = ("--network_train_unet_only",)
 TEXT = ("--cache_text_encoder_outputs",)
 EPOCH = ("--max_train_epochs=1",)
 CLOSE = 0.02  # of the bytes
-TABLES = 1 << 18  # bytes: of a model's buffers, which count with its weights
 SMALL = 4096  # bytes: counters of steps
 KEEP = os.environ.get("KOHYA_EXT_REPORT", "")
 
@@ -116,7 +115,7 @@ def check_parts(report: dict[str, Any], real: dict[str, Any]) -> None:
     parts = {one["name"]: one["parts"] for one in report["memory"]["phases"]}
     last = parts.get("optimizer", parts["backward"])
     models = sum(last[name] for name in ("weights", "text_encoders", "vae"))
-    assert models == pytest.approx(real["parts"]["weights"], rel=CLOSE, abs=TABLES)
+    assert models == pytest.approx(real["parts"]["weights"], rel=CLOSE)
     for part in ("optimizer", "ema"):
         assert parts["forward"][part] == pytest.approx(real["parts"][part], rel=CLOSE, abs=SMALL), part
     if real["parts"]["gradients"]:
