@@ -73,11 +73,9 @@ def list_snapshots(arguments: argparse.Namespace) -> int:
     """A line for each file."""
     out = Output("ema list", arguments.json)
     run = _run_of(arguments)
-    for one in run.snapshots:
+    for one in run.files:
         out.item("epoch" if run.in_epochs else f"step {one.step}", f"{one.path}: {one.kind}")
-    rows = [
-        {"path": str(one.path), "step": None if run.in_epochs else one.step, "kind": one.kind} for one in run.snapshots
-    ]
+    rows = [{"path": str(one.path), "step": None if run.in_epochs else one.step, "kind": one.kind} for one in run.files]
     return out.finish(DONE, snapshots=rows)
 
 
@@ -116,15 +114,12 @@ def _one(arguments: argparse.Namespace, command: str, *, need_ema: bool) -> int:
     from kohya_ext.posthoc.reconstruction import plan, target_of
     from kohya_ext.posthoc.snapshots import RunFiles
 
-    chosen = tuple(one for one in run.snapshots if need_ema or one.ema is None)
-    if not any((one.ema is not None) == need_ema for one in chosen):
-        what = (
-            "no EMA is among these files: `kohya-ext ema merge` works with raw weights"
-            if need_ema
-            else "no raw weights"
-        )
-        raise UsageError(what if need_ema else "no raw weights are among these files: use `kohya-ext ema reconstruct`")
-    run = RunFiles(chosen, run.in_epochs)
+    if not need_ema:
+        run = RunFiles(tuple(one for one in run.files if one.ema is None), run.in_epochs)
+    if not run.snapshots:
+        raise UsageError("no raw weights are among these files: use `kohya-ext ema reconstruct`")
+    if need_ema and not any(one.ema is not None for one in run.snapshots):
+        raise UsageError("no EMA is among these files: `kohya-ext ema merge` works with raw weights")
     target = target_of(run, sigma_rel=arguments.sigma_rel, decay=arguments.decay, step=arguments.step)
     return _written(arguments, out, [plan(run, target)], [arguments.out])
 
@@ -159,7 +154,7 @@ def _written(arguments: argparse.Namespace, out: Output, plans: list[MixturePlan
         out.item(
             f"{key} {number:g}",
             f"from {len(one.sources)} files up to step {one.target.step}: expected error {_percent(made.error)}, "
-            f"{_percent(made.bound)} in the worst case (of the distance between EMA and raw weights)",
+            f"{_percent(made.worst)} in the worst case (of the distance between EMA and raw weights)",
         )
         figures = {"error": made.error, "bound": made.bound, "rounding": made.rounding}
         rows.append({"path": str(path), key: number, "step": one.target.step, **figures})

@@ -46,6 +46,11 @@ class Mixture:
     bound: float
     rounding: float
 
+    @property
+    def worst(self) -> float:
+        """The bound, and rounding that is twice what is expected."""
+        return self.bound + 2 * self.rounding
+
 
 def raw_profile(step: int, steps: int) -> Tensor:
     """The profile of the raw weights after `step` of `steps` steps: float64 of shape (steps + 1,)."""
@@ -127,7 +132,9 @@ def distance(one: Tensor, other: Tensor, pace: Tensor) -> float:
     return float((_behind(one - other) * pace).norm())
 
 
-def mix(sources: Sequence[Tensor], wanted: Tensor, pace: Tensor, noise: float = 0.0) -> Mixture:
+def mix(
+    sources: Sequence[Tensor], wanted: Tensor, pace: Tensor, noise: float = 0.0, again: float | None = None
+) -> Mixture:
     """The mixture of `sources` that comes nearest to `wanted`.
 
     Least squares, over the profiles and over their running sums: the former are what counts for weights that jump about
@@ -140,6 +147,7 @@ def mix(sources: Sequence[Tensor], wanted: Tensor, pace: Tensor, noise: float = 
         pace: of the run, see `pace_of`.
         noise: rounding of the saved weights, as a part of the distance between the average and the raw weights; up to
             a point it keeps coefficients small.
+        again: rounding of the new file, in the same unit; None where it is rounded as the saved weights are.
 
     Returns:
         The mixture and its errors.
@@ -157,7 +165,7 @@ def mix(sources: Sequence[Tensor], wanted: Tensor, pace: Tensor, noise: float = 
     found = torch.linalg.lstsq(others, (goal - last)[:, None], rcond=_NEGLIGIBLE, driver="gelsd").solution[:, 0]
     coefficients = torch.cat([found, 1.0 - found.sum(dim=0, keepdim=True)])
     # of weights that hardly move all snapshots are rounded alike; the new file is rounded once more
-    rounding = noise * math.hypot(max(1.0, float(coefficients.norm())), 1.0)
+    rounding = math.hypot(noise * max(1.0, float(coefficients.norm())), noise if again is None else again)
     paces = (pace, _slowing_down(pace, sources))
     return Mixture(tuple(coefficients.tolist()), *_errors(rows @ coefficients, wanted, paces), rounding)
 

@@ -148,6 +148,10 @@ class Shadow:
 
     # ------------------------------------------------------------------ reading
 
+    def has_stepped(self, parameter: Tensor) -> bool:
+        """Whether `update_param` has done this parameter in the current step."""
+        return self._index.get(id(parameter)) in self._stepped
+
     @property
     def started(self) -> bool:
         """True once there is something to save or to sample from."""

@@ -16,8 +16,10 @@ from kohya_ext.ema.posthoc import Mixture, distance, ema_profile, mix, pace_of, 
 from kohya_ext.ema.schedules import Debiased, Power
 from kohya_ext.files.atomic import NEW_FILE_MODE
 from kohya_ext.files.disk import explained_target
-from kohya_ext.posthoc.snapshots import RECONSTRUCTED, RunFiles, Snapshot
-from kohya_ext.spec.outputs import EMA_METADATA
+from kohya_ext.posthoc.layout import Layout, Piece, own_layout, recognized
+from kohya_ext.posthoc.snapshots import RECONSTRUCTED, RunFiles, Snapshot, ema_of, shapes_of
+from kohya_ext.posthoc.sources import ROUNDING, WeightSource, opened
+from kohya_ext.spec.outputs import EMA_METADATA, SAMPLES_FILE
 from kohya_ext.tensors.elements import DEVICE_SLICE, slices
 from kohya_ext.tensors.streaming import write_tensors
 from kohya_ext.tensors.tensorfile import DTYPES, TensorFile
@@ -26,8 +28,6 @@ from kohya_ext.tensors.tensorfile import DTYPES, TensorFile
 MOST_ERROR = 0.1
 # elements that are looked at to learn what rounding costs
 SAMPLE = 1 << 22
-# half of the last digit, relative to the value at most, of the types that weights are saved in
-ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 # of what a saver says about the weights themselves, which are others now
 OF_THE_WEIGHTS = ("sshs_", "modelspec.hash_", "modelspec.thumbnail")
 
@@ -49,11 +49,12 @@ class WantedEma:
 
 @dataclass(frozen=True)
 class MixturePlan:
-    """A mixture for a target. sources: with their coefficients in `mixture`."""
+    """A mixture for a target. sources: with their coefficients in `mixture`; layout: of the new file."""
 
     target: WantedEma
     sources: tuple[Snapshot, ...]
     mixture: Mixture
+    layout: Layout
 
 
 def target_of(
@@ -93,7 +94,8 @@ def plans(run: RunFiles, targets: Sequence[WantedEma]) -> list[MixturePlan]:
     if odd:
         raise UsageError(f"{sources[-1].path} holds weights as {', '.join(sorted(odd))}: too coarse to be averaged")
     profiles = [_profile(one, step) for one in sources]
-    rounded, distances = _sampled(sources)
+    layout = _layout(run, sources)
+    rounded, again, distances = _sampled(sources, layout)
     pace = pace_of(profiles, distances)
     moved = math.hypot(*distances)
     # how far an average is from the raw weights, by how far the snapshots are from each other
@@ -102,8 +104,28 @@ def plans(run: RunFiles, targets: Sequence[WantedEma]) -> list[MixturePlan]:
     for target in targets:
         wanted = ema_profile(target.schedule, step, step)
         away = distance(wanted, raw_profile(step, step), pace) * (moved / told if told else 0.0)
-        made.append(MixturePlan(target, sources, mix(profiles, wanted, pace, rounded / away if away else 0.0)))
+        noises = (rounded / away, again / away) if away else (0.0, 0.0)
+        made.append(MixturePlan(target, sources, mix(profiles, wanted, pace, *noises), layout))
     return made
+
+
+def _layout(run: RunFiles, sources: Sequence[Snapshot]) -> Layout:
+    """What the new file is like: the newest source; for snapshots, the model file that was saved with the samples."""
+    newest = sources[-1]
+    if not newest.stored:
+        return own_layout(newest.path, newest.shapes)
+    samples = newest.path.with_name(SAMPLES_FILE)
+    if not samples.is_file():
+        raise UsageError(f"{samples} is not there: no EMA was saved in this run, which tells what a model file is like")
+    sampled = ema_of(samples)
+    like = next((one for one in run.saved if sampled is not None and one.ema == sampled), None)
+    if like is None:
+        steps = "" if sampled is None else f" of step {sampled.steps}"
+        raise UsageError(
+            f"the model file with the EMA{steps}, from which the new file gets its names and metadata, is not among "
+            f"these files: name the folder that it is in, next to {samples.parent}"
+        )
+    return recognized(like.path, samples, {name: shape for name, (_, shape) in newest.shapes.items()})
 
 
 def _profile(source: Snapshot, steps: int) -> Tensor:
@@ -118,69 +140,85 @@ def _profile(source: Snapshot, steps: int) -> Tensor:
     )
 
 
-def _sampled(sources: Sequence[Snapshot]) -> tuple[float, list[float]]:
-    """What saving has rounded away of the last file, and how far each file is from the next, in a sample of weights."""
-    shapes = {key: dtype for key, (dtype, shape) in sources[-1].shapes.items() if dtype in ROUNDING and 0 not in shape}
-    files = [TensorFile(one.path) for one in sources]
-    a_tensor = max(1, SAMPLE // max(1, len(shapes)))
-    rounded, squares = 0.0, [0.0] * (len(files) - 1)
-    for key, dtype in shapes.items():
-        rows = [file.load(key).reshape(-1) for file in files]
-        stride = max(1, len(rows[0]) // a_tensor)
-        parts = [row[::stride].double() for row in rows]
+def _sampled(sources: Sequence[Snapshot], layout: Layout) -> tuple[float, float, list[float]]:
+    """What saving has rounded away of the last source, what it will of the new file, and how far each source is from
+    the next: in a sample of weights.
+    """
+    dtypes = {key: dtype for key, (dtype, _) in shapes_of(layout.like).items()}
+    pieces = [(ROUNDING.get(dtypes[key]), piece) for key, found in layout.pieces.items() for piece in found]
+    pieces = [(digit, piece) for digit, piece in pieces if digit is not None and piece.count]
+    files = [opened(one) for one in sources]
+    a_tensor = max(1, SAMPLE // max(1, len(pieces)))
+    rounded, again, squares = 0.0, 0.0, [0.0] * (len(files) - 1)
+    for digit, piece in pieces:
+        where = slice(None, None, max(1, piece.count // a_tensor))
+        parts = [file.part(piece.name, where) for file in files]
         # rounding is evenly spread over half a digit on both sides
-        rounded += float((parts[-1] * ROUNDING[dtype]).square().sum()) / 3
+        rounded += float(files[-1].rounded(piece.name, where).square().sum()) / 3
+        again += float((parts[-1] * digit).square().sum()) / 3
         squares = [
             square + float((after - before).square().sum())
             for square, (before, after) in zip(squares, pairwise(parts), strict=True)
         ]
     if not math.isfinite(sum(squares)):
         raise UsageError(f"{sources[0].path.parent}: one of the snapshots contains NaN or infinite weights")
-    return math.sqrt(rounded), [math.sqrt(square) for square in squares]
+    return math.sqrt(rounded), math.sqrt(again), [math.sqrt(square) for square in squares]
 
 
 def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = lambda *_: None) -> None:
-    """Write the mixture, whole or not at all, in the types of the newest snapshot.
+    """Write the mixture, whole or not at all, in the types of the newest saved file.
 
     progress: is told (weights done, weights in total).
 
     Raises UsageError: a source contains NaN or infinite weights; ConflictError: the disk.
     """
     used = [(one, factor) for one, factor in zip(plan.sources, plan.mixture.coefficients, strict=True) if factor]
-    files = [(TensorFile(one.path), factor) for one, factor in used]
-    forms = {key: (DTYPES[dtype], shape) for key, (dtype, shape) in plan.sources[-1].shapes.items()}
-    newest = TensorFile(plan.sources[-1].path)
+    files = [(opened(one), factor) for one, factor in used]
+    like = TensorFile(plan.layout.like)
+    forms = {key: (DTYPES[dtype], shape) for key, (dtype, shape) in shapes_of(plan.layout.like).items()}
     total = sum(torch.Size(shape).numel() for _, shape in forms.values())
 
     def mixed() -> Iterator[Tensor]:
         done = 0
         for key, (dtype, shape) in forms.items():
-            yield _mixed(key, dtype, files, newest)
+            pieces = plan.layout.pieces.get(key)
+            # what holds no weights (counters, scales of adapters, positions) is as it is
+            yield like.load(key) if pieces is None else _mixed(key, pieces, files, dtype).view(shape)
             done += torch.Size(shape).numel()
             progress(done, total)
 
     with explained_target(path):
-        write_tensors(path, forms, mixed(), _metadata(plan, newest.metadata), mode=NEW_FILE_MODE)
+        write_tensors(path, forms, mixed(), _metadata(plan, like.metadata), mode=NEW_FILE_MODE)
 
 
-def _mixed(key: str, dtype: torch.dtype, files: Sequence[tuple[TensorFile, float]], newest: TensorFile) -> Tensor:
-    """One tensor; what holds no weights (counters, scales of adapters, positions) is the newest file's."""
-    like = newest.load(key)
-    if not dtype.is_floating_point:
-        return like
-    tensors = [(file.load(key), factor) for file, factor in files]
-    if all(torch.equal(tensor, like) for tensor, _ in tensors):
-        return like
-    flat = torch.empty(like.numel(), dtype=dtype)
-    views = [(tensor.reshape(-1), factor) for tensor, factor in tensors]
-    for start, length in slices(flat.numel(), DEVICE_SLICE):
-        total = torch.zeros(length, dtype=torch.float64)
-        for view, factor in views:
-            total.add_(view[start : start + length].double(), alpha=factor)
-        if not math.isfinite(float(total.sum())):
-            raise UsageError(f"{key} contains NaN or infinite weights in one of the files")
-        flat[start : start + length] = total
-    return flat.view(like.shape)
+def _mixed(
+    key: str, pieces: Sequence[Piece], files: Sequence[tuple[WeightSource, float]], dtype: torch.dtype
+) -> Tensor:
+    """One tensor of the new file, flat."""
+    made = torch.empty(sum(piece.count for piece in pieces), dtype=dtype)
+    begin = 0
+    for piece in pieces:
+        goal = made[begin : begin + piece.count]
+        begin += piece.count
+        flat = torch.empty_like(goal) if piece.turned else goal
+        for start, length in slices(piece.count, DEVICE_SLICE):
+            flat[start : start + length] = _mixed_part(key, piece.name, slice(start, start + length), files)
+        if piece.turned:
+            goal.view(piece.shape[::-1]).copy_(flat.view(piece.shape).t())
+    return made
+
+
+def _mixed_part(key: str, name: str, where: slice, files: Sequence[tuple[WeightSource, float]]) -> Tensor:
+    """What is alike in all sources stays as it is."""
+    first, alike = files[0][0].part(name, where), True
+    total = first * files[0][1]
+    for file, factor in files[1:]:
+        part = file.part(name, where)
+        alike = alike and torch.equal(part, first)
+        total.add_(part, alpha=factor)
+    if not math.isfinite(float(total.sum())):
+        raise UsageError(f"{key} contains NaN or infinite weights in one of the files")
+    return first if alike else total
 
 
 def _metadata(plan: MixturePlan, of_newest: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from kohya_ext import __version__
 from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
 from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance, rounding_noise
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
+from kohya_ext.runtime.block_moves import finish_moves
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.run import is_main_process, say, stop, warn_again_at_end
+from kohya_ext.runtime.snapshots import Snapshots
 from kohya_ext.runtime.stopwatch import Stopwatch
 from kohya_ext.spec.outputs import EMA_METADATA, ema_suffix
 
@@ -53,6 +55,7 @@ class Average:
         self._announced = False
         self._cost_told = False
         self._noise_told = False
+        self._snapshots = Snapshots(args, options, place)
 
     def meet(self, model: Any) -> None:
         """Learn the parameters' names of a model, for the state files: `0.` for the first model seen, and so on."""
@@ -78,7 +81,11 @@ class Average:
 
     def before_step_of(self, parameter: Any) -> None:
         """Fused backward: `parameter` is about to be stepped by itself."""
-        self._track_of(parameter).start()
+        track = self._track_of(parameter)
+        track.start()
+        if self._snapshots.kept and track.made().has_stepped(parameter):  # all have: the step before is over
+            track.catch_up()
+            self.between_steps(track.made().step)
 
     def after_step_of(self, parameter: Any) -> None:
         """Fused backward: `parameter` has been stepped; blocks may move it away soon, so it is averaged at once."""
@@ -107,6 +114,39 @@ class Average:
                     stack.enter_context(track.shadow.swap())
             stack.callback(finish_moves, self.models)  # sampling moves blocks; the weights come back after that
             yield
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """`in_place`, for the time in which a file is written."""
+        with self.in_place():
+            yield
+            if self._snapshots.kept and self.place == 0:
+                self._snapshots.write_samples(self._entries(), self.metadata())
+
+    def saved(self, *, last: bool) -> None:
+        """The EMA has been saved. last: at the end of the run."""
+        self.tell_health()
+        if self._snapshots.due_with_save(last=last):
+            self._write_snapshot()
+
+    def between_steps(self, step: int) -> None:
+        """All optimizers have done this step, and none the next: time for a snapshot, if one is due."""
+        if self._snapshots.due(step) and self.ready():
+            self._write_snapshot()
+
+    def _write_snapshot(self) -> None:
+        about = self.metadata()
+        self._snapshots.write(int(about[f"{EMA_METADATA}steps"]), self._entries(), about)
+
+    def _entries(self) -> list[tuple[str, Any, Any]]:
+        """(name, weights, average) of all that is averaged; of several optimizers the names tell which."""
+        several = len(self._tracks) > 1
+        return [
+            (f"optimizer{number}.{name}" if several else name, weights, average)
+            for number, track in enumerate(self._tracks)
+            if track.shadow is not None and track.shadow.started
+            for name, weights, average in track.shadow.pairs()
+        ]
 
     @contextmanager
     def raw(self) -> Iterator[None]:
@@ -225,6 +265,7 @@ class Average:
         files = list(zip(self._tracks, _state_files(folder, self.place), strict=False))
         if not all(file.is_file() for _, file in files):
             say(f"{folder} contains no {self.label}: this run starts a new one from the resumed weights")
+            self._snapshots.resume(0)
             return
         for track, file in files:
             try:
@@ -233,6 +274,7 @@ class Average:
                 stop(f"cannot resume the EMA from {file}: {error}. Remove --enable_ema, or move that file away")
             for difference in differences:
                 say(difference)
+        self._snapshots.resume(max(track.made().step for track in self._tracks))
 
     def announce(self, shadow: Shadow) -> None:
         """Say once, at the first step, what is averaged, over how long, and where it is kept."""
@@ -252,6 +294,8 @@ class Average:
             f"{self.label} is on: schedule {options.schedule}{decay}; "
             f"it will cover {describe(shadow.schedule, total)}; {options.dtype}, kept {where}"
         )
+        if self._snapshots.kept:
+            say(f"{self.label}: {self._snapshots.announcement(sum(p.numel() for p in self.parameters()))}")
 
     def _started(self) -> list[Shadow]:
         """The shadows from which there is something to save or to sample."""
@@ -298,6 +342,8 @@ class _Track:
 
     def before_step(self) -> None:
         self.catch_up()
+        if self.shadow is not None:
+            self.average.between_steps(self.shadow.step)
         self.start()
 
     def after_step(self) -> None:
@@ -351,18 +397,3 @@ class _Track:
                 frozen_too=True,  # what an optimizer holds may be thawed at any step
             )
         return self.shadow
-
-
-def finish_moves(models: Iterable[Any]) -> None:
-    """Wait until no block of these models is moving (`--blocks_to_swap`).
-
-    Kohya moves blocks between GPU and host in threads of its own, also after the backward pass. A move re-points a
-    weight's data and fills the memory it leaves with another block's weights, so whoever reads or writes weights
-    between two steps first waits here. Kohya's own waits for the same moves find them done.
-    """
-    for model in models:
-        for offloader in list(getattr(model, "__dict__", {}).values()):
-            moving, wait = getattr(offloader, "futures", None), getattr(offloader, "_wait_blocks_move", None)
-            if isinstance(moving, dict) and callable(wait):
-                for block in list(moving):
-                    wait(block)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def begin(args: argparse.Namespace, options: EmaOptions) -> None:
     """A run with EMA starts."""
     from kohya_ext.runtime.average import Average
+    from kohya_ext.runtime.snapshots import refuse_those_of_another_run
 
+    refuse_those_of_another_run(args, options)
     run.averages = [Average(args, options, place) for place in range(len(options.sigma_rel or (None,)))]
 
 

@@ -65,7 +65,7 @@ def _save_average(
     # sd-scripts 0.6 gets no savers: it writes the files itself, in place
     whole = nullcontext() if savers else safe_save.whole_files()
     try:
-        with unwinding_on_sigterm(), average.in_place(), whole, safe_save.with_metadata(average.metadata()):
+        with unwinding_on_sigterm(), average.saving(), whole, safe_save.with_metadata(average.metadata()):
             result = original(*call.args, **call.kwargs)
     except Exception as error:  # a full disk, mostly
         if average.swapped:
@@ -78,7 +78,7 @@ def _save_average(
         with safe_save.kept_going(unless=default_name == ema_outputs.LAST), unwinding_on_sigterm(), whole:
             result = original(*call.args, **call.kwargs)
         return result
-    average.tell_health()
+    average.saved(last=default_name == ema_outputs.LAST)
     return result
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from kohya_ext.runtime.average import Average
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.safe_save import unwinding_on_sigterm
-from kohya_ext.spec.outputs import COUNTED, EMA_SUFFIX
+from kohya_ext.spec.outputs import COUNTED, EMA_SUFFIX, NAMELESS_LAST, NAMELESS_STEP
 
 # what upstream calls a file when there is no --output_name: per kind of save
-EPOCH, STEP, LAST = "epoch", "at", "last"
+EPOCH, STEP, LAST = "epoch", NAMELESS_STEP, NAMELESS_LAST
 
 _COUNTED = re.compile(rf"(?:{COUNTED})$")
 
@@ -105,7 +105,7 @@ class Twins:
         """Save one EMA, next to the raw file or `instead` of it."""
         target = file if instead else file_of_average(file, self._output_name, average.suffix)
         try:
-            with unwinding_on_sigterm(), average.in_place(), safe_save.moved_into_place(target) as temporary:
+            with unwinding_on_sigterm(), average.saving(), safe_save.moved_into_place(target) as temporary:
                 write(temporary, average)
         except Exception as error:  # a full disk, mostly
             if average.swapped:
@@ -116,7 +116,7 @@ class Twins:
                 with safe_save.kept_going(unless=last), safe_save.moved_into_place(file) as temporary:
                     write(temporary, None)
             return
-        average.tell_health()
+        average.saved(last=is_last(file, self._output_name))
         if not instead:
             self._upload(target)
             self._rotate(file, average.suffix)

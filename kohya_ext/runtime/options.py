@@ -92,7 +92,10 @@ def _add(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 @dataclass(frozen=True)
 class EmaOptions:
-    """What `--enable_ema` and the `--ema_*` flags say, in their final types."""
+    """What `--enable_ema` and the `--ema_*` flags say, in their final types.
+
+    snapshot_every: steps from one to the next, 0 for one with each save, None for none.
+    """
 
     decay: float
     schedule: str
@@ -104,6 +107,9 @@ class EmaOptions:
     sample: str
     sigma_rel: tuple[float, ...] | None
     exp_beta: float
+    snapshot_every: int | None
+    snapshot_dtype: str
+    snapshot_keep: int | None
 
 
 def read(args: argparse.Namespace) -> EmaOptions | None:

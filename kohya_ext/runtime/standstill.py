@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import NormalDist
 from typing import Any
 
-from kohya_ext.runtime.average import finish_moves
+from kohya_ext.runtime.block_moves import finish_moves
 from kohya_ext.runtime.run import run
 
 

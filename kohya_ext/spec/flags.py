@@ -128,6 +128,16 @@ def _folder(value: Any) -> str:
     return value
 
 
+WITH_SAVES = "save"  # instead of a number of steps
+
+
+def _steps_or_saves(value: Any) -> int:
+    """The steps from one to the next, 0 for "with each save"."""
+    return 0 if value == WITH_SAVES else int(_STEPS.convert(value))
+
+
+_STEPS = Range(f"expected a whole number of at least 1, or {WITH_SAVES}", 1, whole=True)
+STEPS_OR_SAVES = Kind(str, _steps_or_saves)
 SWITCH = Kind(None, _switch)
 FOLDER = Kind(str, _folder)
 SHARES = Range("expected a number from 0 up to, not including, 1 (0.1 is a tenth)", most=1.0, excluded=1.0)
@@ -204,6 +214,19 @@ EXP_BETA = Flag(
     "--ema_exp_beta", EMA, _in(NOT_NEGATIVE), None, "0.1.0",
     "old command lines: selects the schedule exp (0: warmup)",
 )  # fmt: skip
+SNAPSHOT_EVERY = Flag(
+    "--ema_snapshot_every", EMA, STEPS_OR_SAVES, None, "0.2.0",
+    "every N optimizer steps and at the end, or with each save (save): write a snapshot of each EMA, from which "
+    "`kohya-ext ema` makes EMAs of other lengths",
+)  # fmt: skip
+SNAPSHOT_DTYPE = Flag(
+    "--ema_snapshot_dtype", EMA, _one_of("float32", "float16", "bfloat16"), "float32", "0.2.0",
+    "dtype of snapshots: float32 (default), or half as large: 16-bit differences from the weights at the first of them",
+)  # fmt: skip
+SNAPSHOT_KEEP = Flag(
+    "--ema_snapshot_keep", EMA, _whole_from(2), None, "0.2.0",
+    "keep only the newest N snapshots of each EMA (default: all)",
+)  # fmt: skip
 LOG_EVERY = Flag(
     "--kohya_ext_log_every", TELEMETRY, _whole_from(0), 0, "0.1.0",
     "every N steps, log the effective learning rate and the share of weights that moved (default 0: never)",
@@ -273,6 +296,9 @@ FLAGS: tuple[Flag, ...] = (
         "weights that sample images are made from (default raw)", "Sample from",
     ),
     SIGMA_REL,
+    SNAPSHOT_EVERY,
+    SNAPSHOT_DTYPE,
+    SNAPSHOT_KEEP,
     EXP_BETA,
     Flag(
         "--ema_save_only_ema_weights", EMA, SWITCH, False, "0.1.0",
@@ -288,8 +314,10 @@ FLAGS: tuple[Flag, ...] = (
     EXACT_RESUME,
     SAVE_ON_SIGNAL,
 )  # fmt: skip
+SNAPSHOT_SETTINGS = (SNAPSHOT_DTYPE, SNAPSHOT_KEEP)  # of the snapshots
 TWO_SCHEDULES = f"{SCHEDULE.name} and the old {EXP_BETA.name} both choose a schedule; give one of them"
 WIDTH_WITHOUT_POWER = f"{SIGMA_REL.name} belongs to {SCHEDULE.name} {POWER}: give both or neither"
+NO_SNAPSHOTS = f"does nothing without {SNAPSHOT_EVERY.name}: this run writes no snapshots"
 TWO_VALIDATIONS = f"{VALIDATE.name} and {VALIDATION_SPLIT.name} both choose the held-out images; give one of them"
 NO_VALIDATION = f"is set, but neither {VALIDATE.name} nor {VALIDATION_SPLIT.name}: this run validates nothing"
 NO_EMA = f"is set, but {ENABLE_EMA.name} is not: this run keeps no EMA"
@@ -323,6 +351,8 @@ def faults(values: Values) -> Iterator[tuple[Flag, str]]:
         yield EXP_BETA, TWO_SCHEDULES
     elif (SIGMA_REL.key in given) != (SCHEDULE.read(values) == POWER):
         yield SIGMA_REL, WIDTH_WITHOUT_POWER
+    if SNAPSHOT_EVERY.key not in given:
+        yield from ((flag, f"{flag.name} {NO_SNAPSHOTS}") for flag in SNAPSHOT_SETTINGS if flag.key in given)
 
 
 def without_validation(values: Values) -> str | None:

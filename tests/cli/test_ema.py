@@ -12,7 +12,7 @@ from kohya_ext.core.errors import CONFLICT, DONE, WRONG_USAGE
 from kohya_ext.ema.posthoc import ema_profile
 from kohya_ext.ema.schedules import Power
 from tests.cli.conftest import Ran
-from tests.posthoc.runs import STEPS, SavedRun, saved_run
+from tests.posthoc.runs import STEPS, SavedRun, saved_run, snapshots_of
 
 Run = Callable[..., Ran]
 
@@ -68,6 +68,47 @@ def test_merge_takes_raw_weights_alone(saved: SavedRun, tmp_path: Path, run: Run
     words = ("ema", "reconstruct", saved.folder, "--sigma-rel", 0.25, "--out", tmp_path / "new.safetensors")
     refused = run(*words)
     assert refused.code == WRONG_USAGE and "kohya-ext ema merge" in refused.errors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_snapshots(saved: SavedRun, tmp_path: Path, run: Run, dtype: str) -> None:
+    folder = snapshots_of(saved, "mine", Power(0.05), Power(0.1), every=20, dtype=dtype)
+    listed = run("ema", "list", saved.folder).text
+    held = dtype if dtype == "float32" else f"{dtype} difference"
+    assert f"ema2-step00000020.safetensors: EMA, power 0.1, snapshot ({held})" in listed
+    assert "mine-step00000010.safetensors: raw weights" in listed
+    for place in (saved.folder, folder):  # either is enough
+        words = ("ema", "reconstruct", place, "--sigma-rel", 0.15, "--out", tmp_path / "new.safetensors", "--overwrite")
+        done = run(*words, "--json")
+        assert done.code == DONE
+        [row] = done.document["files"]
+        error = saved.distance(load_file(tmp_path / "new.safetensors"), ema_profile(Power(0.15), STEPS, STEPS))
+        assert error <= row["bound"] + 2 * row["rounding"] and row["error"] < 0.02
+    said = run(*words).text
+    assert "from 16 files up to step 160" in said
+    (tmp_path / "lengths").mkdir()
+    swept = run("ema", "sweep", folder, "--sigma-rel", "0.06:0.2:3", "--out", tmp_path / "lengths")
+    assert swept.code == DONE and len(list((tmp_path / "lengths").iterdir())) == 3
+
+
+def test_snapshots_without_what_goes_with_them(saved: SavedRun, tmp_path: Path, run: Run) -> None:
+    folder = snapshots_of(saved, "mine", Power(0.1), every=20, dtype="float16")
+    words = ("ema", "reconstruct", saved.folder, "--sigma-rel", 0.15, "--out", tmp_path / "new.safetensors")
+    for path, says in (
+        (folder / "reference.safetensors", "which is not there"),
+        (folder / "saved.safetensors", "no EMA was saved in this run"),
+        (saved.folder / "mine-ema.safetensors", "the model file with the EMA of step 160"),
+    ):
+        kept = path.read_bytes()
+        path.unlink()
+        refused = run(*words)
+        assert refused.code == WRONG_USAGE and says in refused.errors
+        path.write_bytes(kept)
+    named = run("ema", "list", folder / "saved.safetensors")
+    assert named.code == WRONG_USAGE and "name the folder" in named.errors
+    assert run(*words).code == DONE
+    merged = run("ema", "merge", saved.folder, "--sigma-rel", 0.25, "--out", tmp_path / "merged.safetensors")
+    assert merged.code == DONE and "from 16 files" in merged.text  # of the raw ones
 
 
 def test_what_would_be_far_off_is_refused_unless_forced(saved: SavedRun, tmp_path: Path, run: Run) -> None:

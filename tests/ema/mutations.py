@@ -154,7 +154,7 @@ MUTATIONS = (
     ),
     Mutation(
         "weights are averaged, or exchanged, while a thread of Kohya's moves their block",
-        "runtime/average.py",
+        "runtime/block_moves.py",
         "                    wait(block)\n",
         "                    pass\n",
         "tests/runtime/test_blockswap.py",

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kohya_ext.ema.posthoc import ema_profile
 from kohya_ext.ema.schedules import Schedule
 from kohya_ext.ema.shadow import Shadow
-from kohya_ext.spec.outputs import EMA_METADATA
+from kohya_ext.ema.snapshot import write_reference, write_samples, write_snapshot
+from kohya_ext.spec.outputs import EMA_METADATA, REFERENCE_FILE, SAMPLES_FILE, snapshot_file, snapshots_folder
+from kohya_ext.tensors.tensorfile import TensorFile
 
 STEPS = 160
 
@@ -69,6 +72,27 @@ def saved_run(
             now = {key: value.detach().to(dtype).clone() for key, value in parameters.items()}
             save(folder / f"{next(iter(schedules), 'run')}{ending}.safetensors", now, {"ss_steps": str(step)})
     return run
+
+
+def snapshots_of(saved: SavedRun, name: str, *schedules: Schedule, every: int = 10, dtype: str = "float32") -> Path:
+    """The folder of the snapshots of a run that has been saved, one EMA a schedule; the model's tensors are renamed."""
+    folder = saved.folder / snapshots_folder(name)
+    folder.mkdir()
+    for place, schedule in enumerate(schedules):
+        for step in range(every, STEPS + 1, every):
+            average = saved.truth(ema_profile(schedule, step, STEPS))
+            entries = [(f"0.{key}", rows[step].float(), average[key].float()) for key, rows in saved.weights.items()]
+            if dtype != "float32" and not (folder / REFERENCE_FILE).exists():
+                write_reference(folder / REFERENCE_FILE, entries)
+            reference = None if dtype == "float32" else TensorFile(folder / REFERENCE_FILE)
+            write_snapshot(folder / snapshot_file(place, step), entries, dtype, metadata(schedule, step), reference)
+    average = {key: value.float() for key, value in saved.truth(ema_profile(schedules[0], STEPS, STEPS)).items()}
+    write_samples(
+        folder / SAMPLES_FILE, [(f"0.{key}", value, value) for key, value in average.items()],
+        metadata(schedules[0], STEPS),
+    )  # fmt: skip
+    save(saved.folder / f"{name}-ema.safetensors", average, metadata(schedules[0], STEPS))
+    return folder
 
 
 def save(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:

@@ -43,7 +43,9 @@ def test_says_that_settings_without_the_flag_do_nothing(capsys: pytest.CaptureFi
 
 def test_defaults() -> None:
     settings = read("--enable_ema")
-    assert settings == options.EmaOptions(0.9995, "debiased", 1, 0, "auto", "float32", "beside", "raw", None, 15.0)
+    assert settings == options.EmaOptions(
+        0.9995, "debiased", 1, 0, "auto", "float32", "beside", "raw", None, 15.0, None, "float32", None
+    )
 
 
 def test_every_ema_flag_reaches_the_run() -> None:
