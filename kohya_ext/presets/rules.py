@@ -9,10 +9,11 @@ from typing import Any
 from kohya_ext.presets.convert import optimizer_argument, parse_number
 from kohya_ext.presets.findings import Finding, Level
 from kohya_ext.presets.joined_words import apart
-from kohya_ext.presets.keys import ADAPTIVE, EXTRA, OPTIMIZER_WHEN_ABSENT, RATE_ONE, RATES, flags_in
+from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, OPTIMIZER_WHEN_ABSENT, RATE_ONE, RATES, flags_in
 from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, STEPS_OF_RATE, equivalent, matching
 from kohya_ext.presets.release import Release
 from kohya_ext.pysource.arguments import Argument
+from kohya_ext.spec.conflicts import SETTINGS, conflicts
 from kohya_ext.spec.flags import (
     BY_KEY,
     ENABLE_EMA,
@@ -246,9 +247,11 @@ def _our_flags(values: Values, release: Release) -> Iterator[Finding]:
     ignored = without_validation(given)
     if ignored is not None:
         yield Finding("warning", "validation", EXTRA, ignored, f"{ignored} {NO_VALIDATION}", f"add {VALIDATE.name} DIR")
-    if ENABLE_EMA.key in given and _optimizer(values).endswith("schedulefree"):
-        effect = "training stops: a schedule-free optimizer averages by itself"
-        yield Finding("error", "ema", EXTRA, ENABLE_EMA.name, effect, "remove one of the two")
+    if ENABLE_EMA.key not in given:
+        return
+    settings = {name: values.get(KEYS_OF_FLAGS.get(name, name)) for name in SETTINGS} | given
+    for conflict in conflicts(settings):
+        yield Finding("error", "ema", EXTRA, conflict.flag, f"training stops: {conflict.effect}", conflict.fix)
 
 
 @rule

@@ -16,6 +16,7 @@ from typing import Any
 from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import heldout, legacy
 from kohya_ext.runtime.run import run, say, stop
+from kohya_ext.spec.conflicts import conflicts
 from kohya_ext.spec.flags import (
     BY_KEY,
     EMA,
@@ -131,9 +132,10 @@ def read(args: argparse.Namespace) -> EmaOptions | None:
         if ignored is not None:
             say(f"{ignored} {NO_EMA}")
         return None
-    _refuse_what_cannot_work(args)
     for _, fault in faults(given):
         stop(fault)
+    for conflict in conflicts(given):
+        stop(f"{conflict.flag}: {conflict.effect}; {conflict.fix}")
     values = {key.removeprefix("ema_"): flag.read(given) for key, flag in BY_KEY.items() if flag.feature == EMA}
     only, exp_beta = values.pop("save_only_ema_weights"), values.pop("exp_beta")
     del values[ENABLE_EMA.key]
@@ -200,16 +202,3 @@ def check(args: argparse.Namespace) -> None:
         stop(f"--{fused} does not work with {optimizer.name}; remove one of the two")
     if getattr(args, "mixed_precision", None) == "fp16" and not optimizer.loss_scaling:
         stop(f"--{fused} with {optimizer.name} cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no")
-
-
-def _refuse_what_cannot_work(args: argparse.Namespace) -> None:
-    if getattr(args, "deepspeed", False):
-        stop(
-            "--enable_ema does not work with DeepSpeed, which keeps the weights in partitions of its own; "
-            "use only one of them"
-        )
-    if str(getattr(args, "optimizer_type", "") or "").lower().endswith("schedulefree"):
-        stop(
-            f"--enable_ema does not work with {args.optimizer_type}: a schedule-free optimizer averages the weights "
-            "itself, and the weights in training are not the ones to average; use only one of them"
-        )

@@ -123,6 +123,14 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
             {"additional_parameters": "--enable_ema", "optimizer": "AdamWScheduleFree"},
             ("error", "ema", "additional_parameters"),
         ),
+        *(
+            ({"additional_parameters": f"--enable_ema {words}", **more}, ("error", "ema", "additional_parameters"))
+            for words, more in (
+                ("--deepspeed", {}),
+                ("--ema_start_step=500", {"max_train_steps": 500}),
+                ("--ema_snapshot_keep=3", {}),
+            )
+        ),
         ({"additional_parameters": "--optimizer_type AdaCoor"}, ("error", "adacoor-rate", "learning_rate")),
         ({"additional_parameters": "--cache_latents", "random_crop": True}, ("error", "cached-latents", "random_crop")),
         (
