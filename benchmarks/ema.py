@@ -52,6 +52,12 @@ def ours(model: Weights, dtype: torch.dtype = torch.float32, **options: Any) -> 
     return shadow.update
 
 
+def two_widths(model: Weights) -> Callable[[], object]:
+    """What a run with `--ema_sigma_rel A B` does after a step: both EMAs are updated."""
+    updates = (ours(model), ours(model))
+    return lambda: [update() for update in updates]
+
+
 def peers(model: Weights) -> dict[str, Callable[[], object]]:
     """Updates of other libraries, for float32 weights."""
     averages = torch.optim.swa_utils
@@ -134,7 +140,7 @@ def main() -> None:
     setting = f"{options.threads} threads, {options.clock} clock, {options.rounds} rounds"
     for dtype in (torch.float32, torch.bfloat16):
         model = Weights(options.millions, dtype)
-        mine = {} if options.no_compile else {"ours": ours(model)}
+        mine = {} if options.no_compile else {"ours": ours(model), "ours, two widths": two_widths(model)}
         mine["ours, not compiled"] = ours(model, compiled=False)
         if dtype == torch.float32:
             mine["ours, unguarded"] = ours(model, guarded=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,8 +75,18 @@ def saved_run(
     return run
 
 
-def snapshots_of(saved: SavedRun, name: str, *schedules: Schedule, every: int = 10, dtype: str = "float32") -> Path:
-    """The folder of the snapshots of a run that has been saved, one EMA a schedule; the model's tensors are renamed."""
+def snapshots_of(
+    saved: SavedRun,
+    name: str,
+    *schedules: Schedule,
+    every: int = 10,
+    dtype: str = "float32",
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> Path:
+    """The folder of the snapshots of a run that has been saved, one EMA a schedule.
+
+    convert: what the saver of the model makes of its parameters.
+    """
     folder = saved.folder / snapshots_folder(name)
     folder.mkdir()
     for place, schedule in enumerate(schedules):
@@ -91,7 +102,7 @@ def snapshots_of(saved: SavedRun, name: str, *schedules: Schedule, every: int = 
         folder / SAMPLES_FILE, [(f"0.{key}", value, value) for key, value in average.items()],
         metadata(schedules[0], STEPS),
     )  # fmt: skip
-    save(saved.folder / f"{name}-ema.safetensors", average, metadata(schedules[0], STEPS))
+    save(saved.folder / f"{name}-ema.safetensors", convert(average), metadata(schedules[0], STEPS))
     return folder
 
 

@@ -16,7 +16,7 @@ from kohya_ext.ema.schedules import Constant, Debiased, Power, Schedule, Warmup
 from kohya_ext.posthoc import reconstruction
 from kohya_ext.posthoc.reconstruction import plan, target_of, write
 from kohya_ext.posthoc.snapshots import read_run
-from tests.posthoc.runs import STEPS, saved_run
+from tests.posthoc.runs import STEPS, saved_run, snapshots_of
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,26 @@ def test_two_widths_in_one_pass_and_an_earlier_step(tmp_path: Path) -> None:
     write(made, tmp_path / "new.safetensors")
     profile = ema_profile(Power(0.1), 80, STEPS)
     assert saved.distance(load_file(tmp_path / "new.safetensors"), profile, step=80) <= made.mixture.bound
+
+
+def test_snapshots_of_a_model_whose_saver_transposes_and_joins(tmp_path: Path) -> None:
+    def convert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        turned = weights["a.weight"].t().contiguous().half()
+        joined = torch.cat([weights["b.bias"], weights["a.weight"].flatten()])
+        return {"vae": torch.ones(5), "turned": turned, "joined": joined}
+
+    saved = saved_run(tmp_path, {"run": Power(0.1)}, every=STEPS)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    snapshots_of(saved, "run", Power(0.05), Power(0.1), convert=convert)
+    run = read_run([tmp_path])
+    made = plan(run, target_of(run, sigma_rel=0.15))
+    write(made, tmp_path / "new.safetensors")
+    new = load_file(tmp_path / "new.safetensors")
+    assert new["turned"].dtype == torch.float16 and torch.equal(new["vae"], torch.ones(5))
+    weights = {"a.weight": new["joined"][5:].view(12, 8), "b.bias": new["joined"][:5]}
+    assert saved.distance(weights, ema_profile(Power(0.15), STEPS, STEPS)) <= made.mixture.worst
+    assert torch.equal(new["turned"], weights["a.weight"].t().half())
 
 
 def test_what_the_new_file_says_of_itself(tmp_path: Path) -> None:
