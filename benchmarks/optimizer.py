@@ -85,6 +85,7 @@ def candidates(compiled: bool) -> dict[str, Maker]:
         makers["AdaCoor 32 compiled"] = lambda p: AdaCoor(p, state_bits=32, fused=True)
         makers["AdaCoor 16 compiled, auto_lr"] = lambda p: AdaCoor(p, fused=True, auto_lr=True)
         makers["AdaCoor 16 compiled, auto_lr, momentum"] = lambda p: AdaCoor(p, fused=True, auto_lr=True, momentum=0.9)
+        makers["AdaCoor 16 compiled, momentum"] = lambda p: AdaCoor(p, fused=True, momentum=0.9)
         makers["AdaCoor 16 compiled, stochastic state"] = lambda p: AdaCoor(p, fused=True, stochastic_state=True)
     for module, name in (
         ("bitsandbytes.optim", "AdamW8bit"),

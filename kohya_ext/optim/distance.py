@@ -10,7 +10,8 @@ count either, for the same reason, nor what a rate above 1 adds: where gradients
 counted as it is at 1 grows slower and slower, and any larger one would outrun the sum.
 
 A sample is enough: runs of 16 elements (a cache line of float32), one by a hash out of every 128, take 1/32 byte a
-weight. Tensors of up to 4096 elements are summed as a whole, larger ones never with fewer than that.
+weight. Tensors of up to 4096 elements are summed as a whole, larger ones never with fewer than that; and 16,384 are
+enough for any, so that from 2 million elements on runs lie further apart.
 
 Reference:
     Khaled, Mishchenko, Jin: DoWG Unleashed, 2023, https://arxiv.org/abs/2305.16284; Ivgi, Hinder, Carmon: DoG is SGD's
@@ -33,6 +34,7 @@ from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 RUN = 16
 EVERY = 128
 EXACT = 4096
+ENOUGH = 16384
 # Growth of the squared distance in one step, at most. A step at lr 1 can double a distance, so without a bound it would
 # be 4, and more at a larger lr. At 2, a hundredfold distance takes 14 steps, and a burst of large updates does no harm.
 FASTEST = 2.0
@@ -154,7 +156,7 @@ def _sample_codes(codes: Tensor, scales: Tensor) -> Tensor:
 
 def _strata(numel: int) -> int:
     """Of how many runs one is sampled."""
-    return min(EVERY, numel // EXACT)
+    return max(min(EVERY, numel // EXACT), numel // ENOUGH)
 
 
 @kept

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kohya_ext.tensors.rounding import as_bfloat16, more_words, round_stochastically
+from kohya_ext.tensors.rounding import as_bfloat16, as_bfloat16_at_random, more_words, round_stochastically
 
 # Steps after which the share of the momentum is a half, where the rule's is more; it is 0.9 after 540.
 BUILD_UP = 60
@@ -153,7 +153,7 @@ def step_half(
     up, usable = usable_part(gradient, torch.float32, rule)
     growth = up * up * numbers.growth
     if rule.stochastic_state and words is not None:
-        grown = round_stochastically(vt.to(torch.float32) + growth, words >> 16, torch.bfloat16).to(torch.float32)
+        grown = as_bfloat16_at_random(vt.to(torch.float32) + growth, words >> 16)
     else:
         grown = rounded(vt.to(torch.float32) + rounded(growth))
     divisor = half_divisor(grown, numbers, rounded)

@@ -85,11 +85,16 @@ def sums_last(graph: torch.fx.Graph) -> None:
             moved.add(node)
 
 
-@functools.lru_cache(maxsize=1)
-def exact_options() -> tuple[dict[str, Any], ...]:
-    """Options for the bits of eager code and one loop, in the order of preference; the last are for any torch."""
+@functools.lru_cache(maxsize=4)
+def exact_options(widest: int | None = None) -> tuple[dict[str, Any], ...]:
+    """Options for the bits of eager code and one loop, in the order of preference; the last are for any torch.
+
+    widest: bits of a vector on a CPU that has them; None: as torch chooses.
+    """
     # keeps a GPU from joining a product and a sum into one rounding; torch has it since 2.6 and needs 2.7 for it
     exact: dict[str, Any] = {"emulate_precision_casts": True}
+    if widest is not None:
+        exact["cpp.simdlen"] = widest
     return {**exact, "post_grad_custom_post_pass": _graph_pass()}, exact, {}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 _SMALLEST_NORMAL_HALF = 2.0**-14
 _HALF_STEPS_PER_UNIT = 2.0**24
 _WORD = 0xFFFFFFFF
+_APART = -1640531535
 
 
 def stream_key(seed: int, step: int, index: int, use: int = 0) -> int:
@@ -43,10 +44,18 @@ def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
         int32, in the shape of `elements`.
     """
     # Two rounds of a multiply-xorshift finaliser; int32 products wrap. `>>` keeps the sign, hence the masks.
-    word = elements * -1640531535 + key
+    word = elements * _APART + key
     word = (word ^ (word >> 16 & 0xFFFF)) * -2048144789
     word = (word ^ (word >> 13 & 0x7FFFF)) * -1028477387
     return word ^ (word >> 16 & 0xFFFF)
+
+
+def keys_of_lanes(lanes: int, device: torch.device) -> Tensor:
+    """What (lanes,) int32 numbers add to a key: `random_words(key + these, n)` are those of elements n, n + 1, ...
+
+    In compiled code, one load instead of the arithmetic that numbers the elements of a vector one by one.
+    """
+    return torch.arange(lanes, dtype=torch.int32, device=device) * _APART
 
 
 def more_words(words: Tensor) -> Tensor:
@@ -82,7 +91,7 @@ def round_stochastically(values: Tensor, words: Tensor, dtype: torch.dtype) -> T
         Gupta et al.: Deep Learning with Limited Numerical Precision, 2015, https://arxiv.org/abs/1502.02551.
     """
     if dtype == torch.bfloat16:
-        return ((values.view(torch.int32) + (words & 0xFFFF)) & -0x10000).view(torch.float32).to(torch.bfloat16)
+        return as_bfloat16_at_random(values, words).to(torch.bfloat16)
     if dtype == torch.float16:
         normal = ((values.view(torch.int32) + (words & 0x1FFF)) & -0x2000).view(torch.float32)
         # below the smallest normal number the steps of float16 are equally wide
@@ -101,6 +110,11 @@ def as_bfloat16_by_bits(values: Tensor) -> Tensor:
     """The same for finite values, by integers: in compiled code on a CPU several times as fast as converting twice."""
     bits = values.view(torch.int32)
     return (bits + ((bits >> 16 & 1) + 0x7FFF) & -0x10000).view(torch.float32)
+
+
+def as_bfloat16_at_random(values: Tensor, words: Tensor) -> Tensor:
+    """The values of `round_stochastically` to bfloat16, still as float32: without converting there and back."""
+    return ((values.view(torch.int32) + (words & 0xFFFF)) & -0x10000).view(torch.float32)
 
 
 def _mix(word: int) -> int:

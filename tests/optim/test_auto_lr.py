@@ -353,7 +353,7 @@ def test_bytes_a_weight(settings: dict[str, Any], most: float) -> None:
     assert taken / (1280 * 1281) < most
 
 
-@pytest.mark.parametrize("numel", [4097, 9000, 131072, 500000, 600011])
+@pytest.mark.parametrize("numel", [4097, 9000, 131072, 500000, 600011, 2_200_000, 14_745_600])
 def test_the_sample_is_one_run_of_each_stratum(numel: int) -> None:
     runs = distance._runs(numel, torch.device("cpu"))
     each = distance._strata(numel)
@@ -361,6 +361,7 @@ def test_the_sample_is_one_run_of_each_stratum(numel: int) -> None:
     assert int(runs.max()) < numel // distance.RUN
     assert distance.sampled(numel) == len(runs) * distance.RUN
     assert distance.sampled(numel) >= min(4096, numel // 2)
+    assert distance.sampled(numel) <= 16384 + 2048
     if each > 1:  # spread over the stratum
         assert float((runs % each).float().mean()) == pytest.approx((each - 1) / 2, rel=0.2)
 
@@ -378,6 +379,16 @@ def test_the_distance_of_a_sample_is_that_of_all(bits: int) -> None:
     exact = float(parameter.detach().square().mean()) / 1e-8
     assert factors(optimizer)[0] == pytest.approx(exact, rel=0.1)
     assert exact > 1
+
+
+def test_the_sample_of_a_large_tensor_finds_its_distance_where_rows_differ() -> None:
+    """Rows move by amounts that differ by a factor of ten, and only every second row moves at all."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.exp(0.5 * torch.randn(3000, 1, generator=generator)) * (torch.arange(3000)[:, None] % 2)
+    moved = rows * torch.randn(3000, 1000, generator=generator)
+    sample = distance._sample(moved.view(-1))
+    assert len(sample) < 20_000
+    assert float(sample.square().mean().sqrt()) == pytest.approx(float(moved.square().mean().sqrt()), rel=0.1)
 
 
 def test_new_arguments_are_checked() -> None:

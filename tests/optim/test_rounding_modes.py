@@ -16,6 +16,7 @@ from kohya_ext.tensors.rounding import (
     as_bfloat16,
     as_bfloat16_by_bits,
     element_indices,
+    keys_of_lanes,
     random_words,
     round_stochastically,
     stream_key,
@@ -97,6 +98,13 @@ def test_the_seed_the_step_and_the_parameter_change_the_bits() -> None:
         results.append(params[0].detach())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_random_words_by_rows_and_lanes_are_those_of_the_elements() -> None:
+    cpu = torch.device("cpu")
+    rows = (1 << 25) - 2 + torch.arange(5, dtype=torch.int32)  # up to beyond 2**31 elements
+    by_lanes = random_words(7 + keys_of_lanes(64, cpu), 64 * rows[:, None])
+    assert torch.equal(by_lanes.flatten(), random_words(7, element_indices(64 * ((1 << 25) - 2), 320, cpu)))
 
 
 def test_the_random_words_are_uniform_and_uncorrelated() -> None:

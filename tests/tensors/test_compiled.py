@@ -43,3 +43,10 @@ def test_options_are_tried_in_order_and_each_kernel_has_its_own_code(monkeypatch
     assert add.__code__.co_name == "add"
     with pytest.raises(RuntimeError, match="'unknown': 3"):
         compiled.compile_kernel(add, "add_8", lambda kernel: None, [{"unknown": 2}, {"unknown": 3}])
+
+
+def test_narrower_vectors_are_asked_for_first_and_any_torch_has_the_last_options() -> None:
+    first, second, last = compiled.exact_options(256)
+    assert first["cpp.simdlen"] == second["cpp.simdlen"] == 256
+    assert last == {}
+    assert not any("cpp.simdlen" in options for options in compiled.exact_options())
