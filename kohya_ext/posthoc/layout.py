@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +51,17 @@ def own_layout(like: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) ->
     return Layout(like, {key: (Piece(key, shape),) for key, shape in floating.items()})
 
 
-def recognized(like: Path, samples: Path, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+def recognized(
+    like: Path, samples: Path, shapes: Mapping[str, tuple[int, ...]], is_all: Callable[[str, float], bool]
+) -> Layout:
     """The layout of a saved file.
 
     Args:
         like: what was saved from the weights while the samples were taken.
         samples: of the parameters.
         shapes: of the parameters.
+        is_all: tells whether a parameter was this number in all its elements from the first snapshot to the last. It
+            looks like any other tensor of zeros or ones then, and the file's own values are right for it.
 
     Raises:
         UsageError: a parameter is in no tensor of the file as it is.
@@ -65,7 +69,9 @@ def recognized(like: Path, samples: Path, shapes: Mapping[str, tuple[int, ...]])
     file, sampled = TensorFile(like), TensorFile(samples)
     if dict.fromkeys(sampled.shapes) != dict.fromkeys(shapes):
         raise UsageError(f"{samples} is from another run than the snapshots next to it")
-    known = _Samples({name: sampled.load(name) for name in shapes}, shapes)
+    values = {name: sampled.load(name) for name in shapes}
+    still = {name for name, value in values.items() if _is_constant(value) and is_all(name, float(value[0]))}
+    known = _Samples(values, {name: shape for name, shape in shapes.items() if name not in still})
     pieces: dict[str, tuple[Piece, ...]] = {}
     for key in file.shapes:
         tensor = file.load(key)
@@ -114,9 +120,13 @@ class _Samples:
     def _fitting(self, rest: Tensor, whole: Tensor | None, taken: Iterable[str]) -> Iterator[Piece]:
         """Parameters that `rest` may begin with, or that the whole tensor is, turned."""
         candidates = self._first(rest.dtype).get(float(rest[0]), [])
-        for name in sorted(candidates, key=lambda name: name not in self._left):
+        for name in sorted(candidates, key=lambda name: self._rank(name, len(rest))):
             shape = self._shapes[name]
-            if name in taken or math.prod(shape) > len(rest) or (name not in self._left and self._is_constant(name)):
+            if (
+                name in taken
+                or math.prod(shape) > len(rest)
+                or (name not in self._left and _is_constant(self._samples[name]))
+            ):
                 continue
             values, where = self._samples[name].to(rest.dtype), places(math.prod(shape))
             if torch.equal(rest[where], values):
@@ -126,9 +136,9 @@ class _Samples:
                 if torch.equal(whole[columns, rows], values):
                     yield Piece(name, shape, turned=True)
 
-    def _is_constant(self, name: str) -> bool:
-        values = self._samples[name]
-        return bool((values == values[0]).all())
+    def _rank(self, name: str, wanted: int) -> tuple[bool, bool]:
+        """Unused ones first, of those what is all of the tensor."""
+        return name not in self._left, math.prod(self._shapes[name]) != wanted
 
     def _first(self, dtype: torch.dtype) -> dict[float, list[str]]:
         """Parameters by their first element as a file of this dtype has it."""
@@ -140,3 +150,7 @@ class _Samples:
                 table[float(self._samples[name][0].to(dtype))].append(name)
             self._by_first[dtype] = table
         return self._by_first[dtype]
+
+
+def _is_constant(values: Tensor) -> bool:
+    return bool(values.numel()) and bool((values == values[0]).all())

@@ -125,7 +125,12 @@ def _layout(run: RunFiles, sources: Sequence[Snapshot]) -> Layout:
             f"the model file with the EMA{steps}, from which the new file gets its names and metadata, is not among "
             f"these files: name the folder that it is in, next to {samples.parent}"
         )
-    return recognized(like.path, samples, {name: shape for name, (_, shape) in newest.shapes.items()})
+    ends = [opened(sources[0]), opened(newest)]
+
+    def is_all(name: str, value: float) -> bool:
+        return all(bool((one.part(name, slice(None)) == value).all()) for one in ends)
+
+    return recognized(like.path, samples, {name: shape for name, (_, shape) in newest.shapes.items()}, is_all)
 
 
 def _profile(source: Snapshot, steps: int) -> Tensor:

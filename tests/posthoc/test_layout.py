@@ -31,11 +31,13 @@ def weights() -> Weights:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def layout(folder: Path, given: Weights, saved: Weights) -> Layout:
+def layout(
+    folder: Path, given: Weights, saved: Weights, is_all: Callable[[str, float], bool] = lambda *_: False
+) -> Layout:
     write_samples(folder / "samples.safetensors", [(name, one, one) for name, one in given.items()], {})
     save_file({name: one.contiguous() for name, one in saved.items()}, str(folder / "like.safetensors"))
     shapes = {name: tuple(one.shape) for name, one in given.items()}
-    return recognized(folder / "like.safetensors", folder / "samples.safetensors", shapes)
+    return recognized(folder / "like.safetensors", folder / "samples.safetensors", shapes, is_all)
 
 
 def converted(given: Weights) -> Weights:
@@ -89,6 +91,22 @@ def test_constant_ones_are_each_used_once_and_others_may_be_there_twice(tmp_path
     }
 
 
+def test_biases_that_stayed_zero_are_not_looked_for(tmp_path: Path) -> None:
+    """Several sizes of zeros, of which some are the model's and some are not: any could be any, and none matters."""
+    still = {f"bias{size}.{number}": torch.zeros(size) for size in (4, 8, 12) for number in range(3)}
+    given = {**still, "trained": torch.randn(6), "scale": torch.ones(1)}
+    saved = {"vae": torch.zeros(4), "joined": torch.zeros(24), "last": torch.zeros(12), "t": given["trained"]}
+    saved["s"] = torch.ones(1)
+    found = layout(tmp_path, given, saved, lambda name, value: name.startswith("bias") and value == 0)
+    assert found.pieces == {"t": (Piece("trained", (6,)),), "s": (Piece("scale", (1,)),)}
+
+
+def test_what_is_all_of_a_tensor_goes_before_what_is_a_part(tmp_path: Path) -> None:
+    given = {"small": torch.ones(4), "large": torch.ones(12)}
+    found = layout(tmp_path, given, {"a": torch.ones(12), "b": torch.ones(4)})
+    assert found.pieces == {"a": (Piece("large", (12,)),), "b": (Piece("small", (4,)),)}
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -111,7 +129,7 @@ def test_samples_of_another_run_are_refused(tmp_path: Path) -> None:
     given = weights()
     layout(tmp_path, given, converted(given))
     with pytest.raises(UsageError, match="another run"):
-        recognized(tmp_path / "like.safetensors", tmp_path / "samples.safetensors", {"x": (3,)})
+        recognized(tmp_path / "like.safetensors", tmp_path / "samples.safetensors", {"x": (3,)}, lambda *_: True)
 
 
 def test_files_that_are_mixed_themselves_need_no_samples(tmp_path: Path) -> None:
