@@ -126,11 +126,13 @@ def _layout(run: RunFiles, sources: Sequence[Snapshot]) -> Layout:
             f"these files: name the folder that it is in, next to {samples.parent}"
         )
     ends = [opened(sources[0]), opened(newest)]
+    shapes = {name: shape for name, (_, shape) in newest.shapes.items()}
 
     def is_all(name: str, value: float) -> bool:
-        return all(bool((one.part(name, slice(None)) == value).all()) for one in ends)
+        parts = [slice(at, at + length) for at, length in slices(torch.Size(shapes[name]).numel(), DEVICE_SLICE)]
+        return all(bool((one.part(name, part) == value).all()) for one in ends for part in parts)
 
-    return recognized(like.path, samples, {name: shape for name, (_, shape) in newest.shapes.items()}, is_all)
+    return recognized(like.path, samples, shapes, is_all)
 
 
 def _profile(source: Snapshot, steps: int) -> Tensor:
