@@ -10,7 +10,7 @@ from typing import Any
 
 from kohya_ext.files.mirror import mirrored
 from kohya_ext.preflight.arguments import ScriptCommand
-from kohya_ext.preflight.stand_ins import family_of, write_images, write_metadata, write_model
+from kohya_ext.preflight.stand_ins import family_of, part_of, write_images, write_metadata, write_model
 from kohya_ext.presets.toml_document import dump_toml
 from kohya_ext.spec.preflight import (
     CONFIG_ARGUMENT,
@@ -94,7 +94,8 @@ def prepare(command: ScriptCommand, place: Workplace) -> None:
         if name == MAIN_MODEL:
             refuse_refiner(Path(value))
         if not Path(value).exists():
-            family = family_of(command.script, v2=bool(command.value("v2"))) if name == MAIN_MODEL else None
+            v2 = bool(command.value("v2"))
+            family = family_of(command.script, v2=v2) if name == MAIN_MODEL else part_of(command.script, name)
             command.change(name, place.model(name, family))
             place.notes.append(f"--{name} {value} is not available: a file with only the shapes is used instead")
     for name in ("network_weights", "base_weights"):

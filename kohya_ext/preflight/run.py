@@ -153,7 +153,8 @@ def _is_of_tracing(error: Mapping[str, Any] | None) -> bool:
 
 
 def _untraced(error: Mapping[str, Any]) -> str:
-    return f"it cannot be traced: {error['type']}: {error['message']}".splitlines()[0][:MOST_SAID]
+    where = f" ({error['where']})" if error.get("where") else ""
+    return f"it cannot be traced: {error['type']}: {error['message']}".splitlines()[0][:MOST_SAID] + where
 
 
 def _only_folder(place: Workplace) -> str:

@@ -18,6 +18,11 @@ VAE_CHANNELS = 128
 LATENT = 4
 
 
+FLUX_WIDTH, FLUX_HEAD, FLUX_DOUBLE, FLUX_SINGLE = 3072, 128, 19, 38
+FLUX_LATENT, FLUX_VECTOR, FLUX_TIME = 16, 768, 256
+T5_WIDTH, T5_INNER, T5_HEADS, T5_LAYERS, T5_WORDS, T5_DISTANCES = 4096, 10240, 64, 24, 32128, 32
+
+
 @dataclass(frozen=True)
 class UNet:
     """channels: of the first level. levels: factor of each; transformers: depth of the transformer at each, 0: none.
@@ -43,7 +48,7 @@ def checkpoint(family: str) -> Mapping[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a full-size checkpoint.
 
     Args:
-        family: "sd1", "sd2" or "sdxl".
+        family: "sd1", "sd2", "sdxl" or "flux"; or a part of FLUX that has a file of its own: "ae", "clip_l", "t5xxl".
 
     Raises:
         KeyError: no such family.
@@ -70,7 +75,66 @@ def _sdxl() -> Shapes:
     yield from _open_clip("conditioner.embedders.1.model.", 1280, 32)
 
 
-_CHECKPOINTS = {"sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl}
+def _flux() -> Shapes:
+    """FLUX.1 dev, in Black Forest Labs' own layout."""
+    width, tokens = FLUX_WIDTH, 4 * FLUX_LATENT
+    yield from _layer("img_in", width, tokens)
+    yield from _layer("txt_in", width, T5_WIDTH)
+    for name, inside in (("time_in", FLUX_TIME), ("vector_in", FLUX_VECTOR), ("guidance_in", FLUX_TIME)):
+        yield from _layer(f"{name}.in_layer", width, inside)
+        yield from _layer(f"{name}.out_layer", width, width)
+    for number in range(FLUX_DOUBLE):
+        for stream in ("img", "txt"):
+            block = f"double_blocks.{number}.{stream}_"
+            yield from _layer(f"{block}mod.lin", 6 * width, width)
+            yield from _layer(f"{block}attn.qkv", 3 * width, width)
+            yield from _norms(f"{block}attn.norm")
+            yield from _layer(f"{block}attn.proj", width, width)
+            yield from _layer(f"{block}mlp.0", 4 * width, width)
+            yield from _layer(f"{block}mlp.2", width, 4 * width)
+    for number in range(FLUX_SINGLE):
+        block = f"single_blocks.{number}."
+        yield from _layer(f"{block}linear1", 7 * width, width)
+        yield from _layer(f"{block}linear2", width, 5 * width)
+        yield from _norms(f"{block}norm")
+        yield from _layer(f"{block}modulation.lin", 3 * width, width)
+    yield from _layer("final_layer.linear", tokens, width)
+    yield from _layer("final_layer.adaLN_modulation.1", 2 * width, width)
+
+
+def _norms(name: str) -> Shapes:
+    for part in ("query_norm", "key_norm"):
+        yield f"{name}.{part}.scale", (FLUX_HEAD,)
+
+
+def _t5() -> Shapes:
+    """The encoder of T5 v1.1 XXL."""
+    yield "shared.weight", (T5_WORDS, T5_WIDTH)
+    for number in range(T5_LAYERS):
+        attention, dense = (f"encoder.block.{number}.layer.{place}." for place in (0, 1))
+        for part in ("q", "k", "v", "o"):
+            yield from _layer(f"{attention}SelfAttention.{part}", T5_WIDTH, T5_WIDTH, bias=False)
+        if not number:
+            yield f"{attention}SelfAttention.relative_attention_bias.weight", (T5_DISTANCES, T5_HEADS)
+        yield from _layer(f"{attention}layer_norm", T5_WIDTH, bias=False)
+        for part in ("wi_0", "wi_1"):
+            yield from _layer(f"{dense}DenseReluDense.{part}", T5_INNER, T5_WIDTH, bias=False)
+        yield from _layer(f"{dense}DenseReluDense.wo", T5_WIDTH, T5_INNER, bias=False)
+        yield from _layer(f"{dense}layer_norm", T5_WIDTH, bias=False)
+    yield from _layer("encoder.final_layer_norm", T5_WIDTH, bias=False)
+
+
+def _clip_l() -> Shapes:
+    yield from _clip("", 768, 12)
+
+
+def _flux_autoencoder() -> Shapes:
+    yield from _vae("", FLUX_LATENT, quantised=False)
+
+
+_CHECKPOINTS = {
+    "sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "flux": _flux, "ae": _flux_autoencoder, "clip_l": _clip_l, "t5xxl": _t5,
+}  # fmt: skip
 
 
 def _layer(name: str, *weight: int, bias: bool = True) -> Shapes:
@@ -152,8 +216,8 @@ def _transformer(name: str, width: int, depth: int, model: UNet) -> Shapes:
     yield from _layer(f"{name}proj_out", width, width, *ends)
 
 
-def _vae() -> Shapes:
-    top, base = "first_stage_model.", VAE_CHANNELS
+def _vae(top: str = "first_stage_model.", latent: int = LATENT, *, quantised: bool = True) -> Shapes:
+    base = VAE_CHANNELS
     widest = base * VAE_LEVELS[-1]
     yield from _layer(f"{top}encoder.conv_in", base, 3, 3, 3)
     width = base
@@ -165,10 +229,11 @@ def _vae() -> Shapes:
             yield from _layer(f"{top}encoder.down.{level}.downsample.conv", width, width, 3, 3)
     yield from _vae_middle(f"{top}encoder.", widest)
     yield from _layer(f"{top}encoder.norm_out", widest)
-    yield from _layer(f"{top}encoder.conv_out", LATENT * HEAD, widest, 3, 3)
-    yield from _layer(f"{top}quant_conv", LATENT * HEAD, LATENT * HEAD, 1, 1)
-    yield from _layer(f"{top}post_quant_conv", LATENT, LATENT, 1, 1)
-    yield from _layer(f"{top}decoder.conv_in", widest, LATENT, 3, 3)
+    yield from _layer(f"{top}encoder.conv_out", latent * HEAD, widest, 3, 3)
+    if quantised:
+        yield from _layer(f"{top}quant_conv", latent * HEAD, latent * HEAD, 1, 1)
+        yield from _layer(f"{top}post_quant_conv", latent, latent, 1, 1)
+    yield from _layer(f"{top}decoder.conv_in", widest, latent, 3, 3)
     yield from _vae_middle(f"{top}decoder.", widest)
     width = widest
     for level in reversed(range(len(VAE_LEVELS))):

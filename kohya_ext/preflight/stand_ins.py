@@ -19,7 +19,8 @@ REPEATS = 10
 CAPTIONS = (".txt", ".caption")
 FOLDER = f"{REPEATS}_stand-in"
 BYTES = 2  # a weight, as in the published files
-FAMILIES = {"sdxl": "sdxl"}  # how a script's name begins -> whose shapes we know
+FAMILIES = {"sdxl": "sdxl", "flux": "flux"}  # how a script's name begins -> whose shapes we know
+PARTS = {"flux": ("ae", "clip_l", "t5xxl")}  # family -> its parts with files, and arguments, of their own
 PLAIN = ("train_network", "train_db", "fine_tune", "train_textual_inversion", "train_controlnet", "train_control_net")
 
 
@@ -28,6 +29,11 @@ def family_of(script: str, *, v2: bool) -> str | None:
     name = Path(script).stem
     known = next((family for begin, family in FAMILIES.items() if name.startswith(begin)), None)
     return known or (("sd2" if v2 else "sd1") if name.startswith(PLAIN) else None)
+
+
+def part_of(script: str, argument: str) -> str | None:
+    """The same for a part of a model that an argument names."""
+    return argument if argument in PARTS.get(family_of(script, v2=False) or "", ()) else None
 
 
 def write_images(folder: Path, *, in_concept: bool) -> Path:

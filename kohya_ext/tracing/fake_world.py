@@ -22,6 +22,7 @@ NUMBER = 0.5  # what a number read from a tensor without contents is
 _NUMBER_OF = torch.ops.aten._local_scalar_dense.default
 _EQUAL = torch.ops.aten.equal.default
 _ANY = torch.ops.aten.any.default
+_TO_COPY = torch.ops.aten._to_copy.default
 # What fills new weights: there is nothing to fill, and a model has thousands of them.
 _FILLERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "xavier_uniform_",
             "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_")  # fmt: skip
@@ -48,6 +49,8 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
             return NUMBER if kind.is_floating_point else 1
         if func is _EQUAL:
             return True
+        if func is _TO_COPY and getattr(args[0], "constant", None) is not None:
+            args[0].constant = None  # torch would copy the number that it remembers, and that one is on the host
         self._inside += 1
         try:
             made = super().__torch_dispatch__(func, types, args, kwargs or {})

@@ -144,9 +144,9 @@ def test_nothing_is_written_elsewhere(tree: Path, images: Path, capsys: pytest.C
 
 
 def test_a_family_whose_shapes_nobody_knows(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tree / "flux_train.py").write_text((tree / "sdxl_train.py").read_text())
+    (tree / "sd3_train.py").write_text((tree / "sdxl_train.py").read_text())
     code, answer = asked(
-        tree, capsys, "flux_train.py", f"--train_data_dir={images}", "--output_dir=o",
+        tree, capsys, "sd3_train.py", f"--train_data_dir={images}", "--output_dir=o",
         "--pretrained_model_name_or_path=x",
     )  # fmt: skip
     assert (code, answer["start"]["reached"]) == (0, "models")

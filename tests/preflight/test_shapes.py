@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.preflight.shapes import checkpoint
-from kohya_ext.preflight.stand_ins import family_of, write_images, write_metadata, write_model
+from kohya_ext.preflight.stand_ins import family_of, part_of, write_images, write_metadata, write_model
 from kohya_ext.tensors.header import read_header
 
 
@@ -25,6 +25,10 @@ def weights(family: str, top: str = "") -> int:
         ("sd1", "model.diffusion_model.", 859_520_964),
         ("sd1", "cond_stage_model.", 123_060_480),
         ("sd2", "model.diffusion_model.", 865_910_724),
+        ("flux", "", 11_901_408_320),
+        ("ae", "", 83_819_683),
+        ("clip_l", "", 123_060_480),
+        ("t5xxl", "", 4_762_310_656),
     ],
 )
 def test_weights_of_the_published_models(family: str, top: str, count: int) -> None:
@@ -45,11 +49,17 @@ def test_a_model_is_a_header_alone(tmp_path: Path) -> None:
         ("sdxl_train_network.py", False, "sdxl"),
         ("train_network.py", False, "sd1"),
         ("/x/fine_tune.py", True, "sd2"),
-        ("flux_train.py", False, None),
+        ("flux_train.py", False, "flux"),
+        ("sd3_train.py", False, None),
     ],
 )
 def test_family_of_a_script(script: str, v2: bool, family: str | None) -> None:
     assert family_of(script, v2=v2) == family
+
+
+def test_parts_with_files_of_their_own() -> None:
+    assert part_of("flux_train_network.py", "t5xxl") == "t5xxl"
+    assert part_of("sd3_train.py", "t5xxl") is part_of("flux_train.py", "gemma2") is None
 
 
 def test_images(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""Tensors without contents on two devices that both are a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from kohya_ext.tracing.fake_world import DEVICE, FakeWorld, _replacements  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _placed_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name, value in _replacements():
+        monkeypatch.setattr(owner, name, value)
+
+
+@pytest.mark.parametrize("numbers", [[1.0], [1.0, 2.0], 1.0], ids=str)
+@pytest.mark.parametrize("make", ["tensor", "FloatTensor"])
+def test_what_is_moved_is_on_the_training_device(make: str, numbers: Any) -> None:
+    """A batch of one image as well: torch remembers a tensor's only number, and where that is."""
+    with FakeWorld(None):
+        host = getattr(torch, make)(numbers if make == "tensor" or isinstance(numbers, list) else [numbers])
+        moved = host.to(DEVICE, non_blocking=True)
+        assert (str(host.device), str(moved.device)) == ("cpu", DEVICE)
+        assert str((torch.zeros(1, device=DEVICE) * moved).device) == DEVICE
