@@ -26,11 +26,13 @@ if __name__ == "__main__":
 from kohya_ext.cli.examples import EXAMPLES  # noqa: E402
 from kohya_ext.cli.main import build_parser  # noqa: E402
 from kohya_ext.core import about  # noqa: E402
+from kohya_ext.preflight.memory import Memory  # noqa: E402
 from kohya_ext.presets.document import Preset, bundled  # noqa: E402
 from kohya_ext.presets.family_settings import FAMILIES  # noqa: E402
 from kohya_ext.presets.guide import ADVICE  # noqa: E402
 from kohya_ext.presets.keys import EXTRA, flags_in  # noqa: E402
 from kohya_ext.presets.settings import SECTIONS as SETTINGS  # noqa: E402
+from kohya_ext.spec.cards import GIB  # noqa: E402
 from kohya_ext.spec.flags import FLAGS  # noqa: E402
 
 PAGES = ("README.md", "docs/reference/flags.md", "docs/reference/presets.md", "docs/reference/commands.md")
@@ -89,6 +91,26 @@ def _preset(preset: Preset) -> str:
     return f"| {' | '.join(map(_cell, cells))} |"
 
 
+CARDS = (24, 32, 48, 80)  # GB
+
+
+def memory() -> str:
+    """What the presets take and which cards they fit, by the figures that their files hold."""
+    rows = [
+        f"| preset | at the peak, GiB | interval | {' | '.join(f'{size} GB' for size in CARDS)} |",
+        f"|---|---|---|{'---|' * len(CARDS)}",
+    ]
+    return "\n".join(rows + [_memory(preset) for preset in bundled()])
+
+
+def _memory(preset: Preset) -> str:
+    gib = preset.about["vram"]["gib"]
+    peak, low, high = (int(gib[name] * GIB) for name in ("expected", "low", "high"))
+    verdicts = [str(Memory(peak, low, high, [], {}, size * GIB).verdict) for size in CARDS]
+    cells = (f"`{preset.name}`", f"{gib['expected']:.1f}", f"{gib['low']:.1f} to {gib['high']:.1f}", *verdicts)
+    return f"| {' | '.join(cells)} |"
+
+
 SETTINGS_PAGE = "docs/reference/parameters.md"
 SETTINGS_HEAD = """# Settings
 
@@ -121,7 +143,7 @@ def _advice(key: str) -> str:
     return f"{shown}: {reason}"
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"commands": commands, "flags": flags, "presets": presets}
+SECTIONS: dict[str, Callable[[], str]] = {"commands": commands, "flags": flags, "memory": memory, "presets": presets}
 
 
 def _verbs(

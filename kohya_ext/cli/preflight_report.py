@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kohya_ext.core.console import Output
+from kohya_ext.core.terminal import Tone
+from kohya_ext.presets.memory_text import PARTS, PHASES
 from kohya_ext.spec.cards import GIB
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ REACHED = {
 UNCONFIRMED = "an estimate that has not been compared with a card yet: leave room above the interval"
 MOST_BUCKETS = 6
 WORTH_SAYING = 50 << 20  # bytes of a part
+TONES: dict[str, Tone] = {"fits": "good", "tight": "doubtful", "does not fit": "bad"}  # of a verdict
+NAMES, WIDTH = 30, 40  # characters of a name and of the longest bar
 
 
 def say(answer: Answer, out: Output, only: str | None) -> None:
@@ -38,13 +43,14 @@ def say(answer: Answer, out: Output, only: str | None) -> None:
         return
     reached = REACHED.get(answer.reached or "", "")
     why = f" ({answer.reason})" if answer.reason else ""
-    out.item("start", f"yes: {answer.script} runs {reached}{why}" if reached else f"unknown{why}")
+    started = f"yes: {answer.script} runs {reached}{why}" if reached else f"unknown{why}"
+    out.item("start", started, "good" if reached else "doubtful")
     if only != "start" and answer.facts.get("data"):
         _say_data(answer, out)
     if only in (None, "memory"):
         _say_memory(answer, out)
     for problem in answer.problems:
-        out.item("problem", problem)
+        out.item("problem", problem, "bad")
 
 
 def _say_memory(answer: Answer, out: Output) -> None:
@@ -54,19 +60,26 @@ def _say_memory(answer: Answer, out: Output) -> None:
             out.item("memory", f"unknown: {answer.untraced}")
         return
     verdict = "" if memory.verdict is None else f"; {_gib(memory.card or 0)}: {memory.verdict}"
-    out.item("memory", f"{_gib(memory.peak)} at the peak ({_gib(memory.low)} to {_gib(memory.high)}){verdict}")
+    said = f"{_gib(memory.peak)} at the peak ({_gib(memory.low)} to {_gib(memory.high)}){verdict}"
+    out.item("memory", said, TONES.get(memory.verdict or ""))
     if memory.measured is None:
         out.item("", UNCONFIRMED)
     else:
         _say_measured(answer, memory.measured, out)
-    parts = [f"{name.replace('_', ' ')} {_gib(size)}" for name, size in memory.parts.items() if size >= WORTH_SAYING]
-    out.item("of it", ", ".join(parts))
-    out.item("by phase", ", ".join(f"{one['name']} {_gib(one['bytes'])}" for one in memory.phases))
+    parts = {PARTS[name]: size for name, size in memory.parts.items() if size >= WORTH_SAYING}
+    out.item("of it", _bars(parts, memory.peak))
+    out.item("by phase", _bars({PHASES[one["name"]]: one["bytes"] for one in memory.phases}, memory.peak))
     if memory.ema_on_host:
         out.item("", "the EMA is kept in host memory (--ema_device auto): the card has no room for it")
     for number, one in enumerate(answer.cheapest):
         line = f"{'' if not number else 'and '}{one['change']} (costs {one['costs']}): {_gib(one['peak_bytes'])}"
         out.item("" if number else "to fit", f"{line}, {one['verdict']}")
+
+
+def _bars(sizes: Mapping[str, float], whole: float) -> str:
+    """A line for each size, with a bar: the whole has WIDTH characters."""
+    lines = (f"{name:<{NAMES}} {_gib(size):>9}  {'#' * round(WIDTH * size / whole)}" for name, size in sizes.items())
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _say_measured(answer: Answer, measured: Measured, out: Output) -> None:
@@ -84,7 +97,7 @@ def _gib(size: float) -> str:
 
 def _say_error(error: StartError, script: str, out: Output) -> None:
     kind = "" if error.type in ("SystemExit", "ended", "AssertionError", "died", "timeout") else f"{error.type}: "
-    out.item("start", f"no: {script} stops")
+    out.item("start", f"no: {script} stops", "bad")
     out.item("it says", f"{kind}{error.message}")
     if error.where:
         out.item("where", error.where)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kohya_ext.core.about import VERSION
-from kohya_ext.core.terminal import document, indented, printable, rewrite_line
+from kohya_ext.core.terminal import Tone, coloured_line, document, indented, printable, rewrite_line
 
 LABEL_WIDTH = 12
 BAR_WIDTH = 20
@@ -44,10 +44,13 @@ class Output:
         if not self.as_json:
             document(text)
 
-    def item(self, label: str, text: str) -> None:
-        """Print one labelled progress line; further lines of `text` are indented below it."""
+    def item(self, label: str, text: str, tone: Tone | None = None) -> None:
+        """Print one labelled progress line; further lines of `text` are indented below it. tone: of the first."""
         first, *rest = text.split("\n")
-        self.line(f"{label:<{LABEL_WIDTH}} {first}")
+        if tone is None:
+            self.line(f"{label:<{LABEL_WIDTH}} {first}")
+        elif not self.as_json:
+            coloured_line(f"{label:<{LABEL_WIDTH}} ", first, tone)
         for line in rest:
             self.line(f"{'':<{LABEL_WIDTH}} {line}")
 

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from kohya_ext.core.errors import KohyaExtError
 
@@ -22,6 +22,10 @@ from kohya_ext.core.errors import KohyaExtError
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
+
+
+Tone = Literal["good", "doubtful", "bad"]
+_COLOURS: dict[Tone, str] = {"good": "32", "doubtful": "33", "bad": "31"}  # of ANSI's: green, yellow, red
 
 
 class OutputLostError(KohyaExtError):
@@ -58,6 +62,21 @@ def rewrite_line(text: str, *, end: str = "") -> None:
     elif stream is not None:
         stream.write(f"\r\x1b[K{safe}{end}")
         stream.flush()
+
+
+def coloured_line(before: str, text: str, tone: Tone) -> None:
+    """Print `before` and `text`, the latter in the tone's colour where standard output is a terminal that has colours.
+
+    NO_COLOR (no-color.org) switches it off, as TERM=dumb does.
+    """
+    stream = sys.stdout
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if plain or not isinstance(stream, _SafeStream) or not stream.isatty():
+        print(f"{before}{text}", flush=True)
+        return
+    shown = (stream.encodable(printable(part, one_line=True)) for part in (before, text))
+    first, second = shown
+    stream.write_raw(f"{first}\x1b[{_COLOURS[tone]}m{second}\x1b[0m\n")
 
 
 def document(text: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +57,12 @@ class Scratch:
         return buffer
 
 
+def _slices_of(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Start and length of each slice; of a tensor without contents the first alone, which takes what all of them do."""
+    found = slices(tensor.numel(), slice_size(tensor.device))
+    return itertools.islice(found, 1) if is_fake(tensor) else found
+
+
 class SlicedStep:
     """Steps flat tensors in place."""
 
@@ -96,7 +102,7 @@ class SlicedStep:
             return
         key = stream_key(rule.seed, step, index) if needs_words(rule, weights.dtype, vt.dtype) else None
         plain = constants(rule, vt.dtype, weights.device)
-        for start, length in slices(weights.numel(), slice_size(weights.device)):
+        for start, length in _slices_of(weights):
             end = start + length
             words = given if given is None else given[start:end]
             if key is not None and given is None:

@@ -22,6 +22,7 @@ NUMBER = 0.5  # what a number read from a tensor without contents is
 _NUMBER_OF = torch.ops.aten._local_scalar_dense.default
 _EQUAL = torch.ops.aten.equal.default
 _ANY = torch.ops.aten.any.default
+_NONZERO = torch.ops.aten.nonzero.default
 _TO_COPY = torch.ops.aten._to_copy.default
 # What fills new weights: there is nothing to fill, and a model has thousands of them.
 _FILLERS = ("uniform_", "normal_", "trunc_normal_", "constant_", "ones_", "zeros_", "xavier_uniform_",
@@ -49,6 +50,11 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
             return NUMBER if kind.is_floating_point else 1
         if func is _EQUAL:
             return True
+        if (
+            func is _NONZERO and args[0].dtype == torch.bool
+        ):  # scripts look up where a timestep is among all of them: in one place
+            with self:
+                return torch.zeros((1, args[0].dim()), dtype=torch.int64, device=args[0].device)
         if func is _TO_COPY and getattr(args[0], "constant", None) is not None:
             args[0].constant = None  # torch would copy the number that it remembers, and that one is on the host
         self._inside += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from kohya_ext.optim import AdaCoor
+from kohya_ext.optim import AdaCoor, blockwise
+from kohya_ext.tensors.elements import CPU_SLICE
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -141,3 +143,21 @@ def test_sharded_weights_are_stepped_as_whole_ones(tmp_path: Path) -> None:
             assert torch.equal(left, right)
             # random bits and distances are those of each part
             torch.testing.assert_close(left - before, whole.detach() - before, rtol=0.2, atol=3e-5)
+
+
+@pytest.mark.parametrize(("fake", "calls"), [(False, 3), (True, 1)])
+def test_one_slice_of_a_tensor_without_contents(monkeypatch: pytest.MonkeyPatch, fake: bool, calls: int) -> None:
+    """The others would take the memory of the first again, and a model of billions of weights has ten thousand."""
+    seen: list[int] = []
+    step = blockwise.step_
+
+    def counted(piece: torch.Tensor, *more: Any) -> Any:
+        seen.append(piece.numel())
+        return step(piece, *more)
+
+    monkeypatch.setattr(blockwise, "step_", counted)
+    with FakeTensorMode() if fake else contextlib.nullcontext():
+        weight = torch.nn.Parameter(torch.zeros(2 * CPU_SLICE + 1))
+        weight.grad = torch.ones_like(weight)
+        AdaCoor([weight], state_bits=8).step()
+    assert seen == [CPU_SLICE, CPU_SLICE, 1][:calls]

@@ -13,6 +13,7 @@ from kohya_ext.presets import collect
 from kohya_ext.presets.collection import collect_all
 from kohya_ext.presets.document import bundled
 from kohya_ext.presets.keys import PRIVATE
+from kohya_ext.presets.memory_text import memory_text
 from kohya_ext.presets.settings import OTHER, described, grouped
 from tests.presets import guis, second_guis
 
@@ -102,8 +103,8 @@ def test_every_preset_says_where_it_comes_from_and_what_it_needs() -> None:
             assert isinstance(about[key], str) and about[key]
         date.fromisoformat(about["date"])
         assert f"{about['vram']['tier_gb']}GB" in preset.name or preset.name == "LoRA-AdaCoor-Auto"
-        assert "GB" in about["vram"]["estimate"]
-        assert "measured" in about["vram"]["estimate"]
+        assert about["vram"]["estimate"] == memory_text(about["vram"])
+        assert about["vram"]["gib"]["low"] < about["vram"]["tier_gb"]
         assert set(preset.requires) <= {"AdaCoor", "EMA", "fused_backward_pass"}
         assert ("AdaCoor" in preset.requires) is (preset.values["optimizer"] == "AdaCoor")
         assert ("EMA" in preset.requires) is ("--enable_ema" in preset.values["additional_parameters"])

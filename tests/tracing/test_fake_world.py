@@ -17,6 +17,14 @@ def _placed_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, value)
 
 
+def test_a_timestep_is_found_in_one_place() -> None:
+    """As FLUX's and SD3's scripts look it up by default."""
+    with FakeWorld(None):
+        schedule = torch.linspace(0, 1, 1000, device=DEVICE)
+        sigma = schedule[[(schedule == one).nonzero().item() for one in torch.rand(2, device=DEVICE)]]
+        assert (tuple(sigma.shape), str(sigma.device)) == ((2,), DEVICE)
+
+
 @pytest.mark.parametrize("numbers", [[1.0], [1.0, 2.0], 1.0], ids=str)
 @pytest.mark.parametrize("make", ["tensor", "FloatTensor"])
 def test_what_is_moved_is_on_the_training_device(make: str, numbers: Any) -> None:

@@ -1,0 +1,120 @@
+"""What users report of the memory of their runs, next to what a preflight predicts for the same settings.
+
+    python -m benchmarks.reported CHECKOUT --python KOHYAS_PYTHON [NAME ...]
+
+CHECKOUT is sd-scripts or kohya_ss with every script named below. Prints a row of the table in
+docs/explanation/preflight-memory.md as soon as it is known; a row takes a minute or two. What a report leaves open is
+as the script has it when nothing is said (text encoders stay on the card), with cached latents, gradient checkpointing
+and memory-saving attention, without sample images. Reported GB are taken as GiB, as the tools of a card show them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kohya_ext.spec.cards import GIB
+
+COMMON = ("--train_data_dir=none", "--output_dir=o", "--output_name=x", "--resolution=1024,1024",
+          "--max_train_steps=100", "--cache_latents", "--gradient_checkpointing", "--learning_rate=1e-5")  # fmt: skip
+SDXL = ("sdxl_train.py", "--pretrained_model_name_or_path=sdxl.safetensors", *COMMON, "--xformers")
+FLUX = ("flux_train_network.py", "--pretrained_model_name_or_path=flux.safetensors", "--ae=ae.safetensors",
+        "--clip_l=clip_l.safetensors", "--t5xxl=t5xxl.safetensors", *COMMON, "--sdpa", "--network_train_unet_only",
+        "--network_module=networks.lora_flux")  # fmt: skip
+ADAFACTOR = ("--optimizer_type=Adafactor", "--lr_scheduler=constant", "--optimizer_args", "relative_step=False",
+             "scale_parameter=False", "warmup_init=False")  # fmt: skip
+FULL_BF16 = ("--mixed_precision=bf16", "--full_bf16")
+FUSED = ("--fused_backward_pass", "--max_grad_norm=0")
+A6000 = ("--network_dim=128", "--network_alpha=128")
+
+
+@dataclass(frozen=True)
+class Report:
+    """reported: GiB, or what is said of a card: "fits 24", "out of memory on 24", "more than 26"."""
+
+    source: str
+    reported: float | str
+    words: tuple[str, ...]
+
+
+PR_1259, PR_1867 = "kohya-ss/sd-scripts#1259", "kohya-ss/sd-scripts#1867"
+PR_1374 = "kohya-ss/sd-scripts#1374, bmaltais/kohya_ss#2701"
+REPORTS = {
+    "SDXL full_bf16, Adafactor, fused": Report(PR_1259, 10.0, (*SDXL, *FULL_BF16, *FUSED, *ADAFACTOR)),
+    "SDXL fp32, Adafactor, fused": Report(PR_1259, 16.4, (*SDXL, "--mixed_precision=no", *FUSED, *ADAFACTOR)),
+    "the first, batch size 16": Report(
+        PR_1259, "fits 24", (*SDXL, "--train_batch_size=16", *FULL_BF16, *FUSED, *ADAFACTOR)
+    ),
+    "the second, batch size 6": Report(
+        PR_1259, "fits 24", (*SDXL, "--train_batch_size=6", "--mixed_precision=no", *FUSED, *ADAFACTOR)
+    ),
+    "SDXL full_bf16, Prodigy": Report(PR_1867, 33.0, (*SDXL, *FULL_BF16, "--optimizer_type=Prodigy")),
+    "SDXL full_bf16, Prodigy, sdpa": Report(
+        "kohya-ss/sd-scripts#1152", "out of memory on 24",
+        (*(word for word in SDXL if word != "--xformers"), "--sdpa", "--no_half_vae", *FULL_BF16,
+         "--optimizer_type=Prodigy"),
+    ),
+    "FLUX LoRA rank 128, bf16": Report(PR_1374, 44.18, (*FLUX, *A6000, "--mixed_precision=bf16", *ADAFACTOR)),
+    "the same, full_bf16": Report(PR_1374, 42.58, (*FLUX, *A6000, *FULL_BF16, *ADAFACTOR)),
+    "FLUX LoRA rank 128, fp16": Report(PR_1374, 44.14, (*FLUX, *A6000, "--mixed_precision=fp16", *ADAFACTOR)),
+    "the same again, full_fp16": Report(
+        PR_1374, 42.55, (*FLUX, *A6000, "--mixed_precision=fp16", "--full_fp16", *ADAFACTOR)
+    ),
+    "the same, fp8 base": Report(
+        PR_1374, 33.53, (*FLUX, *A6000, "--mixed_precision=fp16", "--fp8_base", *ADAFACTOR)
+    ),
+    "FLUX LoRA rank 4, AdamW8bit, cached text encoders": Report(
+        "huggingface.co/kohya-ss/misc-models", "more than 26",
+        (*FLUX, "--network_dim=4", "--mixed_precision=bf16", "--cache_text_encoder_outputs",
+         "--optimizer_type=AdamW8bit"),
+    ),
+}  # fmt: skip
+
+
+def predicted(words: tuple[str, ...], checkout: Path, python: str) -> tuple[float, float, float, float]:
+    """GiB: counted, expected, at least, at most. Raises SystemExit where nothing was counted."""
+    command = [sys.executable, "-m", "kohya_ext", "preflight", str(checkout), "--only", "memory", "--json"]
+    done = subprocess.run([*command, "--python", python, "--", *words], capture_output=True, text=True)
+    memory = (json.loads(done.stdout).get("memory") if done.stdout else None) or {}
+    if "peak_bytes" not in memory:
+        raise SystemExit(f"{words}: nothing was counted: {memory.get('reason') or done.stderr[-500:]}")
+    counted = max(phase["bytes"] for phase in memory["phases"])
+    sizes = (counted, memory["peak_bytes"], memory["low_bytes"], memory["high_bytes"])
+    first, second, third, fourth = (size / GIB for size in sizes)
+    return first, second, third, fourth
+
+
+def judged(reported: float | str, expected: float, low: float, high: float) -> str:
+    """How a prediction stands to what is reported."""
+    if isinstance(reported, float):
+        where = "in the interval" if low <= reported <= high else "**outside** of the interval"
+        return f"{where}; {100 * (expected / reported - 1):+.0f} %"
+    size = float(reported.rsplit(" ", 1)[-1])
+    if reported.startswith("fits"):
+        return "**contradicted**" if low > size else "not contradicted"
+    return "**contradicted**" if high <= size else "not contradicted"
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--python", required=True)
+    arguments = parser.parse_args()
+    print("| run | source | reported | counted | predicted | interval | holds |\n|---|---|---|---|---|---|---|")
+    for name, report in REPORTS.items():
+        if arguments.names and name not in arguments.names:
+            continue
+        counted, expected, low, high = predicted(report.words, arguments.checkout, arguments.python)
+        verdict = judged(report.reported, expected, low, high)
+        figures = f"{counted:.1f} | {expected:.1f} | {low:.1f} to {high:.1f}"
+        print(f"| {name} | {report.source} | {report.reported} | {figures} | {verdict} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
