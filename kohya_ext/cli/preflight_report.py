@@ -123,7 +123,8 @@ def _say_data(answer: Answer, out: Output) -> None:
     buckets.sort(key=lambda bucket: -bucket["images"])
     for number, bucket in enumerate(buckets[:MOST_BUCKETS]):
         width, height = bucket["resolution"]
-        line = f"{width}x{height}: {bucket['images']} in {bucket['batches']} batches"
+        batches = "1 batch" if bucket["batches"] == 1 else f"{bucket['batches']} batches"
+        line = f"{width}x{height}: {bucket['images']} in {batches}"
         out.item("" if number else "buckets", line)
     if len(buckets) > MOST_BUCKETS:
         out.item("", f"and {len(buckets) - MOST_BUCKETS} more")
