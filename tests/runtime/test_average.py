@@ -192,7 +192,10 @@ def test_metadata_says_what_it_is(begin: Begin) -> None:
 
 
 def test_a_start_behind_the_end_is_refused(begin: Begin) -> None:
-    run = begin(ema_start_step=10)
+    """At once where the steps are given; where epochs decide, at the first step, when their number is known."""
+    with pytest.raises(SystemExit):
+        begin(ema_start_step=10)
+    run = begin(ema_start_step=10, max_train_epochs=1)
     with pytest.raises(SystemExit):
         run.step()
 
