@@ -50,10 +50,8 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
             return NUMBER if kind.is_floating_point else 1
         if func is _EQUAL:
             return True
-        if (
-            func is _NONZERO and args[0].dtype == torch.bool
-        ):  # scripts look up where a timestep is among all of them: in one place
-            with self:
+        if func is _NONZERO and args[0].dtype == torch.bool:
+            with self:  # scripts look up where a timestep is among all of them: in one place
                 return torch.zeros((1, args[0].dim()), dtype=torch.int64, device=args[0].device)
         if func is _TO_COPY and getattr(args[0], "constant", None) is not None:
             args[0].constant = None  # torch would copy the number that it remembers, and that one is on the host
