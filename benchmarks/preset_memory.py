@@ -13,25 +13,34 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kohya_ext.checkout.checkout import describe
 from kohya_ext.presets.document import bundled
 from kohya_ext.presets.memory_text import figures, memory_text
-from kohya_ext.spec.cards import GIB
 from kohya_ext.spec.preset_files import ABOUT
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 
 
-def counted(preset: str, checkout: Path, python: str) -> dict[str, Any]:
-    """The `memory` of a preflight of one preset. Raises SystemExit where there is none."""
-    command = [sys.executable, "-m", "kohya_ext", "preflight", preset, str(checkout), "--only", "memory", "--json"]
-    done = subprocess.run([*command, "--python", python], capture_output=True, text=True)
+def counted(asked: Sequence[str], python: str, words: Sequence[str] = ()) -> dict[str, Any]:
+    """The `memory` of a preflight. Raises SystemExit where there is none.
+
+    Args:
+        asked: what it is asked about: a preset and a checkout, or a checkout alone.
+        python: that runs Kohya.
+        words: a script and its flags, where no preset is named.
+    """
+    command = [sys.executable, "-m", "kohya_ext", "preflight", *asked, "--only", "memory", "--json"]
+    command += ["--python", python, *(("--", *words) if words else ())]
+    done = subprocess.run(command, capture_output=True, text=True)
     memory: dict[str, Any] = (json.loads(done.stdout).get("memory") if done.stdout else None) or {}
     if "peak_bytes" not in memory:
-        raise SystemExit(f"{preset}: nothing was counted: {memory.get('reason') or done.stderr[-500:]}")
+        raise SystemExit(
+            f"{' '.join((*asked, *words))}: nothing was counted: {memory.get('reason') or done.stderr[-500:]}"
+        )
     return memory
 
 
@@ -50,7 +59,7 @@ def main() -> None:
         file = PRESETS / preset.tab / f"{preset.name}.json"
         content = json.loads(file.read_text(encoding="utf-8"))
         vram = content[ABOUT]["vram"]
-        found = figures(counted(preset.name, arguments.checkout, arguments.python), release, GIB)
+        found = figures(counted([preset.name, str(arguments.checkout)], arguments.python), release)
         print(f"{preset.name}: {memory_text(found)}\n  in its file: {vram.get('gib')}", flush=True)
         if arguments.write:
             content[ABOUT]["vram"] = {"tier_gb": vram["tier_gb"], **found, "estimate": memory_text(found)}

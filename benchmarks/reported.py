@@ -11,12 +11,10 @@ and memory-saving attention, without sample images. Reported GB are taken as GiB
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.preset_memory import counted
 from kohya_ext.spec.cards import GIB
 
 COMMON = ("--train_data_dir=none", "--output_dir=o", "--output_name=x", "--resolution=1024,1024",
@@ -77,13 +75,9 @@ REPORTS = {
 
 def predicted(words: tuple[str, ...], checkout: Path, python: str) -> tuple[float, float, float, float]:
     """GiB: counted, expected, at least, at most. Raises SystemExit where nothing was counted."""
-    command = [sys.executable, "-m", "kohya_ext", "preflight", str(checkout), "--only", "memory", "--json"]
-    done = subprocess.run([*command, "--python", python, "--", *words], capture_output=True, text=True)
-    memory = (json.loads(done.stdout).get("memory") if done.stdout else None) or {}
-    if "peak_bytes" not in memory:
-        raise SystemExit(f"{words}: nothing was counted: {memory.get('reason') or done.stderr[-500:]}")
-    counted = max(phase["bytes"] for phase in memory["phases"])
-    sizes = (counted, memory["peak_bytes"], memory["low_bytes"], memory["high_bytes"])
+    memory = counted([str(checkout)], python, words)
+    alive = max(phase["bytes"] for phase in memory["phases"])
+    sizes = (alive, memory["peak_bytes"], memory["low_bytes"], memory["high_bytes"])
     first, second, third, fourth = (size / GIB for size in sizes)
     return first, second, third, fourth
 
@@ -110,9 +104,9 @@ def main() -> None:
     for name, report in REPORTS.items():
         if arguments.names and name not in arguments.names:
             continue
-        counted, expected, low, high = predicted(report.words, arguments.checkout, arguments.python)
+        alive, expected, low, high = predicted(report.words, arguments.checkout, arguments.python)
         verdict = judged(report.reported, expected, low, high)
-        figures = f"{counted:.1f} | {expected:.1f} | {low:.1f} to {high:.1f}"
+        figures = f"{alive:.1f} | {expected:.1f} | {low:.1f} to {high:.1f}"
         print(f"| {name} | {report.source} | {report.reported} | {figures} | {verdict} |", flush=True)
 
 

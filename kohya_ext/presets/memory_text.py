@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kohya_ext.spec.cards import GIB
+
 PHASES = {
     "loading": "while the models are loaded",
     "caching": "while images are encoded",
@@ -28,22 +30,21 @@ PARTS = {
 SHOWN = 0.05  # GiB: smaller parts are not named
 
 
-def figures(report: Mapping[str, Any], release: str, gib: int) -> dict[str, Any]:
+def figures(report: Mapping[str, Any], release: str) -> dict[str, Any]:
     """What a preset's file keeps of a preflight.
 
     Args:
         report: the `memory` of `kohya-ext preflight --json`, in bytes.
         release: the one that it was counted on.
-        gib: bytes of a GiB.
     """
 
     def rounded(size: float) -> float:
-        return round(size / gib, 1)
+        return round(size / GIB, 1)
 
     peak = max(report["phases"], key=lambda one: one["bytes"])
     interval = {name: rounded(report[f"{key}_bytes"]) for name, key in (("expected", "peak"), ("low", "low"))}
     interval["high"] = rounded(report["high_bytes"])
-    parts = {name: rounded(size) for name, size in report["parts"].items() if size >= SHOWN * gib}
+    parts = {name: rounded(size) for name, size in report["parts"].items() if size >= SHOWN * GIB}
     return {"gib": interval, "phase": peak["name"], "parts": parts, "counted_on": release}
 
 

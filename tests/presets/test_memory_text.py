@@ -17,7 +17,7 @@ REPORT: dict[str, Any] = {
 
 
 def test_the_figures_and_their_words() -> None:
-    found = figures(REPORT, "kohya_ss v26.0.0", GIB)
+    found = figures(REPORT, "kohya_ss v26.0.0")
     assert found["gib"] == {"expected": 36.8, "low": 33.7, "high": 43.7}
     assert memory_text(found) == (
         "36.8 GiB at the peak (33.7 to 43.7), in the backward pass: weights 12.6, activations 20.7, CUDA besides "
@@ -30,6 +30,6 @@ def test_words_for_every_part_and_phase() -> None:
     for phase in PHASES:
         phases = [{"name": phase, "bytes": 1}]
         parts = dict.fromkeys(PARTS, GIB)
-        said = memory_text(figures({**REPORT, "phases": phases, "parts": parts}, "x", GIB))
+        said = memory_text(figures({**REPORT, "phases": phases, "parts": parts}, "x"))
         assert PHASES[phase] in said
         assert all(f"{words} 1.0" in said for words in PARTS.values())
