@@ -41,8 +41,9 @@ class AdaCoor(torch.optim.Optimizer):
         seed: of all rounding, which depends on (seed, step, parameter index, element) and nothing else.
         maximize: ascend.
         foreach: gather small tensors into one step. None: on a GPU, unless `fused`.
-        fused: True for compiled kernels, which need a C++ compiler or Triton, and no 8 bits. None: torch's own fused
-            Adagrad where it does the same (32 bits, on a CPU).
+        fused: True for compiled kernels, which need a C++ compiler or Triton, and no 8 bits. None: on a GPU, where they
+            work and have the same bits, for large tensors, unless `foreach` is given; on a CPU torch's own fused
+            Adagrad, where it does the same (32 bits).
         auto_lr: put the distance that a tensor's weights have moved so far in the place of sqrt(eps), which then is the
             first guess of it. `lr` 1 is right for most trainings; another one multiplies. Takes 1/32 byte a weight; a
             16-bit accumulator is rounded stochastically then.

@@ -66,7 +66,7 @@ def step_many(rule: Rule, jobs: Sequence[Job]) -> list[Tensor]:
 def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     """Jobs of one kind, at most `size` of them, in one call: before each, torch checks its arguments for 50 us."""
     random = needs_words(rule, kind[0], kind[2])
-    kernel = _kernel(_shape_of(rule), random, kind, size)
+    kernel = _kernel(shape_of(rule), random, kind, size)
     rows = [[table_of(flat) for flat in _columns(rule, job)] for job in jobs]
     rows += [_padding(_dtypes(rule, kind), kind[3])] * (size - len(rows))
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -158,7 +158,7 @@ def _widest(rule: Rule, kind: _Kind) -> int | None:
     return 256 if wide and halves == 1 else None
 
 
-def _shape_of(rule: Rule) -> Rule:
+def shape_of(rule: Rule) -> Rule:
     """The rule without the numbers that change from step to step and are passed as tensors."""
     return Rule(
         lr=1.0,

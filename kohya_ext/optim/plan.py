@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import accumulator, compiled, distance, torch_adagrad
+from kohya_ext.optim import accumulator, compiled, distance, torch_adagrad, trial
 from kohya_ext.optim.eager import Job, Kind, QuickStep, SkipCount, SlicedStep, step_many
 from kohya_ext.optim.functional import Rule
 from kohya_ext.tensors.elements import flat_views, is_fake, local, overlap
@@ -165,13 +165,17 @@ class GroupPlan:
         ):  # what is gathered is read before it is written
             for job in jobs:
                 self._dispatch(job)
-        elif self._fused:
-            self._step_compiled(jobs)
         else:
-            devices = {job.weights.device for job in jobs}
-            gathering = {device for device in devices if gathers(self._foreach, self._fused, device)}
-            step_many(self._sliced, self._rule, [job for job in jobs if job.weights.device in gathering])
-            small = [job for job in jobs if job.weights.device not in gathering]
+            large, gathered, small = [], [], []
+            for job in jobs:
+                if self._is_compiled(job):
+                    large.append(job)
+                elif gathers(self._foreach, self._fused, job.weights.device):
+                    gathered.append(job)
+                else:
+                    small.append(job)
+            self._step_compiled(large)
+            step_many(self._sliced, self._rule, gathered)
             torch_adagrad.step_many(self._sliced, self._rule, small)
         self._measure(jobs)
 
@@ -193,11 +197,18 @@ class GroupPlan:
             distance.note(self._rule, [(job.gradient, job.state) for job in jobs])
 
     def _is_compiled(self, job: Job) -> bool:
-        return bool(self._fused) and not is_fake(job.weights) and job.weights.numel() >= compiled.SMALLEST
+        if is_fake(job.weights):
+            return False
+        if self._fused is None and self._foreach is None:
+            return job.weights.numel() >= trial.SMALLEST and trial.passed(self._rule, _kind_of(job))
+        return bool(self._fused) and job.weights.numel() >= compiled.SMALLEST
 
     def _takes_torchs_kernel(self, job: Job) -> bool:
-        kind = (job.weights.dtype, job.gradient.dtype, job.state["vt"].dtype, job.weights.device)
         # the kernel does not see a pending sign
-        return self._may_take_torchs_kernel(kind) and not (
+        return self._may_take_torchs_kernel(_kind_of(job)) and not (
             job.gradient.is_neg() or job.weights.is_neg() or is_fake(job.weights)
         )
+
+
+def _kind_of(job: Job) -> Kind:
+    return (job.weights.dtype, job.gradient.dtype, job.state["vt"].dtype, job.weights.device)

@@ -16,6 +16,9 @@ from torch import Tensor
 
 WIDTH = 64
 
+# The names that torch has had for this option.
+_EXACT_DIVISION = ("eager_numerics.division_rounding", "emulate_divison_rounding")
+
 _SUMS = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
 
 
@@ -93,6 +96,11 @@ def exact_options(widest: int | None = None) -> tuple[dict[str, Any], ...]:
     """
     # keeps a GPU from joining a product and a sum into one rounding; torch has it since 2.6 and needs 2.7 for it
     exact: dict[str, Any] = {"emulate_precision_casts": True}
+    # keeps it from dividing approximately
+    from torch._inductor import list_options
+
+    known = list_options()
+    exact.update({name: True for name in _EXACT_DIVISION if name in known})
     if widest is not None:
         exact["cpp.simdlen"] = widest
     return {**exact, "post_grad_custom_post_pass": _graph_pass()}, exact, {}

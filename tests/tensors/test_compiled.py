@@ -50,3 +50,11 @@ def test_narrower_vectors_are_asked_for_first_and_any_torch_has_the_last_options
     assert first["cpp.simdlen"] == second["cpp.simdlen"] == 256
     assert last == {}
     assert not any("cpp.simdlen" in options for options in compiled.exact_options())
+
+
+def test_a_gpu_divides_exactly_where_torch_has_an_option_for_it() -> None:
+    from torch._inductor import list_options
+
+    wanted = [name for name in list_options() if name.endswith(("division_rounding", "divison_rounding"))]
+    for options in compiled.exact_options()[:2]:
+        assert all(options[name] is True for name in wanted)
