@@ -22,6 +22,7 @@ NUMBER = 0.5  # what a number read from a tensor without contents is
 _NUMBER_OF = torch.ops.aten._local_scalar_dense.default
 _EQUAL = torch.ops.aten.equal.default
 _ANY = torch.ops.aten.any.default
+_ALL = torch.ops.aten.all.default
 _NONZERO = torch.ops.aten.nonzero.default
 _TO_COPY = torch.ops.aten._to_copy.default
 # What fills new weights: there is nothing to fill, and a model has thousands of them.
@@ -62,6 +63,8 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
             self._inside -= 1
         if func is _ANY and args[0].is_floating_point():  # Prodigy asks whether a weight is all zeros
             setattr(made, _IS_TRUE, not getattr(args[0], _IS_ZERO, False))
+        elif func is _ALL:  # of a batch: whether its numbers are equal, or finite
+            setattr(made, _IS_TRUE, True)
         if self.ledger is not None and not self._inside:
             self.ledger.note(func, args, made)
         return made

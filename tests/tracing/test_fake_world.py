@@ -25,6 +25,15 @@ def test_a_timestep_is_found_in_one_place() -> None:
         assert (tuple(sigma.shape), str(sigma.device)) == ((2,), DEVICE)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_images_of_a_batch_are_alike(batch: int) -> None:
+    """As scripts of 2024 ask of the multipliers of a LoRA; and no number among them is NaN."""
+    with FakeWorld(None):
+        multipliers = torch.ones(batch).to(DEVICE)
+        assert torch.all(multipliers == multipliers[0])
+        assert not torch.any(torch.isnan(multipliers))
+
+
 @pytest.mark.parametrize("numbers", [[1.0], [1.0, 2.0], 1.0], ids=str)
 @pytest.mark.parametrize("make", ["tensor", "FloatTensor"])
 def test_what_is_moved_is_on_the_training_device(make: str, numbers: Any) -> None:
