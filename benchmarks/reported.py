@@ -28,6 +28,13 @@ ADAFACTOR = ("--optimizer_type=Adafactor", "--lr_scheduler=constant", "--optimiz
 FULL_BF16 = ("--mixed_precision=bf16", "--full_bf16")
 FUSED = ("--fused_backward_pass", "--max_grad_norm=0")
 A6000 = ("--network_dim=128", "--network_alpha=128")
+FULL_FP16 = ("--mixed_precision=fp16", "--full_fp16")
+CACHED_TEXT = ("--cache_text_encoder_outputs",)
+FLUX_LORA = (*FLUX, "--network_dim=4", "--mixed_precision=bf16", "--fp8_base", *CACHED_TEXT)
+FLUX_FULL = (*(word for word in FLUX[1:] if "network" not in word), *FULL_BF16, *CACHED_TEXT, *FUSED, *ADAFACTOR)
+PLAIN = tuple(word for word in SDXL if word != "--xformers")
+SDXL_LORA = ("sdxl_train_network.py", *SDXL[1:], "--network_module=networks.lora", "--no_half_vae", *FULL_BF16)
+BIT_ADAMW = ("--optimizer_type=AdamW8bit",)
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,9 @@ class Report:
 
 
 PR_1259, PR_1867 = "kohya-ss/sd-scripts#1259", "kohya-ss/sd-scripts#1867"
+ISSUE_661, ISSUE_2530 = "kohya-ss/sd-scripts#661", "bmaltais/kohya_ss#2530"
+ISSUE_1875, ISSUE_2972 = "bmaltais/kohya_ss#1875", "bmaltais/kohya_ss#2972"
+FLUX_DOCS, FLUX_README = "sd-scripts, docs/flux_train_network.md", "sd-scripts, README of 2024-12"
 PR_1374 = "kohya-ss/sd-scripts#1374, bmaltais/kohya_ss#2701"
 REPORTS = {
     "SDXL full_bf16, Adafactor, fused": Report(PR_1259, 10.0, (*SDXL, *FULL_BF16, *FUSED, *ADAFACTOR)),
@@ -53,8 +63,7 @@ REPORTS = {
     "SDXL full_bf16, Prodigy": Report(PR_1867, 33.0, (*SDXL, *FULL_BF16, "--optimizer_type=Prodigy")),
     "SDXL full_bf16, Prodigy, sdpa": Report(
         "kohya-ss/sd-scripts#1152", "out of memory on 24",
-        (*(word for word in SDXL if word != "--xformers"), "--sdpa", "--no_half_vae", *FULL_BF16,
-         "--optimizer_type=Prodigy"),
+        (*PLAIN, "--sdpa", "--no_half_vae", *FULL_BF16, "--optimizer_type=Prodigy"),
     ),
     "FLUX LoRA rank 128, bf16": Report(PR_1374, 44.18, (*FLUX, *A6000, "--mixed_precision=bf16", *ADAFACTOR)),
     "the same, full_bf16": Report(PR_1374, 42.58, (*FLUX, *A6000, *FULL_BF16, *ADAFACTOR)),
@@ -68,7 +77,49 @@ REPORTS = {
     "FLUX LoRA rank 4, AdamW8bit, cached text encoders": Report(
         "huggingface.co/kohya-ss/misc-models", "more than 26",
         (*FLUX, "--network_dim=4", "--mixed_precision=bf16", "--cache_text_encoder_outputs",
-         "--optimizer_type=AdamW8bit"),
+         *BIT_ADAMW),
+    ),
+    "SDXL fp32, Adafactor, fused, by its README": Report(
+        "sd-scripts, README", 17.0, (*SDXL, "--mixed_precision=no", *FUSED, *ADAFACTOR)
+    ),
+    "SDXL full_fp16, Adafactor": Report(ISSUE_1875, "fits 16", (*SDXL, *FULL_FP16, "--no_half_vae", *ADAFACTOR)),
+    "the same and its text encoders": Report(
+        ISSUE_1875, "out of memory on 16", (*SDXL, *FULL_FP16, "--no_half_vae", "--train_text_encoder", *ADAFACTOR)
+    ),
+    "SDXL full_fp16, its first text encoder": Report(
+        "kohya-ss/sd-scripts#1131", "out of memory on 15",
+        (*PLAIN, "--mem_eff_attn", *FULL_FP16, "--no_half_vae", "--train_text_encoder", "--learning_rate_te1=3e-6",
+         "--max_grad_norm=0", *ADAFACTOR),
+    ),
+    "SDXL full_fp16, cached text encoders": Report(
+        ISSUE_2530, "fits 16", (*SDXL, *FULL_FP16, "--no_half_vae", *CACHED_TEXT, *ADAFACTOR)
+    ),
+    "SDXL bf16, Adafactor, cached text encoders": Report(
+        "bmaltais/kohya_ss#1103", "fits 24", (*SDXL, "--mixed_precision=bf16", *CACHED_TEXT, *ADAFACTOR)
+    ),
+    "SDXL LoRA rank 32, full_bf16, Adafactor": Report(
+        ISSUE_661, "fits 12", (*SDXL_LORA, "--network_dim=32", *ADAFACTOR)
+    ),
+    "SDXL LoRA rank 256, U-Net only": Report(
+        ISSUE_661, "fits 12", (*SDXL_LORA, "--network_dim=256", "--network_train_unet_only", *ADAFACTOR)
+    ),
+    "FLUX LoRA, fp8 base, batch size 2": Report(
+        FLUX_DOCS, "fits 24", (*FLUX_LORA, *BIT_ADAMW, "--train_batch_size=2")
+    ),
+    "FLUX LoRA, fp8 base, Adafactor": Report(FLUX_README, "fits 16", (*FLUX_LORA, *ADAFACTOR)),
+    "FLUX LoRA, fp8 base, 16 blocks swapped": Report(
+        FLUX_DOCS, "fits 12", (*FLUX_LORA, *BIT_ADAMW, "--blocks_to_swap=16")
+    ),
+    "the same, 22 blocks": Report(FLUX_DOCS, "fits 10", (*FLUX_LORA, *BIT_ADAMW, "--blocks_to_swap=22")),
+    "the same, 28 blocks": Report(FLUX_DOCS, "fits 8", (*FLUX_LORA, *BIT_ADAMW, "--blocks_to_swap=28")),
+    "FLUX full_bf16, Adafactor, fused, 8 blocks swapped": Report(
+        FLUX_README, "fits 24", ("flux_train.py", *FLUX_FULL, "--blocks_to_swap=8")
+    ),
+    "the same, none swapped": Report(ISSUE_2972, "out of memory on 24", ("flux_train.py", *FLUX_FULL)),
+    "the same, 22 swapped": Report(ISSUE_2972, "fits 24", ("flux_train.py", *FLUX_FULL, "--blocks_to_swap=22")),
+    "the same, 33 swapped, checkpoints in host memory": Report(
+        "kohya-ss/sd-scripts#1764", 7.0,
+        ("flux_train.py", *FLUX_FULL, "--blocks_to_swap=33", "--cpu_offload_checkpointing"),
     ),
 }  # fmt: skip
 

@@ -180,12 +180,13 @@ def installed_copy(era: Era, folder: Path) -> Path:
     """A copy of the rig's checkout with our bundle installed by our own command."""
     ignored = shutil.ignore_patterns("__pycache__", ".kohya_ext", "user_presets")
     tree = plain_copy(era, folder, ignored)
-    install_into(tree)
+    install_into(tree, python_of(era))
     return tree
 
 
-def install_into(tree: Path) -> None:
-    """Our bundle, by our own command; no package, which `environ_of` makes importable."""
-    command = [sys.executable, "-m", "kohya_ext", "install", str(tree), "--no-package", "--yes"]
+def install_into(tree: Path, python: Path) -> None:
+    """Our bundle, by our own command, for the environment of `python`; no package: `environ_of` makes it importable."""
+    words = [str(tree), "--python", str(python), "--no-package", "--yes"]
+    command = [sys.executable, "-m", "kohya_ext", "install", *words]
     done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -121,7 +121,7 @@ def test_what_is_saved_is_what_a_gui_without_us_saves(name: str, where: Tab, tmp
     real_gui.require(era)
     workshop = Workshop(era, tmp_path, where, plain=True)
     without = kept(workshop, tmp_path)
-    real_gui.install_into(workshop.tree)
+    real_gui.install_into(workshop.tree, real_gui.python_of(era))
     ours = kept(workshop, tmp_path)
     assert b'"additional_parameters"' in without[0]
     assert ours == without

@@ -64,7 +64,7 @@ def test_every_preset_trains_without_xformers(gui: str, tab: Tab, tmp_path: Path
     if GUIS[gui]:
         shutil.rmtree(training_root)
         shutil.copytree(real_gui.rig_folder() / "trees" / GUIS[gui], training_root, symlinks=True)
-        real_gui.install_into(workshop.tree)
+        real_gui.install_into(workshop.tree, real_gui.python_of(era))
     refitted(workshop, real_gui.python_of(era))
     refused = collect_all(describe(workshop.tree)).refused
     runs: dict[str, list[str]] = {}
