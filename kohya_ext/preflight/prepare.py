@@ -10,7 +10,15 @@ from typing import Any
 
 from kohya_ext.files.mirror import mirrored
 from kohya_ext.preflight.arguments import ScriptCommand
-from kohya_ext.preflight.stand_ins import family_of, part_of, write_images, write_metadata, write_model
+from kohya_ext.preflight.stand_ins import (
+    HALF,
+    dtype_of,
+    family_of,
+    part_of,
+    write_images,
+    write_metadata,
+    write_model,
+)
 from kohya_ext.presets.toml_document import dump_toml
 from kohya_ext.spec.preflight import (
     CONFIG_ARGUMENT,
@@ -61,12 +69,12 @@ class Workplace:
             text = text.replace(mirror, folder).replace(str(Path(mirror).parent), str(Path(folder).parent))
         return text
 
-    def model(self, name: str, family: str | None) -> str:
+    def model(self, name: str, family: str | None, dtype: str = HALF) -> str:
         """A stand-in for a model file."""
         file = self.folder / "models" / f"{name}.safetensors"
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            write_model(file, family)
+            write_model(file, family, dtype)
             if family is None:
                 self.unknown_models.append(str(file))
         return str(file)
@@ -96,7 +104,7 @@ def prepare(command: ScriptCommand, place: Workplace) -> None:
         if not Path(value).exists():
             v2 = bool(command.value("v2"))
             family = family_of(command.script, v2=v2) if name == MAIN_MODEL else part_of(command.script, name)
-            command.change(name, place.model(name, family))
+            command.change(name, place.model(name, family, dtype_of(value)))
             place.notes.append(f"--{name} {value} is not available: a file with only the shapes is used instead")
     for name in ("network_weights", "base_weights"):
         if isinstance(value := command.value(name), str) and not Path(value).exists():

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kohya_ext.preflight.shapes import checkpoint
+from kohya_ext.tensors.header import SIZES as BYTES
 from kohya_ext.tensors.header import TensorEntry, encode
 
 SIZES = ((1024, 1024), (1152, 896), (896, 1152), (1344, 768))  # pixels of the images
 REPEATS = 10
 CAPTIONS = (".txt", ".caption")
 FOLDER = f"{REPEATS}_stand-in"
-BYTES = 2  # a weight, as in the published files
+HALF, FLOAT8 = "F16", "F8_E4M3"  # how the published files hold their weights
 FAMILIES = {"sdxl": "sdxl", "flux": "flux"}  # how a script's name begins -> whose shapes we know
 PARTS = {"flux": ("ae", "clip_l", "t5xxl")}  # family -> its parts with files, and arguments, of their own
 PLAIN = ("train_network", "train_db", "fine_tune", "train_textual_inversion", "train_controlnet", "train_control_net")
@@ -34,6 +35,11 @@ def family_of(script: str, *, v2: bool) -> str | None:
 def part_of(script: str, argument: str) -> str | None:
     """The same for a part of a model that an argument names."""
     return argument if argument in PARTS.get(family_of(script, v2=False) or "", ()) else None
+
+
+def dtype_of(file: str) -> str:
+    """The dtype of a published file's weights, which its name gives away (`t5xxl_fp8_e4m3fn.safetensors`)."""
+    return FLOAT8 if "fp8" in Path(file).name.casefold() else HALF
 
 
 def write_images(folder: Path, *, in_concept: bool) -> Path:
@@ -64,18 +70,19 @@ def write_metadata(file: Path) -> None:
     file.write_text(json.dumps(entries), encoding="utf-8")
 
 
-def write_model(file: Path, family: str | None) -> None:
+def write_model(file: Path, family: str | None, dtype: str = HALF) -> None:
     """A safetensors file with the header of a full-size model, and no weights on the disk.
 
     Args:
         file: is made, sparse.
         family: as `family_of` says; None: a file that nobody can read the shapes from.
+        dtype: of every weight, as the format calls it.
     """
     entries, place = {}, 0
     shapes: Mapping[str, tuple[int, ...]] = checkpoint(family) if family else {}
     for name, shape in shapes.items():
-        end = place + math.prod(shape) * BYTES
-        entries[name] = TensorEntry("F16", shape, place, end)
+        end = place + math.prod(shape) * BYTES[dtype]
+        entries[name] = TensorEntry(dtype, shape, place, end)
         place = end
     header = encode(entries, {})
     with file.open("wb") as opened:

@@ -6,6 +6,7 @@ the two apart, refuse to mix them as a GPU does, and a Python without CUDA can f
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 from collections.abc import Iterator
@@ -93,8 +94,6 @@ def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
             gradient = None if parameter.grad is None else fn(parameter.grad)
         if new is not parameter and (new.dtype != parameter.dtype or new.device != parameter.device):
             parameter.data = new.detach()
-            if fake(parameter):
-                parameter.fake_device = new.fake_device
         if gradient is not None:
             parameter.grad = gradient
         self._parameters[key] = parameter
@@ -102,6 +101,26 @@ def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
         if buffer is not None:
             self._buffers[key] = fn(buffer)
     return self
+
+
+def _exchange(self: Any, value: Any) -> None:
+    """`tensor.data = value`: torch does not say that the tensor is on another device now. Swapped blocks do it."""
+    torch.Tensor.data.__set__(self, value)
+    self.fake_device = value.device
+
+
+class _AtOnce(concurrent.futures.Executor):
+    """In the place of a pool of threads: torch's fake tensors bear one thread only, and swapped blocks have another."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
 
 
 def _set_tensor(module: Any, name: str, device: Any, value: Any = None, dtype: Any = None, **_: Any) -> None:
@@ -150,7 +169,9 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     numpy_of, list_of = torch.Tensor.numpy, torch.Tensor.tolist
     yield torch.Tensor, "numpy", lambda self, **more: _zeros(self) if fake(self) else numpy_of(self, **more)
     yield torch.Tensor, "tolist", lambda self: _zeros(self).tolist() if fake(self) else list_of(self)
+    yield concurrent.futures, "ThreadPoolExecutor", _AtOnce
     yield torch.nn.Module, "_apply", _apply
+    yield FakeTensor, "data", property(torch.Tensor.data.__get__, _exchange)
     copied = torch.Tensor.__deepcopy__
 
     def deepcopy(self: Any, memo: dict[int, Any]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kohya_ext.preflight.shapes import checkpoint
-from kohya_ext.preflight.stand_ins import family_of, part_of, write_images, write_metadata, write_model
+from kohya_ext.preflight.stand_ins import dtype_of, family_of, part_of, write_images, write_metadata, write_model
 from kohya_ext.tensors.header import read_header
 
 
@@ -41,6 +41,18 @@ def test_a_model_is_a_header_alone(tmp_path: Path) -> None:
     assert read_header(file).entries.keys() == checkpoint("sdxl").keys()
     assert file.stat().st_size > 6_900_000_000
     assert file.stat().st_blocks * 512 < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_a_weight"),
+    [("models/t5xxl_fp8_e4m3fn.safetensors", 1), ("t5xxl_fp16.safetensors", 2), ("fp8/t5xxl.safetensors", 2)],
+)
+def test_a_stand_in_has_the_dtype_that_the_name_says(tmp_path: Path, name: str, bytes_a_weight: int) -> None:
+    """Scripts load an fp8 file as it is, and put it on the card in that size."""
+    file = tmp_path / "t5xxl.safetensors"
+    write_model(file, "t5xxl", dtype_of(name))
+    size = sum(math.prod(shape) for shape in checkpoint("t5xxl").values()) * bytes_a_weight
+    assert sum(entry.end - entry.begin for entry in read_header(file).entries.values()) == size
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kohya_ext.tracing.fake_world import DEVICE, FakeWorld, _replacements  # noqa: E402
+from kohya_ext.tracing.ledger import Ledger  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,39 @@ def test_the_images_of_a_batch_are_alike(batch: int) -> None:
         multipliers = torch.ones(batch).to(DEVICE)
         assert torch.all(multipliers == multipliers[0])
         assert not torch.any(torch.isnan(multipliers))
+
+
+def test_swapped_blocks_take_the_room_of_one() -> None:
+    """As `--blocks_to_swap` does it: in a thread, by exchanging what the weights of two blocks hold."""
+    ledger = Ledger(DEVICE)
+    with FakeWorld(ledger):
+        first, second = torch.nn.Linear(256, 256, bias=False), torch.nn.Linear(256, 256, bias=False)
+        first.to(DEVICE)
+        size = ledger.now
+
+        def swap() -> None:
+            on_the_card, on_the_host = first.weight.data, second.weight.data
+            first.weight.data = on_the_card.data.to("cpu", non_blocking=True)
+            on_the_card.copy_(on_the_host, non_blocking=True)
+            second.weight.data = on_the_card
+
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+            swapping = pool.submit(swap)
+            assert str(second(torch.zeros(1, 256, device=DEVICE)).device) == DEVICE
+            swapping.result()
+        assert [str(one.weight.device) for one in (first, second)] == ["cpu", DEVICE]
+        assert size == 256 * 256 * 4
+        assert ledger.peaks["loading"].size - size < size  # no second block was there at any time
+
+
+def test_what_fails_in_a_thread_fails_where_its_result_is_asked_for() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        failing = pool.submit(fail)
+    with pytest.raises(ValueError, match="no"):
+        failing.result()
 
 
 @pytest.mark.parametrize("numbers", [[1.0], [1.0, 2.0], 1.0], ids=str)
