@@ -31,9 +31,14 @@ A6000 = ("--network_dim=128", "--network_alpha=128")
 FULL_FP16 = ("--mixed_precision=fp16", "--full_fp16")
 CACHED_TEXT = ("--cache_text_encoder_outputs",)
 FLUX_LORA = (*FLUX, "--network_dim=4", "--mixed_precision=bf16", "--fp8_base", *CACHED_TEXT)
+SMALL_T5 = tuple(word.replace("t5xxl.safetensors", "t5xxl_fp8_e4m3fn.safetensors") for word in FLUX_LORA)
 FLUX_FULL = (*(word for word in FLUX[1:] if "network" not in word), *FULL_BF16, *CACHED_TEXT, *FUSED, *ADAFACTOR)
 PLAIN = tuple(word for word in SDXL if word != "--xformers")
 SDXL_LORA = ("sdxl_train_network.py", *SDXL[1:], "--network_module=networks.lora", "--no_half_vae", *FULL_BF16)
+SD3 = ("sd3_train.py", "--pretrained_model_name_or_path=sd3.5_medium.safetensors", "--clip_l=clip_l.safetensors",
+       "--clip_g=clip_g.safetensors", "--t5xxl=t5xxl_fp16.safetensors",
+       *(word.replace("1024,1024", "512,512") for word in COMMON), *CACHED_TEXT, *FULL_BF16)  # fmt: skip
+SCHEDULE_FREE = ("--optimizer_type=prodigyplus.ProdigyPlusScheduleFree", "--lr_scheduler=constant")
 BIT_ADAMW = ("--optimizer_type=AdamW8bit",)
 
 
@@ -50,6 +55,7 @@ PR_1259, PR_1867 = "kohya-ss/sd-scripts#1259", "kohya-ss/sd-scripts#1867"
 ISSUE_661, ISSUE_2530 = "kohya-ss/sd-scripts#661", "bmaltais/kohya_ss#2530"
 ISSUE_1875, ISSUE_2972 = "bmaltais/kohya_ss#1875", "bmaltais/kohya_ss#2972"
 FLUX_DOCS, FLUX_README = "sd-scripts, docs/flux_train_network.md", "sd-scripts, README of 2024-12"
+PR_1866 = "kohya-ss/sd-scripts#1866"
 PR_1374 = "kohya-ss/sd-scripts#1374, bmaltais/kohya_ss#2701"
 REPORTS = {
     "SDXL full_bf16, Adafactor, fused": Report(PR_1259, 10.0, (*SDXL, *FULL_BF16, *FUSED, *ADAFACTOR)),
@@ -61,6 +67,11 @@ REPORTS = {
         PR_1259, "fits 24", (*SDXL, "--train_batch_size=6", "--mixed_precision=no", *FUSED, *ADAFACTOR)
     ),
     "SDXL full_bf16, Prodigy": Report(PR_1867, 33.0, (*SDXL, *FULL_BF16, "--optimizer_type=Prodigy")),
+    "SDXL full_bf16, Prodigy schedule-free": Report(PR_1867, 19.0, (*SDXL, *FULL_BF16, *SCHEDULE_FREE)),
+    "the same, fused": Report(PR_1867, 13.0, (*SDXL, *FULL_BF16, *FUSED, *SCHEDULE_FREE)),
+    "SD 3.5 medium full_bf16, 512 pixels, Prodigy": Report(PR_1866, 27.2, (*SD3, "--optimizer_type=Prodigy")),
+    "SD 3.5 medium, Prodigy schedule-free": Report(PR_1866, 15.4, (*SD3, *SCHEDULE_FREE)),
+    "SD 3.5 medium, the same, fused": Report(PR_1866, 10.2, (*SD3, *FUSED, *SCHEDULE_FREE)),
     "SDXL full_bf16, Prodigy, sdpa": Report(
         "kohya-ss/sd-scripts#1152", "out of memory on 24",
         (*PLAIN, "--sdpa", "--no_half_vae", *FULL_BF16, "--optimizer_type=Prodigy"),
@@ -91,6 +102,7 @@ REPORTS = {
         (*PLAIN, "--mem_eff_attn", *FULL_FP16, "--no_half_vae", "--train_text_encoder", "--learning_rate_te1=3e-6",
          "--max_grad_norm=0", *ADAFACTOR),
     ),
+    "SDXL full_fp16, AdamW8bit": Report(ISSUE_2530, 19.0, (*SDXL, *FULL_FP16, "--no_half_vae", *BIT_ADAMW)),
     "SDXL full_fp16, cached text encoders": Report(
         ISSUE_2530, "fits 16", (*SDXL, *FULL_FP16, "--no_half_vae", *CACHED_TEXT, *ADAFACTOR)
     ),
@@ -110,16 +122,15 @@ REPORTS = {
     "FLUX LoRA, fp8 base, 16 blocks swapped": Report(
         FLUX_DOCS, "fits 12", (*FLUX_LORA, *BIT_ADAMW, "--blocks_to_swap=16")
     ),
-    "the same, 22 blocks": Report(FLUX_DOCS, "fits 10", (*FLUX_LORA, *BIT_ADAMW, "--blocks_to_swap=22")),
-    "the same, 28 blocks": Report(FLUX_DOCS, "fits 8", (*FLUX_LORA, *BIT_ADAMW, "--blocks_to_swap=28")),
+    "the same, 22 blocks, T5 in fp8": Report(FLUX_DOCS, "fits 10", (*SMALL_T5, *BIT_ADAMW, "--blocks_to_swap=22")),
+    "the same, 28 blocks": Report(FLUX_DOCS, "fits 8", (*SMALL_T5, *BIT_ADAMW, "--blocks_to_swap=28")),
     "FLUX full_bf16, Adafactor, fused, 8 blocks swapped": Report(
         FLUX_README, "fits 24", ("flux_train.py", *FLUX_FULL, "--blocks_to_swap=8")
     ),
     "the same, none swapped": Report(ISSUE_2972, "out of memory on 24", ("flux_train.py", *FLUX_FULL)),
     "the same, 22 swapped": Report(ISSUE_2972, "fits 24", ("flux_train.py", *FLUX_FULL, "--blocks_to_swap=22")),
-    "the same, 33 swapped, checkpoints in host memory": Report(
-        "kohya-ss/sd-scripts#1764", 7.0,
-        ("flux_train.py", *FLUX_FULL, "--blocks_to_swap=33", "--cpu_offload_checkpointing"),
+    "the same, 33 swapped": Report(
+        "kohya-ss/sd-scripts#1764", "fits 12", ("flux_train.py", *FLUX_FULL, "--blocks_to_swap=33")
     ),
 }  # fmt: skip
 

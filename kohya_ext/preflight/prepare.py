@@ -103,7 +103,9 @@ def prepare(command: ScriptCommand, place: Workplace) -> None:
             refuse_refiner(Path(value))
         if not Path(value).exists():
             v2 = bool(command.value("v2"))
-            family = family_of(command.script, v2=v2) if name == MAIN_MODEL else part_of(command.script, name)
+            family = (
+                family_of(command.script, v2=v2, model=value) if name == MAIN_MODEL else part_of(command.script, name)
+            )
             command.change(name, place.model(name, family, dtype_of(value)))
             place.notes.append(f"--{name} {value} is not available: a file with only the shapes is used instead")
     for name in ("network_weights", "base_weights"):

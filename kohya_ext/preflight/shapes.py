@@ -1,4 +1,4 @@
-"""The tensors of a Stable Diffusion checkpoint, by name and shape: a model file of which only the header is there.
+"""The tensors of a published checkpoint, by name and shape: a model file of which only the header is there.
 
 These names are those of the published checkpoints (the layout of CompVis' and Stability AI's code), as every release of
 sd-scripts reads them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -20,7 +21,26 @@ LATENT = 4
 
 FLUX_WIDTH, FLUX_HEAD, FLUX_DOUBLE, FLUX_SINGLE = 3072, 128, 19, 38
 FLUX_LATENT, FLUX_VECTOR, FLUX_TIME = 16, 768, 256
+SD3_HEAD, SD3_LATENT, SD3_PATCH, SD3_VECTOR, SD3_TIME = 64, 16, 2, 2048, 256
 T5_WIDTH, T5_INNER, T5_HEADS, T5_LAYERS, T5_WORDS, T5_DISTANCES = 4096, 10240, 64, 24, 32128, 32
+
+
+@dataclass(frozen=True)
+class MMDiT:
+    """Stable Diffusion 3's transformer. positions: along a side. norms: of queries and keys.
+
+    twice: so many of the first blocks attend to the image a second time.
+    """
+
+    depth: int
+    positions: int
+    norms: bool
+    twice: int = 0
+
+    @property
+    def width(self) -> int:
+        """Of a token."""
+        return self.depth * SD3_HEAD
 
 
 @dataclass(frozen=True)
@@ -42,13 +62,17 @@ class UNet:
 SD1 = UNet((1, 2, 4, 4), (1, 1, 1, 0), 1, 768, linear=False)
 SD2 = UNet((1, 2, 4, 4), (1, 1, 1, 0), 1, 1024, linear=True)
 SDXL = UNet((1, 2, 4), (0, 2, 10), 10, 2048, linear=True, labels=2816)
+SD3_MEDIUM = MMDiT(24, 192, norms=False)
+SD35_MEDIUM = MMDiT(24, 384, norms=True, twice=13)
+SD35_LARGE = MMDiT(38, 192, norms=True)
 
 
 def checkpoint(family: str) -> Mapping[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a full-size checkpoint.
 
     Args:
-        family: "sd1", "sd2", "sdxl" or "flux"; or a part of FLUX that has a file of its own: "ae", "clip_l", "t5xxl".
+        family: "sd1", "sd2", "sdxl", "sd3-medium", "sd3.5-medium", "sd3.5-large" or "flux"; or a part of the last four
+            that has a file of its own: "ae", "clip_l", "clip_g", "t5xxl".
 
     Raises:
         KeyError: no such family.
@@ -107,6 +131,40 @@ def _norms(name: str) -> Shapes:
         yield f"{name}.{part}.scale", (FLUX_HEAD,)
 
 
+def _sd3(model: MMDiT) -> Shapes:
+    """Stable Diffusion 3 with its VAE; the text encoders have files of their own."""
+    top, width = "model.diffusion_model.", model.width
+    yield f"{top}pos_embed", (1, model.positions**2, width)
+    yield from _layer(f"{top}x_embedder.proj", width, SD3_LATENT, SD3_PATCH, SD3_PATCH)
+    for name, inside in (("t_embedder", SD3_TIME), ("y_embedder", SD3_VECTOR)):
+        yield from _layer(f"{top}{name}.mlp.0", width, inside)
+        yield from _layer(f"{top}{name}.mlp.2", width, width)
+    yield from _layer(f"{top}context_embedder", width, T5_WIDTH)
+    for number in range(model.depth):
+        block = f"{top}joint_blocks.{number}."
+        last = number == model.depth - 1  # its text goes nowhere
+        yield from _stream(f"{block}context_block.", model, ends=last, twice=False)
+        yield from _stream(f"{block}x_block.", model, ends=False, twice=number < model.twice)
+    yield from _layer(f"{top}final_layer.linear", SD3_LATENT * SD3_PATCH**2, width)
+    yield from _layer(f"{top}final_layer.adaLN_modulation.1", 2 * width, width)
+    yield from _vae(latent=SD3_LATENT, quantised=False)
+
+
+def _stream(name: str, model: MMDiT, *, ends: bool, twice: bool) -> Shapes:
+    """One of the two streams of a joint block."""
+    width = model.width
+    for attention in ("attn", "attn2")[: 1 + twice]:
+        yield from _layer(f"{name}{attention}.qkv", 3 * width, width)
+        if not ends:
+            yield from _layer(f"{name}{attention}.proj", width, width)
+        for part in ("ln_q", "ln_k") if model.norms else ():
+            yield f"{name}{attention}.{part}.weight", (SD3_HEAD,)
+    if not ends:
+        yield from _layer(f"{name}mlp.fc1", 4 * width, width)
+        yield from _layer(f"{name}mlp.fc2", width, 4 * width)
+    yield from _layer(f"{name}adaLN_modulation.1", (2 if ends else 9 if twice else 6) * width, width)
+
+
 def _t5() -> Shapes:
     """The encoder of T5 v1.1 XXL."""
     yield "shared.weight", (T5_WORDS, T5_WIDTH)
@@ -128,12 +186,19 @@ def _clip_l() -> Shapes:
     yield from _clip("", 768, 12)
 
 
+def _clip_g() -> Shapes:
+    yield from _clip("", 1280, 32)
+    yield from _layer("text_projection", 1280, 1280, bias=False)
+
+
 def _flux_autoencoder() -> Shapes:
     yield from _vae("", FLUX_LATENT, quantised=False)
 
 
 _CHECKPOINTS = {
-    "sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "flux": _flux, "ae": _flux_autoencoder, "clip_l": _clip_l, "t5xxl": _t5,
+    "sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "flux": _flux, "sd3-medium": partial(_sd3, SD3_MEDIUM),
+    "sd3.5-medium": partial(_sd3, SD35_MEDIUM), "sd3.5-large": partial(_sd3, SD35_LARGE),
+    "ae": _flux_autoencoder, "clip_l": _clip_l, "clip_g": _clip_g, "t5xxl": _t5,
 }  # fmt: skip
 
 

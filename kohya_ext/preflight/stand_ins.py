@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -21,20 +22,34 @@ CAPTIONS = (".txt", ".caption")
 FOLDER = f"{REPEATS}_stand-in"
 HALF, FLOAT8 = "F16", "F8_E4M3"  # how the published files hold their weights
 FAMILIES = {"sdxl": "sdxl", "flux": "flux"}  # how a script's name begins -> whose shapes we know
-PARTS = {"flux": ("ae", "clip_l", "t5xxl")}  # family -> its parts with files, and arguments, of their own
+# the same -> parts with files, and arguments, of their own
+PARTS = {"flux": ("ae", "clip_l", "t5xxl"), "sd3": ("clip_l", "clip_g", "t5xxl")}
+SD3 = "sd3"
+# those with text encoders inside (`sd3_medium_incl_clips`) are not among them
+SD3_NAMES = {"sd3.5-medium": r"3.?5.?medium", "sd3.5-large": r"3.?5.?large", "sd3-medium": r"3.?medium(?!_incl)"}
 PLAIN = ("train_network", "train_db", "fine_tune", "train_textual_inversion", "train_controlnet", "train_control_net")
 
 
-def family_of(script: str, *, v2: bool) -> str | None:
-    """The family of the models that a script trains, as `shapes.checkpoint` calls it; None for those it has not."""
+def family_of(script: str, *, v2: bool, model: str = "") -> str | None:
+    """The family of the models that a script trains, as `shapes.checkpoint` calls it; None for those it has not.
+
+    Args:
+        script: its name or path.
+        v2: what the argument of that name says.
+        model: the file that is missing. SD3's come in three sizes, which only the name of a published one tells apart.
+    """
     name = Path(script).stem
+    if name.startswith(SD3):
+        file = Path(model).stem.casefold()
+        return next((family for family, pattern in SD3_NAMES.items() if re.search(pattern, file)), None)
     known = next((family for begin, family in FAMILIES.items() if name.startswith(begin)), None)
     return known or (("sd2" if v2 else "sd1") if name.startswith(PLAIN) else None)
 
 
 def part_of(script: str, argument: str) -> str | None:
     """The same for a part of a model that an argument names."""
-    return argument if argument in PARTS.get(family_of(script, v2=False) or "", ()) else None
+    name = Path(script).stem
+    return argument if any(name.startswith(begin) and argument in parts for begin, parts in PARTS.items()) else None
 
 
 def dtype_of(file: str) -> str:

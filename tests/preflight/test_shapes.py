@@ -23,6 +23,7 @@ def weights(family: str, top: str = "") -> int:
         ("sdxl", "conditioner.embedders.0.", 123_060_480),
         ("sdxl", "first_stage_model.", 83_653_863),
         ("sd1", "model.diffusion_model.", 859_520_964),
+        ("sd3.5-medium", "model.diffusion_model.", 2_469_663_936),
         ("sd1", "cond_stage_model.", 123_060_480),
         ("sd2", "model.diffusion_model.", 865_910_724),
         ("flux", "", 11_901_408_320),
@@ -33,6 +34,22 @@ def weights(family: str, top: str = "") -> int:
 )
 def test_weights_of_the_published_models(family: str, top: str, count: int) -> None:
     assert weights(family, top) == count
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("models/sd3.5_medium.safetensors", "sd3.5-medium"),
+        ("sd3.5_large.safetensors", "sd3.5-large"),
+        ("stable-diffusion-3.5-large.safetensors", "sd3.5-large"),
+        ("sd3_medium.safetensors", "sd3-medium"),
+        ("SD3_medium_incl_clips.safetensors", None),
+        ("sd3.5_medium/my-model.safetensors", None),
+        ("mine.safetensors", None),
+    ],
+)
+def test_sd3_has_the_size_that_the_name_of_its_file_says(model: str, family: str | None) -> None:
+    assert family_of("sd3_train_network.py", v2=False, model=model) == family
 
 
 def test_a_model_is_a_header_alone(tmp_path: Path) -> None:
@@ -63,6 +80,7 @@ def test_a_stand_in_has_the_dtype_that_the_name_says(tmp_path: Path, name: str, 
         ("/x/fine_tune.py", True, "sd2"),
         ("flux_train.py", False, "flux"),
         ("sd3_train.py", False, None),
+        ("lumina_train.py", False, None),
     ],
 )
 def test_family_of_a_script(script: str, v2: bool, family: str | None) -> None:
@@ -71,7 +89,8 @@ def test_family_of_a_script(script: str, v2: bool, family: str | None) -> None:
 
 def test_parts_with_files_of_their_own() -> None:
     assert part_of("flux_train_network.py", "t5xxl") == "t5xxl"
-    assert part_of("sd3_train.py", "t5xxl") is part_of("flux_train.py", "gemma2") is None
+    assert part_of("sd3_train.py", "clip_g") == "clip_g"
+    assert part_of("sd3_train.py", "ae") is part_of("flux_train.py", "gemma2") is None
 
 
 def test_images(tmp_path: Path) -> None:
