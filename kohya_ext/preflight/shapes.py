@@ -6,7 +6,7 @@ sd-scripts reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -195,7 +195,7 @@ def _flux_autoencoder() -> Shapes:
     yield from _vae("", FLUX_LATENT, quantised=False)
 
 
-_CHECKPOINTS = {
+_CHECKPOINTS: dict[str, Callable[[], Shapes]] = {
     "sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "flux": _flux, "sd3-medium": partial(_sd3, SD3_MEDIUM),
     "sd3.5-medium": partial(_sd3, SD35_MEDIUM), "sd3.5-large": partial(_sd3, SD35_LARGE),
     "ae": _flux_autoencoder, "clip_l": _clip_l, "clip_g": _clip_g, "t5xxl": _t5,

@@ -29,6 +29,7 @@ class Steps:
         self.done = 0
         self.ema_free_share: float | None = None
         self.begun = self.over = False
+        self._told = False  # of the end of the batch that is under way
 
     def begin(self) -> None:
         """The loop begins: what is alive is filed by what it is."""
@@ -54,6 +55,7 @@ class Steps:
 
     def finish(self, optimizer_steps: bool) -> None:
         """A step of the schedule ends each iteration."""
+        self._told = True
         self._file_state()
         self.done += optimizer_steps
         self.stop_if_over()
@@ -61,6 +63,14 @@ class Steps:
             self.over = True
             ask_for_it(self.facts.args)
         self.ledger.enter(FORWARD, ACTIVATIONS)
+
+    def end_batch(self, optimizer_step: bool) -> None:
+        """The next batch is asked for. Schedule-free optimizers have no schedule that has told of it."""
+        if self._told:
+            self.stop_if_over()
+        else:
+            self.finish(optimizer_step)
+        self._told = False
 
     def stop_if_over(self) -> None:
         """No batch is taken any more once there are enough steps."""
