@@ -1,20 +1,26 @@
 """What users report of the memory of their runs, next to what a preflight predicts for the same settings.
 
-    python -m benchmarks.reported CHECKOUT --python KOHYAS_PYTHON [NAME ...]
+    python -m benchmarks.reported CHECKOUT --python KOHYAS_PYTHON [--git SD_SCRIPTS_GIT] [NAME ...]
 
-CHECKOUT is sd-scripts or kohya_ss with every script named below. Prints a row of the table in
+CHECKOUT is sd-scripts or kohya_ss with every script named below; a row about a pull request is traced on its own code,
+from a git directory that has it, and is skipped without one. Prints a row of the table in
 docs/explanation/preflight-memory.md as soon as it is known; a row takes a minute or two. What a report leaves open is
-as the script has it when nothing is said (text encoders stay on the card), with cached latents, gradient checkpointing
-and memory-saving attention, without sample images. Reported GB are taken as GiB, as the tools of a card show them.
+as the script or the GUI has it when nothing is said (text encoders stay on the card, AdamW8bit), with cached latents,
+gradient checkpointing, memory-saving attention, batch size 1, without sample images. A figure is what was seen while it
+trained, so loading and caching do not count for it; for a bound they do. Reported GB are taken as GiB, as the tools of a
+card show them.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.preset_memory import counted
+from kohya_ext.preflight.memory import CONTEXT, SHARE
 from kohya_ext.spec.cards import GIB
 
 COMMON = ("--train_data_dir=none", "--output_dir=o", "--output_name=x", "--resolution=1024,1024",
@@ -38,17 +44,23 @@ SDXL_LORA = ("sdxl_train_network.py", *SDXL[1:], "--network_module=networks.lora
 SD3 = ("sd3_train.py", "--pretrained_model_name_or_path=sd3.5_medium.safetensors", "--clip_l=clip_l.safetensors",
        "--clip_g=clip_g.safetensors", "--t5xxl=t5xxl_fp16.safetensors",
        *(word.replace("1024,1024", "512,512") for word in COMMON), *CACHED_TEXT, *FULL_BF16)  # fmt: skip
-SCHEDULE_FREE = ("--optimizer_type=prodigyplus.ProdigyPlusScheduleFree", "--lr_scheduler=constant")
+BEFORE_TRAINING = ("loading", "caching")  # phases
+SCHEDULE_FREE = ("--optimizer_type=prodigyplus.ProdigyPlusScheduleFree", "--lr_scheduler=constant",
+                 "--optimizer_args", "weight_decay=0")  # fmt: skip
 BIT_ADAMW = ("--optimizer_type=AdamW8bit",)
 
 
 @dataclass(frozen=True)
 class Report:
-    """reported: GiB, or what is said of a card: "fits 24", "out of memory on 24", "more than 26"."""
+    """reported: GiB, or what is said of a card: "fits 24", "out of memory on 24", "more than 26".
+
+    revision: of sd-scripts, where the report is about other code than the checkout's.
+    """
 
     source: str
     reported: float | str
     words: tuple[str, ...]
+    revision: str = ""
 
 
 PR_1259, PR_1867 = "kohya-ss/sd-scripts#1259", "kohya-ss/sd-scripts#1867"
@@ -68,10 +80,14 @@ REPORTS = {
     ),
     "SDXL full_bf16, Prodigy": Report(PR_1867, 33.0, (*SDXL, *FULL_BF16, "--optimizer_type=Prodigy")),
     "SDXL full_bf16, Prodigy schedule-free": Report(PR_1867, 19.0, (*SDXL, *FULL_BF16, *SCHEDULE_FREE)),
-    "the same, fused": Report(PR_1867, 13.0, (*SDXL, *FULL_BF16, *FUSED, *SCHEDULE_FREE)),
+    "the same, fused": Report(
+        PR_1867, 13.0, (*SDXL, *FULL_BF16, *FUSED, *SCHEDULE_FREE), "refs/pull/1866/head"
+    ),
     "SD 3.5 medium full_bf16, 512 pixels, Prodigy": Report(PR_1866, 27.2, (*SD3, "--optimizer_type=Prodigy")),
     "SD 3.5 medium, Prodigy schedule-free": Report(PR_1866, 15.4, (*SD3, *SCHEDULE_FREE)),
-    "SD 3.5 medium, the same, fused": Report(PR_1866, 10.2, (*SD3, *FUSED, *SCHEDULE_FREE)),
+    "SD 3.5 medium, the same, fused": Report(
+        PR_1866, 10.2, (*SD3, *FUSED, *SCHEDULE_FREE), "refs/pull/1866/head"
+    ),
     "SDXL full_bf16, Prodigy, sdpa": Report(
         "kohya-ss/sd-scripts#1152", "out of memory on 24",
         (*PLAIN, "--sdpa", "--no_half_vae", *FULL_BF16, "--optimizer_type=Prodigy"),
@@ -135,13 +151,13 @@ REPORTS = {
 }  # fmt: skip
 
 
-def predicted(words: tuple[str, ...], checkout: Path, python: str) -> tuple[float, float, float, float]:
+def predicted(report: Report, checkout: Path, python: str) -> tuple[float, float, float, float]:
     """GiB: counted, expected, at least, at most. Raises SystemExit where nothing was counted."""
-    memory = counted([str(checkout)], python, words)
-    alive = max(phase["bytes"] for phase in memory["phases"])
-    sizes = (alive, memory["peak_bytes"], memory["low_bytes"], memory["high_bytes"])
-    first, second, third, fourth = (size / GIB for size in sizes)
-    return first, second, third, fourth
+    phases = counted([str(checkout)], python, report.words)["phases"]
+    skipped = BEFORE_TRAINING if isinstance(report.reported, float) else ()
+    alive = max(phase["bytes"] for phase in phases if phase["name"] not in skipped) / GIB
+    low, expected, high = (alive * (1 + share) + fixed / GIB for fixed, share in zip(CONTEXT, SHARE, strict=True))
+    return alive, expected, low, high
 
 
 def judged(reported: float | str, expected: float, low: float, high: float) -> str:
@@ -155,21 +171,34 @@ def judged(reported: float | str, expected: float, low: float, high: float) -> s
     return "**contradicted**" if high <= size else "not contradicted"
 
 
+def exported(git: Path, revision: str, folder: Path) -> Path:
+    """A revision's files, in a folder of that name."""
+    place = folder / revision.replace("/", "-")
+    if not place.is_dir():
+        place.mkdir()
+        files = subprocess.run(["git", f"--git-dir={git}", "archive", revision], stdout=subprocess.PIPE, check=True)
+        subprocess.run(["tar", "--extract", f"--directory={place}"], input=files.stdout, check=True)
+    return place
+
+
 def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--python", required=True)
+    parser.add_argument("--git", type=Path)
     arguments = parser.parse_args()
     print("| run | source | reported | counted | predicted | interval | holds |\n|---|---|---|---|---|---|---|")
-    for name, report in REPORTS.items():
-        if arguments.names and name not in arguments.names:
-            continue
-        alive, expected, low, high = predicted(report.words, arguments.checkout, arguments.python)
-        verdict = judged(report.reported, expected, low, high)
-        figures = f"{alive:.1f} | {expected:.1f} | {low:.1f} to {high:.1f}"
-        print(f"| {name} | {report.source} | {report.reported} | {figures} | {verdict} |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, report in REPORTS.items():
+            if (arguments.names and name not in arguments.names) or (report.revision and not arguments.git):
+                continue
+            other = report.revision and exported(arguments.git, report.revision, Path(folder))
+            alive, expected, low, high = predicted(report, other or arguments.checkout, arguments.python)
+            verdict = judged(report.reported, expected, low, high)
+            figures = f"{alive:.1f} | {expected:.1f} | {low:.1f} to {high:.1f}"
+            print(f"| {name} | {report.source} | {report.reported} | {figures} | {verdict} |", flush=True)
 
 
 if __name__ == "__main__":
