@@ -6,9 +6,9 @@ CHECKOUT is sd-scripts or kohya_ss with every script named below; a row about a 
 from a git directory that has it, and is skipped without one. Prints a row of the table in
 docs/explanation/preflight-memory.md as soon as it is known; a row takes a minute or two. What a report leaves open is
 as the script or the GUI has it when nothing is said (text encoders stay on the card, AdamW8bit), with cached latents,
-gradient checkpointing, memory-saving attention, batch size 1, without sample images. A figure is what was seen while it
-trained, so loading and caching do not count for it; for a bound they do. Reported GB are taken as GiB, as the tools of a
-card show them.
+gradient checkpointing, memory-saving attention, batch size 1, without sample images. A figure is what was seen while
+it trained, so loading and caching do not count for it; for a bound they do. Reported GB are taken as GiB, as the tools
+of a card show them.
 """
 
 from __future__ import annotations
