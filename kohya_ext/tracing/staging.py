@@ -214,9 +214,7 @@ def _stop_at_the_loop(stage: Stage) -> None:
 
 
 def _until_over(batches: Iterator[Any], steps: Steps) -> Iterator[Any]:
-    from accelerate.state import GradientState
-
     for batch in batches:
         yield batch
-        steps.end_batch(bool(GradientState().sync_gradients))
+        steps.stop_if_over()
     steps.stop_if_over()

@@ -65,10 +65,8 @@ class Steps:
         self.ledger.enter(FORWARD, ACTIVATIONS)
 
     def end_batch(self, optimizer_step: bool) -> None:
-        """The next batch is asked for. Schedule-free optimizers have no schedule that has told of it."""
-        if self._told:
-            self.stop_if_over()
-        else:
+        """What is done with a batch is over. Schedule-free optimizers have no schedule that has told of it."""
+        if not self._told:
             self.finish(optimizer_step)
         self._told = False
 
@@ -138,7 +136,22 @@ def follow(ledger: Ledger, facts: Facts) -> Steps:
 
     AcceleratedScheduler.step = stepped
     accelerate.Accelerator.__init__ = init
+    _end_batches(accelerate.Accelerator, steps)
     return steps
+
+
+def _end_batches(accelerator: Any, steps: Steps) -> None:
+    """Scripts do all with a batch but saving and sampling within `accumulate`."""
+    original = accelerator.accumulate
+
+    @functools.wraps(original)
+    @contextlib.contextmanager
+    def accumulate(self: Any, *models: Any) -> Iterator[None]:
+        with original(self, *models):
+            yield
+        steps.end_batch(bool(self.sync_gradients))
+
+    accelerator.accumulate = accumulate
 
 
 def _within(owner: Any, name: str, ledger: Ledger, phase: str, part: str) -> None:

@@ -2,49 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+accelerate = pytest.importorskip("accelerate")
 
-from kohya_ext.tracing.facts import Facts
-from kohya_ext.tracing.fake_world import DEVICE
-from kohya_ext.tracing.ledger import Ledger
-from kohya_ext.tracing.milestones import Reached
-from kohya_ext.tracing.steps import Steps
+from kohya_ext.tracing.facts import Facts  # noqa: E402
+from kohya_ext.tracing.fake_world import DEVICE  # noqa: E402
+from kohya_ext.tracing.ledger import Ledger  # noqa: E402
+from kohya_ext.tracing.milestones import Reached  # noqa: E402
+from kohya_ext.tracing.staging import _until_over  # noqa: E402
+from kohya_ext.tracing.steps import Steps, follow  # noqa: E402
+
+MANY = 20  # batches
 
 
 @pytest.fixture
-def steps() -> Steps:
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+    for owner, name in (
+        (accelerate.Accelerator, "__init__"), (accelerate.Accelerator, "accumulate"),
+        (accelerate.Accelerator, "backward"), (accelerate.optimizer.AcceleratedOptimizer, "step"),
+        (accelerate.scheduler.AcceleratedScheduler, "step"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    _forget()
     facts = Facts()
     facts.args = SimpleNamespace(save_every_n_steps=None)
-    return Steps(Ledger(DEVICE), facts)
+    yield follow(Ledger(DEVICE), facts)
+    _forget()
 
 
-def batches_until_over(steps: Steps, syncs: list[bool], *, scheduled: bool) -> int:
-    """How many batches a script takes; syncs: whether each ends an optimizer step."""
-    taken = 0
+def _forget() -> None:
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
+def train(steps: Steps, *, scheduled: bool, accumulated: int = 1) -> tuple[int, list[int]]:
+    """As a script does it, with a loader that takes a batch ahead: its batches, and the steps at which it saved."""
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=accumulated)
+    weight = torch.nn.Parameter(torch.ones(1))
+    plain = torch.optim.SGD([weight], lr=0.1)
+    optimizer = accelerator.prepare(plain)
+    dummy = SimpleNamespace(step=lambda: None)
+    schedule = accelerator.prepare(torch.optim.lr_scheduler.ConstantLR(plain)) if scheduled else dummy
+    taken, done, saved = 0, 0, []
+    batches = _until_over(iter(range(MANY)), steps)
+    next(batches)
     with pytest.raises(Reached):
-        for sync in syncs:
+        while True:
+            next(batches)
             taken += 1
-            if scheduled:
-                steps.finish(sync)
-            steps.end_batch(sync)
-    return taken
+            with accelerator.accumulate(weight):
+                accelerator.backward(weight.sum())
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                done += 1
+                if steps.facts.args.save_every_n_steps == 1:
+                    saved.append(done)
+    return taken, saved
 
 
-def test_a_script_with_a_schedule_takes_two_batches(steps: Steps) -> None:
-    assert batches_until_over(steps, [True] * 9, scheduled=True) == 2
-    assert (steps.done, steps.facts.args.save_every_n_steps) == (2, 1)
-
-
-def test_one_without_takes_a_third_in_which_it_saves(steps: Steps) -> None:
+@pytest.mark.parametrize("scheduled", [True, False])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_script_makes_two_steps_and_saves_after_the_second(steps: Steps, scheduled: bool, accumulated: int) -> None:
     """Schedule-free optimizers have a dummy for a schedule, which accelerate does not see."""
-    assert batches_until_over(steps, [True] * 9, scheduled=False) == 3
-    assert steps.facts.args.save_every_n_steps == 1
-
-
-@pytest.mark.parametrize(("scheduled", "batches"), [(True, 4), (False, 5)])
-def test_accumulated_batches_are_no_steps(steps: Steps, scheduled: bool, batches: int) -> None:
-    assert batches_until_over(steps, [False, True] * 9, scheduled=scheduled) == batches
+    assert train(steps, scheduled=scheduled, accumulated=accumulated) == (2 * accumulated, [2])
