@@ -1,9 +1,9 @@
 """What users report of the memory of their runs, next to what a preflight predicts for the same settings.
 
-    python -m benchmarks.reported CHECKOUT --python KOHYAS_PYTHON [--git SD_SCRIPTS_GIT] [NAME ...]
+    python -m benchmarks.reported CHECKOUT --python KOHYAS_PYTHON [--other REVISION CHECKOUT] [NAME ...]
 
-CHECKOUT is sd-scripts or kohya_ss with every script named below; a row about a pull request is traced on its own code,
-from a git directory that has it, and is skipped without one. Prints a row of the table in
+CHECKOUT is sd-scripts or kohya_ss with every script named below; a row about a pull request is traced on a checkout of
+that, and is skipped where none is named. Prints a row of the table in
 docs/explanation/preflight-memory.md as soon as it is known; a row takes a minute or two. What a report leaves open is
 as the script or the GUI has it when nothing is said (text encoders stay on the card, AdamW8bit), with cached latents,
 gradient checkpointing, memory-saving attention, batch size 1, without sample images. A figure is what was seen while
@@ -14,8 +14,6 @@ of a card show them.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,12 +79,12 @@ REPORTS = {
     "SDXL full_bf16, Prodigy": Report(PR_1867, 33.0, (*SDXL, *FULL_BF16, "--optimizer_type=Prodigy")),
     "SDXL full_bf16, Prodigy schedule-free": Report(PR_1867, 19.0, (*SDXL, *FULL_BF16, *SCHEDULE_FREE)),
     "the same, fused": Report(
-        PR_1867, 13.0, (*SDXL, *FULL_BF16, *FUSED, *SCHEDULE_FREE), "refs/pull/1866/head"
+        PR_1867, 13.0, (*SDXL, *FULL_BF16, *FUSED, *SCHEDULE_FREE), "pull/1866"
     ),
     "SD 3.5 medium full_bf16, 512 pixels, Prodigy": Report(PR_1866, 27.2, (*SD3, "--optimizer_type=Prodigy")),
     "SD 3.5 medium, Prodigy schedule-free": Report(PR_1866, 15.4, (*SD3, *SCHEDULE_FREE)),
     "SD 3.5 medium, the same, fused": Report(
-        PR_1866, 10.2, (*SD3, *FUSED, *SCHEDULE_FREE), "refs/pull/1866/head"
+        PR_1866, 10.2, (*SD3, *FUSED, *SCHEDULE_FREE), "pull/1866"
     ),
     "SDXL full_bf16, Prodigy, sdpa": Report(
         "kohya-ss/sd-scripts#1152", "out of memory on 24",
@@ -171,34 +169,23 @@ def judged(reported: float | str, expected: float, low: float, high: float) -> s
     return "**contradicted**" if high <= size else "not contradicted"
 
 
-def exported(git: Path, revision: str, folder: Path) -> Path:
-    """A revision's files, in a folder of that name."""
-    place = folder / revision.replace("/", "-")
-    if not place.is_dir():
-        place.mkdir()
-        files = subprocess.run(["git", f"--git-dir={git}", "archive", revision], stdout=subprocess.PIPE, check=True)
-        subprocess.run(["tar", "--extract", f"--directory={place}"], input=files.stdout, check=True)
-    return place
-
-
 def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--python", required=True)
-    parser.add_argument("--git", type=Path)
+    parser.add_argument("--other", nargs=2, action="append", default=[], metavar=("REVISION", "CHECKOUT"))
     arguments = parser.parse_args()
     print("| run | source | reported | counted | predicted | interval | holds |\n|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, report in REPORTS.items():
-            if (arguments.names and name not in arguments.names) or (report.revision and not arguments.git):
-                continue
-            other = report.revision and exported(arguments.git, report.revision, Path(folder))
-            alive, expected, low, high = predicted(report, other or arguments.checkout, arguments.python)
-            verdict = judged(report.reported, expected, low, high)
-            figures = f"{alive:.1f} | {expected:.1f} | {low:.1f} to {high:.1f}"
-            print(f"| {name} | {report.source} | {report.reported} | {figures} | {verdict} |", flush=True)
+    checkouts = {"": arguments.checkout, **{revision: Path(folder) for revision, folder in arguments.other}}
+    for name, report in REPORTS.items():
+        if (arguments.names and name not in arguments.names) or report.revision not in checkouts:
+            continue
+        alive, expected, low, high = predicted(report, checkouts[report.revision], arguments.python)
+        verdict = judged(report.reported, expected, low, high)
+        figures = f"{alive:.1f} | {expected:.1f} | {low:.1f} to {high:.1f}"
+        print(f"| {name} | {report.source} | {report.reported} | {figures} | {verdict} |", flush=True)
 
 
 if __name__ == "__main__":
