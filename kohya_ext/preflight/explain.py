@@ -35,6 +35,10 @@ HINTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"No xformers", ("xformers", "mem_eff_attn")),
     (r"No (lion|dadaptation|prodigy|bitsandbytes|schedulefree|\w+optim)", ("optimizer_type",)),
     (r"No data found|no images|画像がありません|num_samples", ("train_data_dir", "in_json", "dataset_config")),
+    (
+        r"No such file or directory: .*\.(png|jpe?g|webp|bmp|avif|npz)\b",
+        ("in_json", "dataset_config", "train_data_dir"),
+    ),
     (r"subsets|image_dir|dataset", ("dataset_config", "train_data_dir")),
 )
 

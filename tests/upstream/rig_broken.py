@@ -29,7 +29,7 @@ PRECISION = Broken(("--mixed_precision=fp17",), "invalid choice: 'fp17'", ("mixe
 AUGMENTED = Broken(("--cache_latents", "--color_aug"), "color_aug", ("color_aug", "cache_latents"))
 FULL_HALF = Broken(("--full_bf16",), "full_bf16", ("full_bf16", "mixed_precision"))
 UNKNOWN = Broken(("--no_such_flag=1",), "unrecognized arguments: --no_such_flag=1", ("no_such_flag",))
-NO_IMAGES = Broken((), "", ("train_data_dir",), images=False)
+NO_IMAGES = Broken((), "", ("train_data_dir", "in_json"), images=False)
 SHUFFLED = Broken(
     ("--cache_text_encoder_outputs", "--shuffle_caption"), "shuffle", ("shuffle_caption", "cache_text_encoder_outputs")
 )
@@ -49,6 +49,7 @@ ALL = {
     "resolution": RESOLUTION, "buckets": BUCKETS, "precision": PRECISION, "augmented": AUGMENTED,
     "full bf16": FULL_HALF, "unknown flag": UNKNOWN, "no images": NO_IMAGES,
 }  # fmt: skip
+TAKEN = {"fine_tune": {"full bf16"}}  # what a script does not refuse: this one ignores it
 OF: dict[str, dict[str, Broken]] = {
     "sdxl_train": {"shuffled": SHUFFLED, "trained text": TRAINED_TEXT, "fused": FUSED},
     "sdxl_train_network": {"shuffled": SHUFFLED, "network": NETWORK},
@@ -62,4 +63,4 @@ OF: dict[str, dict[str, Broken]] = {
 
 def broken(script: str) -> dict[str, Broken]:
     """Everything that a script is tried with."""
-    return {**ALL, **OF[script]}
+    return {name: one for name, one in {**ALL, **OF[script]}.items() if name not in TAKEN.get(script, ())}

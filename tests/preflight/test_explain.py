@@ -1,0 +1,27 @@
+"""Which setting an error is about that names none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kohya_ext.preflight.explain import _named
+
+GIVEN: dict[str, Any] = {"train_data_dir": "images", "in_json": "meta.json", "vae": "vae.safetensors"}
+MISSING = "[Errno 2] No such file or directory: '{}'"
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "argument"),
+    [
+        (GIVEN, "/a/images/cat.png", "in_json"),
+        ({"train_data_dir": "images"}, "/a/images/cat.JPEG", "train_data_dir"),
+        (GIVEN, "/a/somewhere/vae.safetensors", None),
+    ],
+)
+def test_an_image_that_is_not_there(given: dict[str, Any], missing: str, argument: str | None) -> None:
+    """Metadata names images; nothing else does."""
+    error = {"type": "FileNotFoundError", "code": "Image.open(path)"}
+    names = _named(error, MISSING.format(missing), given, list(GIVEN))
+    assert names[:1] == ([argument] if argument else [])
