@@ -41,7 +41,7 @@ class AdaCoor(torch.optim.Optimizer):
         seed: of all rounding, which depends on (seed, step, parameter index, element) and nothing else.
         maximize: ascend.
         foreach: gather small tensors into one step. None: on a GPU, unless `fused`.
-        fused: True for compiled kernels, which need a C++ compiler or Triton, and no 8 bits. None: on a GPU, where they
+        fused: True for compiled kernels, which need a C++ compiler or Triton. None: on a GPU, where they
             work and have the same bits, for large tensors, unless `foreach` is given; on a CPU torch's own fused
             Adagrad, where it does the same (32 bits).
         auto_lr: put the distance that a tensor's weights have moved so far in the place of sqrt(eps), which then is the

@@ -16,12 +16,12 @@ Reference: Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022, 
 from __future__ import annotations
 
 import itertools
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.functional import Constants, Rule, averaged, round_weights
+from kohya_ext.optim.functional import Constants, Rule, averaged, move, round_weights, usable_part
 from kohya_ext.tensors.elements import kept
 
 BLOCK = 256
@@ -29,6 +29,33 @@ BLOCK = 256
 _CELLS = (60, 44, 33, 26, 20, 16, 13, 11, 10, 8, 7, 6)
 # The code book that steps use. States of book 1 are converted.
 BOOK = 2
+# What is left of a float32's bits tells values apart by 1.6 %, less than the least distance between two codes.
+DROPPED = 17
+
+
+class CodeTables(NamedTuple):
+    """What encoding looks up, on one device.
+
+    values: the code book. upper: by the leading bits of a float32 from 0 to 1, the first code, from 1 on, whose value
+    is not below any of those with these bits, but for the next code, whose value may be among them. below: by code, the
+    value of the one before; for code 1, so that no positive sum becomes 0, less than any sum. gap: the distance of the
+    two, by 2**16.
+    """
+
+    values: Tensor
+    upper: Tensor
+    below: Tensor
+    gap: Tensor
+
+
+class Coded(NamedTuple):
+    """What a step makes of blocks; `momentum` where there is one."""
+
+    weights: Tensor
+    codes: Tensor
+    scales: Tensor
+    usable: Tensor
+    momentum: Tensor | None
 
 
 def code_values(book: int = BOOK) -> list[float]:
@@ -57,21 +84,64 @@ def blocks_of(numel: int) -> int:
     return -(-numel // BLOCK)
 
 
+@kept
+def tables(device: torch.device) -> CodeTables:
+    """The tables on a device."""
+    values = torch.tensor(code_values(), dtype=torch.float32)
+    cells = (1 << 30) - (1 << 23) >> DROPPED  # those of 1.0
+    least = (torch.arange(cells + 1, dtype=torch.int32) << DROPPED).view(torch.float32)
+    upper = torch.bucketize(least, values).clamp_(1, len(values) - 1).to(torch.int32)
+    below = values.roll(1)
+    gap = (values - below) * 2.0**-16
+    below[1] = -1.0
+    return CodeTables(*(column.to(device) for column in (values, upper, below, gap)))
+
+
 def decode(codes: Tensor, scales: Tensor, book: int = BOOK) -> Tensor:
     """The sums that flat codes stand for, as float32."""
-    return code_book(codes.device, book).index_select(0, codes.to(torch.int32)) * _spread(scales, codes.numel())
+    values = code_book(codes.device, book).index_select(0, codes.to(torch.int32))
+    return values * scales.repeat_interleave(BLOCK)[: codes.numel()]
 
 
 def encode(sums: Tensor, scales: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     """(codes, scales) of flat float32 sums >= 0. The upper 16 bits of `words` decide between neighbouring codes."""
-    grown = _outgrown(sums, scales)
-    book = code_book(sums.device)
-    share = (sums / _spread(grown, sums.numel())).nan_to_num_(0.0)  # 0 / 0 in a block without any sum yet
-    upper = _upper_neighbour(share, book)
-    below, above = book.index_select(0, upper - 1), book.index_select(0, upper)
-    chance = (words >> 16 & 0xFFFF).to(torch.float32) * 2.0**-16 + 2.0**-17
-    codes = upper - 1 + ((share - below) > chance * (above - below)).to(upper.dtype)
-    return torch.where(sums > 0, codes.clamp_(min=1), 0).to(torch.uint8), grown
+    blocks, bits = (in_blocks(flat) for flat in (sums, words))
+    codes, grown = encode_blocks(blocks, scales, bits, tables(sums.device))
+    return codes.view(-1)[: sums.numel()], grown
+
+
+def encode_blocks(sums: Tensor, scales: Tensor, words: Tensor, look: CodeTables) -> tuple[Tensor, Tensor]:
+    """The same of (blocks, BLOCK)."""
+    grown = outgrown(sums.amax(dim=1), scales)
+    share = sums / torch.where(grown > 0, grown, 1.0)[:, None]
+    share = torch.where(share < 1, share, 1.0)  # a sum beyond float32 is held as the largest
+    upper = upper_neighbour(share, look)
+    chance = (words >> 16 & 0xFFFF).to(torch.float32) + 0.5
+    down = share - _look_up(look.below, upper) <= chance * _look_up(look.gap, upper)
+    return torch.where(sums > 0, upper - down.to(torch.int32), 0).to(torch.uint8), grown
+
+
+def step_blocks(
+    weights: Tensor,
+    gradient: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    numbers: Constants,
+    rule: Rule,
+    words: Tensor,
+    momentum: Tensor | None,
+    look: CodeTables,
+) -> Coded:
+    """One step of (blocks, BLOCK) tensors; scales: (blocks,). Compiled as well, see `compiled_codes`."""
+    up, usable = usable_part(gradient, torch.float32, rule)
+    grown = _look_up(look.values, codes.to(torch.int32)) * scales[:, None] + up * up * numbers.growth
+    numerator = up * numbers.scale if rule.extended else up
+    divisor = torch.sqrt(grown) + numbers.added
+    mean = None if momentum is None else averaged(momentum, numerator / divisor, numbers, usable, words)
+    moved = move(weights.to(torch.float32), numerator, divisor, mean, numbers, rule, usable)
+    # an unchanged sum lies on a code and keeps it, so unusable gradients leave the state alone
+    new_codes, new_scales = encode_blocks(grown, scales, words, look)
+    return Coded(round_weights(moved, rule, weights.dtype, words), new_codes, new_scales, usable, mean)
 
 
 def step_(
@@ -86,65 +156,41 @@ def step_(
 ) -> Tensor:
     """One step in place for flat tensors that begin at the start of a block. Returns which gradients were usable."""
     assert words is not None
-    up = gradient.to(torch.float32)
-    square = up * up
-    usable = square < math.inf
-    sums = decode(codes, scales)
-    grown = torch.where(usable, sums + square * numbers.growth, sums)
-    moved = weights.to(torch.float32) * numbers.decay
-    towards = -up if rule.maximize else up
-    if rule.extended:
-        towards = towards * numbers.scale
-    if momentum is None:
-        moved = moved + numbers.negative_lr * towards / (torch.sqrt(grown) + numbers.added)
-    else:
-        after = averaged(momentum, towards / (torch.sqrt(grown) + numbers.added), numbers, usable, words)
-        momentum.copy_(after)
-        moved = moved + numbers.negative_lr * after.to(torch.float32)
-    weights.copy_(torch.where(usable, round_weights(moved, rule, weights.dtype, words), weights))
-    # an unchanged sum lies on a code and keeps it, so unusable gradients leave the state alone
-    new_codes, new_scales = encode(grown, scales, words)
-    codes.copy_(new_codes)
-    scales.copy_(new_scales)
-    return usable
+    flat = [weights, gradient, codes, words, *([] if momentum is None else [momentum])]
+    table, newest, held, bits, *mean = (in_blocks(one) for one in flat)
+    look = tables(weights.device)
+    new = step_blocks(table, newest, held, scales, numbers, rule, bits, mean[0] if mean else None, look)
+    length = weights.numel()
+    weights.copy_(new.weights.view(-1)[:length])
+    codes.copy_(new.codes.view(-1)[:length])
+    scales.copy_(new.scales)
+    if momentum is not None and new.momentum is not None:
+        momentum.copy_(new.momentum.view(-1)[:length])
+    return new.usable.view(-1)[:length]
 
 
-def _upper_neighbour(share: Tensor, book: Tensor) -> Tensor:
-    """The first code whose value is not below `share`, but at least 1: `torch.bucketize`, several times as fast.
+def in_blocks(flat: Tensor) -> Tensor:
+    """A flat tensor as (blocks, BLOCK): a view, or, where the last block is not full, a copy with zeros at its end."""
+    length = flat.numel()
+    missing = -length % BLOCK
+    return (torch.cat([flat, flat.new_zeros(missing)]) if missing else flat).view(-1, BLOCK)
 
-    Within a decade the codes are equally spaced by their logarithm, so a guess by arithmetic is at most one off, and is
-    then put right.
+
+def upper_neighbour(share: Tensor, look: CodeTables) -> Tensor:
+    """The first code whose value is not below `share` (from 0 to 1), but at least 1, as int32.
+
+    `torch.bucketize`, several times as fast: a table gives it, or the code before, which is then put right.
     """
-    lowest = 10.0 ** -len(_CELLS)
-    below = torch.log10(share.clamp(lowest, 1)).neg_()
-    decade = below.floor().clamp_(0, len(_CELLS) - 1).to(torch.int32)
-    slope, offset = (column.index_select(0, decade) for column in _decades(share.device))
-    last = len(book) - 1
-    upper = (offset - below * slope).floor_().clamp_(1, last).to(torch.int32)
-    upper = upper + (book.index_select(0, upper) < share).to(torch.int32)
-    upper = upper.clamp_(max=last)
-    return (upper - (book.index_select(0, upper - 1) >= share).to(torch.int32)).clamp_(min=1)
+    upper = _look_up(look.upper, share.view(torch.int32) >> DROPPED)
+    return upper + (_look_up(look.values, upper) < share).to(torch.int32)
 
 
-@kept
-def _decades(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(slope, offset) of each decade, so that the upper neighbour is about floor(offset + slope * log10(share))."""
-    offsets = []
-    for decade, cells in enumerate(_CELLS):
-        lower = 1 + sum(_CELLS[decade + 1 :])  # codes below this decade, 0 among them
-        offsets.append(lower + cells + 0.5 + decade * cells)
-    return torch.tensor([float(cells) for cells in _CELLS], device=device), torch.tensor(offsets, device=device)
+def outgrown(largest: Tensor, scales: Tensor) -> Tensor:
+    """The scales of blocks with these largest sums: the next power of two where it is above the scale."""
+    # by the exponent in the bits: at least 2**-126, at most 2**127
+    exponent = (largest.view(torch.int32) >> 23).clamp(0, 253)
+    return torch.where(largest > scales, (exponent + 1 << 23).view(torch.float32), scales)
 
 
-def _spread(scales: Tensor, numel: int) -> Tensor:
-    return scales.repeat_interleave(BLOCK)[:numel]
-
-
-def _outgrown(sums: Tensor, scales: Tensor) -> Tensor:
-    """Scales doubled until no sum of the block is above its scale."""
-    padded = sums.new_zeros(scales.numel() * BLOCK)
-    padded[: sums.numel()] = sums
-    largest = padded.view(-1, BLOCK).amax(dim=1)
-    _, exponent = torch.frexp(largest)
-    needed = torch.ldexp(torch.ones_like(largest), exponent)
-    return torch.where(largest > scales, needed, scales)
+def _look_up(column: Tensor, places: Tensor) -> Tensor:
+    return column.index_select(0, places.reshape(-1)).view(places.shape)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kohya_ext.optim import compiled_codes
 from kohya_ext.optim.eager import Job
 from kohya_ext.optim.functional import (
     Constants,
@@ -27,9 +28,17 @@ from kohya_ext.optim.functional import (
     step_full,
     step_half,
 )
+from kohya_ext.optim.kernel_arguments import (
+    cannot_compile,
+    keys_on,
+    lanes_of,
+    number_dtype,
+    numbers_of,
+    shape_of,
+    vector,
+)
 from kohya_ext.tensors.compiled import WIDTH, any_rows, compile_kernel, exact_options, table_of
-from kohya_ext.tensors.elements import on_device
-from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, keys_of_lanes, random_words, stream_key
+from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
 # Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
 SMALLEST = 1 << 12
@@ -56,6 +65,9 @@ def step_many(rule: Rule, jobs: Sequence[Job]) -> list[Tensor]:
         kinds[job.weights.dtype, job.gradient.dtype, vt.dtype, vt.device].append(job)
     counts: list[Tensor] = []
     for kind, alike in kinds.items():
+        if kind[2] == torch.uint8:
+            counts += [count for job in alike for count in compiled_codes.step(rule, job)]
+            continue
         size = GROUP if len(alike) > 1 else 1
         groups = (alike[first : first + size] for first in range(0, len(alike), size))
         counts += [_step_group(rule, kind, group, size) for group in groups]
@@ -76,10 +88,10 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     shares = None
     if rule.momentum:
         each = [newest_share(rule, job.step) for job in jobs]
-        shares = _vector(tuple(each + [1.0] * (size - len(each))), _number_dtype(kind[2]), kind[3])
+        shares = vector(tuple(each + [1.0] * (size - len(each))), number_dtype(kind[2]), kind[3])
     keys = [stream_key(rule.seed, job.step, job.place) for job in jobs] if random else []
-    words = _keys(tuple(keys + [0] * (size - len(keys))), kind[3])
-    return kernel(columns, _numbers(rule, kind[2], kind[3]), words, _lanes(kind[3]), factors, shares)
+    words = keys_on(kind[3], tuple(keys + [0] * (size - len(keys))))
+    return kernel(columns, numbers_of(rule, kind[2], kind[3]), words, lanes_of(WIDTH, kind[3]), factors, shares)
 
 
 def _columns(rule: Rule, job: Job) -> list[Tensor]:
@@ -119,33 +131,6 @@ def _padding(dtypes: tuple[torch.dtype, ...], device: torch.device) -> list[Tens
     return [torch.zeros(2, WIDTH, dtype=dtype, device=device) for dtype in dtypes]
 
 
-def _numbers(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The numbers of the rule as one tensor: as Python numbers they would be compiled in."""
-    own = constants(rule, state_dtype, device)
-    values = (own.growth, own.scale, own.added, own.negative_lr, own.decay)
-    return _vector(tuple(float(value) for value in values), _number_dtype(state_dtype), device)
-
-
-def _number_dtype(state_dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if state_dtype == torch.float64 else torch.float32
-
-
-@functools.lru_cache(maxsize=256)
-def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return on_device(torch.tensor(values, dtype=dtype), device)
-
-
-@functools.lru_cache(maxsize=2)
-def _keys(values: tuple[int, ...], device: torch.device) -> Tensor:
-    return on_device(torch.tensor(values, dtype=torch.int32), device)
-
-
-@functools.lru_cache(maxsize=8)
-def _lanes(device: torch.device) -> Tensor:
-    keys = keys_of_lanes(WIDTH, device)
-    return torch.stack([keys, torch.ones_like(keys)])
-
-
 def _widest(rule: Rule, kind: _Kind) -> int | None:
     """Bits of a vector, where torch's choice is not the best one.
 
@@ -156,23 +141,6 @@ def _widest(rule: Rule, kind: _Kind) -> int | None:
     halves = sum(dtype.itemsize == 2 for dtype in _dtypes(rule, kind))
     wide = kind[3].type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return 256 if wide and halves == 1 else None
-
-
-def shape_of(rule: Rule) -> Rule:
-    """The rule without the numbers that change from step to step and are passed as tensors."""
-    return Rule(
-        lr=1.0,
-        eps=1.0,
-        decay=1.0 if rule.decay == 1 else 0.5,  # whether there is any is compiled in
-        vt_rate=1.0,
-        maximize=rule.maximize,
-        state_bits=rule.state_bits,
-        stochastic_state=rule.stochastic_state,
-        stochastic_weights=rule.stochastic_weights,
-        seed=0,
-        auto_lr=rule.auto_lr,
-        momentum=rule.momentum,
-    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -211,21 +179,18 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
         return skipped
 
     def first_call(kernel: _Kernel) -> None:
-        numbers = _numbers(rule, kind[2], kind[3])
+        numbers = numbers_of(rule, kind[2], kind[3])
         factors = numbers.new_ones(size) if rule.auto_lr else None
         shares = numbers.new_ones(size) if rule.momentum else None
-        keys = _keys((0,) * size, kind[3])
+        keys = keys_on(kind[3], (0,) * size)
         tables = _first_tables(_dtypes(rule, kind), kind[3], size)
-        kernel(tables, numbers, keys, _lanes(kind[3]), factors, shares)
+        kernel(tables, numbers, keys, lanes_of(WIDTH, kind[3]), factors, shares)
 
     name = f"adacoor_step_{_kernel.cache_info().misses}"
     try:
         return compile_kernel(step, name, first_call, exact_options(_widest(rule, kind)))
     except Exception as error:
-        raise RuntimeError(
-            f"fused=True: torch {torch.__version__} cannot compile the step on {kind[3]} ({type(error).__name__}); "
-            "it needs a recent torch and a C++ compiler or Triton. Omit `fused` to continue without it"
-        ) from error
+        raise cannot_compile(kind[3], error) from error
 
 
 def _first_tables(dtypes: tuple[torch.dtype, ...], device: torch.device, size: int) -> list[list[Tensor]]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kohya_ext.optim import blockwise
+from kohya_ext.optim import blockwise, quick_random
 from kohya_ext.optim.functional import (
     Constants,
     Rule,
@@ -107,15 +107,12 @@ class SlicedStep:
             words = given if given is None else given[start:end]
             if key is not None and given is None:
                 words = random_words(key, element_indices(start, length, weights.device))
-            piece, grad = weights[start:end], gradient[start:end]
             numbers = found(plain, _part(factor, start, end), _part(newest, start, end))
             kept = None if momentum is None else momentum[start:end]
+            scales = None
             if vt.dtype == torch.uint8:
                 scales = state["scale"][start // blockwise.BLOCK : -(-end // blockwise.BLOCK)]
-                usable = blockwise.step_(piece, grad, vt[start:end], scales, numbers, rule, words, kept)
-                self._skips.add(usable)
-            else:
-                self._step_slice(rule, numbers, piece, grad, vt[start:end], words, kept)
+            self._step_slice(rule, numbers, weights[start:end], gradient[start:end], vt[start:end], words, kept, scales)
 
     def quick(self, rule: Rule, kind: Kind) -> QuickStep | None:
         """The quick step for tensors of this kind under these settings, made at the first call; None without one."""
@@ -143,7 +140,17 @@ class SlicedStep:
         vt: Tensor,
         words: Tensor | None,
         momentum: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> None:
+        if words is not None and momentum is None:
+            done = quick_random.step_(self._scratch, rule, numbers, weights, gradient, vt, scales, words)
+            if done == weights.numel():
+                return
+            weights, gradient, vt, words = (flat[done:] for flat in (weights, gradient, vt, words))
+            scales = None if scales is None else scales[done // blockwise.BLOCK :]
+        if scales is not None:
+            self._skips.add(blockwise.step_(weights, gradient, vt, scales, numbers, rule, words, momentum))
+            return
         formula = step_half if vt.dtype == torch.bfloat16 else step_full
         new = formula(weights, gradient, vt, numbers, rule, words, momentum)
         weights.copy_(new.weights)

@@ -158,7 +158,7 @@ def step_half(
         grown = rounded(vt.to(torch.float32) + rounded(growth))
     divisor = half_divisor(grown, numbers, rounded)
     kept = None if momentum is None else averaged(momentum, up * numbers.scale / divisor, numbers, usable, words)
-    moved = _move(weights.to(torch.float32), up * numbers.scale, divisor, kept, numbers, rule, usable)
+    moved = move(weights.to(torch.float32), up * numbers.scale, divisor, kept, numbers, rule, usable)
     return Stepped(round_weights(moved, rule, weights.dtype, words), grown.to(torch.bfloat16), usable, kept)
 
 
@@ -177,7 +177,7 @@ def step_full(
     numerator = up * numbers.scale if rule.extended else up
     divisor = torch.sqrt(grown) + numbers.added
     kept = None if momentum is None else averaged(momentum, numerator / divisor, numbers, usable, words)
-    moved = _move(weights.to(total.dtype), numerator, divisor, kept, numbers, rule, usable)
+    moved = move(weights.to(total.dtype), numerator, divisor, kept, numbers, rule, usable)
     return Stepped(round_weights(moved, rule, weights.dtype, words), grown, usable, kept)
 
 
@@ -234,7 +234,7 @@ def usable_part(gradient: Tensor, dtype: torch.dtype, rule: Rule) -> tuple[Tenso
     return torch.where(usable, up, 0.0), usable
 
 
-def _move(
+def move(
     weights: Tensor,
     numerator: Tensor,
     divisor: Tensor,
@@ -243,6 +243,7 @@ def _move(
     rule: Rule,
     usable: Tensor,
 ) -> Tensor:
+    """New weights before they are rounded. kept: the momentum after this step, where there is any."""
     decayed = weights if rule.decay == 1 else torch.where(usable, weights * numbers.decay, weights)
     if kept is not None:
         return torch.where(usable, decayed + numbers.negative_lr * kept.to(weights.dtype), weights)

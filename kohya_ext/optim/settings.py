@@ -44,8 +44,6 @@ def check(group: Mapping[str, Any]) -> None:
         raise TypeError(f"seed must be a whole number, got {group['seed']!r}")
     if group["stochastic_state"] and group["state_bits"] == 32:
         raise ValueError("stochastic_state is for 16 bits; with state_bits=32 nothing is rounded away")
-    if group["fused"] and group["state_bits"] == 8:
-        raise ValueError("fused=True is not available with state_bits=8; omit `fused`")
 
 
 def check_parameters(group: Mapping[str, Any], first_index: int) -> None:

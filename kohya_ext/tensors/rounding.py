@@ -45,9 +45,12 @@ def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
     """
     # Two rounds of a multiply-xorshift finaliser; int32 products wrap. `>>` keeps the sign, hence the masks.
     word = elements * _APART + key
-    word = (word ^ (word >> 16 & 0xFFFF)) * -2048144789
-    word = (word ^ (word >> 13 & 0x7FFFF)) * -1028477387
-    return word ^ (word >> 16 & 0xFFFF)
+    shifted = (word >> 16).bitwise_and_(0xFFFF)
+    word.bitwise_xor_(shifted).mul_(-2048144789)
+    _shift(word, 13, shifted).bitwise_and_(0x7FFFF)
+    word.bitwise_xor_(shifted).mul_(-1028477387)
+    _shift(word, 16, shifted).bitwise_and_(0xFFFF)
+    return word.bitwise_xor_(shifted)
 
 
 def keys_of_lanes(lanes: int, device: torch.device) -> Tensor:
@@ -115,6 +118,10 @@ def as_bfloat16_by_bits(values: Tensor) -> Tensor:
 def as_bfloat16_at_random(values: Tensor, words: Tensor) -> Tensor:
     """The values of `round_stochastically` to bfloat16, still as float32: without converting there and back."""
     return ((values.view(torch.int32) + (words & 0xFFFF)) & -0x10000).view(torch.float32)
+
+
+def _shift(word: Tensor, by: int, into: Tensor) -> Tensor:
+    return into.copy_(word).bitwise_right_shift_(by)
 
 
 def _mix(word: int) -> int:

@@ -242,7 +242,6 @@ def test_step_param_equals_step() -> None:
         ({"foreach": "yes"}, TypeError),
         ({"fused": 1}, TypeError),
         ({"stochastic_state": True, "state_bits": 32}, ValueError),
-        ({"fused": True, "state_bits": 8}, ValueError),
         ({"foreach": True, "fused": True}, ValueError),
     ],
     ids=str,

@@ -63,6 +63,10 @@ def test_compiled_is_the_published_trajectory_bit_for_bit() -> None:
         (torch.bfloat16, {"stochastic_weights": False}),
         (torch.bfloat16, {"stochastic_state": True, "seed": 2**40 + 7}),
         (torch.float16, {"weight_decay": 10.0}),
+        (torch.float32, {"state_bits": 8}),
+        (torch.float32, {"state_bits": 8, "lr": 0.3, "weight_decay": 10.0, "maximize": True}),
+        (torch.float32, {"state_bits": 8, "auto_lr": True, "momentum": 0.9}),
+        (torch.bfloat16, {"state_bits": 8, "seed": 3}),
     ],
     ids=str,
 )
@@ -74,17 +78,19 @@ def test_compiled_and_eager_give_the_same_bits(dtype: torch.dtype, settings: dic
         set_gradients(twins, step, bad=step % 5 == 0)
         compiled.step()
         eager.step()
-    # torch's eager square root of float32 and float64 may be off by its last bit
-    tolerance = 0.0 if dtype != torch.float64 and settings.get("state_bits") != 32 else 1e-6
+    # torch's eager square root of float32 and float64 may be off by its last bit, and what is rounded at random then
+    published = dtype != torch.float64 and settings.get("state_bits", 16) == 16
+    tolerance = 0.0 if published else 1e-6 if dtype.itemsize > 2 else 1e-2
     for parameter, twin in zip(params, twins, strict=True):
         torch.testing.assert_close(parameter, twin, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(
-            compiled.state[parameter]["vt"], eager.state[twin]["vt"], rtol=tolerance, atol=tolerance
-        )
+        for name in compiled.state[parameter].keys() & {"vt", "scale"}:
+            own, wanted = compiled.state[parameter][name], eager.state[twin][name]
+            slack = 0.0 if settings.get("state_bits") == 8 and not settings.get("auto_lr") else tolerance
+            torch.testing.assert_close(own, wanted, rtol=slack, atol=slack)
     assert compiled.skipped == eager.skipped > 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"stochastic_state": True}, {"state_bits": 32}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"stochastic_state": True}, {"state_bits": 32}, {"state_bits": 8}], ids=str)
 def test_one_at_a_time_and_together_give_the_same_bits(settings: dict[str, Any]) -> None:
     """A fused backward pass steps each parameter by itself, where the plain loop compiles several into one call."""
     params, twins = params_of(torch.float32), params_of(torch.float32)

@@ -260,7 +260,7 @@ def test_neighbouring_codes_are_found_by_arithmetic() -> None:
     powers = torch.tensor([10.0**-k for k in range(14)])
     for share in (spread, book, book.nextafter(torch.tensor(0.0)), book.nextafter(torch.tensor(1.0)), powers):
         wanted = torch.bucketize(share, book).clamp(1, 255)
-        assert torch.equal(blockwise._upper_neighbour(share, book), wanted.int())
+        assert torch.equal(blockwise.upper_neighbour(share, blockwise.tables(book.device)), wanted.int())
 
 
 def test_no_positive_sum_becomes_code_0() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kohya_ext.optim import AdaCoor, compiled, plan, trial
 from kohya_ext.optim.eager import Job, SkipCount, SlicedStep
 from kohya_ext.optim.functional import Rule
-from tests.optim.reference import decades
+from kohya_ext.optim.settings import rule_of
+from tests.optim.reference import DEFAULTS, decades
 
 SHAPES = [(4099,), (9, 1000), (64, 65), (7,), (5000,)]
 needs_a_recent_torch = pytest.mark.skipif(torch.__version__ < (2, 1), reason="torch 2.0 cannot compile this")
@@ -84,6 +85,19 @@ def test_large_tensors_are_compiled_where_that_works(
 
 
 @pytest.mark.usefixtures("like_a_gpu")
+@pytest.mark.parametrize(
+    "settings", [{"state_bits": 32}, {"state_bits": 8}, {"state_bits": 8, "momentum": 0.9}], ids=str
+)
+@pytest.mark.slow
+@needs_a_recent_torch
+@needs_a_compiler
+def test_other_accumulators_pass_as_well(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    sums = torch.uint8 if settings["state_bits"] == 8 else torch.float32
+    kind = (torch.float32, torch.float32, sums, torch.device("cpu"))
+    assert trial.passed(rule_of({**DEFAULTS, **settings}), kind), capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("like_a_gpu")
 def test_one_line_where_nothing_can_be_compiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +138,7 @@ def test_one_line_where_what_is_compiled_has_other_bits(
 
 
 @pytest.mark.usefixtures("like_a_gpu")
-@pytest.mark.parametrize("settings", [{"foreach": False}, {"foreach": True}, {"fused": False}, {"state_bits": 8}])
+@pytest.mark.parametrize("settings", [{"foreach": False}, {"foreach": True}, {"fused": False}])
 def test_nothing_is_tried_where_another_path_was_asked_for(
     settings: dict[str, Any], compiled_sizes: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
