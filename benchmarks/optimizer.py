@@ -82,6 +82,7 @@ def candidates(compiled: bool) -> dict[str, Maker]:
     }
     if compiled:
         makers["AdaCoor 16 compiled"] = lambda p: AdaCoor(p, fused=True)
+        makers["AdaCoor 8 compiled"] = lambda p: AdaCoor(p, state_bits=8, fused=True)
         makers["AdaCoor 32 compiled"] = lambda p: AdaCoor(p, state_bits=32, fused=True)
         makers["AdaCoor 16 compiled, auto_lr"] = lambda p: AdaCoor(p, fused=True, auto_lr=True)
         makers["AdaCoor 16 compiled, auto_lr, momentum"] = lambda p: AdaCoor(p, fused=True, auto_lr=True, momentum=0.9)

@@ -82,16 +82,18 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     rows = [[table_of(flat) for flat in _columns(rule, job)] for job in jobs]
     rows += [_padding(_dtypes(rule, kind), kind[3])] * (size - len(rows))
     columns = [list(column) for column in zip(*rows, strict=True)]
-    factors = None
-    if rule.auto_lr:
-        factors = torch.stack([job.state["factor"] for job in jobs] + [jobs[0].state["factor"]] * (size - len(jobs)))
+    numbers = numbers_of(rule, kind[2], kind[3], size)
+    if rule.auto_lr:  # once here, not again for each vector of elements
+        numbers = numbers.clone()
+        factors = torch.stack([job.state["factor"] for job in jobs])
+        numbers[: len(jobs), :2].mul_(factors[:, None])  # growth and scale
     shares = None
     if rule.momentum:
         each = [newest_share(rule, job.step) for job in jobs]
         shares = vector(tuple(each + [1.0] * (size - len(each))), number_dtype(kind[2]), kind[3])
     keys = [stream_key(rule.seed, job.step, job.place) for job in jobs] if random else []
     words = keys_on(kind[3], tuple(keys + [0] * (size - len(keys))))
-    return kernel(columns, numbers_of(rule, kind[2], kind[3]), words, lanes_of(WIDTH, kind[3]), factors, shares)
+    return kernel(columns, numbers, words, lanes_of(WIDTH, kind[3]), shares)
 
 
 def _columns(rule: Rule, job: Job) -> list[Tensor]:
@@ -155,20 +157,17 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
         numbers: Tensor,
         keys: Tensor,
         lanes: Tensor,
-        factors: Tensor | None,
         shares: Tensor | None,
     ) -> Tensor:
-        plain = Constants(*numbers.unbind())
-        each = [None] * size if factors is None else factors.unbind()
         newest = [1.0] * size if shares is None else shares.unbind()
         skipped = keys.new_zeros(())
-        for *row, key, factor, share in zip(*columns, keys.unbind(), each, newest, strict=True):
+        for *row, key, own, share in zip(*columns, keys.unbind(), numbers.unbind(), newest, strict=True):
             table, gradient, vt, *momentum = row
             words = None
             if random:
                 rows = torch.arange(len(table), dtype=torch.int32, device=table.device)
                 words = random_words(key + lanes[0], WIDTH * rows[:, None])
-            new = formula(table, gradient, vt, found(plain, factor, share), rule, words, *momentum)
+            new = formula(table, gradient, vt, found(Constants(*own.unbind()), None, share), rule, words, *momentum)
             table.copy_(new.weights)
             vt.copy_(new.state)
             if new.momentum is not None:
@@ -179,12 +178,11 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
         return skipped
 
     def first_call(kernel: _Kernel) -> None:
-        numbers = numbers_of(rule, kind[2], kind[3])
-        factors = numbers.new_ones(size) if rule.auto_lr else None
+        numbers = numbers_of(rule, kind[2], kind[3], size)
         shares = numbers.new_ones(size) if rule.momentum else None
         keys = keys_on(kind[3], (0,) * size)
         tables = _first_tables(_dtypes(rule, kind), kind[3], size)
-        kernel(tables, numbers, keys, lanes_of(WIDTH, kind[3]), factors, shares)
+        kernel(tables, numbers, keys, lanes_of(WIDTH, kind[3]), shares)
 
     name = f"adacoor_step_{_kernel.cache_info().misses}"
     try:

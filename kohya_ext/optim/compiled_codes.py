@@ -22,7 +22,7 @@ from kohya_ext.tensors.elements import on_device, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 # torch generates code for the size it sees first, even with dynamic shapes: a small one would get serial loops.
-_FIRST_BLOCKS = (1 << 12) + 3
+FIRST_BLOCKS = (1 << 12) + 3
 
 # Elements a call: its scratch takes 4 MB.
 _SLICE = 1 << 20
@@ -38,7 +38,7 @@ def step(rule: Rule, job: Job) -> list[Tensor]:
     """
     device = job.weights.device
     kernel = _kernel(shape_of(rule), (job.weights.dtype, job.gradient.dtype, device))
-    numbers = numbers_of(rule, torch.uint8, device)
+    numbers = numbers_of(rule, torch.uint8, device, 1)[0]
     newest = vector((newest_share(rule, job.step),), torch.float32, device) if rule.momentum else None
     factor = job.state["factor"] if rule.auto_lr else None
     look, lanes = blockwise.tables(device), lanes_of(blockwise.BLOCK, device)
@@ -112,10 +112,10 @@ def _kernel(rule: Rule, kind: _Kind) -> Callable[..., Tensor]:
     def first_call(kernel: Callable[..., Tensor]) -> None:
         device = kind[2]
         dtypes = [*kind[:2], torch.uint8, *([torch.bfloat16] if rule.momentum else [])]
-        columns = [torch.zeros(_FIRST_BLOCKS, blockwise.BLOCK, dtype=dtype, device=device) for dtype in dtypes]
-        scales = torch.zeros(_FIRST_BLOCKS, device=device)
+        columns = [torch.zeros(FIRST_BLOCKS, blockwise.BLOCK, dtype=dtype, device=device) for dtype in dtypes]
+        scales = torch.zeros(FIRST_BLOCKS, device=device)
         any_rows([*columns, scales])
-        numbers = numbers_of(rule, torch.uint8, device)
+        numbers = numbers_of(rule, torch.uint8, device, 1)[0]
         factor = numbers.new_ones(()) if rule.auto_lr else None
         newest = numbers.new_ones(1) if rule.momentum else None
         lanes, look = lanes_of(blockwise.BLOCK, device), blockwise.tables(device)

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from kohya_ext.optim import blockwise
 from kohya_ext.optim.functional import Rule, constants, found, half_divisor, usable_part
-from kohya_ext.tensors.elements import kept, local
+from kohya_ext.optim.kernel_arguments import vector
+from kohya_ext.tensors.elements import kept, local, scatter
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
 RUN = 16
@@ -92,9 +93,9 @@ def _note_batch(rule: Rule, steps: Sequence[Step]) -> None:
     update = _update(rule, up, usable, steps, _each(factors, sizes))
     if rule.lr < 1:
         update = update * rule.lr
-    for own, part in zip(moved, update.split(sizes), strict=True):
-        own.sub_(part)
-    now = torch.stack([_mean_square(own) for own in moved]) / rule.eps
+    now_moved = _joined(moved) - update
+    scatter(now_moved, moved)
+    now = _mean_squares(now_moved, sizes) / rule.eps
     # a distance that is not finite (weights that have diverged) is none, and a step that was skipped changes nothing
     stepped = torch.stack([part.any() for part in usable.split(sizes)])
     now = torch.where(torch.isfinite(now) & stepped, now, factors)
@@ -118,14 +119,22 @@ def _update(rule: Rule, up: Tensor, usable: Tensor, steps: Sequence[Step], facto
     return up * numbers.scale / (torch.sqrt(sums) + numbers.added)
 
 
-def _mean_square(moved: Tensor) -> Tensor:
+def _mean_squares(moved: Tensor, sizes: list[int]) -> Tensor:
+    """Of each of the tensors that were joined."""
     # by rows first: the whole at once would be summed by as many threads as there are, each in its own order
     squares = moved.square()
+    if any(size % RUN for size in sizes):
+        totals = [_sum_with_end(part) for part in squares.split(sizes)]
+    else:
+        rows = squares.view(-1, RUN).sum(dim=1)
+        totals = [part.sum() for part in rows.split([size // RUN for size in sizes])]
+    return torch.stack(totals) / vector(tuple(map(float, sizes)), moved.dtype, moved.device)
+
+
+def _sum_with_end(squares: Tensor) -> Tensor:
     whole = squares.numel() // RUN * RUN
     total = squares[:whole].view(-1, RUN).sum(dim=1).sum()
-    if whole < squares.numel():
-        total = total + squares[whole:].sum()
-    return total / moved.numel()
+    return total + squares[whole:].sum() if whole < squares.numel() else total
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

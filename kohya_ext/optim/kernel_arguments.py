@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim.functional import Rule, constants
-from kohya_ext.tensors.elements import on_device
+from kohya_ext.tensors.elements import kept, on_device
 from kohya_ext.tensors.rounding import keys_of_lanes
 
 
@@ -29,11 +29,11 @@ def shape_of(rule: Rule) -> Rule:
     )
 
 
-def numbers_of(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The numbers of the rule as one tensor, in the order of `Constants`."""
+def numbers_of(rule: Rule, state_dtype: torch.dtype, device: torch.device, rows: int) -> Tensor:
+    """The numbers of the rule as (rows, 5), in the order of `Constants`, each row the same. Not to be written to."""
     own = constants(rule, state_dtype, device)
     values = (own.growth, own.scale, own.added, own.negative_lr, own.decay)
-    return vector(tuple(float(value) for value in values), number_dtype(state_dtype), device)
+    return vector(tuple(float(value) for value in values) * rows, number_dtype(state_dtype), device).view(rows, -1)
 
 
 def number_dtype(state_dtype: torch.dtype) -> torch.dtype:
@@ -41,7 +41,7 @@ def number_dtype(state_dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if state_dtype == torch.float64 else torch.float32
 
 
-@functools.lru_cache(maxsize=256)
+@kept
 def vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers on a device."""
     return on_device(torch.tensor(values, dtype=dtype), device)

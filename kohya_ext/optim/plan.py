@@ -94,7 +94,7 @@ class GroupPlan:
                 by_itself.append(job)
         if together:
             self._step_together(together)
-        self._measure(by_itself)
+        self._measure(together + by_itself)
         return elements
 
     def _complete(self, parameter: Tensor, state: dict[str, Any]) -> None:
@@ -177,7 +177,6 @@ class GroupPlan:
             self._step_compiled(large)
             step_many(self._sliced, self._rule, gathered)
             torch_adagrad.step_many(self._sliced, self._rule, small)
-        self._measure(jobs)
 
     def _step_compiled(self, jobs: list[Job]) -> None:
         for count in compiled.step_many(self._rule, jobs):
