@@ -51,6 +51,7 @@ class GroupPlan:
         self._skips = skips
         self._quick: dict[Kind, QuickStep | None] = {}
         self._gathered: set[Kind] = set()
+        self._tried: dict[Kind, bool] = {}
         self._needed = {"vt"} | ({"moved"} if rule.auto_lr else set()) | ({"momentum"} if rule.momentum else set())
 
     def step(self, members: Sequence[Due], states: MutableMapping[Tensor, dict[str, Any]]) -> int:
@@ -199,8 +200,13 @@ class GroupPlan:
         if is_fake(job.weights):
             return False
         if self._fused is None and self._foreach is None:
-            return job.weights.numel() >= trial.SMALLEST and trial.passed(self._rule, _kind_of(job))
+            return job.weights.numel() >= trial.SMALLEST and self._may_compile(_kind_of(job))
         return bool(self._fused) and job.weights.numel() >= compiled.SMALLEST
+
+    def _may_compile(self, kind: Kind) -> bool:
+        if kind not in self._tried:
+            self._tried[kind] = trial.passed(self._rule, kind)
+        return self._tried[kind]
 
     def _takes_torchs_kernel(self, job: Job) -> bool:
         # the kernel does not see a pending sign

@@ -146,6 +146,15 @@ def test_nothing_is_tried_where_another_path_was_asked_for(
     assert not compiled_sizes and capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("like_a_gpu")
+def test_a_group_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking takes microseconds, and a model has thousands of tensors."""
+    asked = []
+    monkeypatch.setattr(trial, "passed", lambda *given: asked.append(given))
+    train(5)
+    assert len(asked) == 1
+
+
 def test_nothing_is_tried_on_a_cpu(compiled_sizes: list[int]) -> None:
     train(state_bits=32)
     train()
