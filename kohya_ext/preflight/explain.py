@@ -18,6 +18,7 @@ _WORD = re.compile(r"\b[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b|\blora_type\b", re.IGNORE
 _JAPANESE = re.compile(r"\s*/\s*[^/]*[\u3040-\u30ff\u4e00-\u9fff].*$", re.DOTALL)
 _USAGE = re.compile(r"^(?:\S+\.py: )?error: (.+)$", re.MULTILINE)
 _NOISE = re.compile(r"^\s*$|it/s\]|^\s*File \"|Traceback|^\s*\^+$")
+_WARNED = re.compile(r":\d+: \w*Warning: ")  # by Python, which shows the line of code after it
 _MISSING = re.compile(r"No module named '([\w.]+)'")
 LONGEST = 500  # characters of upstream's message
 
@@ -108,8 +109,11 @@ def _message(error: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 
 def _last_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if not _NOISE.search(line)]
-    return lines[-1] if lines else ""
+    every = said.splitlines()
+    warnings = {number for number, line in enumerate(every) if _WARNED.search(line)}
+    shown = {number + 1 for number in warnings if every[number + 1 : number + 2] and every[number + 1][:1] == " "}
+    lines = [line.strip() for number, line in enumerate(every) if number not in warnings | shown]
+    return next((line for line in reversed(lines) if not _NOISE.search(line)), "")
 
 
 def _named(error: Mapping[str, Any], message: str, given: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
