@@ -17,7 +17,7 @@ Verdict = Literal["fits", "tight", "does not fit"]
 # Bytes that no tensor accounts for: CUDA's context with its kernels, workspaces of cuBLAS and cuDNN, and blocks that
 # the allocator has reserved and does not use, a share of what is alive. Low, expected and high.
 CONTEXT = (0.35 * GIB, 0.8 * GIB, 2.0 * GIB)
-SHARE = (0.0, 0.08, 0.25)
+SHARE = (0.0, 0.08, 0.2)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GIB)?", re.IGNORECASE)
 EMA = "ema"  # the part
 MOSTLY = 0.85  # of a card: a run that ran out of memory had reserved at least so much of it
