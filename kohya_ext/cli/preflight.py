@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kohya_ext.cli.common import add_json, find_checkout, find_environment
 from kohya_ext.cli.parser import Parser
-from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, given_fields, is_toml, preset_named, release_of
+from kohya_ext.cli.preset_lookup import NAME_HELP, TABS, given_fields, is_toml, preset_named, release_to_train
 from kohya_ext.cli.presets_toml import SCRIPT_HELP
 from kohya_ext.core.console import Output
 from kohya_ext.core.errors import DONE, FOUND_PROBLEMS, UsageError
@@ -111,7 +111,7 @@ def _planned(
         release = read_training(checkout)
         return of_file(name, arguments.script, release, checkout, given), release
     preset = preset_named(name, arguments.tab)
-    release = release_of(checkout, preset.tab, environments=[environment])
+    release = release_to_train(checkout, preset.tab, environment)
     return of_preset(preset, release, checkout, environment.python, given, place), release
 
 

@@ -57,6 +57,16 @@ def release_of(
     )
 
 
+def release_to_train(checkout: Checkout, tab: Any, environment: Environment) -> Release:
+    """The same for a training, which bare sd-scripts can do as well."""
+    from kohya_ext.presets.machine import has_xformers
+    from kohya_ext.presets.release import read_training
+
+    if checkout.gui_root is None:
+        return read_training(checkout, tab=tab, xformers=has_xformers([environment]))
+    return release_of(checkout, tab, environments=[environment])
+
+
 def preset_named(name: str, tab: str | None, repairs: list[str] | None = None) -> Preset:
     """One of ours by name, or a file. repairs: see `read_values`. Raises UsageError."""
     from kohya_ext.presets.document import as_preset, find_bundled, other_kind, read_values, tab_of

@@ -22,7 +22,7 @@ from kohya_ext.cli.preset_lookup import (
     is_toml,
     preset_named,
     preset_to_fit,
-    release_of,
+    release_to_train,
     say_steps,
     write_out,
 )
@@ -201,7 +201,7 @@ def command(arguments: argparse.Namespace) -> int:
     environment = find_environment(checkout, arguments.python, quiet)
     python = environment.python
     preset = preset_named(arguments.name, arguments.tab)
-    release = release_of(checkout, preset.tab, environments=[environment])
+    release = release_to_train(checkout, preset.tab, environment)
     fields = given_fields(arguments.fields)
     project = Project(arguments.data, arguments.model, arguments.output, arguments.output_name, fields)
     if arguments.run_it and project.model_is_missing:

@@ -74,7 +74,7 @@ def of_preset(
         UnsupportedError: the release cannot take the preset, or its code cannot be followed.
     """
     script = script_for(release.schema.tab, preset.values)
-    in_concept = release.schema.tab != "finetune"
+    in_concept = release.schema.tab != "finetune" or checkout.gui_root is None
     if given.data is None:
         data, place.own_images = place.images(in_concept=in_concept), True
     else:

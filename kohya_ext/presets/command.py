@@ -28,6 +28,7 @@ from kohya_ext.presets.script_run import script_run
 from kohya_ext.presets.start import WORDS
 from kohya_ext.presets.toml_document import toml_value
 from kohya_ext.presets.training_rules import training_findings
+from kohya_ext.presets.without_gui import commands_without_gui
 from kohya_ext.pysource.sources import FolderSources
 
 if TYPE_CHECKING:
@@ -110,11 +111,13 @@ def _names(folder: Path) -> list[str]:
 def commands(
     preset: Preset, release: Release, checkout: Checkout, project: Project, where: Surroundings
 ) -> LaunchCommands:
-    """What the GUI of the checkout would run for a preset and a project.
+    """What the GUI of the checkout would run for a preset and a project; of bare sd-scripts, what its scripts take.
 
     Raises UsageError when the data folder is missing or empty, a field is unknown or a text would mean something else
     in a shell; UnsupportedError when the release cannot take the preset or its code cannot be followed.
     """
+    if checkout.gui_root is None:
+        return commands_without_gui(preset, release, project, where)
     schema = offering_ours(release.schema)
     form: dict[str, Any] = {}
     for key, one in schema.fields.items():

@@ -148,14 +148,16 @@ def read_release(
     )
 
 
-def read_training(checkout: Checkout, *, patched: bool | None = None, xformers: bool | None = None) -> Release:
+def read_training(
+    checkout: Checkout, *, tab: Tab = "lora", patched: bool | None = None, xformers: bool | None = None
+) -> Release:
     """The training code of `checkout` alone, kohya_ss or bare sd-scripts, for settings that no GUI reads."""
     if patched is None:
         patched = (checkout.root / MANIFEST).is_file()
     training = FolderSources(checkout.training_root)
     return Release(
         checkout.release,
-        Schema("lora", "", {}, presets_list=False),
+        Schema(tab, "", {}, presets_list=False),
         patched=patched,
         training=training,
         xformers=xformers,
