@@ -189,7 +189,8 @@ def command(arguments: argparse.Namespace) -> int:
     """Print the commands, or run them and pass the exit code on."""
     import time
 
-    from kohya_ext.presets.command import Project, as_toml, commands, run, shell_line, surroundings
+    from kohya_ext.presets.command import as_toml, commands, run, shell_line, surroundings
+    from kohya_ext.presets.project import Project
     from kohya_ext.tensors.families import refuse_refiner
 
     if is_toml(arguments.name):

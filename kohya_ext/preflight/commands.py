@@ -14,10 +14,11 @@ from kohya_ext.core.errors import UsageError, did_you_mean
 from kohya_ext.preflight.arguments import ScriptCommand, script_command
 from kohya_ext.preflight.prepare import MAIN_MODEL, Workplace
 from kohya_ext.preflight.stand_ins import family_of
-from kohya_ext.presets.command import Project, commands, surroundings
+from kohya_ext.presets.command import commands, surroundings
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.launch_command import LaunchCommands
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.release import Release, script_for
 from kohya_ext.presets.script_choice import script_named, script_of
 from kohya_ext.presets.script_config import config_findings, settings_of

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +16,13 @@ from kohya_ext.presets.convert import convert, parse_number, shown_at_start
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.fit import fit_to_release
 from kohya_ext.presets.keys import SECRETS
-from kohya_ext.presets.launch_command import DATA_KEYS, LaunchCommands, Surroundings, as_sent, launch_commands
+from kohya_ext.presets.launch_command import LaunchCommands, Surroundings, as_sent, launch_commands
 from kohya_ext.presets.machine import WITHOUT
 from kohya_ext.presets.privacy import holds_secret
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions, training_defects
-from kohya_ext.presets.schema import Schema, Tab, offering_ours
+from kohya_ext.presets.schema import Schema, offering_ours
 from kohya_ext.presets.script_run import script_run
 from kohya_ext.presets.start import WORDS
 from kohya_ext.presets.toml_document import toml_value
@@ -35,77 +34,10 @@ if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
 EPOCHS = "max_train_epochs"  # precedes every other length of the training
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-CONCEPT = re.compile(r"\d+_\w+")
-
-
 MERGE = "merge_captions_to_metadata.py"  # the step that writes the captions' metadata
 # Up to v23.1 commands are lines for a shell; what means something there, and what still does between double quotes.
 SHELL_CHARACTERS = ("$", "`", "\\", ";", "|", "&", "<", ">", "\n", "\r")
 QUOTE = '"'
-MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth")
-
-
-@dataclass(frozen=True)
-class Project:
-    """What a preset leaves open: folders and files, as the user gives them. fields: others, by key, as text."""
-
-    data: Path
-    model: str
-    output: Path
-    name: str
-    fields: Mapping[str, str] = field(default_factory=dict)
-
-    def settings(self, tab: Tab) -> dict[str, str]:
-        """The fields of the GUI that hold them."""
-        output = str(self.output.resolve())
-        model = Path(self.model)
-        return {
-            DATA_KEYS[tab]: str(self.data.resolve()),
-            "pretrained_model_name_or_path": str(model.resolve()) if model.exists() else self.model,
-            "output_dir": output,
-            "output_name": self.name,
-            **({"train_dir": output} if tab == "finetune" else {}),
-        }
-
-    @property
-    def model_is_missing(self) -> bool:
-        """Whether the model is named as a file that is not there; a name on a hub may be any other text."""
-        return Path(self.model).suffix.lower() in MODEL_FILES and not Path(self.model).exists()
-
-    def images(self, tab: Tab) -> dict[str, list[str]]:
-        """Folder -> names in it, for every folder that the GUI looks into. Raises UsageError without an image."""
-        top = _names(self.data)
-        found = {str(self.data.resolve()): top}
-        if tab == "finetune":
-            if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in top):
-                raise UsageError(f"{self.data}: contains no image ({', '.join(IMAGE_SUFFIXES)})")
-            return found
-        folders = [name for name in top if (self.data / name).is_dir()]
-        wrong = [name for name in folders if CONCEPT.match(name) is None]
-        if not folders or wrong:
-            here = self.data.resolve()
-            wrong_name = f"its folder {wrong[0]} is not called" if wrong else "it has no folder called"
-            above = (
-                f"; did you mean the folder above, {here.parent}?" if CONCEPT.match(here.name) and not folders else ""
-            )
-            raise UsageError(
-                f"{self.data}: {wrong_name} REPEATS_NAME, as in 10_cat: the {tab} tab expects images in such folders"
-                f"{above}"
-            )
-        for name in folders:
-            found[str((self.data / name).resolve())] = _names(self.data / name)
-        inside = [name for folder in folders for name in found[str((self.data / folder).resolve())]]
-        if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in inside):
-            raise UsageError(f"{self.data}: its folders contain no image ({', '.join(IMAGE_SUFFIXES)})")
-        return found
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names, as the GUI counts them
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 
 
 def commands(

@@ -18,8 +18,8 @@ from kohya_ext.presets.script_values import SEVERAL, converted_value
 from kohya_ext.pysource.arguments import Argument
 
 if TYPE_CHECKING:
-    from kohya_ext.presets.command import Project
     from kohya_ext.presets.document import Preset
+    from kohya_ext.presets.project import Project
 
 # Fields of the GUI that no script has: steps before the training, choices of the form, and what another field says too.
 OF_THE_FORM = frozenset(

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from kohya_ext.checkout.checkout import Checkout
 from kohya_ext.core.errors import UnsupportedError, UsageError
-from kohya_ext.presets.command import Project, commands
+from kohya_ext.presets.command import commands
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.flat_file import file_bytes, table_of, to_file, to_form
 from kohya_ext.presets.launch_command import LaunchCommands
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.release import Release, read_release
 from kohya_ext.presets.script_config import settings_of
 from kohya_ext.spec.preset_files import TABLE

@@ -12,9 +12,10 @@ import toml
 
 from kohya_ext.core import shell
 from kohya_ext.core.errors import UnsupportedError, UsageError
-from kohya_ext.presets.command import Project, as_toml, commands, run, shell_line
+from kohya_ext.presets.command import as_toml, commands, run, shell_line
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.launch_command import LaunchCommands, Surroundings, as_sent, launch_commands
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.release import read_release
 from kohya_ext.presets.schema import Field
 from kohya_ext.pysource.sources import TextSources

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from kohya_ext.core.errors import UnsupportedError, UsageError
-from kohya_ext.presets.command import Project
 from kohya_ext.presets.document import Preset
 from kohya_ext.presets.launch_command import LaunchCommands, Surroundings
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.without_gui import commands_without_gui
 from tests.presets.toml_release import RELEASE
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kohya_ext.presets.command import Project
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.schema import Tab
 from tests.upstream import real_gui
 from tests.upstream.gui_page import TabPage

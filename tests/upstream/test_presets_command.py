@@ -14,11 +14,12 @@ import pytest
 import toml
 
 from kohya_ext.core.errors import UnsupportedError
-from kohya_ext.presets.command import Project, as_toml
+from kohya_ext.presets.command import as_toml
 from kohya_ext.presets.convert import shown_at_start
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.fit import fit
 from kohya_ext.presets.launch_command import Surroundings, launch_commands
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.schema import Schema, Tab, read_schema
 from kohya_ext.pysource.sources import FolderSources
 from tests.upstream.presets_trees import export_python

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from kohya_ext.checkout.checkout import describe
-from kohya_ext.presets.command import Project, commands
+from kohya_ext.presets.command import commands
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.launch_command import Surroundings
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.release import read_release, read_training
 from kohya_ext.presets.script_run import script_run
 from tests.upstream.trees import V0_11_1, export_kohya, export_sd_scripts

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from kohya_ext.presets.check import check
-from kohya_ext.presets.command import Project, commands
+from kohya_ext.presets.command import commands
 from kohya_ext.presets.document import Preset, bundled
 from kohya_ext.presets.flat_file import file_bytes, table_of, to_file, to_form
 from kohya_ext.presets.keys import EXTRA, PRIVATE
 from kohya_ext.presets.loop_faults import WARM_UPS
+from kohya_ext.presets.project import Project
 from kohya_ext.presets.release import FAMILIES, Release, read_release
 from kohya_ext.presets.schema import Tab
 from kohya_ext.presets.script_choice import script_of_preset
