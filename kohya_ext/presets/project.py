@@ -61,8 +61,7 @@ class Project:
                 f"; did you mean the folder above, {here.parent}?" if CONCEPT.match(here.name) and not folders else ""
             )
             raise UsageError(
-                f"{self.data}: {wrong_name} REPEATS_NAME, as in 10_cat: images are expected in such folders"
-                f"{above}"
+                f"{self.data}: {wrong_name} REPEATS_NAME, as in 10_cat: images are expected in such folders{above}"
             )
         for name in folders:
             found[str((self.data / name).resolve())] = _names(self.data / name)
