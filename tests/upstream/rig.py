@@ -103,15 +103,33 @@ def train_family(tree: Path, environment: str, name: str, script: str, *flags: s
     return Run(name, folder, done.stdout, done.returncode)
 
 
-def run_script(tree: Path, environment: str, name: str, script: str, *flags: str, launch: str = "") -> Run:
-    """Run any training script of `tree` in the rig's surroundings; the output folder starts empty."""
+def python(tree: Path, environment: str, shim: str = "") -> list[str]:
+    """The words that start Python in the rig's surroundings, in `tree`. shim: a folder of the rig to import first."""
+    line = (
+        'rig=$1 tree=$2 shim=$3 python=$4; shift 4; . "$rig/env.sh"; '
+        'export PYTHONPATH="${shim:+$rig/$shim:}$PYTHONPATH"; cd "$tree"; exec "$python" "$@"'
+    )
+    binary = work() / "venv" / environment / "bin" / "python"
+    return ["bash", "-c", line, "bash", os.environ["KOHYA_RIG"], str(tree), shim, str(binary)]
+
+
+def run_script(
+    tree: Path,
+    environment: str,
+    name: str,
+    script: str,
+    *flags: str,
+    launch: str = "",
+    keep: bool = False,
+    shim: str = "",
+) -> Run:
+    """Run any training script of `tree` in the rig's surroundings; the output folder starts empty unless `keep`."""
     folder = work() / "out" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    python = work() / "venv" / environment / "bin" / "python"
-    words = [str(python), *launch.split(), script, f"--output_dir={folder}", f"--output_name={name}", *flags]
-    line = 'rig=$1 tree=$2; shift 2; . "$rig/env.sh"; cd "$tree"; exec "$@"'
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    words = [*launch.split(), script, f"--output_dir={folder}", f"--output_name={name}", *flags]
     done = subprocess.run(
-        ["bash", "-c", line, "bash", os.environ["KOHYA_RIG"], str(tree), *words],
+        [*python(tree, environment, shim), *words],
         env={**os.environ, "RIG_EXTRA_PATH": str(BUNDLE)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip

@@ -26,6 +26,10 @@ KINDS = {
         ["net", "sdxl_train_network.py", "tiny_sdxl.safetensors"],
         ("--learning_rate=1", "--network_train_unet_only"),
     ),
+    "sd15_lora": (
+        ["net", "train_network.py", "tiny_sd15.safetensors"],
+        ("--learning_rate=1", "--network_train_unet_only"),
+    ),
     "fine_tune": (["ft"], ("--learning_rate=1", "--train_text_encoder")),
 }
 COMMON = (f"--max_train_steps={STEPS}", "--mixed_precision=no", "--save_precision=float")

@@ -8,7 +8,9 @@ small_control_nets: ControlNets of the size of the rig's models; upstream writes
 overflows: a gradient scaler as under fp16, which accelerate keeps on a GPU only. Here it is torch's own, for the CPU,
 handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows.
 compiled: the average is blended by compiled passes, as it is for models of real size.
-killed: RIG_END, "SIGNAL NUMBER", sends the process that signal in the middle of the state that is saved as that number.
+killed: RIG_END sends the process a signal. "SIGNAL state N": in the middle of the state that is saved as the Nth;
+"SIGNAL backward N": before the Nth backward pass; "SIGNAL file PART": when half of the first safetensors file whose
+name has that part is written; "SIGNAL after S": S seconds after the run has begun to listen for signals.
 full_disk: from the first step on, writing an EMA file fails as on a full disk, with half of it written.
 
 of_2023_spring: what sd-scripts 0.6 takes from elsewhere and no offline machine has: the shape of SD1.5's text encoder
@@ -21,14 +23,16 @@ the time; the name is appended to that of the output.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import runpy
 import signal
 import sys
+import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +66,69 @@ def full_disk() -> None:
 
 
 def killed() -> None:
+    words = os.environ["RIG_END"].split()
+    if words:
+        name, place, which = words
+        _PLACES[place](functools.partial(os.kill, os.getpid(), getattr(signal, name)), which)
+
+
+def _in_state(end: Callable[[], None], number: str) -> None:
     import accelerate.accelerator as module
 
-    name, number = os.environ["RIG_END"].split()
-    write, saves = module.save_accelerator_state, itertools.count(1)
+    module.save_accelerator_state = _ending(module.save_accelerator_state, end, int(number))
 
-    def write_or_end(*args: Any, **named: Any) -> Any:
-        if next(saves) == int(number):
-            os.kill(os.getpid(), getattr(signal, name))
-        return write(*args, **named)
 
-    module.save_accelerator_state = write_or_end
+def _before_backward(end: Callable[[], None], number: str) -> None:
+    import accelerate
+
+    accelerate.Accelerator.backward = _ending(accelerate.Accelerator.backward, end, int(number))
+
+
+def _ending(function: Callable[..., Any], end: Callable[[], None], number: int) -> Callable[..., Any]:
+    """The function, which calls `end` first when it is called for the `number`th time."""
+    calls = itertools.count(1)
+
+    @functools.wraps(function)
+    def call_or_end(*args: Any, **named: Any) -> Any:
+        if next(calls) == number:
+            end()
+        return function(*args, **named)
+
+    return call_or_end
+
+
+def _in_file(end: Callable[[], None], part: str) -> None:
+    import safetensors.torch
+
+    write = safetensors.torch.save_file
+
+    @functools.wraps(write)
+    def write_or_end(tensors: Any, filename: Any, *args: Any, **named: Any) -> None:
+        write(tensors, filename, *args, **named)
+        if part in Path(filename).name:
+            os.truncate(filename, Path(filename).stat().st_size // 2)
+            end()
+
+    safetensors.torch.save_file = write_or_end
+
+
+def _after(end: Callable[[], None], seconds: str) -> None:
+    """The first who listens for SIGTERM is the run; what comes before its first step ends it as ever."""
+    listen: Any = signal.signal
+    heard = itertools.count(1)
+
+    def listen_and_time(number: Any, handler: Any) -> Any:
+        before = listen(number, handler)
+        if number == signal.SIGTERM and callable(handler) and next(heard) == 1:
+            timer = threading.Timer(float(seconds), end)
+            timer.daemon = True
+            timer.start()
+        return before
+
+    setattr(signal, listen.__name__, listen_and_time)
+
+
+_PLACES = {"state": _in_state, "backward": _before_backward, "file": _in_file, "after": _after}
 
 
 def overflows() -> None:
@@ -191,11 +247,17 @@ _ALL = (
 )  # fmt: skip
 WHATS = {what.__name__: what for what in _ALL}
 
+
+def change(whats: str) -> None:
+    """Change the surroundings as `whats` says, names joined by +."""
+    for what in whats.split("+"):
+        WHATS[what]()
+
+
 if __name__ == "__main__":
     _, whats, script, *flags = sys.argv
     sys.path[0] = ""
-    for what in whats.split("+"):
-        WHATS[what]()
+    change(whats)
     for arguments in runs_of(flags):
         sys.argv = [script, *arguments]
         runpy.run_path(script, run_name="__main__")
