@@ -19,6 +19,7 @@ from kohya_ext.spec.secrets import is_secret
 
 FILE = "kohya_ext_resume.json"
 FORMAT = 1
+_LATER = "checkpoints"  # a field that older records lack
 MOST_BYTES = 1 << 28  # of a record that is read: losses of millions of batches
 
 
@@ -70,6 +71,8 @@ class Record:
     run: an id that a training keeps through all its resumes. saved_at: seconds since 1970. data: what the order of the
     batches depends on. settings: Kohya's arguments. random: states of the random number generators, by when they were
     taken. losses: what the script averages for its logs. files: the other files of the state -> bytes.
+    checkpoints: kind of weights ("raw", "ema") -> name of the file that has been saved of these very weights; only of a
+    run that keeps the best of them. Older records lack it.
     """
 
     run: str
@@ -82,6 +85,7 @@ class Record:
     random: dict[str, Any]
     losses: dict[str, Any]
     files: dict[str, int] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -132,7 +136,7 @@ def _parsed(values: Any) -> Record:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise RecordError("unknown format")
     try:
-        given = {one.name: values[one.name] for one in fields(Record)}
+        given = {one.name: values[one.name] for one in fields(Record) if one.name in values or one.name != _LATER}
         position, launch = Position(**given.pop("position")), RunStart(**given.pop("launch"))
         record = Record(position=position, launch=launch, **given)
     except (KeyError, TypeError) as error:
@@ -145,15 +149,17 @@ def _check(record: Record) -> None:
     place, start = record.position, record.launch
     numbers = [value for name, value in asdict(place).items() if name != "over"]
     whole = all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in numbers)
-    texts = [record.run, record.version, start.python, start.folder, *start.environment, *start.environment.values()]
+    texts = [record.run, record.version, start.python, start.folder]
     listed = isinstance(start.words, list) and isinstance(start.omitted, list) and bool(start.words)
-    dicts = (record.data, record.settings, record.random, record.losses, record.files, start.environment)
+    named = (start.environment, record.checkpoints)
+    dicts = (record.data, record.settings, record.random, record.losses, record.files, *named)
     if (
         not whole
         or not listed
         or not isinstance(place.over, bool)
-        or not all(isinstance(text, str) for text in [*texts, *start.words, *start.omitted])
         or not all(isinstance(value, dict) for value in dicts)
+        or not all(isinstance(text, str) for text in [*texts, *start.words, *start.omitted])
+        or not all(isinstance(text, str) for pairs in named for pair in pairs.items() for text in pair)
         or not all(isinstance(size, int) for size in record.files.values())
         or isinstance(record.saved_at, bool)
         or not isinstance(record.saved_at, (int, float))

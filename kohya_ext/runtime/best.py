@@ -52,6 +52,19 @@ class Best:
         self._saved[1][weights] = file
         self._keep()
 
+    def files(self) -> dict[str, str]:
+        """Kind of weights -> name of the file that has been saved of the weights as they are."""
+        made_at, files = self._saved
+        return {weights: file.name for weights, file in files.items()} if made_at == self.steps() else {}
+
+    def continue_from(self, files: Mapping[str, str]) -> None:
+        """The run is resumed from a state whose weights were saved to these files, as `files` told them.
+
+        It was interrupted before it had validated them: what it validates now belongs to them.
+        """
+        found = {weights: Path(self.args.output_dir, Path(name).name) for weights, name in files.items()}
+        self._saved = (self.steps(), {weights: file for weights, file in found.items() if file.exists()})
+
     def noting(self, saver: Callable[..., Any], weights: str) -> Callable[..., Any]:
         """A `saver(file, ...)`, whose files are considered."""
 

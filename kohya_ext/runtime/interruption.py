@@ -20,12 +20,17 @@ from kohya_ext.runtime.run import run
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Abandoned(BaseException):
+    """What is under way is left where it is: a signal asks for a state, and nobody needs the rest."""
+
+
 class Interruption:
     """Whether this run was asked to stop."""
 
     def __init__(self) -> None:
         self.asked_by: int | None = None
         self._installed = False
+        self._abandonable = False
 
     def listen(self) -> None:
         """From now on the signals ask. Before, while there is nothing to save, they end the process as ever."""
@@ -45,6 +50,17 @@ class Interruption:
         elif not again:
             name = signal.Signals(number).name.encode()
             _write(b"\nkohya_ext: " + name + b": a state is saved after this optimizer step, then the run stops\n")
+            if self._abandonable:
+                raise Abandoned
+
+    @contextlib.contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """What runs while this lasts is left at once by a signal, by raising `Abandoned` in it."""
+        self._abandonable = True
+        try:
+            yield
+        finally:
+            self._abandonable = False
 
     @contextlib.contextmanager
     def sparing_workers(self) -> Iterator[None]:

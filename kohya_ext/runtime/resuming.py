@@ -110,7 +110,13 @@ class ExactResume:
             settings=self.settings,
             random={**{when: rng.to_json(states) for when, states in random.items()}, "starts": self._starts},
             losses=losses.read(self.script, batch=epoch.batches - 1, within=within),
+            checkpoints=self._checkpoints(),
         )
+
+    @staticmethod
+    def _checkpoints() -> dict[str, str]:
+        best = run.validation.best if run.validation is not None else None
+        return {} if best is None else dict(best.files())
 
     def _data(self, loader: Any) -> dict[str, Any]:
         """What has to be the same for the batches to be."""
@@ -280,7 +286,7 @@ class ExactResume:
             bar.refresh()
         telemetry.continue_from(place.step)
         if run.validation is not None:
-            run.validation.continue_from(place.step, place.epoch, within=within)
+            run.validation.continue_from(place.step, place.epoch, origin.checkpoints, within=within)
 
     def _tell(self, origin: Record, within: bool) -> None:
         place, total = origin.position, self._total

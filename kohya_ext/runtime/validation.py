@@ -10,7 +10,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean
 from typing import Any
@@ -110,7 +110,8 @@ class Validation:
         if self._measured_at is None and getattr(self.args, "resume", None):
             self._measured_at = _NEVER if self._was_missed() else self.standstill.steps  # by the run before
         missed = self._measured_at == _NEVER
-        if self._measured_at is None or (missed and self._after_epoch and self._each_epoch):
+        ended = run.resume is not None and run.resume.nothing_left
+        if self._measured_at is None or (missed and (ended or (self._after_epoch and self._each_epoch))):
             yield from self._validate(taken)
         self.epoch += 1
         if missed and self.owed and self.options.every and self.step % self.options.every == 0:
@@ -134,13 +135,18 @@ class Validation:
         """Whether a signal waits for the state to be saved: rented machines give seconds for that."""
         return run.resume is not None and bool(run.resume.asked_to_stop)
 
-    def continue_from(self, step: int, epoch: int, *, within: bool) -> None:
-        """The run is resumed exactly, after `step` steps: within the epoch with this index, or after it."""
+    def continue_from(self, step: int, epoch: int, checkpoints: Mapping[str, str], *, within: bool) -> None:
+        """The run is resumed exactly, after `step` steps: within the epoch with this index, or after it.
+
+        checkpoints: the files that were saved after that step, as `Best.files` told them.
+        """
         self.step, self.epoch, self._after_epoch = step, epoch if within else epoch + 1, not within
+        if self.best is not None:
+            self.best.continue_from(checkpoints)
 
     def _was_missed(self) -> bool:
         """Whether a run that is resumed exactly was stopped after it saved the state, but before it had validated."""
-        return run.resume is not None and not run.resume.nothing_left and not self.record.has_validated(self.step)
+        return run.resume is not None and not self.record.has_validated(self.step)
 
     def _ended(self) -> bool:
         return self.step >= int(self.args.max_train_steps) and self.standstill.steps > 0

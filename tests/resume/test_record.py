@@ -21,6 +21,14 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert record.has_record(folder)
 
 
+def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    values = json.loads((folder / FILE).read_text())
+    del values["checkpoints"]
+    (folder / FILE).write_text(json.dumps(values))
+    assert record.read(folder).checkpoints == {}
+
+
 def test_a_state_that_lacks_a_file_is_not_whole(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     (folder / "optimizer.bin").unlink()
@@ -66,6 +74,8 @@ def test_a_record_that_was_cut_is_refused(tmp_path: Path, size: int) -> None:
         (["files"], {"optimizer.bin": "3"}),
         (["losses"], []),
         (["run"], None),
+        (["checkpoints"], ["dog.safetensors"]),
+        (["checkpoints"], {"raw": 1}),
     ],
 )
 def test_values_of_a_wrong_type_are_refused(tmp_path: Path, path: list[str], value: Any) -> None:

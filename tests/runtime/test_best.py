@@ -114,6 +114,34 @@ def test_a_resumed_run_goes_on_from_the_best(course: Callable[..., Course]) -> N
     assert one.kept() == 9
 
 
+def test_a_checkpoint_whose_validation_was_cut_is_chosen_after_the_resume(course: Callable[..., Course]) -> None:
+    """The state tells which files were saved of its weights: what is validated after the resume belongs to them."""
+    one = course()
+    one.steps = 3
+    one.save("raw", "-000001")
+    one.save("ema", "-ema-000001")
+    files = one.best.files()
+    assert files == {"raw": "dog-000001.safetensors", "ema": "dog-ema-000001.safetensors"}
+    again = course(resume="state")
+    again.best.continue_from({**files, "ema2": "gone.safetensors"})
+    again.measure(raw=0.6, ema=0.5)
+    assert again.kept() == 3
+    about = read_header(one.folder / "dog-best.safetensors").metadata
+    assert about["kohya_ext_best_file"] == "dog-ema-000001.safetensors"
+    again.steps = 1
+    assert again.best.files() == {}, "they are files of other weights by now"
+    again.measure(raw=0.1, ema=0.2)
+    assert again.kept() == 3
+
+
+def test_files_outside_of_the_output_folder_are_not_taken(course: Callable[..., Course], tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path.parent / "other.safetensors")
+    one = course(resume="state")
+    one.best.continue_from({"raw": "../other.safetensors"})
+    one.measure(raw=0.1)
+    assert one.kept() is None
+
+
 def test_no_half_copy_and_no_end_of_the_run(
     course: Callable[..., Course], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

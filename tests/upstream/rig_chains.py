@@ -24,7 +24,7 @@ IMAGES = 6
 EXACT = "--kohya_ext_exact_resume"
 ON_SIGNAL = "--kohya_ext_save_on_signal"
 SAVING = ("--save_every_n_epochs=1", "--save_state", *EMA)
-SMALL = ("--resolution=128,128", "--min_bucket_reso=64")
+SMALL = ("--resolution=128,128", "--min_bucket_reso=64", "--max_bucket_reso=256")
 SHUFFLED = ("--shuffle_caption", "--caption_dropout_rate=0.2")
 FAMILIES = "families/shim"
 
