@@ -35,7 +35,7 @@ HINTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"No module named 'networks|No module named 'lycoris", ("network_module",)),
     (r"No xformers", ("xformers", "mem_eff_attn")),
     (r"No (lion|dadaptation|prodigy|bitsandbytes|schedulefree|\w+optim)", ("optimizer_type",)),
-    (r"No data found|no images|画像がありません|num_samples", ("train_data_dir", "in_json", "dataset_config")),
+    (r"No data found|no images?\b|画像がありません|num_samples", ("train_data_dir", "in_json", "dataset_config")),
     (
         r"No such file or directory: .*\.(png|jpe?g|webp|bmp|avif|npz)\b",
         ("in_json", "dataset_config", "train_data_dir"),

@@ -27,6 +27,13 @@ def test_an_image_that_is_not_there(given: dict[str, Any], missing: str, argumen
     assert names[:1] == ([argument] if argument else [])
 
 
+@pytest.mark.parametrize("message", ["no image", "No data found. Please verify arguments", "no images found"])
+def test_a_folder_without_images(message: str) -> None:
+    """As releases say it."""
+    names = _named({"type": "AssertionError"}, message, {"train_data_dir": "images"}, list(GIVEN))
+    assert names[0] == "train_data_dir"
+
+
 def test_the_last_line_that_a_script_says_is_no_warning_of_pythons() -> None:
     said = (
         "No data found. Please verify arguments\n"
