@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kohya_ext.core.errors import STOPPED_BY_SIGNAL
-from kohya_ext.resume.states import last
 from tests.upstream.rig import Run
 from tests.upstream.rig_bench import (
     EMA,
     EVERY_STEP,
-    LAUNCH,
     MAIN,
     NEWEST,
     OLD,
@@ -86,43 +83,6 @@ EXACT = (
     "--kohya_ext_exact_resume", "--save_state", "--save_every_n_epochs=1", "--gradient_accumulation_steps=2",
     "--max_train_steps=7", "--shuffle_caption", "--caption_dropout_rate=0.2",
 )  # fmt: skip
-EXACT_RUNS = [
-    (MAIN, "full", 0, "state_bits=8"),
-    (MAIN, "lora", 2, "stochastic_state=True"),
-    (NEWEST, "lora", 0, "state_bits=8"),
-    (NEWEST, "fine_tune", 2, "stochastic_state=True"),
-    (OLD, "full", 2, "state_bits=8"),
-    (OLD, "lora", 0, "stochastic_state=True"),
-]
-
-
-@pytest.mark.parametrize(("tree", "kind", "workers", "bits"), EXACT_RUNS)
-def test_a_run_killed_within_its_saves_is_the_uninterrupted_one(
-    bench: Bench, tree: str, kind: str, workers: int, bits: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Six images, three epochs, the images of an epoch in an order of its own: upstream alone would train others."""
-    optimizer = ("--optimizer_type=AdaCoor", "--optimizer_args", "eps=1e-8", bits)
-    flags = (*EMA, *EVERY_STEP, *EXACT, *optimizer, f"--max_data_loader_n_workers={workers}")
-    straight = bench.train(tree, kind, f"whole{workers}", *flags)
-    # the save of step 2; of the end of the first epoch; of step 5; then a clean stop by a signal in the save of step 6
-    state: tuple[str, ...] = ()
-    for end in ("SIGKILL 2", "SIGKILL 3", "SIGKILL 2"):
-        monkeypatch.setenv("RIG_END", end)
-        run = bench.train(
-            tree, kind, f"killed{workers}", *flags, *state, launch=f"{LAUNCH} killed", fails=True, keep=bool(state)
-        )
-        assert run.returncode not in (0, 1, 2), run.output[-4000:]
-        state = (f"--resume={last(run.folder)[0].folder}",)
-    monkeypatch.setenv("RIG_END", "SIGTERM 1")
-    signalled = (*flags, "--kohya_ext_save_on_signal", *state)
-    run = bench.train(tree, kind, f"killed{workers}", *signalled, launch=f"{LAUNCH} killed", fails=True, keep=True)
-    assert run.returncode == STOPPED_BY_SIGNAL, run.output[-4000:]
-    resumed = bench.train(tree, kind, f"killed{workers}", *flags, f"--resume={last(run.folder)[0].folder}", keep=True)
-    assert suffixes(resumed) == suffixes(straight)
-    for suffix in sorted(suffixes(straight)):
-        assert_identical(straight.tensors(suffix), resumed.tensors(suffix))
-    remove(straight)
-    remove(resumed)
 
 
 def test_exact_resume_counts_on_where_upstream_begins_again(bench: Bench) -> None:
