@@ -42,6 +42,7 @@ SDXL_LORA = ("sdxl_train_network.py", *SDXL[1:], "--network_module=networks.lora
 SD3 = ("sd3_train.py", "--pretrained_model_name_or_path=sd3.5_medium.safetensors", "--clip_l=clip_l.safetensors",
        "--clip_g=clip_g.safetensors", "--t5xxl=t5xxl_fp16.safetensors",
        *(word.replace("1024,1024", "512,512") for word in COMMON), *CACHED_TEXT, *FULL_BF16)  # fmt: skip
+HALF_LORA = (*SDXL_LORA[: -len(FULL_BF16)], "--mixed_precision=fp16", "--network_dim=32")
 BEFORE_TRAINING = ("loading", "caching")  # phases
 SCHEDULE_FREE = ("--optimizer_type=prodigyplus.ProdigyPlusScheduleFree", "--lr_scheduler=constant",
                  "--optimizer_args", "weight_decay=0")  # fmt: skip
@@ -64,6 +65,7 @@ class Report:
 PR_1259, PR_1867 = "kohya-ss/sd-scripts#1259", "kohya-ss/sd-scripts#1867"
 ISSUE_661, ISSUE_2530 = "kohya-ss/sd-scripts#661", "bmaltais/kohya_ss#2530"
 ISSUE_1875, ISSUE_2972 = "bmaltais/kohya_ss#1875", "bmaltais/kohya_ss#2972"
+ISSUE_1184 = "bmaltais/kohya_ss#1184"
 FLUX_DOCS, FLUX_README = "sd-scripts, docs/flux_train_network.md", "sd-scripts, README of 2024-12"
 PR_1866 = "kohya-ss/sd-scripts#1866"
 PR_1374 = "kohya-ss/sd-scripts#1374, bmaltais/kohya_ss#2701"
@@ -128,6 +130,13 @@ REPORTS = {
     ),
     "SDXL LoRA rank 256, U-Net only": Report(
         ISSUE_661, "fits 12", (*SDXL_LORA, "--network_dim=256", "--network_train_unet_only", *ADAFACTOR)
+    ),
+    "SDXL LoRA rank 32, fp16, batch size 2": Report(
+        ISSUE_1184, "fits 10", (*HALF_LORA, *BIT_ADAMW, "--train_batch_size=2")
+    ),
+    "the same, 768 pixels, batch size 3": Report(
+        ISSUE_1184, "fits 10",
+        (*(word.replace("1024,1024", "768,768") for word in HALF_LORA), *BIT_ADAMW, "--train_batch_size=3"),
     ),
     "FLUX LoRA, fp8 base, batch size 2": Report(
         FLUX_DOCS, "fits 24", (*FLUX_LORA, *BIT_ADAMW, "--train_batch_size=2")
