@@ -228,14 +228,20 @@ def known_environments(checkout: Checkout, recorded: Manifest | None) -> Known:
     return Known(((environment, None),), found.gone)
 
 
-def training_environments(checkout: Checkout) -> list[Environment]:
+def training_environments(checkout: Checkout, named: str | None = None) -> list[Environment]:
     """Those that the package was put into for this checkout, else the one that trains for it; empty where there is
     none. Says nothing and never raises: what a preset is judged by where it can be known.
+
+    Args:
+        checkout: that is trained from.
+        named: the user's choice of a Python, which precedes all others; what is wrong with it is raised.
     """
     from kohya_ext.checkout.environment import search
     from kohya_ext.core.errors import KohyaExtError
     from kohya_ext.install.manifest import known, read
 
+    if named is not None:
+        return [search(checkout, named, os.environ).environment]
     with suppress(KohyaExtError):  # `status` and `doctor` speak of a broken record
         if found := known(checkout.root, read(checkout.root)).environments:
             return found

@@ -81,7 +81,8 @@ def install(arguments: argparse.Namespace) -> int:
     if not arguments.no_package and not arguments.presets_only:
         environments = environments_to_install(checkout, recorded, arguments.python, out)
     environment = environments[-1] if environments else None
-    wanted = presets.collect(checkout, xformers=has_xformers(environments or training_environments(checkout)))
+    train = environments or training_environments(checkout, arguments.python)
+    wanted = presets.collect(checkout, xformers=has_xformers(train))
     replaces = not arguments.presets_only and _replaces(checkout, recorded, environments, patch_set, wanted)
     allowed = not replaces or training_allows(out, checkout, environments, yes=arguments.yes, dry_run=arguments.dry_run)
     if arguments.dry_run:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kohya_ext import presets
 from kohya_ext.checkout.checkout import Checkout, describe
 from kohya_ext.checkout.environment import inspect
 from kohya_ext.core.about import VERSION
@@ -113,6 +114,25 @@ def test_no_package_leaves_pythons_alone(make: Make, with_venv: WithVenv, run: R
     assert "environment" not in done.text
     assert not (checkout.root / "venv" / SITE / "kohya_ext").exists()
     assert apply.installed(checkout) is not None
+
+
+@pytest.mark.parametrize("more", [("--no-package",), ("--presets-only",)])
+def test_presets_are_fitted_to_the_python_that_is_named(
+    more: tuple[str, ...], make: Make, with_venv: WithVenv, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where nothing is put into it: xformers may be missing there."""
+    asked: list[bool | None] = []
+
+    def collect(_: Checkout, *, xformers: bool | None = None) -> dict[str, bytes]:
+        asked.append(xformers)
+        return {}
+
+    monkeypatch.setattr(presets, "collect", collect)
+    checkout = with_venv(make("submodule"))
+    venv = (checkout.root / "venv").rename(tmp_path / "elsewhere")  # where nobody looks
+    assert run("install", checkout.root, *more, "--python", venv / "nowhere").code == WRONG_USAGE
+    assert run("install", checkout.root, *more, "--python", venv / "bin" / "python").code == DONE
+    assert asked[0] is False
 
 
 def test_presets_only_patches_nothing(make: Make, with_venv: WithVenv, run: Run) -> None:
