@@ -260,8 +260,8 @@ MUTATIONS = (
     Mutation(
         "samples are drawn from the raw weights whatever --ema_sample says",
         "runtime/sampling.py",
-        "    with average.in_place():\n        return original(*call.args, **call.kwargs)\n",
-        "    return original(*call.args, **call.kwargs)\n",
+        "    with average.in_place():\n        return _abandonable(original, call)\n",
+        "    return _abandonable(original, call)\n",
         "tests/runtime/test_saving.py -k samples_from_both",
     ),
 )
