@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -127,6 +127,7 @@ def test_the_module_name_is_the_seed() -> None:
 
 
 @settings(max_examples=60)
+@example(1, 1, 29, 1, 120)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(1, 12), st.integers(0, 999))
 def test_small_core_is_the_svd_of_the_product(rows: int, columns: int, inner: int, rank: int, seed: int) -> None:
     """Any factors: wide, narrow, with equal and zero columns."""
@@ -144,7 +145,8 @@ def test_small_core_is_the_svd_of_the_product(rows: int, columns: int, inner: in
     assert found.up.shape == (rows, kept) and found.down.shape == (kept, columns)
     assert torch.allclose(found.values, values[: len(found.values)], rtol=1e-6, atol=1e-7 * top)
     error = float((product - found.up.double() @ found.down.double()).norm())
-    assert error <= optimal_error(values, kept) * (1 + 1e-5) + 1e-5 * top
+    rounded = 1e-7 * float(up.norm() * down.norm())  # of float32 factors whose product may cancel
+    assert error <= optimal_error(values, kept) * (1 + 1e-5) + 1e-5 * top + rounded
 
 
 def test_small_core_holds_the_singular_values_to_a_hundred_thousandth() -> None:
