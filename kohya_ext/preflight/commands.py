@@ -23,7 +23,7 @@ from kohya_ext.presets.release import Release, script_for
 from kohya_ext.presets.script_choice import script_named, script_of
 from kohya_ext.presets.script_config import config_findings, settings_of
 from kohya_ext.presets.script_run import script_run
-from kohya_ext.presets.script_values import converted_value
+from kohya_ext.presets.script_values import typed_values
 from kohya_ext.presets.toml_document import read_document
 from kohya_ext.presets.training_rules import training_findings
 
@@ -130,7 +130,7 @@ def of_file(name: str, script: str | None, release: Release, checkout: Checkout,
     settings = dict(settings_of(document.content).values)
     _fill(settings, given)
     chosen = script_named(script, release) if script else script_of(document, settings, release)
-    settings.update(_typed(given.fields, chosen, release))
+    settings.update(typed_values(given.fields, chosen, release.arguments_of(chosen), {}))
     findings = config_findings(replace(document, content=settings), chosen, release)
     file = str(checkout.training_root / chosen)
     return Planned([ScriptCommand(file, ["--config_file", str(document.path)], settings)], findings, settings)
@@ -144,18 +144,6 @@ def _fill(settings: dict[str, Any], given: Given) -> None:
     settings[MAIN_MODEL] = given.model or settings.get(MAIN_MODEL) or "(none given)"
     settings.setdefault("output_dir", "output")
     settings.setdefault("output_name", NAME)
-
-
-def _typed(fields: Mapping[str, str], script: str, release: Release) -> dict[str, Any]:
-    """Settings given as text, as a file of settings holds them. Raises UsageError."""
-    arguments, typed = release.arguments_of(script), {}
-    for name, text in fields.items():
-        if name not in arguments:
-            raise UsageError(f"{name}: {script} has no such argument{did_you_mean(name, arguments)}")
-        usable, typed[name] = converted_value(text, arguments[name])
-        if not usable:
-            raise UsageError(f"{name}={text}: not a value of this argument")
-    return typed
 
 
 def of_words(words: Sequence[str], release: Release, checkout: Checkout, given: Given) -> Planned:

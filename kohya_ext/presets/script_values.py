@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kohya_ext.core.errors import UsageError, did_you_mean
 from kohya_ext.presets.check import says_nothing
 from kohya_ext.presets.convert import FALSE_WORDS, TRUE_WORDS, parse_number
 from kohya_ext.presets.dataset_schema import matches
@@ -214,6 +215,31 @@ def converted_value(value: Any, argument: Argument) -> tuple[bool, Any]:
     if argument.type == "str" and not isinstance(value, (str, bool)):
         return True, str(value)
     return True, value
+
+
+def typed_values(
+    fields: Mapping[str, str], script: str, arguments: Mapping[str, Argument], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """Arguments given as text, by name, as a file of settings holds them.
+
+    Args:
+        fields: as the user names them.
+        script: that takes them.
+        arguments: all that it has.
+        names: other names of arguments -> their own.
+
+    Raises:
+        UsageError: the script has no such argument, or it does not take the value.
+    """
+    typed = {}
+    for key, text in fields.items():
+        name = names.get(key, key)
+        if name not in arguments:
+            raise UsageError(f"{key}: {script} has no such argument{did_you_mean(name, arguments)}")
+        usable, typed[name] = converted_value(text, arguments[name])
+        if not usable:
+            raise UsageError(f"{key}={text}: not a value of this argument")
+    return typed
 
 
 def _listed(value: Any, argument: Argument) -> Any:

@@ -9,12 +9,13 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kohya_ext.core.errors import UnsupportedError, UsageError, did_you_mean
-from kohya_ext.presets.keys import EXTRA, KEYS_OF_FLAGS, PRIVATE, ZERO_IS_UNSET
+from kohya_ext.core.errors import UnsupportedError
+from kohya_ext.presets.keys import EXTRA, PRIVATE, ZERO_IS_UNSET
 from kohya_ext.presets.launch_command import LaunchCommands, Surroundings
 from kohya_ext.presets.machine import WITHOUT, XFORMERS, chooses_xformers
 from kohya_ext.presets.release import Release, script_for
-from kohya_ext.presets.script_values import SEVERAL, converted_value
+from kohya_ext.presets.script_config import GUI_NAMES
+from kohya_ext.presets.script_values import SEVERAL, converted_value, typed_values
 from kohya_ext.pysource.arguments import Argument
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def commands_without_gui(preset: Preset, release: Release, project: Project, whe
         raise UnsupportedError(f"{where.root} has no script {script}, which {preset.name} needs")
     result = LaunchCommands()
     settings = dict(_settings(preset, arguments, release, result))
-    settings.update(_given(project.fields, script, arguments))
+    settings.update(typed_values(project.fields, script, arguments, GUI_NAMES))
     project.images("lora")  # refuses what has no folder with repeats
     settings.update(project.settings("lora"))
     file = f"{project.output.resolve()}/config_{where.stamp}.toml"
@@ -68,11 +69,10 @@ def commands_without_gui(preset: Preset, release: Release, project: Project, whe
 def _settings(
     preset: Preset, arguments: Mapping[str, Argument], release: Release, result: LaunchCommands
 ) -> Iterator[tuple[str, Any]]:
-    names = {key: name for name, key in KEYS_OF_FLAGS.items() if name in arguments}
     if preset.tab == "finetune":
         yield "enable_bucket", True  # the form prepares buckets instead
     for key, value in preset.values.items():
-        name = names.get(key, key)
+        name = GUI_NAMES.get(key, key)
         if key in OF_THE_FORM or key in PRIVATE or key == EXTRA or _says_nothing(value, arguments.get(name)):
             continue
         if key == XFORMERS:
@@ -118,15 +118,3 @@ def _attention(
         value = SDPA
     if value is True or value in arguments:
         yield (XFORMERS if value is True else value), True
-
-
-def _given(fields: Mapping[str, str], script: str, arguments: Mapping[str, Argument]) -> Iterator[tuple[str, Any]]:
-    keys = {key: name for name, key in KEYS_OF_FLAGS.items()}
-    for key, text in fields.items():
-        name = keys.get(key, key)
-        if name not in arguments:
-            raise UsageError(f"{key}: {script} has no such argument{did_you_mean(name, arguments)}")
-        usable, value = converted_value(text, arguments[name])
-        if not usable:
-            raise UsageError(f"{key}={text}: not a value of this argument")
-        yield name, value
