@@ -17,9 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kohya_ext.tracing.as_cuda import autocast_as_cuda, optimizers_as_cuda
 from kohya_ext.tracing.ledger import Ledger
+from kohya_ext.tracing.repeats import Repeats
 
 DEVICE = "cpu:0"
 NUMBER = 0.5  # what a number read from a tensor without contents is
+_DEVICE = torch.ops.prim.device.default
 _NUMBER_OF = torch.ops.aten._local_scalar_dense.default
 _EQUAL = torch.ops.aten.equal.default
 _ANY = torch.ops.aten.any.default
@@ -42,9 +44,12 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
     def __init__(self, ledger: Ledger | None) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.ledger = ledger
+        self._repeats = Repeats(self)
         self._inside = 0  # operations that torch is taking apart: of their parts a kernel keeps nothing
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # torch asks for it several times with each operation
+            return torch.device("meta") if self.in_kernel_invocation else args[0].fake_device
         if func is _NUMBER_OF and isinstance(args[0], FakeTensor):
             kind = args[0].dtype
             if kind == torch.bool:
@@ -57,11 +62,7 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
                 return torch.zeros((1, args[0].dim()), dtype=torch.int64, device=args[0].device)
         if func is _TO_COPY and getattr(args[0], "constant", None) is not None:
             args[0].constant = None  # torch would copy the number that it remembers, and that one is on the host
-        self._inside += 1
-        try:
-            made = super().__torch_dispatch__(func, types, args, kwargs or {})
-        finally:
-            self._inside -= 1
+        made = self._repeats.run(self._work_out, func, types, args, kwargs or {})
         if func is _ANY and args[0].is_floating_point():  # Prodigy asks whether a weight is all zeros
             setattr(made, _IS_TRUE, not getattr(args[0], _IS_ZERO, False))
         elif func is _ALL:  # of a batch: whether its numbers are equal, or finite
@@ -69,6 +70,13 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
         if self.ledger is not None and not self._inside:
             self.ledger.note(func, args, made)
         return made
+
+    def _work_out(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        self._inside += 1
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._inside -= 1
 
 
 def _zeros(tensor: Any) -> Any:
