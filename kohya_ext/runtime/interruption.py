@@ -31,6 +31,7 @@ class Interruption:
         self.asked_by: int | None = None
         self._installed = False
         self._abandonable = False
+        self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
         """From now on the signals ask. Before, while there is nothing to save, they end the process as ever."""
@@ -38,7 +39,7 @@ class Interruption:
             return
         self._installed = True
         for number in SIGNALS:
-            before = signal.signal(number, self._ask)
+            before = self._before[number] = signal.signal(number, self._ask)
             run.undoing.append(functools.partial(_give_back, number, before))
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -52,6 +53,13 @@ class Interruption:
             _write(b"\nkohya_ext: " + name + b": a state is saved after this optimizer step, then the run stops\n")
             if self._abandonable:
                 raise Abandoned
+
+    def end_as_ever(self) -> None:
+        """Have the signal that has come end the process as if nobody had listened for it."""
+        number = self.asked_by
+        if number is not None:
+            _give_back(number, self._before.get(number))
+            signal.raise_signal(number)
 
     @contextlib.contextmanager
     def abandonable(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kohya_ext.core.about import VERSION
 from kohya_ext.core.errors import STOPPED_BY_SIGNAL
@@ -69,6 +69,7 @@ class ExactResume:
         self.id = uuid.uuid4().hex
         self.origin: Record | None = None
         self.nothing_left = False
+        self._resumes = False
         self._epoch: _Epoch | None = None
         self._starts: list[str] = []
         self._images: str | None = None
@@ -133,7 +134,7 @@ class ExactResume:
 
     def continue_from(self, origin: Record) -> None:
         """A state has been loaded; the script has yet to come to its loops."""
-        self.origin, self.id = origin, origin.run
+        self.origin, self.id, self._resumes = origin, origin.run, True
         self._starts = list(origin.random.get("starts", []))
         if self.script.has("steps_from_state"):  # newer LoRA scripts would count from there, at the wrong batch
             self.script.put(steps_from_state=None)
@@ -348,6 +349,19 @@ class ExactResume:
         """Whether a signal has asked for a state."""
         return self.interruption is not None and self.interruption.asked_by is not None
 
+    def leave_untrained(self) -> None:
+        """End the process on a signal that came before any step: what it was resumed from is still the last state."""
+        if self.interruption is None:
+            return
+        if not self._resumes:
+            self.interruption.end_as_ever()
+        say(f"stopped by a signal before another step: the state to continue from is still {self.args.resume}")
+        self._end()
+
+    def _end(self) -> NoReturn:
+        self.accelerator.end_training()
+        raise SystemExit(STOPPED_BY_SIGNAL)
+
     def _stop_if_asked(self) -> None:
         """Save a state and end the process, if a signal has asked for it and the last batch has made a step."""
         if not self.asked_to_stop or self._epoch is None:
@@ -361,5 +375,4 @@ class ExactResume:
         say(
             f"stopped by a signal at step {step}, the state is {folder}; `kohya-ext resume` has the command to continue"
         )
-        self.accelerator.end_training()
-        raise SystemExit(STOPPED_BY_SIGNAL)
+        self._end()

@@ -112,10 +112,10 @@ class Validation:
         missed = self._measured_at == _NEVER
         ended = run.resume is not None and run.resume.nothing_left
         if self._measured_at is None or (missed and (ended or (self._after_epoch and self._each_epoch))):
-            yield from self._validate(taken)
+            yield from self._validate_first(taken)
         self.epoch += 1
         if missed and self.owed and self.options.every and self.step % self.options.every == 0:
-            yield from self._validate(taken)
+            yield from self._validate_first(taken)
         for batch in batches:
             before = self.standstill.steps
             yield batch
@@ -125,6 +125,16 @@ class Validation:
                 return
         if self.owed and self._each_epoch:
             yield from self._validate(taken)
+
+    def _validate_first(self, taken: loader.Pass) -> Iterator[Any]:
+        """Validate the weights that the process began with. Where a signal comes first, leave them to the next process.
+
+        If this one trained on to a step that it can save, they would never be validated.
+        """
+        yield from self._validate(taken)
+        resume = run.resume
+        if self._asked_to_stop and not self.standstill.steps and resume is not None and not resume.nothing_left:
+            resume.leave_untrained()
 
     @property
     def _each_epoch(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,16 +229,12 @@ def test_a_stop_between_a_state_and_its_validation(
     After the last step it always does.
     """
     expected = expected or int(nothing_left and not recorded)
-    one = Validation.__new__(Validation)
-    one.args = arguments(folder, resume="dog-step00000004-state")
-    one.options, one.standstill, one.best = SimpleNamespace(every=every), SimpleNamespace(steps=0), None  # type: ignore[assignment]
-    one._measured_at, one.record = None, RunRecord(one.args)
-    one.continue_from(4, 1, {}, within=within)
+    one = resumed(folder, every=every, within=within)
     (folder / "out").mkdir()
     if recorded:
         row = records.Row(4, 2, "raw", 1.0, 0.5, 1.5, 1.0, 3, 2, 0.1, 1.0, 0)
         records.write(folder / "out" / "dog-validation.csv", records.COLUMNS, [records.cells(row)])
-    monkeypatch.setattr(run, "resume", SimpleNamespace(nothing_left=nothing_left))
+    monkeypatch.setattr(run, "resume", SimpleNamespace(nothing_left=nothing_left, asked_to_stop=False))
     made = []
 
     def validate(_: Any) -> Iterator[Any]:
@@ -250,6 +247,48 @@ def test_a_stop_between_a_state_and_its_validation(
     assert [step for step, _ in made] == [4] * expected
     if every == 0 and not (nothing_left and within):
         assert [epoch for _, epoch in made] == [2] * expected
+
+
+def resumed(folder: Path, *, every: int, within: bool) -> Validation:
+    """The validation of a run that is resumed after step 4, in the second epoch or after it."""
+    one = Validation.__new__(Validation)
+    one.args = arguments(folder, resume="dog-step00000004-state")
+    one.options, one.standstill, one.best = SimpleNamespace(every=every), SimpleNamespace(steps=0), None  # type: ignore[assignment]
+    one._measured_at, one.record = None, RunRecord(one.args)
+    one.continue_from(4, 1, {}, within=within)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("fresh", "every", "within", "steps", "nothing_left", "left"),
+    [
+        (True, 0, False, 0, False, True),
+        (False, 0, False, 0, False, True),
+        (False, 2, True, 0, False, True),
+        (False, 0, False, 3, False, False),  # what has been trained must be saved
+        (False, 0, False, 0, True, False),  # the model must be saved
+        (False, 0, True, 0, False, False),  # what is owed here is validated behind the epoch, from another state
+    ],
+)
+def test_a_signal_in_the_first_validation_leaves_it_to_the_next_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool, every: int, within: bool, steps: int,
+    nothing_left: bool, left: bool,
+) -> None:  # fmt: skip
+    class LeftError(Exception):
+        pass
+
+    def leave() -> None:
+        raise LeftError
+
+    one = resumed(folder, every=every, within=within)
+    one.standstill.steps = steps
+    if fresh:
+        one.args.resume = None
+    ends = SimpleNamespace(nothing_left=nothing_left, asked_to_stop=True, leave_untrained=leave)
+    monkeypatch.setattr(run, "resume", ends)
+    monkeypatch.setattr(one, "_validate", lambda _: iter(()))
+    with pytest.raises(LeftError) if left else nullcontext():
+        list(one.around(iter(()), Pass(None, None)))  # type: ignore[arg-type]
 
 
 def test_a_split_of_one_image_is_refused(folder: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
