@@ -54,8 +54,10 @@ def ours(model: Weights, dtype: torch.dtype = torch.float32, **options: Any) -> 
 
 def two_widths(model: Weights) -> Callable[[], object]:
     """What a run with `--ema_sigma_rel A B` does after a step: both EMAs are updated."""
-    updates = (ours(model), ours(model))
-    return lambda: [update() for update in updates]
+    first, second = (Shadow(model.named_parameters(), constant(decay)) for decay in (DECAY, 1 - 2 * (1 - DECAY)))
+    first.capture()
+    second.capture()
+    return lambda: first.update(second)
 
 
 def peers(model: Weights) -> dict[str, Callable[[], object]]:

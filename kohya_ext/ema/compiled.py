@@ -26,38 +26,43 @@ GROUP = 8
 # for always alike.
 _FIRST_ROWS = 1 << 12
 
-_Kernel = Callable[[list[Tensor], list[Tensor], Tensor], None]
+_Kernel = Callable[[list[list[Tensor]], list[Tensor], list[Tensor]], None]
 
 
 class CannotCompileError(RuntimeError):
     """torch cannot compile here; nothing has been blended."""
 
 
-def blend_(shadows: Sequence[Tensor], weights: Sequence[Tensor], weight: float) -> None:
+def blend_(shadows: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], numbers: Sequence[float]) -> None:
     """lerp in place where the weights are finite.
 
-    Flat tensors on one device; the shadows all float32 or all float64, the weights of one floating dtype; a weight
-    below HEAVIEST. Raises CannotCompileError before it has blended anything.
+    Args:
+        shadows: of each average, one for each of the weights: flat, all float32 or all float64.
+        weights: flat tensors of one floating dtype, on the device of the shadows. They are read once for all averages.
+        numbers: the w of each average, below HEAVIEST.
+
+    Raises:
+        CannotCompileError: nothing has been blended.
     """
-    kind = (shadows[0].dtype, weights[0].dtype, shadows[0].device)
-    number = _scalar(weight, shadows[0].dtype, shadows[0].device)
-    into, newest = _tables(shadows), _tables(weights)
-    if len(into) == 1:
-        _kernel(*kind, 1)(into, newest, number)
-    elif into:
-        _blend_groups(_kernel(*kind, GROUP), into, newest, number)
-    loose = [part for part in zip(_ends(shadows), _ends(weights), strict=True) if part[0].numel()]
-    _guarded_lerp([shadow for shadow, _ in loose], [end for _, end in loose], number)
+    first = shadows[0][0]
+    kind = (first.dtype, weights[0].dtype, first.device)
+    scalars = [_scalar(number, first.dtype, first.device) for number in numbers]
+    into, newest = [_tables(own) for own in shadows], _tables(weights)
+    if len(newest) == 1:
+        _kernel(*kind, 1, len(shadows))(into, newest, scalars)
+    elif newest:
+        _blend_groups(_kernel(*kind, GROUP, len(shadows)), into, newest, scalars)
+    _guarded_lerp([_ends(own) for own in shadows], _ends(weights), scalars)
 
 
-def _blend_groups(kernel: _Kernel, shadows: list[Tensor], weights: list[Tensor], weight: Tensor) -> None:
-    for first in range(0, len(shadows), GROUP):
-        into, newest = shadows[first : first + GROUP], weights[first : first + GROUP]
-        filled = len(into)
+def _blend_groups(kernel: _Kernel, shadows: list[list[Tensor]], weights: list[Tensor], numbers: list[Tensor]) -> None:
+    for first in range(0, len(weights), GROUP):
+        into, newest = [own[first : first + GROUP] for own in shadows], weights[first : first + GROUP]
+        filled = len(newest)
         if filled < GROUP:
-            into = into + _padding(into[0].dtype, into[0].device)[filled:]
-            newest = newest + _padding(newest[0].dtype, newest[0].device)[filled:]
-        kernel(into, newest, weight)
+            into = [own + _padding(own[0].dtype, own[0].device, number)[filled:] for number, own in enumerate(into)]
+            newest = newest + _padding(newest[0].dtype, newest[0].device, -1)[filled:]
+        kernel(into, newest, numbers)
 
 
 def _tables(flat: Sequence[Tensor]) -> list[Tensor]:
@@ -65,7 +70,9 @@ def _tables(flat: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _ends(flat: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor[rows_of(tensor.numel()) * WIDTH :] for tensor in flat]
+    """What the tables leave over; where that is nothing, nothing."""
+    starts = ((tensor, rows_of(tensor.numel()) * WIDTH) for tensor in flat)
+    return [tensor[start:] for tensor, start in starts if start < tensor.numel()]
 
 
 @functools.lru_cache(maxsize=8)
@@ -74,18 +81,23 @@ def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _padding(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Stand-ins that fill up the last group: another number of tensors would be compiled again."""
+def _padding(dtype: torch.dtype, device: torch.device, place: int) -> list[Tensor]:
+    """Stand-ins that fill up the last group: another number of tensors would be compiled again.
+
+    place: of the average, or -1 for the weights: what is written may not be one tensor under two names.
+    """
     return [torch.zeros(2, WIDTH, dtype=dtype, device=device) for _ in range(GROUP)]
 
 
 @functools.lru_cache(maxsize=16)
-def _kernel(shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int) -> _Kernel:
+def _kernel(
+    shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int, averages: int
+) -> _Kernel:
     right = False
 
     def first_call(kernel: _Kernel) -> None:
         nonlocal right
-        right = _is_right(kernel, shadow_dtype, weights_dtype, device, tensors)
+        right = _is_right(kernel, shadow_dtype, weights_dtype, device, tensors, averages)
 
     try:
         kernel: _Kernel = compile_kernel(_guarded_lerp, f"guarded_lerp_{_kernel.cache_info().misses}", first_call)
@@ -100,22 +112,35 @@ def _kernel(shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch
 
 
 def _is_right(
-    kernel: _Kernel, shadow_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device, tensors: int
+    kernel: _Kernel,
+    shadow_dtype: torch.dtype,
+    weights_dtype: torch.dtype,
+    device: torch.device,
+    tensors: int,
+    averages: int,
 ) -> bool:
     """Compile by a first call, on numbers whose average is known."""
     sizes = [(_FIRST_ROWS + number, WIDTH) for number in range(tensors)]
-    shadows = [torch.full(size, 0.25, dtype=shadow_dtype, device=device) for size in sizes]
+    shadows = [[torch.full(size, 0.25, dtype=shadow_dtype, device=device) for size in sizes] for _ in range(averages)]
     weights = [torch.ones(size, dtype=weights_dtype, device=device) for size in sizes]
     for newest in weights:
         newest[5, 0], newest[6, 1], newest[-1, -1] = math.nan, math.inf, -math.inf
-    any_rows([*shadows, *weights])
-    kernel(shadows, weights, _scalar(0.25, shadow_dtype, device))
-    kept_out = all(shadow[place] == 0.25 for shadow in shadows for place in ((5, 0), (6, 1), (-1, -1)))
-    return kept_out and all(int((shadow == 0.4375).sum()) == shadow.numel() - 3 for shadow in shadows)
+    any_rows([*(shadow for own in shadows for shadow in own), *weights])
+    parts = [0.25 / 2**number for number in range(averages)]
+    kernel(shadows, weights, [_scalar(part, shadow_dtype, device) for part in parts])
+    return all(_is_blended(shadow, 0.25, part) for own, part in zip(shadows, parts, strict=True) for shadow in own)
 
 
-def _guarded_lerp(shadows: list[Tensor], weights: list[Tensor], weight: Tensor) -> None:
-    for shadow, newest in zip(shadows, weights, strict=True):
-        upcast = newest.to(shadow.dtype)
-        finite = upcast.abs() < math.inf
-        shadow.copy_(torch.where(finite, shadow + weight * (upcast - shadow), shadow))
+def _is_blended(shadow: Tensor, before: float, part: float) -> bool:
+    """Whether ones went into a shadow, but for three elements."""
+    kept_out = all(shadow[place] == before for place in ((5, 0), (6, 1), (-1, -1)))
+    return kept_out and int((shadow == before + part * (1 - before)).sum()) == shadow.numel() - 3
+
+
+def _guarded_lerp(shadows: list[list[Tensor]], weights: list[Tensor], numbers: list[Tensor]) -> None:
+    for place, newest in enumerate(weights):
+        for own, number in zip(shadows, numbers, strict=True):
+            shadow = own[place]
+            upcast = newest.to(shadow.dtype)
+            finite = upcast.abs() < math.inf
+            shadow.copy_(torch.where(finite, shadow + number * (upcast - shadow), shadow))

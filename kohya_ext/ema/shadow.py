@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -11,19 +11,17 @@ import torch
 from torch import Tensor
 
 from kohya_ext.ema import checkpoint
-from kohya_ext.ema.blend import Blender, Update, copy_finite
+from kohya_ext.ema.blend import Averaged, Blender, Update, copy_finite
 from kohya_ext.ema.device import FREE_SHARE, Placement, place
+from kohya_ext.ema.joint import Joint
+from kohya_ext.ema.parameters import check_dtype, named
 from kohya_ext.ema.schedules import Schedule
 from kohya_ext.ema.swap import Swap
-from kohya_ext.tensors.elements import repeats
 
 FORMAT = 1
 
 # How often bringing the raw weights back is begun again after an interruption before it counts as a failure.
 _PATIENCE = 10
-
-# (place among the parameters, weights, shadow)
-_Averaged = tuple[int, Tensor, Tensor]
 
 
 class Shadow:
@@ -73,7 +71,7 @@ class Shadow:
             raise ValueError(f"update_every must be at least 1, got {update_every}")
         if start_step < 0:
             raise ValueError(f"start_step must be at least 0, got {start_step}")
-        _check_dtype(dtype, stochastic)
+        check_dtype(dtype, stochastic)
         self.schedule = schedule
         self.update_every = update_every
         self.start_step = start_step
@@ -83,12 +81,13 @@ class Shadow:
         self.updates = 0  # blends done
         self.placement: Placement | None = None
         self._wanted = device
-        self._params = _named(params)
+        self._params = named(params)
         self._frozen_too = frozen_too
         self._index = {id(parameter): number for number, parameter in enumerate(self._params.values())}
         self._names = list(self._params)
         self._shadows: dict[str, Tensor] = {}
-        self._averaged: list[_Averaged] = []  # the same and its weights, ready for every step
+        self._averaged: list[Averaged] = []  # the same and its weights, ready for every step
+        self._joint = Joint()
         self._started = False
         self._placed = False
         self._stepped: set[int] = set()  # parameters that update_param has done in the current step
@@ -112,15 +111,45 @@ class Shadow:
         elif not self._placed:
             self._place_anew()
 
-    def update(self) -> None:
+    def update(self, *others: Shadow) -> None:
         """One real optimizer step is over: blend, if this step is one of every `update_every`.
 
         Where `update_param` has done some parameters of this step already, this does the others.
+
+        Args:
+            *others: further averages, whose step is over too. Of the same weights, kept in the same dtype and place,
+                all are updated in one pass.
         """
+        every = (self, *others)
+        dues = [one._begin_update() for one in every]
+        joint = self._joint_with(others) if None not in dues else None
+        if joint is None:
+            for one, due in zip(every, dues, strict=True):
+                one._advance([entry for entry in one._averaged if entry[0] not in one._stepped], due)
+        else:
+            with torch.no_grad():
+                remaining = [entry for entry in joint if entry[0] not in self._stepped]
+                self._blender.blend(remaining, [due for due in dues if due is not None])
+        for one, due in zip(every, dues, strict=True):
+            one._end_update(due)
+
+    def _joint_with(self, others: Sequence[Shadow]) -> list[Averaged] | None:
+        """What to blend in one pass; None where each needs its own."""
+        blender = self._blender
+        if not others or any(one._stepped != self._stepped or not one._blender.is_like(blender) for one in others):
+            return None
+        joint = self._joint.of([self._averaged, *(one._averaged for one in others)])
+        if joint is not None:
+            for one in others:
+                one._blender = blender  # counts what is kept out of all of them
+        return joint
+
+    def _begin_update(self) -> Update | None:
         self._refuse_if_swapped("update")
         self._require_start()
-        due = self._due()
-        self._advance([entry for entry in self._averaged if entry[0] not in self._stepped], due)
+        return self._due()
+
+    def _end_update(self, due: Update | None) -> None:
         if due is not None:
             self.updates = due.number
         self.step += 1
@@ -144,7 +173,7 @@ class Shadow:
         self._stepped.add(number)
         shadow = self._shadows.get(self._names[number])
         if shadow is not None:
-            self._advance([(number, parameter, shadow)], self._due())
+            self._advance([(number, parameter, (shadow,))], self._due())
 
     # ------------------------------------------------------------------ reading
 
@@ -284,13 +313,13 @@ class Shadow:
         number = averaged // self.update_every
         return Update(self.schedule.weight(number, self.update_every), number, self.seed)
 
-    def _advance(self, averaged: list[_Averaged], due: Update | None) -> None:
+    def _advance(self, averaged: list[Averaged], due: Update | None) -> None:
         """Take the weights as they are after this step: into the EMA, or as the start model of a late start."""
         with torch.no_grad():
             if due is not None:
-                self._blender.blend(averaged, due)
+                self._blender.blend(averaged, [due])
             elif self.step + 1 == self.start_step:
-                for _, weights, shadow in averaged:
+                for _, weights, (shadow,) in averaged:
                     copy_finite(weights, shadow)
 
     def _chosen(self) -> list[str]:
@@ -319,7 +348,8 @@ class Shadow:
     def _settle(self) -> None:
         """The shadows are there, and where they belong."""
         self._averaged = [
-            (self._index[id(self._params[name])], self._params[name], shadow) for name, shadow in self._shadows.items()
+            (self._index[id(self._params[name])], self._params[name], (shadow,))
+            for name, shadow in self._shadows.items()
         ]
         self._blender.size_up(sum(shadow.numel() for shadow in self._shadows.values()))
         self._placed = True
@@ -356,37 +386,3 @@ class Shadow:
             for key in ("schedule", "update_every", "start_step", "dtype")
             if key in state and own[key] != state[key]
         ]
-
-
-def _named(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for number, item in enumerate(params):
-        name, parameter = item if isinstance(item, tuple) else (str(number), item)
-        if id(parameter) in seen:
-            continue
-        if name in named:
-            raise ValueError(f"two parameters are called {name!r}")
-        if not (parameter.is_floating_point() and parameter.layout == torch.strided):
-            raise TypeError(
-                f"parameter {name!r} is {parameter.dtype}, {parameter.layout}: only dense real weights are averaged"
-            )
-        if repeats(parameter):
-            raise TypeError(f"parameter {name!r} is an expanded view, whose elements share memory: use a clone of it")
-        seen.add(id(parameter))
-        named[name] = parameter
-    return named
-
-
-def _check_dtype(dtype: torch.dtype, stochastic: bool) -> None:
-    if dtype in (torch.float32, torch.float64):
-        if stochastic:
-            raise ValueError(f"stochastic rounding is for a bfloat16 shadow, not {dtype}")
-        return
-    if dtype == torch.bfloat16 and stochastic:
-        return
-    fix = "use float32, or bfloat16 with stochastic rounding" if dtype == torch.bfloat16 else "use float32"
-    raise ValueError(
-        f"a {dtype} shadow with rounding to nearest does not move: at a decay of 0.9995 an update is less than half "
-        f"of its last digit; {fix}"
-    )

@@ -107,7 +107,7 @@ def test_where_torch_cannot_compile_updates_are_eager(dtype: torch.dtype, monkey
 def test_compiling_is_for_many_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of compiling are not spent on an EMA that takes milliseconds."""
     calls: list[Sequence[Tensor]] = []
-    monkeypatch.setattr(compiled, "blend_", lambda shadows, *_: calls.append(shadows))
+    monkeypatch.setattr(compiled, "blend_", lambda shadows, *_: calls.extend(shadows))
     averages(torch.float32, constant(0.9))
     assert not calls
     monkeypatch.setattr(compiled, "WORTHWHILE", sum(SIZES))
@@ -116,14 +116,14 @@ def test_compiling_is_for_many_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_kernel_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unguarded(shadows: list[Tensor], weights: list[Tensor], weight: Tensor) -> None:
-        for shadow, newest in zip(shadows, weights, strict=True):
-            shadow.lerp_(newest, float(weight))
+    def unguarded(shadows: list[list[Tensor]], weights: list[Tensor], numbers: list[Tensor]) -> None:
+        for shadow, newest in zip(shadows[0], weights, strict=True):
+            shadow.lerp_(newest, float(numbers[0]))
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: unguarded)
     compiled._kernel.cache_clear()
     try:
         with pytest.raises(compiled.CannotCompileError, match="miscompiles"):
-            compiled.blend_([torch.zeros(40_000)], [torch.ones(40_000)], 0.25)
+            compiled.blend_([[torch.zeros(40_000)]], [torch.ones(40_000)], [0.25])
     finally:
         compiled._kernel.cache_clear()
