@@ -5,6 +5,7 @@ frozen_alone: models without gradients are not wrapped for several processes. ac
 fails, and a LoRA run prepares its frozen U-Net.
 older_diffusers: a module of diffusers under the name it had in 2023, which XTI imports.
 small_control_nets: ControlNets of the size of the rig's models; upstream writes their widths out.
+small_hunyuan_image: HunyuanImage of that size, see `rig_hunyuan_image`.
 overflows: a gradient scaler as under fp16, which accelerate keeps on a GPU only. Here it is torch's own, for the CPU,
 handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows.
 compiled: the average is blended by compiled passes, as it is for models of real size.
@@ -216,6 +217,10 @@ def small_control_nets() -> None:
     sdxl.SdxlControlNet.__init__ = init_small
 
 
+def small_hunyuan_image() -> None:
+    runpy.run_path(str(Path(__file__).with_name("rig_hunyuan_image.py")))["shrink"]()
+
+
 def stay_together() -> None:
     """The processes of one run go on to the next: newer accelerate parts them at the end of training."""
     import accelerate
@@ -243,7 +248,8 @@ def runs_of(arguments: list[str]) -> Iterator[list[str]]:
 
 
 _ALL = (
-    nothing, compiled, killed, full_disk, overflows, frozen_alone, older_diffusers, small_control_nets, of_2023_spring,
+    nothing, compiled, killed, full_disk, overflows, frozen_alone, older_diffusers, small_control_nets,
+    small_hunyuan_image, of_2023_spring,
 )  # fmt: skip
 WHATS = {what.__name__: what for what in _ALL}
 
