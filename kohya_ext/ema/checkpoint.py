@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,27 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     settings = {key: value for key, value in state.items() if key != "shadow"}
     shadows: Mapping[str, Tensor] = state["shadow"]
     forms = {name: (shadow.dtype, tuple(shadow.shape)) for name, shadow in shadows.items()}
-    write_tensors(path, forms, shadows.values(), {_HEADER_KEY: json.dumps(settings, sort_keys=True)})
+    save_streamed(path, settings, forms, shadows.values())
+
+
+def save_streamed(
+    path: Path,
+    settings: Mapping[str, Any],
+    forms: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    shadows: Iterable[Tensor],
+) -> None:
+    """The same from tensors that are made one after the other.
+
+    Args:
+        path: of the file.
+        settings: what a state holds besides the shadows.
+        forms: name -> dtype and shape of each.
+        shadows: in the same order.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_tensors(path, forms, shadows, {_HEADER_KEY: json.dumps(settings, sort_keys=True)})
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -211,6 +211,10 @@ class Shadow:
         for name, shadow in self._shadows.items():
             yield name, self._params[name].detach(), shadow
 
+    def average_of(self, name: str) -> Tensor:
+        """The average of one parameter. Not a copy: do not write to it. Raises KeyError where it is not averaged."""
+        return self._shadows[name]
+
     # ------------------------------------------------------------------ swapping
 
     @contextmanager
@@ -301,7 +305,7 @@ class Shadow:
         self._stepped.clear()
         self._shadows = loaded
         self._placed = False
-        self._started = bool(self._shadows)
+        self._started = True
         return notes
 
     # ------------------------------------------------------------------ inside

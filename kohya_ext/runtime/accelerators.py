@@ -35,6 +35,8 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
 
         script = resume_start.check(args)
     result = original(args, *rest, **named)
+    if asked or ours(getattr(args, "optimizer_type", None)):
+        _leave_models_whole(args)
     accelerator = result[0] if isinstance(result, tuple) else result  # sd-scripts v0.6 returns (it, unwrap_model)
     telemetry.begin(accelerator, log_every)
     measuring.begin(args, accelerator)
@@ -49,6 +51,19 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     if resume is not None:
         resume_start.begin(args, resume, accelerator, script)
     return result
+
+
+def _leave_models_whole(args: argparse.Namespace) -> None:
+    """Have transformers make models as it does without DeepSpeed; they are divided when the training begins.
+
+    With ZeRO 3 it divides them at once, whatever `--zero3_init_flag` says, and Kohya cannot load weights into those.
+    """
+    if not getattr(args, "deepspeed", False) or getattr(args, "zero3_init_flag", False):
+        return
+    for name in ("transformers.integrations.deepspeed", "transformers.deepspeed"):
+        forget = getattr(sys.modules.get(name), "unset_hf_deepspeed_config", None)
+        if callable(forget):
+            forget()
 
 
 def _load_all() -> None:
@@ -72,6 +87,7 @@ def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOpti
     """Wrap the *instance's* prepare and save/load_state: this is the one accelerator of the run."""
     from kohya_ext.runtime import savers
     from kohya_ext.runtime.ema_outputs import Twins
+    from kohya_ext.runtime.zero import is_engine
 
     twins = Twins(args, settings)
     savers.wrap_saver_of_embeddings(twins)
@@ -82,9 +98,14 @@ def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOpti
     def prepare_and_meet(*models: Any, **named: Any) -> Any:
         for model in models:
             averaging.meet(model)
-            savers.wrap_saver_of_network(model, twins)
-            savers.wrap_writers(model, args, twins)
-        return prepare(*models, **named)
+            for part in (model, *_models_within(model)):
+                savers.wrap_saver_of_network(part, twins)
+                savers.wrap_writers(part, args, twins)
+        result = prepare(*models, **named)
+        for thing in result if isinstance(result, (tuple, list)) else (result,):
+            if is_engine(thing):
+                averaging.attach(thing, accelerator)
+        return result
 
     @functools.wraps(save_state)
     def save_state_of_raw(*where: Any, **named: Any) -> Any:
@@ -102,6 +123,12 @@ def _watch(accelerator: Any, args: argparse.Namespace, settings: options.EmaOpti
     accelerator.prepare = prepare_and_meet
     accelerator.save_state = save_state_of_raw
     accelerator.load_state = load_state_and_average
+
+
+def _models_within(model: Any) -> list[Any]:
+    """The models that Kohya has wrapped into one, for DeepSpeed."""
+    get_models = getattr(model, "get_models", None)
+    return list(get_models().values()) if callable(get_models) else []
 
 
 def _save_ema(folder: str | None) -> None:

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kohya_ext import __version__
 from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
-from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, relative_distance, rounding_noise
+from kohya_ext.ema.health import relative_distance, rounding_noise
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
 from kohya_ext.runtime.block_moves import finish_moves
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.run import is_main_process, say, stop, warn_again_at_end
 from kohya_ext.runtime.snapshots import Snapshots
-from kohya_ext.runtime.stopwatch import Stopwatch
+from kohya_ext.runtime.tracks import Track
+from kohya_ext.runtime.zero import Zero
+from kohya_ext.runtime.zero_track import ZeroTrack
 from kohya_ext.spec.outputs import EMA_METADATA, ema_suffix
-
-# Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
-UPDATES_TO_MOVE = 100
 
 # A bfloat16 EMA that has more rounding than this in its distance from the weights is told to be noise.
 MOST_NOISE = 0.5
@@ -51,7 +48,8 @@ class Average:
         self.label = "EMA" if len(widths) == 1 else f"EMA of width {self.width:g}"
         self._names: dict[int, str] = {}
         self.models: list[Any] = []
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
+        self._hooks: list[Any] = []
         self._announced = False
         self._cost_told = False
         self._noise_told = False
@@ -74,10 +72,20 @@ class Average:
                 "(it has train and eval modes), and the weights in training are not the ones to average; "
                 "use only one of them"
             )
-        track = _Track(self, optimizer)
+        track = Track(self, optimizer)
         self._tracks.append(track)
-        optimizer.register_step_pre_hook(lambda *_: track.before_step())
-        optimizer.register_step_post_hook(lambda *_: track.after_step())
+        self._hooks += [
+            optimizer.register_step_pre_hook(lambda *_: track.before_step()),
+            optimizer.register_step_post_hook(lambda *_: track.after_step()),
+        ]
+
+    def attach(self, zero: Zero) -> None:
+        """DeepSpeed has divided the weights of the optimizer that is followed, and steps it part by part."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._tracks = [ZeroTrack(self, track.optimizer, zero) for track in self._tracks]
+        for track in self._tracks:
+            zero.follow(track)
 
     def before_step_of(self, parameter: Any) -> None:
         """Fused backward: `parameter` is about to be stepped by itself."""
@@ -106,22 +114,27 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The EMA is in the model's parameters while this lasts; the raw weights come back bit for bit."""
-        finish_moves(self.models)
-        with ExitStack() as stack:
-            for track in self._tracks:
-                track.catch_up()
-                if track.shadow is not None and track.shadow.started:
-                    stack.enter_context(track.shadow.swap())
-            stack.callback(finish_moves, self.models)  # sampling moves blocks; the weights come back after that
+        with self._swapped_in(lambda track: track.in_place()):
             yield
 
     @contextmanager
     def saving(self) -> Iterator[None]:
         """`in_place`, for the time in which a file is written."""
-        with self.in_place():
+        with self._swapped_in(lambda track: track.for_saving()):
             yield
             if self._snapshots.kept and self.place == 0:
                 self._snapshots.write_samples(self._entries(), self.metadata())
+
+    @contextmanager
+    def _swapped_in(self, exchange: Callable[[Track], AbstractContextManager[None]]) -> Iterator[None]:
+        finish_moves(self.models)
+        with ExitStack() as stack:
+            for track in self._tracks:
+                track.catch_up()
+                if track.started:
+                    stack.enter_context(exchange(track))
+            stack.callback(finish_moves, self.models)  # sampling moves blocks; the weights come back after that
+            yield
 
     def saved(self, *, last: bool) -> None:
         """The EMA has been saved. last: at the end of the run."""
@@ -135,6 +148,8 @@ class Average:
             self._write_snapshot()
 
     def _write_snapshot(self) -> None:
+        if not is_main_process():
+            return
         about = self.metadata()
         self._snapshots.write(int(about[f"{EMA_METADATA}steps"]), self._entries(), about)
 
@@ -144,8 +159,8 @@ class Average:
         return [
             (f"optimizer{number}.{name}" if several else name, weights, average)
             for number, track in enumerate(self._tracks)
-            if track.shadow is not None and track.shadow.started
-            for name, weights, average in track.shadow.pairs()
+            if track.started
+            for name, weights, average in track.entries()
         ]
 
     @contextmanager
@@ -154,14 +169,21 @@ class Average:
         finish_moves(self.models)
         with ExitStack() as stack:
             for track in self._tracks:
-                if track.shadow is not None:
-                    stack.enter_context(track.shadow.raw())
+                stack.enter_context(track.raw())
+            yield
+
+    @contextmanager
+    def raw_for_saving(self) -> Iterator[None]:
+        """The raw weights are in the parameters in a form that can be written to a file."""
+        with ExitStack() as stack:
+            for track in self._tracks:
+                stack.enter_context(track.raw_for_saving())
             yield
 
     @property
     def swapped(self) -> bool:
         """Whether the EMA is in the parameters; after `in_place` only where the raw weights could not be put back."""
-        return any(track.shadow is not None and track.shadow.swapped for track in self._tracks)
+        return any(track.swapped for track in self._tracks)
 
     def parameters(self) -> list[Any]:
         """All that the optimizers step, in the order in which they were given."""
@@ -252,9 +274,7 @@ class Average:
         try:
             with self.raw():
                 for track, file in files:
-                    track.catch_up()
-                    if track.shadow is not None:
-                        checkpoint.save(file, track.shadow.state_dict())
+                    track.save_state(file)
         except BaseException:  # all or none: a run that resumes takes them together
             for _, file in files:
                 file.unlink(missing_ok=True)
@@ -263,13 +283,13 @@ class Average:
     def load_state(self, folder: Path) -> None:
         """Go on from the EMA in the folder of a state that Kohya has just loaded. Stops at another model's."""
         files = list(zip(self._tracks, _state_files(folder, self.place), strict=False))
-        if not all(file.is_file() for _, file in files):
+        if not all(track.everywhere(file.is_file()) for track, file in files):
             say(f"{folder} contains no {self.label}: this run starts a new one from the resumed weights")
             self._snapshots.resume(0)
             return
         for track, file in files:
             try:
-                differences = track.made().load_state_dict(checkpoint.load(file))
+                differences = track.load_state(file)
             except ValueError as error:
                 stop(f"cannot resume the EMA from {file}: {error}. Remove --enable_ema, or move that file away")
             for difference in differences:
@@ -302,7 +322,7 @@ class Average:
         shadows = (track.shadow for track in self._tracks)
         return [shadow for shadow in shadows if shadow is not None and shadow.started]
 
-    def _track_of(self, parameter: Any) -> _Track:
+    def _track_of(self, parameter: Any) -> Track:
         track = next((track for track in self._tracks if track.has(parameter)), None)
         if track is None:
             stop(f"a parameter of shape {tuple(parameter.shape)} is stepped by an optimizer that the EMA does not know")
@@ -315,85 +335,3 @@ def _state_files(folder: Path, place: int) -> Iterator[Path]:
     yield folder / f"{stem}.safetensors"
     for number in itertools.count(2):
         yield folder / f"{stem}_{number}.safetensors"
-
-
-class _Track:
-    """One optimizer and the shadow of its weights; the shadow is made at the first step, when the weights lie still."""
-
-    def __init__(self, average: Average, optimizer: Any) -> None:
-        self.average = average
-        self.optimizer = optimizer
-        self.shadow: Shadow | None = None
-        self._behind = False
-        self._waited = False  # for the optimizer's state, before the EMA was placed
-        self._check: FrozenCheck | None = None
-        self.stopwatch = Stopwatch()
-        self._parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-    def has(self, parameter: Any) -> bool:
-        return id(parameter) in self._parameters
-
-    def start(self) -> None:
-        """Take the start model, if this is the first step."""
-        shadow = self.made()
-        shadow.capture()
-        self._waited = self._waited or not (shadow.placement is None or shadow.placement.final)
-        self.average.announce(shadow)
-
-    def before_step(self) -> None:
-        self.catch_up()
-        if self.shadow is not None:
-            self.average.between_steps(self.shadow.step)
-        self.start()
-
-    def after_step(self) -> None:
-        self._behind = True
-
-    def after_step_of(self, parameter: Any) -> None:
-        with self.stopwatch.around(self.made()):
-            self.made().update_param(parameter)
-        self.average.tell_cost()
-        self._behind = True  # the step is closed by the next catch_up, or by this parameter's next turn
-
-    def catch_up(self) -> None:
-        """Average the newest step, if that has not been done."""
-        if self._behind:
-            self._behind = False
-            finish_moves(self.average.models)
-            with self.stopwatch.around(self.made()):
-                self.made().update()
-            self.average.tell_cost()
-            self._tell_place()
-            self._stop_if_it_stands_still()
-
-    def _tell_place(self) -> None:
-        """Say where an EMA is kept that waited for the optimizer's state, once that is decided."""
-        placement = self.made().placement
-        if self._waited and placement is not None and placement.final:
-            self._waited = False
-            say(f"{self.average.label} is kept {placement.reason}")
-
-    def _stop_if_it_stands_still(self) -> None:
-        if self._check is None:
-            self._check = FrozenCheck(self.made(), after=UPDATES_TO_MOVE)
-        try:
-            self._check.check()
-        except FrozenShadowError as error:
-            stop(f"{error}. An EMA that does not move is useless; please report this with the settings of the run")
-
-    def made(self) -> Shadow:
-        """The shadow; made now if nobody has needed it before."""
-        if self.shadow is None:
-            options = self.average.options
-            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            self.shadow = Shadow(
-                list(zip(self.average.names_of(parameters), parameters, strict=True)),
-                self.average.schedule(),
-                update_every=options.update_every,
-                start_step=options.start_step,
-                dtype=getattr(torch, options.dtype),
-                stochastic=options.dtype == "bfloat16",
-                device=None if options.device == "cuda" else options.device,
-                frozen_too=True,  # what an optimizer holds may be thawed at any step
-            )
-        return self.shadow

@@ -6,8 +6,9 @@ They are kept in `runtime.run`; nothing happens here in a run without EMA.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +50,38 @@ def meet(model: Any) -> None:
         average.meet(model)
 
 
+def attach(engine: Any, accelerator: Any) -> None:
+    """DeepSpeed has made an engine of the model whose weights are averaged."""
+    if not run.averages:
+        return
+    from kohya_ext.runtime.zero import Zero, outlast_first_rank
+
+    zero = Zero(engine, run.averages[0].names_of)
+    for average in run.averages:
+        average.attach(zero)
+    end_training = accelerator.end_training
+
+    @functools.wraps(end_training)
+    def end_training_later(*given: Any, **named: Any) -> Any:
+        outlast_first_rank(zero)
+        return end_training(*given, **named)
+
+    accelerator.end_training = end_training_later
+
+
 @contextmanager
 def raw_weights() -> Iterator[None]:
     """The raw weights are in place while this lasts, even within a save from the EMA."""
     with ExitStack() as stack:
         for average in run.averages:
             stack.enter_context(average.raw())
+        yield
+
+
+@contextmanager
+def raw_for_saving() -> Iterator[None]:
+    """The raw weights are in the model in a form that can be written: with ZeRO 3 it has none of its own."""
+    with run.averages[0].raw_for_saving() if run.averages else nullcontext():
         yield
 
 

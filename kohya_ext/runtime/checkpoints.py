@@ -35,7 +35,7 @@ def _save_both(original: Callable[..., Any], call: inspect.BoundArguments, defau
     savers: dict[str, Any] = {
         name: call.arguments[name] for name in ("sd_saver", "diffusers_saver") if name in call.arguments
     }
-    call.arguments.update({name: _noted(saver, "raw") for name, saver in savers.items()})
+    call.arguments.update({name: _noted(_raw_in_place(saver), "raw") for name, saver in savers.items()})
     ready = ema_outputs.ready_ones(say_so=only)
     raw: Callable[[], Any] = functools.partial(original, *call.args, **call.kwargs)
     if ready and only:
@@ -74,6 +74,8 @@ def _save_average(
         if not only:
             return None
         result = None
+        instead = {name: _whole_or_nothing(_raw_in_place(saver)) for name, saver in savers.items()}
+        call.arguments.update({name: _noted(saver, average.weights) for name, saver in instead.items()})
         whole = nullcontext() if savers else safe_save.whole_files()
         with safe_save.kept_going(unless=default_name == ema_outputs.LAST), unwinding_on_sigterm(), whole:
             result = original(*call.args, **call.kwargs)
@@ -88,6 +90,17 @@ def _noted(saver: Callable[..., Any], weights: str) -> Callable[..., Any]:
         return saver
     noting: Callable[..., Any] = run.validation.best.noting(saver, weights)
     return noting
+
+
+def _raw_in_place(saver: Callable[..., Any]) -> Callable[..., Any]:
+    """The saver, to which the raw weights are shown in a form that can be written."""
+
+    @functools.wraps(saver)
+    def save(*given: Any, **named: Any) -> Any:
+        with averaging.raw_for_saving():
+            return saver(*given, **named)
+
+    return save
 
 
 def _whole_or_nothing(saver: Callable[..., Any]) -> Callable[..., Any]:

@@ -95,7 +95,8 @@ class Twins:
         only = self.settings.save == "only"
         ready = ready_ones(say_so=only)
         if not (only and ready):
-            write(file, None)
+            with averaging.raw_for_saving():
+                write(file, None)
         for average in ready:
             self._save_average(file, write, average, instead=only and average is ready[0])
 
@@ -113,7 +114,11 @@ class Twins:
             safe_save.tell_failure(target, error, only=instead)
             if instead:
                 last = is_last(file, self._output_name)
-                with safe_save.kept_going(unless=last), safe_save.moved_into_place(file) as temporary:
+                with (
+                    safe_save.kept_going(unless=last),
+                    averaging.raw_for_saving(),
+                    safe_save.moved_into_place(file) as temporary,
+                ):
                     write(temporary, None)
             return
         average.saved(last=is_last(file, self._output_name))

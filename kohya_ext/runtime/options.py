@@ -16,7 +16,7 @@ from typing import Any
 from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import heldout, legacy
 from kohya_ext.runtime.run import run, say, stop
-from kohya_ext.spec.conflicts import conflicts
+from kohya_ext.spec.conflicts import FUSED, conflicts
 from kohya_ext.spec.flags import (
     BY_KEY,
     EMA,
@@ -35,11 +35,10 @@ from kohya_ext.spec.flags import (
 )
 from kohya_ext.spec.optimizers import ours
 
+# an argument of AdaCoor
+AUTO_LR = "auto_lr"
 # beta of the schedule exp where it was chosen by its name
 EXP_BETA = 15.0
-
-# All of them step in the backward pass: before gradients are accumulated, and before a loss scale is taken out.
-_FUSED_FLAGS = ("fused_backward_pass", "fused_optimizer_groups", "blockwise_fused_optimizers")
 
 
 def add_optimizer_arguments(original: Callable[..., Any], parser: argparse.ArgumentParser) -> Any:
@@ -191,14 +190,26 @@ def check(args: argparse.Namespace) -> None:
     optimizer = ours(getattr(args, "optimizer_type", None))
     if legacy.found() or optimizer is None:
         return
-    if getattr(args, "deepspeed", False):
-        stop(f"{optimizer.name} does not work with DeepSpeed, which replaces the parameters it was given; remove one")
-    fused = next((flag for flag in _FUSED_FLAGS if getattr(args, flag, None)), None)
+    deepspeed = getattr(args, "deepspeed", False)
+    if deepspeed and AUTO_LR in _arguments(args):
+        stop(
+            f"{AUTO_LR} does not work with DeepSpeed: it measures how far each tensor has moved, and DeepSpeed joins "
+            "tensors and divides them among the ranks; give a --learning_rate instead"
+        )
+    fused = next((flag for flag in FUSED if getattr(args, flag, None)), None)
     if fused is None:
         return
+    if deepspeed:
+        stop(f"--{fused} does not work with DeepSpeed, which makes its own steps; remove one of them")
     if int(getattr(args, "gradient_accumulation_steps", 1) or 1) != 1:
         stop(f"--{fused} steps in the backward pass: set --gradient_accumulation_steps 1")
     if not optimizer.fused:
         stop(f"--{fused} does not work with {optimizer.name}; remove one of the two")
     if getattr(args, "mixed_precision", None) == "fp16" and not optimizer.loss_scaling:
         stop(f"--{fused} with {optimizer.name} cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no")
+
+
+def _arguments(args: argparse.Namespace) -> set[str]:
+    """The names in --optimizer_args whose value is not off."""
+    words = (str(word).partition("=") for word in getattr(args, "optimizer_args", None) or ())
+    return {name.strip() for name, _, value in words if value.strip() not in ("False", "0")}

@@ -8,6 +8,8 @@ from typing import Any
 
 from kohya_ext.spec.flags import BY_KEY, ENABLE_EMA, SNAPSHOT_EVERY, Values
 
+# Settings that step in the backward pass: before gradients are accumulated, and before a loss scale is taken out.
+FUSED = ("fused_backward_pass", "fused_optimizer_groups", "blockwise_fused_optimizers")
 START_STEP = BY_KEY["ema_start_step"]
 
 
@@ -44,6 +46,10 @@ def _no_safetensors(values: Values) -> bool:
     return form != "safetensors" and values.get("use_safetensors") is False
 
 
+def _offloaded_to_disk(values: Values, name: str) -> bool:
+    return bool(values.get("deepspeed")) and str(values.get(name) or "").lower() == "nvme"
+
+
 def _number(value: Any) -> float:
     try:
         return float(value or 0)
@@ -54,9 +60,21 @@ def _number(value: Any) -> float:
 CONFLICTS = (
     Conflict(
         "deepspeed",
-        lambda values: bool(values.get("deepspeed")),
-        "it does not work with DeepSpeed, which keeps the weights in partitions of its own",
-        "use only one of them",
+        lambda values: bool(values.get("deepspeed")) and any(values.get(name) for name in FUSED),
+        "DeepSpeed makes its own steps, and none in the backward pass",
+        f"remove {', '.join(f'--{name}' for name in FUSED)}",
+    ),
+    Conflict(
+        "offload_optimizer_device",
+        lambda values: _offloaded_to_disk(values, "offload_optimizer_device"),
+        "it needs the weights at every step, and DeepSpeed has them on a disk between two steps",
+        "offload the optimizer to cpu",
+    ),
+    Conflict(
+        "offload_param_device",
+        lambda values: _offloaded_to_disk(values, "offload_param_device"),
+        "it needs the weights at every save, and DeepSpeed has them on a disk while they are not used",
+        "offload the parameters to cpu",
     ),
     Conflict(
         "optimizer_type",
@@ -80,7 +98,17 @@ CONFLICTS = (
         SNAPSHOT_EVERY.name,
     ),
 )
-SETTINGS = ("deepspeed", "optimizer_type", "max_train_epochs", "max_train_steps", "save_model_as", "use_safetensors")
+SETTINGS = (
+    "deepspeed",
+    *FUSED,
+    "offload_optimizer_device",
+    "offload_param_device",
+    "optimizer_type",
+    "max_train_epochs",
+    "max_train_steps",
+    "save_model_as",
+    "use_safetensors",
+)
 
 
 def conflicts(values: Values) -> Iterator[Conflict]:

@@ -154,16 +154,16 @@ MUTATIONS = (
     ),
     Mutation(
         "steps are averaged before Kohya has changed the weights (norms, frozen rows): at once, not deferred",
-        "runtime/average.py",
-        "    def after_step(self) -> None:\n        self._behind = True\n",
-        "    def after_step(self) -> None:\n        self.made().update()\n",
+        "runtime/tracks.py",
+        'optimizer has made a step."""\n        self._behind = True\n',
+        'optimizer has made a step."""\n        self.made().update()\n',
         "tests/runtime/test_average.py -k changes_after",
     ),
     Mutation(
         "weights that are frozen at the first step stay out for good (DyLoRA)",
-        "runtime/average.py",
-        "                frozen_too=True,",
-        "                frozen_too=False,",
+        "runtime/tracks.py",
+        "            frozen_too=True,",
+        "            frozen_too=False,",
         "tests/runtime/test_average.py -k thawed",
     ),
     Mutation(

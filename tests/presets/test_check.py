@@ -126,7 +126,7 @@ def test_a_complete_valid_preset_has_no_findings() -> None:
         *(
             ({"additional_parameters": f"--enable_ema {words}", **more}, ("error", "ema", "additional_parameters"))
             for words, more in (
-                ("--deepspeed", {}),
+                ("--deepspeed --offload_optimizer_device=nvme", {}),
                 ("--ema_start_step=500", {"max_train_steps": 500}),
                 ("--ema_snapshot_keep=3", {}),
             )

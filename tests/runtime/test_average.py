@@ -10,8 +10,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from kohya_ext.runtime import average as average_module
-from kohya_ext.runtime import averaging, optimizers
+from kohya_ext.runtime import averaging, optimizers, tracks
 from kohya_ext.runtime.average import Average
 from tests.runtime.conftest import Run, close, same
 
@@ -201,7 +200,7 @@ def test_a_start_behind_the_end_is_refused(begin: Begin) -> None:
 
 
 def test_an_average_that_stands_still_ends_the_run(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(average_module, "UPDATES_TO_MOVE", 2)
+    monkeypatch.setattr(tracks, "UPDATES_TO_MOVE", 2)
     run = begin()
     run.step(2)
     shadow = average()._tracks[0].made()
@@ -212,7 +211,7 @@ def test_an_average_that_stands_still_ends_the_run(begin: Begin, monkeypatch: py
 
 def test_weights_that_stand_still_are_no_fault(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A learning rate of 0 moves neither."""
-    monkeypatch.setattr(average_module, "UPDATES_TO_MOVE", 2)
+    monkeypatch.setattr(tracks, "UPDATES_TO_MOVE", 2)
     run = begin()
     run.optimizer.param_groups[0]["lr"] = 0.0
     run.step(8)

@@ -92,7 +92,9 @@ def test_old_flag_for_saving_only_the_average() -> None:
         ({"ema_schedule": "constant", "ema_exp_beta": 15}, "--ema_exp_beta"),
         ({"ema_schedule": "power"}, "--ema_sigma_rel"),
         ({"ema_sigma_rel": 0.1}, "--ema_sigma_rel"),
-        ({"deepspeed": True}, "DeepSpeed"),
+        ({"deepspeed": True, "fused_backward_pass": True}, "DeepSpeed"),
+        ({"deepspeed": True, "offload_optimizer_device": "nvme"}, "on a disk"),
+        ({"deepspeed": True, "offload_param_device": "nvme"}, "on a disk"),
         ({"optimizer_type": "AdamWScheduleFree"}, "schedule-free"),
     ],
 )
@@ -108,7 +110,8 @@ def test_what_cannot_be_honoured_ends_the_run(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"optimizer_type": "adacoor", "deepspeed": True},
+        {"optimizer_type": "adacoor", "deepspeed": True, "optimizer_args": ["eps=1e-8", "auto_lr=True"]},
+        {"optimizer_type": "adacoor", "fused_backward_pass": True, "deepspeed": True},
         {"optimizer_type": "AdaCoor", "fused_backward_pass": True, "gradient_accumulation_steps": "2"},
         {"optimizer_type": "kohya_ext.optim.AdaCoor", "fused_backward_pass": True, "mixed_precision": "fp16"},
         {"optimizer_type": "AdaCoor", "fused_optimizer_groups": 10, "mixed_precision": "fp16"},
@@ -132,6 +135,7 @@ def test_what_can_be_done_is_let_through() -> None:
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_backward_pass=True, mixed_precision="bf16"))
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_optimizer_groups=None, mixed_precision="fp16"))
     options.check(argparse.Namespace(optimizer_type="AdamW", deepspeed=True))
+    options.check(argparse.Namespace(optimizer_type="AdaCoor", deepspeed=True, optimizer_args=["auto_lr=False"]))
 
 
 @pytest.fixture(autouse=True)

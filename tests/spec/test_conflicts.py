@@ -19,6 +19,9 @@ from tests.presets.test_check import RELEASE, SCHEMA, rules
 
 VALUES: dict[str, list[Any]] = {
     "deepspeed": [True],
+    "fused_backward_pass": [True],
+    "offload_optimizer_device": ["cpu", "nvme"],
+    "offload_param_device": ["cpu", "nvme"],
     "optimizer": ["AdamW", "AdamWScheduleFree"],
     "max_train_steps": [0, 100],
     "max_train_epochs": [0, 3],
@@ -35,7 +38,14 @@ FIELDS = {
     "max_train_epochs": Field("max_train_epochs", "Number", default=0),
 }
 GUI = replace(RELEASE, schema=replace(SCHEMA, fields={**SCHEMA.fields, **FIELDS}))
-FLAGS = ("deepspeed", "ema_start_step", "ema_snapshot_every")  # in "additional parameters"
+FLAGS = (
+    "deepspeed",
+    "fused_backward_pass",
+    "offload_optimizer_device",
+    "offload_param_device",
+    "ema_start_step",
+    "ema_snapshot_every",
+)  # in "additional parameters"
 
 
 def stops(arguments: dict[str, Any]) -> bool:
