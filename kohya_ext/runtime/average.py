@@ -36,7 +36,7 @@ class Average:
     """An EMA over all optimizers of a run. `--fused_optimizer_groups` makes one optimizer a group of weights.
 
     place: among the EMAs of the run, from 0. width: its relative width with the schedule power, else None. suffix: of
-    its files' names. weights: what records call it. label: what messages call it.
+    its files' names. weights: what records call it. label: what messages call it. tracks: one for each optimizer.
     """
 
     def __init__(self, args: argparse.Namespace, options: EmaOptions, place: int = 0) -> None:
@@ -48,7 +48,7 @@ class Average:
         self.label = "EMA" if len(widths) == 1 else f"EMA of width {self.width:g}"
         self._names: dict[int, str] = {}
         self.models: list[Any] = []
-        self._tracks: list[Track] = []
+        self.tracks: list[Track] = []
         self._hooks: list[Any] = []
         self._announced = False
         self._cost_told = False
@@ -73,7 +73,7 @@ class Average:
                 "use only one of them"
             )
         track = Track(self, optimizer)
-        self._tracks.append(track)
+        self.tracks.append(track)
         self._hooks += [
             optimizer.register_step_pre_hook(lambda *_: track.before_step()),
             optimizer.register_step_post_hook(lambda *_: track.after_step()),
@@ -83,8 +83,8 @@ class Average:
         """DeepSpeed has divided the weights of the optimizer that is followed, and steps it part by part."""
         while self._hooks:
             self._hooks.pop().remove()
-        self._tracks = [ZeroTrack(self, track.optimizer, zero) for track in self._tracks]
-        for track in self._tracks:
+        self.tracks = [ZeroTrack(self, track.optimizer, zero) for track in self.tracks]
+        for track in self.tracks:
             zero.follow(track)
 
     def before_step_of(self, parameter: Any) -> None:
@@ -104,7 +104,7 @@ class Average:
 
         say_so: tell the user when there is none, because raw weights are about to be saved in its place.
         """
-        for track in self._tracks:
+        for track in self.tracks:
             track.catch_up()
         started = bool(self._started())
         if say_so and not started:
@@ -129,7 +129,7 @@ class Average:
     def _swapped_in(self, exchange: Callable[[Track], AbstractContextManager[None]]) -> Iterator[None]:
         finish_moves(self.models)
         with ExitStack() as stack:
-            for track in self._tracks:
+            for track in self.tracks:
                 track.catch_up()
                 if track.started:
                     stack.enter_context(exchange(track))
@@ -155,10 +155,10 @@ class Average:
 
     def _entries(self) -> list[tuple[str, Any, Any]]:
         """(name, weights, average) of all that is averaged; of several optimizers the names tell which."""
-        several = len(self._tracks) > 1
+        several = len(self.tracks) > 1
         return [
             (f"optimizer{number}.{name}" if several else name, weights, average)
-            for number, track in enumerate(self._tracks)
+            for number, track in enumerate(self.tracks)
             if track.started
             for name, weights, average in track.entries()
         ]
@@ -168,7 +168,7 @@ class Average:
         """The raw weights are in the parameters while this lasts, also within `in_place`."""
         finish_moves(self.models)
         with ExitStack() as stack:
-            for track in self._tracks:
+            for track in self.tracks:
                 stack.enter_context(track.raw())
             yield
 
@@ -176,22 +176,22 @@ class Average:
     def raw_for_saving(self) -> Iterator[None]:
         """The raw weights are in the parameters in a form that can be written to a file."""
         with ExitStack() as stack:
-            for track in self._tracks:
+            for track in self.tracks:
                 stack.enter_context(track.raw_for_saving())
             yield
 
     @property
     def swapped(self) -> bool:
         """Whether the EMA is in the parameters; after `in_place` only where the raw weights could not be put back."""
-        return any(track.swapped for track in self._tracks)
+        return any(track.swapped for track in self.tracks)
 
     def parameters(self) -> list[Any]:
         """All that the optimizers step, in the order in which they were given."""
-        return [p for track in self._tracks for group in track.optimizer.param_groups for p in group["params"]]
+        return [p for track in self.tracks for group in track.optimizer.param_groups for p in group["params"]]
 
     def metadata(self) -> dict[str, str]:
         """What the files of the EMA say about themselves."""
-        shadows = [track.shadow for track in self._tracks if track.shadow is not None]
+        shadows = [track.shadow for track in self.tracks if track.shadow is not None]
         entries = {
             "version": __version__,
             "schedule": self.options.schedule,
@@ -244,11 +244,12 @@ class Average:
 
     def tell_cost(self) -> None:
         """Say once what the updates take, when that is known."""
-        costs = [track.stopwatch.milliseconds for track in self._tracks]
+        costs = [track.stopwatch.milliseconds for track in self.tracks]
         known = [cost for cost in costs if cost is not None]
         if not self._cost_told and len(known) == len(costs):
             self._cost_told = True
-            say(f"the {self.label} takes {sum(known):.3g} ms a step")
+            together = any(track.leads for track in self.tracks)
+            say(f"{'both EMAs take' if together else f'the {self.label} takes'} {sum(known):.3g} ms a step")
 
     def names_of(self, parameters: Sequence[Any]) -> list[str]:
         """A name for each parameter; its place where no model with it was seen."""
@@ -270,7 +271,7 @@ class Average:
         """Write the EMA into a state that Kohya has just saved. Raises OSError; none of it is there then."""
         if not is_main_process():
             return
-        files = list(zip(self._tracks, _state_files(folder, self.place), strict=False))
+        files = list(zip(self.tracks, _state_files(folder, self.place), strict=False))
         try:
             with self.raw():
                 for track, file in files:
@@ -282,7 +283,7 @@ class Average:
 
     def load_state(self, folder: Path) -> None:
         """Go on from the EMA in the folder of a state that Kohya has just loaded. Stops at another model's."""
-        files = list(zip(self._tracks, _state_files(folder, self.place), strict=False))
+        files = list(zip(self.tracks, _state_files(folder, self.place), strict=False))
         if not all(track.everywhere(file.is_file()) for track, file in files):
             say(f"{folder} contains no {self.label}: this run starts a new one from the resumed weights")
             self._snapshots.resume(0)
@@ -294,7 +295,7 @@ class Average:
                 stop(f"cannot resume the EMA from {file}: {error}. Remove --enable_ema, or move that file away")
             for difference in differences:
                 say(difference)
-        self._snapshots.resume(max(track.made().step for track in self._tracks))
+        self._snapshots.resume(max(track.made().step for track in self.tracks))
 
     def announce(self, shadow: Shadow) -> None:
         """Say once, at the first step, what is averaged, over how long, and where it is kept."""
@@ -319,11 +320,11 @@ class Average:
 
     def _started(self) -> list[Shadow]:
         """The shadows from which there is something to save or to sample."""
-        shadows = (track.shadow for track in self._tracks)
+        shadows = (track.shadow for track in self.tracks)
         return [shadow for shadow in shadows if shadow is not None and shadow.started]
 
     def _track_of(self, parameter: Any) -> Track:
-        track = next((track for track in self._tracks if track.has(parameter)), None)
+        track = next((track for track in self.tracks if track.has(parameter)), None)
         if track is None:
             stop(f"a parameter of shape {tuple(parameter.shape)} is stepped by an optimizer that the EMA does not know")
         return track

@@ -42,6 +42,14 @@ def follow(optimizer: Any) -> None:
     """Average the weights of `optimizer`, if this run keeps an EMA."""
     for average in run.averages:
         average.follow(optimizer)
+    _join()
+
+
+def _join() -> None:
+    """Let the EMAs of one optimizer be updated together."""
+    for tracks in zip(*(average.tracks for average in run.averages), strict=True):
+        for track in tracks:
+            track.together = tracks
 
 
 def meet(model: Any) -> None:
@@ -59,6 +67,7 @@ def attach(engine: Any, accelerator: Any) -> None:
     zero = Zero(engine, run.averages[0].names_of)
     for average in run.averages:
         average.attach(zero)
+    _join()
     end_training = accelerator.end_training
 
     @functools.wraps(end_training)

@@ -46,13 +46,19 @@ class TrackOwner(Protocol):
 
 
 class Track:
-    """One optimizer and the shadow of its weights; the shadow is made at the first step, when the weights lie still."""
+    """One optimizer and the shadow of its weights; the shadow is made at the first step, when the weights lie still.
+
+    together: the tracks of all the run's EMAs of this optimizer: they catch up in one pass over the weights.
+    """
 
     def __init__(self, average: TrackOwner, optimizer: Any) -> None:
         self.average = average
         self.optimizer = optimizer
         self.shadow: Shadow | None = None
+        self.together: Sequence[Track] = (self,)
+        self.leads = False  # its stopwatch has measured the updates of other EMAs too
         self._behind = False
+        self._fused = False  # weights are averaged one by one, in a fused backward pass
         self._waited = False  # for the optimizer's state, before the EMA was placed
         self._check: FrozenCheck | None = None
         self.stopwatch = Stopwatch()
@@ -82,6 +88,7 @@ class Track:
 
     def after_step_of(self, parameter: Any) -> None:
         """Fused backward: one parameter has been stepped."""
+        self._fused = True
         with self.stopwatch.around(self.made()):
             self.made().update_param(parameter)
         self.average.tell_cost()
@@ -90,13 +97,20 @@ class Track:
     def catch_up(self) -> None:
         """Average the newest step, if that has not been done."""
         if self._behind:
-            self._behind = False
+            others = [] if self._fused else [one for one in self.together if one is not self and one._behind]
+            self.leads = self.leads or bool(others)
+            for track in (self, *others):
+                track._behind = False
             finish_moves(self.average.models)
             with self.stopwatch.around(self.made()):
-                self.made().update()
-            self.average.tell_cost()
-            self._tell_place()
-            self._stop_if_it_stands_still()
+                self.made().update(*(track.made() for track in others))
+            for track in (self, *others):
+                track._after_update()
+
+    def _after_update(self) -> None:
+        self.average.tell_cost()
+        self._tell_place()
+        self._stop_if_it_stands_still()
 
     def _tell_place(self) -> None:
         """Say where an EMA is kept that waited for the optimizer's state, once that is decided."""

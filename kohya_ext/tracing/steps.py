@@ -93,7 +93,7 @@ def _only_encodes(parameter: Any, name: str) -> bool:
 def _shadows() -> Iterator[Any]:
     from kohya_ext.runtime.run import run
 
-    for track in (track for average in run.averages for track in average._tracks):
+    for track in (track for average in run.averages for track in average.tracks):
         if track.shadow is not None:
             yield track.shadow
 

@@ -203,7 +203,7 @@ def test_an_average_that_stands_still_ends_the_run(begin: Begin, monkeypatch: py
     monkeypatch.setattr(tracks, "UPDATES_TO_MOVE", 2)
     run = begin()
     run.step(2)
-    shadow = average()._tracks[0].made()
+    shadow = average().tracks[0].made()
     monkeypatch.setattr(shadow._blender, "blend", lambda *job: None)  # the fault: nothing reaches the shadow
     with pytest.raises(SystemExit):
         run.step(6)

@@ -110,7 +110,7 @@ def test_a_state_of_another_model_is_refused(begin: Begin, tmp_path: Path) -> No
     average = averaging.current()
     assert average is not None
     stranger = torch.nn.Linear(5, 5)
-    average._tracks[0].optimizer.param_groups[0]["params"] = list(stranger.parameters())
+    average.tracks[0].optimizer.param_groups[0]["params"] = list(stranger.parameters())
     with pytest.raises(SystemExit):
         average.load_state(tmp_path / "state")
 

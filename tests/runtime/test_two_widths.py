@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ torch = pytest.importorskip("torch")
 
 import safetensors.torch  # noqa: E402
 
+from kohya_ext.ema.blend import Blender  # noqa: E402
 from kohya_ext.evaluation.models import columns  # noqa: E402
 from kohya_ext.posthoc.snapshots import read_run  # noqa: E402
-from kohya_ext.runtime import averaging, checkpoints, optimizers  # noqa: E402
+from kohya_ext.runtime import averaging, checkpoints, optimizers, stopwatch  # noqa: E402
 from kohya_ext.runtime.ema_outputs import Twins  # noqa: E402
 from kohya_ext.spec.flags import SIGMA_REL  # noqa: E402
 from tests.runtime.conftest import Run, same  # noqa: E402
@@ -154,3 +156,28 @@ def test_one_width_or_two_however_they_come(given: Any, taken: tuple[float, ...]
 @pytest.mark.parametrize("given", ["", [], "0.05 0.1 0.2", "0.1 0.1", "0.05 wide", [0.05, None], {"a": 1}])
 def test_other_values_are_refused(given: Any) -> None:
     assert "expected a number above 0" in str(SIGMA_REL.fault({SIGMA_REL.key: given}))
+
+
+def test_both_take_one_pass_over_the_weights(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    blend = Blender.blend
+
+    def counted(self: Blender, averaged: Any, updates: Any) -> None:
+        passes.append(len(updates))
+        blend(self, averaged, updates)
+
+    monkeypatch.setattr(Blender, "blend", counted)
+    trained(begin, list(WIDTHS), steps=5)
+    of_all()
+    assert passes == [2] * 5
+
+
+def test_their_cost_is_said_once(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter(n * 3e-3 for n in range(10_000))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(stopwatch, "SETTLED", 4)
+    trained(begin, list(WIDTHS), steps=40)
+    said = [line for line in capsys.readouterr().out.splitlines() if "ms a step" in line]
+    assert said == ["kohya_ext: both EMAs take 3 ms a step"]

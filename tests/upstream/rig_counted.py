@@ -126,7 +126,7 @@ def modules() -> list[torch.nn.Module]:
 def shadows() -> Iterable[Any]:
     if "kohya_ext.runtime.run" not in sys.modules:
         return []
-    tracks = [track for average in sys.modules["kohya_ext.runtime.run"].run.averages for track in average._tracks]
+    tracks = [track for average in sys.modules["kohya_ext.runtime.run"].run.averages for track in average.tracks]
     return [shadow for track in tracks if track.shadow is not None for _, _, shadow in track.shadow.pairs()]
 
 

@@ -102,7 +102,7 @@ def work(job: dict[str, Any], engine: Any, zero: Any, model: Toy) -> None:
             torch.save(seen(zero, model), folder / f"step{step}.pt")
     if job.get("save"):
         averaging.save_state(job["save"])
-    shadow = averaging.kept()[0]._tracks[0].made()
+    shadow = averaging.kept()[0].tracks[0].made()
     held = {
         "shadow": sum(average.numel() * average.element_size() for _, _, average in shadow.pairs()),
         "state": sum(state["vt"].numel() * state["vt"].element_size() for state in optimizer_state(engine)),
