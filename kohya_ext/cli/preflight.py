@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,12 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     _require_kohya(environment)
     with workplace() as temporary:
         place = Workplace(temporary)
-        planned, release = _planned(arguments, name, checkout, environment, given, place)
+        planned, release = _planned(arguments, name, checkout, environment, given, place, out)
         for complaint in planned.complaints:
             out.warn(complaint)
         asked = Preflight(planned, release, checkout, environment.python, place, card)
         answer = asked.answer(arguments.only or "all")
     answer.price = arguments.price
+    if arguments.price is not None and answer.hours is None:
+        out.warn("--price: no run with these settings has been measured here, so nobody knows how long one takes")
+    if card is not None and arguments.only in ("start", "data"):
+        out.warn(f"--card is about memory, for which --only {arguments.only} does not ask")
     say(answer, out, arguments.only)
     return out.finish(
         DONE if answer.ok else FOUND_PROBLEMS, folder=str(checkout.root), **answer.as_json(arguments.only)
@@ -88,6 +93,14 @@ def _named(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
     folders = [name for name in arguments.names if Path(name).is_dir()]
     names = [name for name in arguments.names if name not in folders]
     words = getattr(arguments, COMMAND)
+    missing = [name for name in names if os.sep in name and not Path(name).exists()]
+    if missing and len(names) + bool(words) > 1:
+        raise UsageError(f"{missing[-1]}: there is no such folder or file")
+    if not names and not words:
+        raise UsageError(
+            "name what is to be trained: a preset (`kohya-ext presets list`), a file of settings, or a script and its "
+            "flags after --"
+        )
     if len(folders) > 1 or len(names) + bool(words) != 1:
         raise UsageError("name one preset or file, or a script and its flags after --; and at most one checkout")
     return (names[0] if names else None), (folders[0] if folders else None)
@@ -100,6 +113,7 @@ def _planned(
     environment: Environment,
     given: Given,
     place: Workplace,
+    out: Output,
 ) -> tuple[Planned, Release]:
     from kohya_ext.preflight.commands import of_file, of_preset, of_words
     from kohya_ext.presets.release import read_training
@@ -111,6 +125,8 @@ def _planned(
         release = read_training(checkout)
         return of_file(name, arguments.script, release, checkout, given), release
     preset = preset_named(name, arguments.tab)
+    if arguments.tab is None and Path(name).exists():
+        out.item("settings", f"{name}, as the {preset.tab} tab has them (--tab {'|'.join(TABS)} for another)")
     release = release_to_train(checkout, preset.tab, environment)
     return of_preset(preset, release, checkout, environment.python, given, place), release
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kohya_ext.preflight.arguments import ScriptCommand
@@ -37,8 +37,8 @@ def _can_fuse(given: Given, known: frozenset[str]) -> bool:
     return "fused_backward_pass" in known and not given.get("fused_backward_pass") and one and fusable
 
 
-def _several(given: Given, known: frozenset[str]) -> bool:
-    return int(given.get("train_batch_size") or 1) > 1
+def _can_fuse_ours(given: Given, known: frozenset[str]) -> bool:
+    return _foreign(given, known) and _can_fuse({**given, "optimizer_type": ADACOOR.name}, known)
 
 
 def _text_outputs(given: Given, known: frozenset[str]) -> bool:
@@ -81,6 +81,16 @@ TO_ADACOOR = MemoryChange(
     _foreign,
     PART_RATES,
 )
+# Its sums alone take as much as other optimizers' 8-bit states; without whole gradients it takes less.
+TO_FUSED_ADACOOR = MemoryChange(
+    f"{TO_ADACOOR.text} with {FUSED.text}",
+    f"{TO_ADACOOR.costs}; {FUSED.costs}",
+    {**TO_ADACOOR.arguments, **FUSED.arguments},
+    _can_fuse_ours,
+    PART_RATES,
+)
+BATCH = "train_batch_size"
+HALF_BATCH = MemoryChange("half the batch size", "noisier steps", {}, lambda given, _: _batch_size(given) > 1)
 
 # By what they cost: nothing first, then time, then quality. One that only a change before it makes possible is asked
 # for once more.
@@ -96,9 +106,10 @@ CHANGES: tuple[MemoryChange, ...] = (
         _off("gradient_checkpointing"),
     ),
     MemoryChange("optimizer AdamW8bit", "a little precision", {"optimizer_type": "AdamW8bit"}, _half_states),
-    MemoryChange("batch size 1", "noisier steps", {"train_batch_size": 1}, _several),
+    HALF_BATCH,
     TO_ADACOOR,
     FUSED,
+    TO_FUSED_ADACOOR,
     MemoryChange(
         "bf16 weights (full_bf16)",
         "precision of small steps",
@@ -121,10 +132,23 @@ def one_by_one(
         The change and the changed command; `send(True)` keeps it.
     """
     for change in CHANGES:
-        if change.applies(command.given(), known):
-            tried = changed(command, change)
-            if (yield change, tried):
-                command = tried
+        while change.applies(command.given(), known):
+            one = _halved(command) if change is HALF_BATCH else change
+            tried = changed(command, one)
+            if not (yield one, tried):
+                break
+            command = tried
+            if change is not HALF_BATCH:
+                break
+
+
+def _batch_size(given: Given) -> int:
+    return int(given.get(BATCH) or 1)
+
+
+def _halved(command: ScriptCommand) -> MemoryChange:
+    size = _batch_size(command.given()) // 2
+    return replace(HALF_BATCH, text=f"batch size {size}", arguments={BATCH: size})
 
 
 def changed(command: ScriptCommand, *changes: MemoryChange) -> ScriptCommand:
@@ -132,7 +156,15 @@ def changed(command: ScriptCommand, *changes: MemoryChange) -> ScriptCommand:
     result = deepcopy(command)
     for change in changes:
         for name in change.dropped:
-            result.drop(name)
+            if not _is_zero(result.value(name)):  # a part that is not trained is not to be trained now
+                result.drop(name)
         for name, value in change.arguments.items():
             result.give(name, value)
     return result
+
+
+def _is_zero(rate: Any) -> bool:
+    try:
+        return rate is not None and float(rate) == 0
+    except (TypeError, ValueError):
+        return False

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -62,8 +64,25 @@ def workplace() -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="kohya-ext-preflight-", ignore_cleanup_errors=True)
     except OSError as error:
         raise ConflictError(f"no temporary folder can be made: {error.strerror or error}") from error
-    with folder as name:
+    with folder as name, _ended_by_sigterm():
         yield Path(name).resolve()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """While this lasts SIGTERM ends this process by way of its exits: what is temporary goes, and so does a child."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run_child(python: Path, request: Request, folder: Path, *, seconds: float = SECONDS) -> dict[str, Any]:

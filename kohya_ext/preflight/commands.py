@@ -89,6 +89,9 @@ def of_preset(
         launch = commands(preset, installed, checkout, project, where)
     except UsageError as error:
         raise UsageError(place.by_their_names(str(error))) from error
+    for name, text in launch.prompts.items():  # below the output folder, which is ours
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
     training = script_run(launch, installed)
     form = {**preset.values, **given.fields}
     findings = [] if training is None else list(training_findings(training, form, installed))

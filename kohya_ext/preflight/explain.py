@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kohya_ext.core.errors import did_you_mean
 from kohya_ext.preflight.commands import Planned
 from kohya_ext.presets.findings import Finding
 from kohya_ext.presets.keys import EXTRA
@@ -20,6 +21,9 @@ _USAGE = re.compile(r"^(?:\S+\.py: )?error: (.+)$", re.MULTILINE)
 _NOISE = re.compile(r"^\s*$|it/s\]|^\s*File \"|Traceback|^\s*\^+$")
 _WARNED = re.compile(r":\d+: \w*Warning: ")  # by Python, which shows the line of code after it
 _MISSING = re.compile(r"No module named '([\w.]+)'")
+# Modules that are the checkout's own, and packages that are called otherwise than their module.
+KOHYAS = ("networks", "library", "tools", "finetune")
+PACKAGES = {"lycoris": "lycoris-lora"}
 LONGEST = 500  # characters of upstream's message
 
 # Errors that speak of a value and not of the setting: what they say -> the arguments to ask for, in this order.
@@ -89,7 +93,7 @@ def start_error(report: Mapping[str, Any], planned: Planned, arguments: Sequence
         argument,
         shown,
         value,
-        _fix(finding, shown, names, error),
+        _fix(finding, shown, names, error, arguments),
     )
 
 
@@ -105,7 +109,9 @@ def _message(error: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     else:
         text = str(error["message"]) or (logged[-1] if logged else str(error.get("code", "")).splitlines()[:1] or "")
         text = text if isinstance(text, str) else "".join(text)
-    return _JAPANESE.sub("", text).strip()[:LONGEST]
+    text = _JAPANESE.sub("", text).strip()[:LONGEST]
+    image = str(error.get("image") or "")
+    return f"{text} ({image})" if image and image not in text and error["type"] != "SystemExit" else text
 
 
 def _last_line(said: str) -> str:
@@ -140,17 +146,26 @@ def _finding(findings: Sequence[Finding], names: Sequence[str], field: str) -> F
     return next((one for one in errors if one.key in (field, *names) and one.key), None)
 
 
-def _fix(finding: Finding | None, field: str, names: Sequence[str], error: Mapping[str, Any]) -> str:
-    missing = (
-        _MISSING.search(str(error["message"])) if error["type"] in ("ModuleNotFoundError", "ImportError") else None
-    )
-    if missing and not field:
-        return f"Kohya's environment lacks the package {missing[1]}: finish Kohya's own setup, or install it there"
+def _fix(
+    finding: Finding | None, field: str, names: Sequence[str], error: Mapping[str, Any], arguments: Sequence[str]
+) -> str:
+    imports = error["type"] in ("ModuleNotFoundError", "ImportError")
+    missing = _MISSING.search(str(error["message"])) if imports else None
+    package = missing[1].partition(".")[0] if missing else ""
+    if package and (not field or package not in KOHYAS):
+        other = f", or change {field}" if field else ""
+        name = PACKAGES.get(package, package)
+        return f"Kohya's environment lacks the package {name}: finish Kohya's own setup, or install it there{other}"
+    if error.get("image") and error["type"] not in ("SystemExit", "FileNotFoundError"):
+        return "repair or remove that image; `kohya-ext audit` finds all that cannot be read"
     if finding is not None:
         return finding.fix
     if not field:
         return ""
     others = [name for name in names[1:3] if name != field]
+    close = "" if field in arguments or field != names[0] else did_you_mean(field, arguments)
     if field == EXTRA:
-        return f"remove {names[0]} from {EXTRA}, or correct it"
+        return f"remove {names[0]} from {EXTRA}, or correct it{did_you_mean(names[0], arguments)}"
+    if close:
+        return f"correct {field}{close}"
     return f"change {' or '.join([field, *others])}"

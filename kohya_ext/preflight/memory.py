@@ -21,7 +21,7 @@ SHARE = (0.0, 0.08, 0.2)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GIB)?", re.IGNORECASE)
 EMA = "ema"  # the part
 MOSTLY = 0.85  # of a card: a run that ran out of memory had reserved at least so much of it
-MOST = 100_000  # GiB
+MOST = 1024  # GiB
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def card_memory(name: str) -> int:
         close = did_you_mean(name, CARDS)
         raise UsageError(f"--card {name}: unknown{close}; give its memory instead, as in --card 24GB")
     if not 0 < float(size[1]) <= MOST:
-        raise UsageError(f"--card {name}: give its memory, as in 24GB, or its name, as in 'RTX 4090'")
+        raise UsageError(f"--card {name}: give its memory in GB, as in 24GB, or its name, as in 'RTX 4090'")
     return int(float(size[1]) * GIB)
 
 

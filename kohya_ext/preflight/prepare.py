@@ -32,6 +32,7 @@ from kohya_ext.tensors.families import refuse_refiner
 
 MAIN_MODEL = "pretrained_model_name_or_path"
 PROMPTS = "sample_prompts"
+OUTPUT_FOLDER = "output_dir"
 SAMPLE_TIMES = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
 
 
@@ -136,14 +137,16 @@ def _one_sample(command: ScriptCommand, place: Workplace) -> None:
     prompts = command.value(PROMPTS)
     if not isinstance(prompts, str) or not any(command.value(name) for name in SAMPLE_TIMES):
         return
+    readable = prompts.endswith(".txt")
     try:
-        text = Path(prompts).read_text(encoding="utf-8") if prompts.endswith(".txt") else ""
+        text = Path(prompts).read_text(encoding="utf-8") if readable else ""
     except (OSError, ValueError):
-        text = ""
+        text, readable = "", False
     if not text.strip():
         for name in (PROMPTS, *SAMPLE_TIMES):
             command.drop(name)
-        place.notes.append(f"--{PROMPTS} {prompts} is not a text file that can be read: sample images are not counted")
+        reason = "is empty" if readable else "is not a text file that can be read"
+        place.notes.append(f"--{PROMPTS} {prompts} {reason}: sample images are not counted")
         return
     sizes = {side: max(map(int, re.findall(rf"--{side} (\d+)", text)), default=0) for side in ("w", "h")}
     file = place.folder / "prompts.txt"

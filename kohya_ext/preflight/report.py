@@ -80,6 +80,29 @@ class Answer:
         }
 
 
+def captions_of(facts: Mapping[str, Any], *, own_images: bool) -> list[str]:
+    """What is to be said of images whose captions upstream has not found.
+
+    Args:
+        facts: of the child's report.
+        own_images: whether the images are stand-ins.
+    """
+    subsets = (
+        [] if own_images else [one for each in facts.get("data", {}).get("datasets", []) for one in each["subsets"]]
+    )
+    found = []
+    for one in subsets:
+        if not one.get("without_caption"):
+            continue
+        instead = f"{one['named']!r} is their caption" if one.get("named") else "their caption is empty"
+        files = f"{one['without_caption']} of {one['images']} images in {one['folder']} have no {one['extension']} file"
+        line = f"{files}: {instead}"
+        if one.get("with_txt"):
+            line += f"; {one['with_txt']} of them have a .txt file, which --caption_extension=.txt takes"
+        found.append(line)
+    return found
+
+
 def problems_of(facts: Mapping[str, Any], *, own_images: bool) -> list[str]:
     """What makes a run pointless though it starts: nothing to train on, or nothing that is trained.
 

@@ -16,8 +16,8 @@ from kohya_ext.preflight.commands import Planned, digest_of
 from kohya_ext.preflight.explain import start_error
 from kohya_ext.preflight.measured import measured_here
 from kohya_ext.preflight.memory import Memory, judged
-from kohya_ext.preflight.prepare import Workplace, prepare
-from kohya_ext.preflight.report import Answer, problems_of
+from kohya_ext.preflight.prepare import OUTPUT_FOLDER, Workplace, prepare
+from kohya_ext.preflight.report import Answer, captions_of, problems_of
 from kohya_ext.presets.release import Release
 from kohya_ext.spec.flags import ENABLE_EMA
 from kohya_ext.spec.optimizers import ours
@@ -51,6 +51,9 @@ class Preflight:
         self.activate = not release.patched and asks_for_us(planned.training)
         self.arguments = list(release.arguments_of(Path(planned.training.script).name))
         prepare(planned.training, place)
+        self.lacks_output = OUTPUT_FOLDER in self.arguments and planned.training.value(OUTPUT_FOLDER) is None
+        if self.lacks_output:
+            planned.training.give(OUTPUT_FOLDER, place.output(OUTPUT_FOLDER))
 
     def answer(self, only: str) -> Answer:
         """Run the scripts as far as `only` needs it.
@@ -85,7 +88,8 @@ class Preflight:
     def _answer(self, report: dict[str, Any]) -> Answer:
         place, notes = self.place, list(self.place.notes)
         if report.get("error"):
-            report["error"]["message"] = place.by_their_names(str(report["error"]["message"]))
+            for key in ("message", "image"):
+                report["error"][key] = place.by_their_names(str(report["error"].get(key, "")))
         if self.activate:
             notes.append(NOT_INSTALLED)
         answer = Answer(
@@ -100,6 +104,9 @@ class Preflight:
         _name_folders(report, {**place.mirrors, **report.get("mirrors", {})})
         if answer.error is None:
             answer.problems = problems_of(report, own_images=place.own_images)
+            if self.lacks_output:
+                answer.problems.append(f"--{OUTPUT_FOLDER} is not given: the run stops where it first saves")
+            answer.notes += captions_of(report, own_images=place.own_images)
         return answer
 
     def _cheaper(self, before: Memory) -> Iterator[dict[str, Any]]:

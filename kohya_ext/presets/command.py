@@ -23,7 +23,7 @@ from kohya_ext.presets.project import Project
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import contradictions, training_defects
 from kohya_ext.presets.schema import Schema, offering_ours
-from kohya_ext.presets.script_run import script_run
+from kohya_ext.presets.script_run import ScriptRun, script_run
 from kohya_ext.presets.start import WORDS
 from kohya_ext.presets.toml_document import toml_value
 from kohya_ext.presets.training_rules import training_findings
@@ -33,6 +33,7 @@ from kohya_ext.pysource.sources import FolderSources
 if TYPE_CHECKING:
     from kohya_ext.checkout.checkout import Checkout
 
+PROMPTS = "sample_prompts"  # a field with their text, and an argument that names a file with it
 EPOCHS = "max_train_epochs"  # precedes every other length of the training
 MERGE = "merge_captions_to_metadata.py"  # the step that writes the captions' metadata
 # Up to v23.1 commands are lines for a shell; what means something there, and what still does between double quotes.
@@ -73,7 +74,14 @@ def commands(
     ]
     result.complaints += _without_effect(project.fields, form)
     result.complaints += _complaints(preset, form, release, result)
+    result.prompts = dict(_prompts(script_run(result, release), form))
     return result
+
+
+def _prompts(training: ScriptRun | None, form: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    file, text = None if training is None else training.value(PROMPTS), form.get(PROMPTS)
+    if isinstance(file, str) and file and isinstance(text, str):
+        yield file, text
 
 
 def _without_effect(given: Collection[str], form: Mapping[str, Any]) -> Iterator[str]:
@@ -173,14 +181,10 @@ def run(launch: LaunchCommands, checkout: Checkout, python: Path, output: Path) 
 
 
 def _write_files(launch: LaunchCommands) -> None:
-    """The TOML file, and the file of sample prompts that it names."""
-    for name, settings in launch.toml.items():
+    """The TOML file and the file of sample prompts."""
+    for name, text in {**{name: as_toml(settings) for name, settings in launch.toml.items()}, **launch.prompts}.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(as_toml(settings), encoding="utf-8")
-        prompts = settings.get("sample_prompts")
-        if isinstance(prompts, str) and prompts:
-            Path(prompts).parent.mkdir(parents=True, exist_ok=True)
-            Path(prompts).touch()
+        Path(name).write_text(text, encoding="utf-8")
 
 
 def _environ(checkout: Checkout, python: Path) -> dict[str, str]:

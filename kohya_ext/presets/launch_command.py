@@ -86,12 +86,14 @@ KEPT = ("caption_metadata_filename", "latent_metadata_filename")
 class LaunchCommands:
     """preparation: commands that run first. training: the last one. Each is a shell line or a list of words.
 
-    toml: name of the TOML file that the training command reads -> its settings.
+    toml: name of the TOML file that the training command reads -> its settings. prompts: name of the file of sample
+    prompts -> its text; the GUI writes it even where it is empty.
     """
 
     preparation: list[str | list[str]] = field(default_factory=list)
     training: str | list[str] | None = None
     toml: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,8 +49,10 @@ class Project:
         top = _names(self.data)
         found = {str(self.data.resolve()): top}
         if tab == "finetune":
-            if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in top):
-                raise UsageError(f"{self.data}: contains no image ({', '.join(IMAGE_SUFFIXES)})")
+            if not _has_image(top):
+                deeper = [name for name in top if (self.data / name).is_dir() and _has_image(_names(self.data / name))]
+                hint = f"; its folder {deeper[0]} does: name that" if deeper else ""
+                raise UsageError(f"{self.data}: contains no image ({', '.join(IMAGE_SUFFIXES)}){hint}")
             return found
         folders = [name for name in top if (self.data / name).is_dir()]
         wrong = [name for name in folders if CONCEPT.match(name) is None]
@@ -66,9 +68,13 @@ class Project:
         for name in folders:
             found[str((self.data / name).resolve())] = _names(self.data / name)
         inside = [name for folder in folders for name in found[str((self.data / folder).resolve())]]
-        if not any(name.lower().endswith(IMAGE_SUFFIXES) for name in inside):
+        if not _has_image(inside):
             raise UsageError(f"{self.data}: its folders contain no image ({', '.join(IMAGE_SUFFIXES)})")
         return found
+
+
+def _has_image(names: Iterable[str]) -> bool:
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
 
 
 def _names(folder: Path) -> list[str]:

@@ -180,7 +180,8 @@ def _resolution(training: ScriptRun, form: Form, release: Release) -> Iterator[F
     if needed is not None and steps % int(needed.group(1)):
         effect = f"{training.script} stops: bucket_reso_steps must be a multiple of {needed.group(1)}"
         key = key_of("bucket_reso_steps", form)
-        yield Finding("error", "bucket-range", key, form.get(key), effect, f"set it to {needed.group(1)} or 64")
+        usual = "" if needed.group(1) == "64" else " or 64"
+        yield Finding("error", "bucket-range", key, form.get(key), effect, f"set it to {needed.group(1)}{usual}")
 
 
 @training_rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+TEXT = ".txt"  # what captions usually end with; not upstream's default
 NETWORK_PART = re.compile(r"^(lora_(?:unet|te\d*)|lycoris_(?:unet|te\d*)|unet|text_encoders?\d*)")
 PARTS = {
     "lora_unet": "LoRA, U-Net", "lora_te": "LoRA, text encoder", "lora_te1": "LoRA, text encoder 1",
@@ -151,7 +153,28 @@ def _dataset(one: Any) -> dict[str, Any]:
                 "folder": getattr(subset, "image_dir", None),
                 "images": getattr(subset, "img_count", 0),
                 "repeats": getattr(subset, "num_repeats", 1),
+                **_captions(one, subset),
             }
             for subset in getattr(one, "subsets", [])
         ],
     }
+
+
+def _captions(dataset: Any, subset: Any) -> dict[str, Any]:
+    """How many images of a folder have no caption file, and how many of them have one with another ending."""
+    extension, homes = getattr(subset, "caption_extension", None), getattr(dataset, "image_to_subset", {})
+    if not isinstance(extension, str) or not hasattr(subset, "class_tokens"):
+        return {}
+    own = [dataset.image_data[key] for key, home in homes.items() if home is subset and key in dataset.image_data]
+    stems = [os.path.splitext(str(info.absolute_path))[0] for info in own]  # noqa: PTH122 - upstream does it so
+    bare = [stem for stem in stems if not _has_caption(stem, extension)]
+    return {
+        "extension": extension,
+        "without_caption": len(bare),
+        "with_txt": sum(_has_caption(stem, TEXT) for stem in bare),
+        "named": subset.class_tokens or "",
+    }
+
+
+def _has_caption(stem: str, extension: str) -> bool:
+    return any(os.path.exists(f"{one}{extension}") for one in (stem, stem.removesuffix("_face_det")))  # noqa: PTH110

@@ -54,12 +54,14 @@ class FakeWorld(FakeTensorMode):  # type: ignore[misc]
             kind = args[0].dtype
             if kind == torch.bool:
                 return getattr(args[0], _IS_TRUE, False)
-            return NUMBER if kind.is_floating_point else 1
+            if kind.is_floating_point:
+                return NUMBER
+            return 1 if args[0].constant is None else int(args[0].constant)
         if func is _EQUAL:
             return True
         if func is _NONZERO and args[0].dtype == torch.bool:
-            with self:  # scripts look up where a timestep is among all of them: in one place
-                return torch.zeros((1, args[0].dim()), dtype=torch.int64, device=args[0].device)
+            with self:  # scripts look up where a timestep is among all of them: in one place, the first
+                return torch.tensor([[0] * args[0].dim()])
         if func is _TO_COPY and getattr(args[0], "constant", None) is not None:
             args[0].constant = None  # torch would copy the number that it remembers, and that one is on the host
         made = self._repeats.run(self._work_out, func, types, args, kwargs or {})

@@ -82,6 +82,10 @@ def replace_readers(unknown: frozenset[str]) -> Iterator[tuple[Any, str, Callabl
     def save_file(tensors: Any, filename: Any, metadata: Any = None) -> None:
         Path(filename).touch()
 
+    def write_pickle(value: Any, file: Any, *_: Any, **__: Any) -> None:
+        if isinstance(file, (str, os.PathLike)):
+            Path(file).touch()
+
     def read_pickle(file: Any, *_: Any, **__: Any) -> Any:
         raise Reached(MODELS, f"{Path(os.fsdecode(getattr(file, 'name', file))).name} is a pickle, which is not traced")
 
@@ -91,3 +95,4 @@ def replace_readers(unknown: frozenset[str]) -> Iterator[tuple[Any, str, Callabl
     yield safetensors.torch, "safe_open", safe_open
     yield safetensors, "safe_open", safe_open
     yield torch, "load", read_pickle
+    yield torch, "save", write_pickle

@@ -24,6 +24,7 @@ from kohya_ext.tracing.milestones import STEPS, Reached
 SAID_OF_ERROR = 200  # characters
 SAID = 40  # warnings and errors of the log that are kept
 REPORT = "report.json"
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
 
 def run(request_file: str) -> None:
@@ -95,7 +96,7 @@ def _described(error: BaseException, trace: TracebackType | None, root: str) -> 
     """The error, the statement of the checkout's that raised it, and the arguments which that speaks of."""
     frames = traceback.extract_tb(trace)
     home = os.path.realpath(root) + os.sep
-    theirs = [frame for frame in frames if os.path.realpath(frame.filename).startswith(home)]
+    theirs = [frame for frame in frames if _is_theirs(frame.filename, home)]
     at = next(reversed(theirs or frames), None)
     where = "" if at is None else f"{os.path.relpath(at.filename, root) if theirs else at.filename}:{at.lineno}"
     return {
@@ -104,8 +105,27 @@ def _described(error: BaseException, trace: TracebackType | None, root: str) -> 
         "where": where,
         "own": bool(theirs) and frames[-1] is theirs[-1],
         "code": _statement(trace, home) if theirs else "",
+        "image": _image_at(trace, home) if isinstance(error, (ZeroDivisionError, OSError)) else "",
         "trace": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
     }
+
+
+def _is_theirs(file: str, home: str) -> bool:
+    """Whether code belongs to the checkout. Code that Python itself has built in is named like <frozen importlib>."""
+    return not file.startswith("<") and os.path.realpath(file).startswith(home)
+
+
+def _image_at(trace: TracebackType | None, home: str) -> str:
+    """The image that the checkout's code was about to read or to place; "" where none is in sight."""
+    found = ""
+    while trace is not None:
+        if _is_theirs(trace.tb_frame.f_code.co_filename, home):
+            for value in list(trace.tb_frame.f_locals.values()):
+                path = getattr(value, "absolute_path", value)
+                if isinstance(path, str) and path.lower().endswith(IMAGES):
+                    found = path
+        trace = trace.tb_next
+    return found
 
 
 def _statement(trace: TracebackType | None, home: str) -> str:
@@ -115,7 +135,7 @@ def _statement(trace: TracebackType | None, home: str) -> str:
 
     found: tuple[FrameType, int] | None = None
     while trace is not None:
-        if os.path.realpath(trace.tb_frame.f_code.co_filename).startswith(home):
+        if _is_theirs(trace.tb_frame.f_code.co_filename, home):
             found = (trace.tb_frame, trace.tb_lineno)
         trace = trace.tb_next
     if found is None:

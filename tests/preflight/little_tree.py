@@ -13,15 +13,16 @@ class Info:
         self.absolute_path, self.caption, self.num_repeats = path, caption, repeats
 
 class Subset:
-    def __init__(self, image_dir, num_repeats, img_count):
+    def __init__(self, image_dir, num_repeats, img_count, extension):
         self.image_dir, self.num_repeats, self.img_count = image_dir, num_repeats, img_count
+        self.caption_extension, self.class_tokens = extension, os.path.basename(image_dir).partition("_")[2]
 
 class Manager:
     def __init__(self, reso, keys):
         self.resos, self.buckets = [reso], [keys]
 
 class ImageSet(torch.utils.data.Dataset):
-    def __init__(self, folder, repeats, batch_size, reso):
+    def __init__(self, folder, repeats, batch_size, reso, extension):
         self.width, self.height = reso
         self.batch_size = batch_size
         names = sorted(n for n in os.listdir(folder) if n.endswith(".png"))
@@ -31,7 +32,10 @@ class ImageSet(torch.utils.data.Dataset):
             caption = open(text).read().strip() if os.path.exists(text) else ""
             self.image_data[name] = Info(os.path.join(folder, name), caption, repeats)
         self.num_train_images, self.num_reg_images = len(names) * repeats, 0
-        self.subsets = [Subset(folder, repeats, len(names))]
+        self.subsets = [Subset(folder, repeats, len(names), extension)]
+        self.image_to_subset = dict.fromkeys(names, self.subsets[0])
+        for image_info in self.image_data.values():
+            reso[0] / os.path.getsize(image_info.absolute_path)
         self.bucket_manager = Manager(reso, [n for n in names for _ in range(repeats)])
     def __len__(self):
         return math.ceil(self.num_train_images / self.batch_size)
@@ -70,6 +74,8 @@ def setup_parser():
     parser.add_argument("--optimizer_type", default="AdamW")
     parser.add_argument("--shuffle_caption", action="store_true")
     parser.add_argument("--cache_text_encoder_outputs", action="store_true")
+    parser.add_argument("--caption_extension", default=".txt")
+    parser.add_argument("--network_module")
     parser.add_argument("--write")
     parser.add_argument("--config_file")
     return parser
@@ -87,7 +93,10 @@ def train(args):
     folder = sorted(os.listdir(args.train_data_dir))
     repeats = int(folder[0].split("_")[0])
     reso = tuple(int(part) for part in args.resolution.split(","))
-    one = train_util.ImageSet(os.path.join(args.train_data_dir, folder[0]), repeats, args.train_batch_size, reso)
+    if args.network_module:
+        __import__(args.network_module)
+    place = os.path.join(args.train_data_dir, folder[0])
+    one = train_util.ImageSet(place, repeats, args.train_batch_size, reso, args.caption_extension)
     group = train_util.DatasetGroup([one])
     os.makedirs(args.output_dir, exist_ok=True)
     from safetensors.torch import load_file

@@ -93,15 +93,28 @@ def test_our_optimizer_makes_a_fused_backward_pass_possible() -> None:
     assert texts == ["optimizer AdamW8bit", adacoor, "a fused backward pass"]
     assert last == ["--optimizer_type=AdaCoor", "--learning_rate=1", "--optimizer_args", "eps=1e-8",
                     "--fused_backward_pass"]  # fmt: skip
-    assert tried(words, known, keep=set())[0] == ["optimizer AdamW8bit", adacoor]
+    fused = f"{adacoor} with a fused backward pass"
+    texts, last = tried([*words, "--learning_rate_te2=0"], known, keep={fused})
+    assert texts == ["optimizer AdamW8bit", adacoor, fused]  # each of the two alone takes nothing off AdamW8bit
+    assert last == ["--learning_rate_te2=0", "--optimizer_type=AdaCoor", "--learning_rate=1", "--optimizer_args",
+                    "eps=1e-8", "--fused_backward_pass"]  # fmt: skip
+    assert tried([*words, "--gradient_accumulation_steps=2"], known, keep=set())[0] == texts[:2]
+
+
+def test_a_batch_is_halved_until_it_fits() -> None:
+    words = ["--optimizer_type=AdaCoor", "--train_batch_size=10"]
+    texts, last = tried(words, set(), keep={"batch size 5", "batch size 2"})
+    assert texts == ["batch size 5", "batch size 2", "batch size 1"]
+    assert last == ["--optimizer_type=AdaCoor", "--train_batch_size=2"]
 
 
 def test_changes_by_what_they_cost() -> None:
     known = {"cache_latents", "fused_backward_pass", "gradient_checkpointing", "cache_text_encoder_outputs"}
     words = ["--optimizer_type=AdaCoor", "--train_text_encoder", "--train_batch_size=4"]
-    every = {"cache the latents", "a fused backward pass", "gradient checkpointing", "batch size 1"}
+    every = {"cache the latents", "a fused backward pass", "gradient checkpointing", "batch size 2", "batch size 1"}
     texts, last = tried(words, known, keep=every)
-    assert texts == ["cache the latents", "a fused backward pass", "gradient checkpointing", "batch size 1"]
+    assert texts == ["cache the latents", "a fused backward pass", "gradient checkpointing", "batch size 2",
+                     "batch size 1"]  # fmt: skip
     assert last == ["--optimizer_type=AdaCoor", "--train_text_encoder", "--cache_latents", "--fused_backward_pass",
                     "--gradient_checkpointing", "--train_batch_size=1"]  # fmt: skip
 

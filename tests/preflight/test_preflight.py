@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from tests.conftest import HAS_TORCH
 from tests.preflight.little_tree import little_tree
 
 pytestmark = pytest.mark.skipif(not HAS_TORCH, reason="the scripts need torch")
+
+MODEL = ("--pretrained_model_name_or_path=x",)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,9 @@ def test_what_would_be_trained(tree: Path, images: Path, capsys: pytest.CaptureF
     assert (data["steps_per_epoch"], data["epochs"], data["total_steps"]) == (2, 4, 8)
     assert data["captions"] == {"empty": 1, "distinct": 2, "longest": 5}
     assert data["datasets"][0]["buckets"] == [{"resolution": [64, 64], "images": 6, "batches": 3}]
-    assert data["datasets"][0]["subsets"] == [{"folder": str(images / "3_cat"), "images": 2, "repeats": 3}]
+    subset = {"folder": str(images / "3_cat"), "images": 2, "repeats": 3}
+    captions = {"extension": ".txt", "without_caption": 1, "with_txt": 0, "named": "cat"}
+    assert data["datasets"][0]["subsets"] == [{**subset, **captions}]
     assert data["trained"] == [{"part": "U-Net", "weights": 72, "learning_rate": 1e-4}]
     assert any("gone.safetensors" in note for note in answer["notes"])
     assert sorted(images.rglob("*")) == before
@@ -168,7 +176,10 @@ def test_a_file_of_settings(tree: Path, images: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name one preset or file"),
+        ([], "name what is to be trained"),
+        (["/gone/kohya_ss", "--", "sdxl_train.py"], "/gone/kohya_ss: there is no such folder or file"),
+        (["A100-80GB-EMA", "AdaCoor-48GB"], "name one preset or file"),
+        (["--card", "24000", "--", "sdxl_train.py"], "give its memory in GB"),
         (["--", "train_nothing.py"], "has no script train_nothing.py"),
         (["--", "sdxl"], "name a training script after --"),
         (["--model", "gone.safetensors", "--", "sdxl_train.py"], "there is no such file"),
@@ -178,6 +189,77 @@ def test_a_file_of_settings(tree: Path, images: Path, tmp_path: Path, capsys: py
 def test_wrong_usage(words: list[str], message: str, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preflight", str(tree), "--python", sys.executable, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_is_asked_for_in_vain(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--", "sdxl_train.py", f"--train_data_dir={images}", *MODEL, "--output_dir=o"]
+    options = ["--only", "data", "--card", "24GB", "--price", "0.4"]
+    assert main(["preflight", str(tree), "--python", sys.executable, *options, *words]) == 0
+    said = capsys.readouterr().err
+    assert "nobody knows how long one takes" in said and "--only data does not ask" in said
+
+
+def test_a_run_without_an_output_folder(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = asked(tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", *MODEL, only="")
+    assert (code, answer["start"]["ok"]) == (1, True)
+    assert answer["data"]["problems"] == ["--output_dir is not given: the run stops where it first saves"]
+
+
+def test_captions_that_upstream_does_not_find(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for extension, notes in ((".txt", 1), (".caption", 1)):
+        words = [f"--train_data_dir={images}", *MODEL, "--output_dir=o", f"--caption_extension={extension}"]
+        _, answer = asked(tree, capsys, "sdxl_train.py", *words, only="data")
+        assert [one for one in answer["notes"] if f"have no {extension} file" in one][notes:] == []
+    folder = images / "3_cat"
+    assert answer["notes"][-1] == (
+        f"2 of 2 images in {folder} have no .caption file: 'cat' is their caption; 1 of them have a .txt file, which "
+        "--caption_extension=.txt takes"
+    )
+
+
+def test_an_image_without_a_size_is_named(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = images / "3_cat" / "2.png"
+    broken.write_bytes(b"")
+    code, answer = asked(
+        tree, capsys, "sdxl_train.py", f"--train_data_dir={images}", *MODEL, "--output_dir=o", only="data"
+    )
+    error = answer["start"]["error"]
+    assert (code, error["message"]) == (1, f"division by zero ({broken})")
+    assert "audit" in error["fix"]
+
+
+def test_a_package_that_is_missing(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--train_data_dir={images}", *MODEL, "--output_dir=o", "--network_module=lycoris.kohya"]
+    _, answer = asked(tree, capsys, "sdxl_train.py", *words)
+    error = answer["start"]["error"]
+    assert error["where"].startswith("sdxl_train.py:")
+    assert error["fix"] == (
+        "Kohya's environment lacks the package lycoris-lora: finish Kohya's own setup, or install it there, or change "
+        "network_module"
+    )
+
+
+def test_a_misspelled_argument(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--train_data_dir={images}", *MODEL, "--output_dir=o", "--learnig_rate=1"]
+    _, answer = asked(tree, capsys, "sdxl_train.py", *words)
+    assert answer["start"]["error"]["fix"] == "correct learnig_rate; did you mean learning_rate?"
+
+
+def test_a_signal_leaves_nothing_behind(tree: Path, images: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (tree / "train_db.py").write_text("import time\ntime.sleep(300)\n")
+    words = [str(tree), "--python", sys.executable, "--", "train_db.py", "--output_dir=o"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kohya_ext", "preflight", *words], cwd=Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not list(temporary.glob("*/request.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(temporary.iterdir()) == []
 
 
 def test_lines_for_people(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:

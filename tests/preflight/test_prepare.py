@@ -36,6 +36,14 @@ def test_samples_that_cannot_be_read(tmp_path: Path) -> None:
         assert "sample images are not counted" in place.notes[0]
 
 
+def test_prompts_that_are_empty(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n")
+    command, place = prepared(tmp_path, f"--sample_prompts={prompts}", "--sample_every_n_epochs=1")
+    assert (command.words, len(place.notes)) == ([], 1)
+    assert place.notes[0].endswith("prompts.txt is empty: sample images are not counted")
+
+
 def test_prompts_of_a_run_that_samples_nothing_stay(tmp_path: Path) -> None:
     assert prepared(tmp_path, "--sample_prompts=p.txt")[0].words == ["--sample_prompts=p.txt"]
 

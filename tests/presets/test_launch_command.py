@@ -432,7 +432,10 @@ def test_running_passes_the_first_failure_on_and_writes_the_toml(tmp_path: Path)
         training=[sys.executable, str(program), "7"],
         toml={str(file): {"epoch": 1}},
     )
+    prompts = tmp_path / "out" / "sample" / "prompt.txt"
+    steps.prompts = {str(prompts): "a cat --w 64\n"}
     assert run(steps, checkout, python, tmp_path / "out") == 7
+    assert prompts.read_text() == "a cat --w 64\n"
     first, folder, content, _, *second = log.read_text().splitlines()
     assert second == [first, folder, content, ""]
     assert first.split(os.pathsep)[:2] == [str(checkout.root), str(checkout.training_root)]

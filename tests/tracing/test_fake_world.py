@@ -27,6 +27,15 @@ def test_a_timestep_is_found_in_one_place() -> None:
         assert (tuple(sigma.shape), str(sigma.device)) == ((2,), DEVICE)
 
 
+def test_a_sampler_of_one_step_begins_at_the_first() -> None:
+    """It reads the noise of this step and of the next."""
+    with FakeWorld(None):
+        timesteps, sigmas = torch.linspace(999, 0, 1, device=DEVICE), torch.ones(2, device=DEVICE)
+        found = (timesteps == timesteps[0]).nonzero()
+        first = found[1 if len(found) > 1 else 0].item()
+        assert str((sigmas[first] * sigmas[first + 1]).device) == DEVICE
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_images_of_a_batch_are_alike(batch: int) -> None:
     """As scripts of 2024 ask of the multipliers of a LoRA; and no number among them is NaN."""
