@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+LONGEST = 3600.0  # seconds of a run, on a busy machine
+
 BUNDLE = Path(__file__).resolve().parents[2]
 
 # tree of the rig -> its environment
@@ -84,7 +86,7 @@ def train(
     script = Path(os.environ["KOHYA_RIG"]) / "train.sh"
     done = subprocess.run(
         [str(script), kind[0], name, *kind[1:], *flags],
-        env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+        env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LONGEST,
     )  # fmt: skip
     return Run(name, folder, done.stdout, done.returncode)
 
@@ -97,7 +99,7 @@ def train_family(tree: Path, environment: str, name: str, script: str, *flags: s
     variables = {**os.environ, "TREE": str(tree), "VENV": environment, "RIG_EXTRA_PATH": str(BUNDLE)}
     done = subprocess.run(
         [str(Path(os.environ["KOHYA_RIG"]) / "families" / "run.sh"), name, script, *flags],
-        env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
+        env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LONGEST,
     )  # fmt: skip
     shutil.rmtree(work() / "assets" / f"data-{name}", ignore_errors=True)
     return Run(name, folder, done.stdout, done.returncode)
@@ -131,7 +133,7 @@ def run_script(
     done = subprocess.run(
         [*python(tree, environment, shim), *words],
         env={**os.environ, "RIG_EXTRA_PATH": str(BUNDLE)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LONGEST,
     )  # fmt: skip
     return Run(name, folder, done.stdout, done.returncode)
 

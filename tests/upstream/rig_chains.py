@@ -91,7 +91,7 @@ class Chains:
         """Start a run, or continue it from `after`. end: as rig_launch's RIG_END."""
         place = None if after is None else after.record.position
         seen = 0 if place is None else place.epoch * IMAGES + place.batches
-        os.environ.update(RIG_END=end, RIG_SEEN=str(seen))
+        os.environ.update(RIG_END=end, RIG_SEEN=str(seen), RIG_ANIMA="1")
         name, launch = f"{name}-{job.label}", f"{self._launcher(job)} {job.whats}"
         words = [*job.settings, *flags, *([] if after is None else [f"--resume={after.folder}"])]
         if job.script in KINDS:
@@ -131,6 +131,10 @@ _FAMILIES = {
         {"pretrained_model_name_or_path": "tiny_lumina", "gemma2": "tiny_gemma2", "ae": "tiny_ae"},
         ("--gemma2_max_token_length=32",),
     ),
+    "anima": (
+        {"pretrained_model_name_or_path": "tiny_anima", "vae": "tiny_qwen_vae", "qwen3": "tiny_qwen3"},
+        ("--attn_mode=torch",),
+    ),
 }  # fmt: skip
 
 
@@ -138,7 +142,9 @@ def family_flags(script: str) -> Iterator[str]:
     """The rig's tiny models and data for a script of a newer family."""
     assets, family = rig.work() / "assets", script.partition("_")[0]
     models, own = _FAMILIES[family]
-    yield from (f"--{flag}={assets}/families/{name}.safetensors" for flag, name in models.items())
+    for flag, name in models.items():
+        path = assets / "families" / name
+        yield f"--{flag}={path if path.is_dir() else path.with_suffix('.safetensors')}"
     yield from own
     yield from (
         f"--tokenizer_cache_dir={assets}/tokenizers", f"--train_data_dir={assets}/data", "--caption_extension=.txt",

@@ -7,11 +7,15 @@ older_diffusers: a module of diffusers under the name it had in 2023, which XTI 
 small_control_nets: ControlNets of the size of the rig's models; upstream writes their widths out.
 small_hunyuan_image: HunyuanImage of that size, see `rig_hunyuan_image`.
 overflows: a gradient scaler as under fp16, which accelerate keeps on a GPU only. Here it is torch's own, for the CPU,
-handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows.
+handed to every accelerator; at OVERFLOWS the scaled loss is infinite, as it is when fp16 overflows. RIG_SEEN says how
+many batches the runs before a resume have had.
+swapping: with --blocks_to_swap blocks exchange the storages of their weights as on a GPU. On a CPU, where moving to the
+CPU copies nothing, upstream's come to share one.
 compiled: the average is blended by compiled passes, as it is for models of real size.
 killed: RIG_END sends the process a signal. "SIGNAL state N": in the middle of the state that is saved as the Nth;
 "SIGNAL backward N": before the Nth backward pass; "SIGNAL file PART": when half of the first safetensors file whose
 name has that part is written; "SIGNAL after S": S seconds after the run has begun to listen for signals.
+waiting: where a run would load a state, it is forked for each order of `rig_moments.py`.
 full_disk: from the first step on, writing an EMA file fails as on a full disk, with half of it written.
 
 of_2023_spring: what sd-scripts 0.6 takes from elsewhere and no offline machine has: the shape of SD1.5's text encoder
@@ -24,7 +28,9 @@ the time; the name is appended to that of the output.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import itertools
 import json
 import os
@@ -71,6 +77,30 @@ def killed() -> None:
     if words:
         name, place, which = words
         _PLACES[place](functools.partial(os.kill, os.getpid(), getattr(signal, name)), which)
+
+
+def waiting() -> None:
+    """Progress bars have a thread that looks after them, and images are decoded by several: neither survives a fork."""
+    import tqdm
+
+    from tests.upstream import rig_moments
+
+    tqdm.tqdm.monitor_interval = 0
+    importlib.import_module("cv2").setNumThreads(0)
+    for name in rig_moments.MODULES:
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            if load := vars(module).get(rig_moments.PLACE):
+                setattr(module, rig_moments.PLACE, _after_waiting(load, rig_moments.wait))
+
+
+def _after_waiting(load: Callable[..., Any], wait: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def wait_and_load(accelerator: Any, args: Any) -> Any:
+        wait(accelerator, args)
+        return load(accelerator, args)
+
+    return wait_and_load
 
 
 def _in_state(end: Callable[[], None], number: str) -> None:
@@ -141,7 +171,7 @@ def overflows() -> None:
     def init_with_scaler(self: Any, *args: Any, **named: Any) -> None:
         init(self, *args, **named)
         self.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        scale, losses = scaler.scale, itertools.count(1)
+        scale, losses = scaler.scale, itertools.count(1 + int(os.environ.get("RIG_SEEN", "0")))
 
         def scale_or_overflow(loss: Any) -> Any:
             return scale(loss) * (float("inf") if next(losses) in OVERFLOWS else 1.0)
@@ -182,6 +212,19 @@ def of_2023_spring() -> None:
     for name in ("OneOf", "HueSaturationValue", "RandomGamma", "HorizontalFlip", "Compose"):
         setattr(unused, name, type(name, (), {"__init__": lambda self, *_, **__: None}))
     sys.modules["albumentations"] = unused
+
+
+def swapping() -> None:
+    def exchange(device: Any, leaves: Any, comes: Any) -> None:
+        for one, other in zip(leaves.modules(), comes.modules(), strict=True):
+            if getattr(one, "weight", None) is not None:
+                storage = one.weight.data
+                one.weight.data = storage.clone()
+                storage.copy_(other.weight.data)
+                other.weight.data = storage
+
+    module = importlib.import_module("library.custom_offloading_utils")
+    module.swap_weight_devices_no_cuda = exchange  # type: ignore[attr-defined]
 
 
 def older_diffusers() -> None:
@@ -248,8 +291,8 @@ def runs_of(arguments: list[str]) -> Iterator[list[str]]:
 
 
 _ALL = (
-    nothing, compiled, killed, full_disk, overflows, frozen_alone, older_diffusers, small_control_nets,
-    small_hunyuan_image, of_2023_spring,
+    nothing, compiled, killed, waiting, full_disk, overflows, swapping, frozen_alone, older_diffusers,
+    small_control_nets, small_hunyuan_image, of_2023_spring,
 )  # fmt: skip
 WHATS = {what.__name__: what for what in _ALL}
 

@@ -12,16 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from kohya_ext.core.errors import STOPPED_BY_SIGNAL
 from kohya_ext.resume.states import SavedState, last
-from tests.upstream.rig_bench import EVERY_STEP, remove
+from tests.upstream import rig
+from tests.upstream.rig_bench import EVERY_STEP, MAIN, NEWEST, OLD, TWO_PROCESSES, remove
 from tests.upstream.rig_chains import (
     CELLS,
+    EXACT,
     IMAGES,
     ON_SIGNAL,
+    SHUFFLED,
+    SMALL,
     Chains,
     Job,
+    adacoor,
     assert_same_states,
     digests,
     logged,
@@ -46,6 +52,52 @@ def test_a_run_killed_five_times_is_the_uninterrupted_one(
     chains: Chains, tree: str, script: str, workers: int, tmp_path: Path
 ) -> None:
     check(chains, of_matrix(tree, script, workers), tmp_path)
+
+
+FUSED = ("--fused_backward_pass", "--max_grad_norm=0")
+NETWORKS = ("sd3_train_network", "lumina_train_network", "anima_train_network")
+
+
+@pytest.mark.parametrize("tree", [MAIN, NEWEST])
+def test_a_fused_backward_pass(chains: Chains, tree: str, tmp_path: Path) -> None:
+    flags = (*SHUFFLED, *SMALL, *FUSED, *adacoor("state_bits=8"))
+    check(chains, Job(tree, "sdxl_train", "fused", flags, accumulation=1), tmp_path)
+
+
+@pytest.mark.parametrize("tree", [MAIN, OLD])
+def test_a_scaled_loss_that_overflows(chains: Chains, tree: str, tmp_path: Path) -> None:
+    """Steps are skipped before and after a resume, and the scale is that of the state."""
+    flags = (*SHUFFLED, *SMALL, *adacoor("stochastic_state=True"))
+    check(chains, Job(tree, "sdxl_train", "scaler", flags, whats="overflows+killed"), tmp_path)
+
+
+@pytest.mark.parametrize("tree", [MAIN, NEWEST])
+def test_swapped_blocks(chains: Chains, tree: str, tmp_path: Path) -> None:
+    flags = (f"--pretrained_model_name_or_path={deeper_flux(tmp_path)}", *SHUFFLED, *SMALL, *FUSED, *adacoor(),
+             "--blocks_to_swap=2")  # fmt: skip
+    check(chains, Job(tree, "flux_train", "swap", flags, accumulation=1, whats="swapping+killed"), tmp_path)
+
+
+@pytest.mark.parametrize("script", NETWORKS)
+def test_networks_of_newer_families(chains: Chains, script: str, tmp_path: Path) -> None:
+    flags = (*SHUFFLED, *SMALL, *adacoor("state_bits=8"))
+    check(chains, Job(MAIN, script, "family", flags), tmp_path)
+
+
+def test_two_processes_are_refused(chains: Chains) -> None:
+    run = chains.bench.train(MAIN, "full", "two-exact", EXACT, launch=TWO_PROCESSES.format(port=29547), fails=True)
+    assert run.returncode != 0 and "--kohya_ext_exact_resume works with one process only" in run.output
+
+
+def deeper_flux(folder: Path) -> Path:
+    """The rig's model with twice its blocks: the tiny one has too few to swap any."""
+    model = load_file(rig.work() / "assets" / "families" / "tiny_flux.safetensors")
+    blocks = {name: value for name, value in model.items() if name.startswith(("double_blocks.", "single_blocks."))}
+    for name, value in blocks.items():
+        kind, number, rest = name.split(".", 2)
+        model[f"{kind}.{int(number) + 2}.{rest}"] = value.clone()
+    save_file(model, folder / "deeper.safetensors")
+    return folder / "deeper.safetensors"
 
 
 def ends_of(job: Job) -> Iterator[tuple[str, int, bool]]:
