@@ -33,6 +33,12 @@ def relative_distance(*shadows: Shadow) -> float:
         ||average - weights|| / ||weights|| over all parameters; 0 for an EMA that sits on the weights. A weight that is
         not finite counts as 0.
     """
+    apart, size = squared_norms(*shadows)
+    return math.sqrt(apart / size) if size else 0.0
+
+
+def squared_norms(*shadows: Shadow) -> tuple[float, float]:
+    """(||average - weights|| ** 2, ||weights|| ** 2) of what these shadows average, see `relative_distance`."""
     apart = size = 0.0
     for _, weights, average in itertools.chain.from_iterable(shadow.pairs() for shadow in shadows):
         views = flat_views(weights, average) or [weights.reshape(-1), average.reshape(-1)]
@@ -41,7 +47,7 @@ def relative_distance(*shadows: Shadow) -> float:
             raw = views[0][part].to(average.device, torch.float32).nan_to_num(0.0, 0.0, 0.0)
             apart += float(torch.linalg.vector_norm(views[1][part].to(torch.float32) - raw)) ** 2
             size += float(torch.linalg.vector_norm(raw)) ** 2
-    return math.sqrt(apart / size) if size else 0.0
+    return apart, size
 
 
 def rounding_noise(*shadows: Shadow) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kohya_ext.ema import checkpoint
 from kohya_ext.ema.fragments import Fragment, Whole, cut, names_of, places, plan
+from kohya_ext.ema.health import squared_norms
 from kohya_ext.ema.peers import Card, Peers, card_from_json, card_to_json
 from kohya_ext.ema.shadow import Shadow
 
@@ -39,7 +40,7 @@ class Partition:
     def __init__(self, fragments: Sequence[Fragment], rank: int, host: str, token: bytes, gather: AllGather) -> None:
         self.fragments = list(fragments)
         self._shadows: dict[str, Shadow] = {}
-        self.peers = Peers(rank, host, token, self._elements)
+        self.peers = Peers(rank, host, token, self._elements, self._norms)
         card = card_to_json(Card(self.peers.address, places(self.fragments)))
         self.peers.meet([card_from_json(given) for given in gather(card)])
         self._rank = rank
@@ -62,6 +63,11 @@ class Partition:
         Raises PeerError where another rank has died.
         """
         return self.peers.fetch(kind, wholes)
+
+    def distance(self, kind: str) -> tuple[float, float]:
+        """(||average - weights|| ** 2, ||weights|| ** 2) over all ranks. Raises PeerError where one has died."""
+        apart, size = zip(*self.peers.measure(kind), strict=True)
+        return sum(apart), sum(size)
 
     def save(self, path: Path, kind: str) -> None:
         """Write an average's state, whole tensors by name. The file appears whole or not at all.
@@ -92,6 +98,9 @@ class Partition:
         except ValueError as error:
             raise ValueError(f"EMA state of another model: {error}") from error
         return self._shadows[kind].load_state_dict({**state, "shadow": own})
+
+    def _norms(self, kind: str) -> tuple[float, float]:
+        return squared_norms(self._shadows[kind])
 
     def _plan(self, names: Sequence[str]) -> list[Whole]:
         return plan(self.peers.tables, self._rank, names)

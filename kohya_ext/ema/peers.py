@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import queue
 import socket
 import struct
 import threading
@@ -36,6 +37,7 @@ _WAIT_SECONDS = 1800.0  # for a rank to come as far as the one that asks
 
 # What a rank gives: kind -> the flat elements of the fragment with this index
 Source = Callable[[str, int], Tensor]
+Gauge = Callable[[str], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class Peers:
         host: the address to listen at, and by which the others reach it.
         token: a secret that all ranks know, of `TOKEN_BYTES` bytes; whoever does not send it gets nothing.
         source: gives the elements of this rank's fragments, for any kind that may be asked for.
+        gauge: gives some numbers about what this rank keeps of a kind.
     """
 
-    def __init__(self, rank: int, host: str, token: bytes, source: Source) -> None:
-        self.rank, self._token, self._source = rank, token, source
+    def __init__(self, rank: int, host: str, token: bytes, source: Source, gauge: Gauge) -> None:
+        self.rank, self._token, self._source, self._gauge = rank, token, source, gauge
         self._listener = socket.create_server((host, 0), family=_family(host))
         self.address: tuple[str, int] = (host, self._listener.getsockname()[1])
         self._cards: list[Card] = []
@@ -69,6 +72,7 @@ class Peers:
         self._arrived = threading.Condition()
         self._read_on = _OwnStream()
         self._kept_alive: list[socket.socket] = []
+        self._told: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._released = threading.Event()
         self._released.set()
         threading.Thread(target=self._accept, name="kohya_ext peers", daemon=True).start()
@@ -86,6 +90,19 @@ class Peers:
     def tables(self) -> list[list[Place]]:
         """What each rank keeps."""
         return [card.places for card in self._cards]
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """On rank 0: say something to all others. One that has died is not told."""
+        for connection in self._kept_alive:
+            with contextlib.suppress(OSError):
+                _send(connection, message)
+
+    def told(self) -> dict[str, Any] | None:
+        """On the others: what rank 0 has said next, which is waited for; None once it has ended."""
+        message = self._told.get()
+        if message is None:
+            self._told.put(None)
+        return message
 
     def wait_for_first(self, seconds: float | None = None) -> bool:
         """Wait until rank 0 has ended, which may need this rank for its last files. False where it has not by then."""
@@ -146,6 +163,21 @@ class Peers:
             raise PeerError(f"rank {rank} cannot be reached: {error}") from error
         return connection
 
+    def measure(self, kind: str) -> list[Sequence[float]]:
+        """What the gauge of each rank says of this kind.
+
+        Raises:
+            PeerError: as `fetch` does.
+        """
+        found: list[Sequence[float]] = []
+        for rank in range(len(self._cards)):
+            if rank == self.rank:
+                found.append(self._gauge(kind))
+                continue
+            with contextlib.closing(self._ask(rank, {"measure": kind, "count": self._count})) as connection:
+                found.append(_Answer(rank, connection).numbers())
+        return found
+
     # ------------------------------------------------------------------ answering
 
     def _accept(self) -> None:
@@ -162,13 +194,18 @@ class Peers:
                 return
             request = _message(connection)
             if "stay" in request:
-                self._released.clear()
-                try:
-                    connection.recv(1)
-                finally:
-                    self._released.set()
+                self._listen_to_first(connection)
                 return
             self._give(connection, request)
+
+    def _listen_to_first(self, connection: socket.socket) -> None:
+        self._released.clear()
+        try:
+            while True:
+                self._told.put(_message(connection))
+        finally:  # it has ended
+            self._told.put(None)
+            self._released.set()
 
     def _give(self, connection: socket.socket, request: dict[str, Any]) -> None:
         count = int(request["count"])
@@ -177,6 +214,10 @@ class Peers:
             if self._count != count:
                 _send(connection, {"error": f"it is at {self._count}, not at {count}"})
                 return
+        if "measure" in request:
+            with self._read_on.used():
+                _send(connection, {"numbers": list(self._gauge(request["measure"]))})
+            return
         for index, start, length in request["parts"]:
             try:
                 elements = self._source(request["kind"], index)[start : start + length].detach()
@@ -204,12 +245,23 @@ class _Answer:
     def __init__(self, rank: int, connection: socket.socket) -> None:
         self._rank, self._connection = rank, connection
 
+    def numbers(self) -> Sequence[float]:
+        """What it has measured."""
+        try:
+            return [float(number) for number in self._head()["numbers"]]
+        except (OSError, EOFError) as error:
+            raise PeerError(f"rank {self._rank} has died while it was asked ({error})") from error
+
+    def _head(self) -> dict[str, Any]:
+        head = _message(self._connection)
+        if "error" in head:
+            raise PeerError(f"rank {self._rank}: {head['error']}")
+        return head
+
     def next(self, length: int) -> Tensor:
         """The next part, of `length` elements."""
         try:
-            head = _message(self._connection)
-            if "error" in head:
-                raise PeerError(f"rank {self._rank}: {head['error']}")
+            head = self._head()
             made = torch.empty(length, dtype=getattr(torch, head["dtype"]))
             _receive_into(self._connection, memoryview(made.view(torch.uint8).numpy()))
         except (OSError, EOFError) as error:
@@ -225,7 +277,8 @@ class _OwnStream:
 
     def __init__(self) -> None:
         self._ready: Any = None
-        self._streams: dict[torch.device, Any] = {}
+        self._stream: Any = None
+        self._device = 0
         self._one_at_a_time = threading.Lock()
 
     def note(self) -> None:
@@ -233,18 +286,24 @@ class _OwnStream:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             event = torch.cuda.Event()
             event.record()
-            self._ready = event
+            self._ready, self._device = event, torch.cuda.current_device()
 
     def host(self, part: Tensor) -> Tensor:
         """The same on the CPU."""
-        if part.device.type != "cuda":
+        with self.used():
             return part.cpu()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """What is computed on the GPU of this process meanwhile is queued in this stream."""
+        if self._ready is None:
+            yield
+            return
         with self._one_at_a_time:
-            stream = self._streams.setdefault(part.device, torch.cuda.Stream(part.device))
-            with torch.cuda.stream(stream):
-                if self._ready is not None:
-                    stream.wait_event(self._ready)
-                return part.cpu()
+            self._stream = self._stream or torch.cuda.Stream(self._device)
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(self._ready)
+                yield
 
 
 def card_to_json(card: Card) -> dict[str, Any]:

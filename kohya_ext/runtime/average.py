@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from kohya_ext import __version__
 from kohya_ext.ema import Schedule, Shadow, checkpoint, describe
-from kohya_ext.ema.health import relative_distance, rounding_noise
+from kohya_ext.ema.health import rounding_noise
 from kohya_ext.ema.schedules import Constant, Debiased, Exponential, Power, Warmup
 from kohya_ext.runtime.block_moves import finish_moves
 from kohya_ext.runtime.options import EmaOptions
@@ -218,7 +219,9 @@ class Average:
         if not started:
             return {}
         finish_moves(self.models)
-        return {"ema_decay": started[0].decay, "ema_distance": relative_distance(*started)}
+        norms = [track.norms() for track in self.tracks if track.started]
+        apart, size = sum(norm[0] for norm in norms), sum(norm[1] for norm in norms)
+        return {"ema_decay": started[0].decay, "ema_distance": math.sqrt(apart / size) if size else 0.0}
 
     def tell_health(self) -> None:
         """Say with each save how the EMA stands."""

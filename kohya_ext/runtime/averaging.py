@@ -63,6 +63,7 @@ def attach(engine: Any, accelerator: Any) -> None:
     if not run.averages:
         return
     from kohya_ext.runtime.zero import Zero, outlast_first_rank
+    from kohya_ext.runtime.zero_states import JointStates
 
     zero = Zero(engine, run.averages[0].names_of)
     for average in run.averages:
@@ -76,6 +77,7 @@ def attach(engine: Any, accelerator: Any) -> None:
         return end_training(*given, **named)
 
     accelerator.end_training = end_training_later
+    run.joint_states = JointStates(run.averages[0].args, accelerator, zero)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Run:
     skip_counts, skips_told: AdaCoor's counts of skipped gradient elements, and how many have been reported. old_files:
     file of an older patch -> what it has. faults: what could not be wrapped, with the reason. yielded: feature of ours
     -> the fork's flag that it gave way to. undoing: what gives others back that it replaced.
+    joint_states: `JointStates` of a run with DeepSpeed.
     loader_layers: position -> what is between the loaders and the script there, see `runtime/loader.py`.
     """
 
@@ -51,13 +52,14 @@ class Run:
     faults: list[str] = field(default_factory=list)
     yielded: dict[str, str] = field(default_factory=dict)
     undoing: list[Callable[[], object]] = field(default_factory=list)
+    joint_states: Any = None
     loader_layers: dict[str, Any] = field(default_factory=dict)
 
     def begin(self) -> None:
         """A training starts in this process: whatever one before it has left is gone."""
         self.restore()
         self.averages, self.telemetry, self.validation = [], None, None
-        self.skip_counts, self.skips_told = [], 0
+        self.skip_counts, self.skips_told, self.joint_states = [], 0, None
 
     def replace(self, holder: Any, name: str, function: Any) -> None:
         """Put `function` in the place of a function that is not ours, until `restore`."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def sample_images(original: Callable[..., Any], *positional: Any, **named: Any) -> Any:
     """Kohya's sampler, whatever its family: it has parameters `args`, `epoch` and `steps` (or `global_step`)."""
+    if run.joint_states is not None:
+        run.joint_states.go_on()
     if run.resume is not None and run.resume.stands_still():
         return None  # of --sample_at_first: a resumed run is not at its first step
     average = averaging.current()

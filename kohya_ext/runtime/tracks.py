@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from kohya_ext.ema import Schedule, Shadow, checkpoint
-from kohya_ext.ema.health import FrozenCheck, FrozenShadowError
+from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, squared_norms
 from kohya_ext.runtime.block_moves import finish_moves
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.run import say, stop
@@ -158,6 +158,10 @@ class Track:
     def entries(self) -> Iterator[tuple[str, Any, Any]]:
         """(name, weights, average) of all that is averaged."""
         return self.made().pairs()
+
+    def norms(self) -> tuple[float, float]:
+        """(||average - weights|| ** 2, ||weights|| ** 2)."""
+        return squared_norms(self.made())
 
     def save_state(self, file: Path) -> None:
         """Write the EMA's state. Raises OSError; nothing is there then."""

@@ -14,6 +14,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, distributed
@@ -34,6 +35,20 @@ class Follower(Protocol):
     def after_step(self) -> None:
         """A step has been made."""
 
+    def catch_up(self) -> None:
+        """All have been told of the step."""
+
+
+@dataclass(frozen=True)
+class LocatedFragment:
+    """Where a fragment is: `length` elements from `offset` on in one of the flat tensors; `start` as in a fragment."""
+
+    name: str
+    start: int
+    length: int
+    flat: int
+    offset: int
+
 
 class Zero:
     """One engine, and the partition of this rank.
@@ -47,7 +62,7 @@ class Zero:
 
     def __init__(self, engine: Any, names_of: Callable[[Sequence[Any]], list[str]]) -> None:
         parameters = list(engine.module.parameters())
-        self._engine = engine
+        self.engine = engine
         self.parameters: dict[str, Any] = dict(zip(names_of(parameters), parameters, strict=True))
         self.stage = int(engine.zero_optimization_stage())
         saved = self._in_trained_models()
@@ -55,6 +70,8 @@ class Zero:
             fragment for name in self.parameters if name in saved and (fragment := self._fragment(name)) is not None
         ]
         self.partition = Partition(fragments, distributed.get_rank(), _host(), _token(), _all_gather)
+        self.rows = [self._row(fragment) for fragment in fragments if fragment.averaged]
+        self.rows_of_ranks: Sequence[Sequence[tuple[Any, ...]]] = _all_gather([astuple(row) for row in self.rows])
         self._followers: list[Follower] = []
         self._watch_steps()
 
@@ -75,12 +92,46 @@ class Zero:
 
     def release(self) -> None:
         """ZeRO 3: forget whole weights that ranks have put together: they are made from their parts again."""
-        self._engine.empty_partition_cache()
+        self.engine.empty_partition_cache()
+
+    # ------------------------------------------------------------------ states
+
+    def flats(self) -> list[Tensor]:
+        """The flat tensors that the optimizer steps on this rank; none without ZeRO."""
+        for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+            found = getattr(self.engine.optimizer, name, None)
+            if found is not None:
+                return list(found)
+        return []
+
+    def optimizer_state(self, flat: Tensor) -> dict[str, Any]:
+        """What the optimizer keeps of a flat tensor."""
+        state: dict[str, Any] = self.engine.optimizer.optimizer.state[flat]
+        return state
+
+    @property
+    def steps_made(self) -> tuple[int, int]:
+        """(all steps of the engine, those of them that were skipped)."""
+        return int(self.engine.global_steps), int(self.engine.skipped_steps)
+
+    def continue_from(self, steps: int, skipped: int, loss_scaler: Any) -> None:
+        """Count from there, with the scale of losses that was found by then."""
+        self.engine.global_steps, self.engine.skipped_steps = steps, skipped
+        if loss_scaler is not None:
+            self.engine.optimizer.loss_scaler = loss_scaler
+
+    def _row(self, fragment: Fragment) -> LocatedFragment:
+        size = fragment.weights.element_size()
+        for number, flat in enumerate(self.flats()):
+            offset = (fragment.weights.data_ptr() - flat.data_ptr()) // size
+            if flat.device == fragment.weights.device and 0 <= offset < flat.numel():
+                return LocatedFragment(fragment.name, fragment.start, fragment.weights.numel(), number, offset)
+        return LocatedFragment(fragment.name, fragment.start, fragment.weights.numel(), 0, 0)
 
     # ------------------------------------------------------------------ inside
 
     def _watch_steps(self) -> None:
-        step = self._engine.step
+        step = self.engine.step
 
         @functools.wraps(step)
         def step_and_tell(*given: Any, **named: Any) -> Any:
@@ -91,20 +142,22 @@ class Zero:
             if self._steps() > before:  # neither accumulated only, nor skipped because gradients were not finite
                 for follower in self._followers:
                     follower.after_step()
+                for follower in self._followers:
+                    follower.catch_up()
                 self.partition.peers.advance()
             return result
 
-        self._engine.step = step_and_tell
+        self.engine.step = step_and_tell
 
     def _steps(self) -> int:
-        return int(self._engine.global_steps) - int(self._engine.skipped_steps)
+        return int(self.engine.global_steps) - int(self.engine.skipped_steps)
 
     def _in_trained_models(self) -> set[str]:
         """The parameters of the models of which anything is trained: a LoRA is saved without the model that it is for.
 
         Kohya gives DeepSpeed all its models as one.
         """
-        together = self._engine.module
+        together = self.engine.module
         models = list(getattr(together, "models", {"": together}).values())
         trained = [model for model in models if any(parameter.requires_grad for parameter in model.parameters())]
         known = {id(parameter) for model in trained for parameter in model.parameters()}
@@ -126,7 +179,7 @@ class Zero:
         return Fragment(name, tuple(parameter.shape), start, mapping.hp_fragment.data)
 
     def _fragment_of_divided(self, name: str, parameter: Any) -> Fragment | None:
-        optimizer, shape = self._engine.optimizer, tuple(parameter.ds_shape)
+        optimizer, shape = self.engine.optimizer, tuple(parameter.ds_shape)
         size = int(parameter.ds_tensor.ds_numel)
         start = size * distributed.get_rank(group=parameter.ds_process_group)
         length = min(size, int(parameter.ds_numel) - start)

@@ -29,11 +29,6 @@ class ZeroTrack(Track):
         self._kind = f"ema{average.place}"
         self._exchange: Overlay | None = None
 
-    def after_step(self) -> None:
-        """The engine has made a step."""
-        super().after_step()
-        self.catch_up()
-
     @property
     def swapped(self) -> bool:
         """Whether the EMA, or whole raw weights, are in the parameters."""
@@ -71,6 +66,10 @@ class ZeroTrack(Track):
         averages = self._zero.partition.whole_tensors(self._kind, wholes)
         for whole, raw, average in zip(wholes, weights, averages, strict=True):
             yield whole.name, raw, average
+
+    def norms(self) -> tuple[float, float]:
+        """(||average - weights|| ** 2, ||weights|| ** 2), of all ranks together."""
+        return self._zero.partition.distance(self._kind)
 
     def save_state(self, file: Path) -> None:
         """Write whole tensors by name: any number of ranks can go on from them."""

@@ -84,6 +84,17 @@ def test_every_rank_reads_the_ema_of_the_whole_weights(divide: Divide, count: in
 
 
 @DIVISIONS
+def test_the_distance_is_that_of_all_ranks(divide: Divide, made: list[Partition]) -> None:
+    made += partitions(divide(weights_of(0), 3))
+    train(made, shadows_of(made), range(1, 9))
+    raw, ema = weights_of(8), by_hand(range(1, 9))
+    apart = sum(float((ema[name] - raw[name].double()).square().sum()) for name in raw)
+    size = sum(float(raw[name].double().square().sum()) for name in raw)
+    for found in on_ranks(3, lambda rank: made[rank].distance("ema")):
+        assert found == pytest.approx((apart, size), rel=1e-5)
+
+
+@DIVISIONS
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 3), (2, 2)])
 def test_a_state_goes_on_with_any_number_of_ranks(
     divide: Divide, before: int, after: int, made: list[Partition], tmp_path: Path

@@ -41,12 +41,47 @@ def launcher(ranks: int) -> list[str]:
     return ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(next(_ports))]
 
 
-def toy(ranks: int, folder: Path, stage: int, first: int, last: int, **more: Any) -> None:
-    """Train the toy from batch `first` to `last`; what it has seen is in `folder`."""
+def made(folder: Path) -> Path:
+    """The folder, which is there then."""
+    folder.mkdir(parents=True)
+    return folder
+
+
+def job(folder: Path, stage: int, first: int, last: int, **more: Any) -> dict[str, Any]:
+    """One thing for the toy to do: train from batch `first` to `last`; what it has seen will be in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"zero_optimization": {"stage": stage, **more.pop("zero", {})}, **more.pop("config", {})}
-    job = {"folder": str(folder), "config": config, "first": first, "last": last, "args": more.pop("args", {}), **more}
+    return {"folder": str(folder), "config": config, "first": first, "last": last, **more}
+
+
+def toy(ranks: int, *jobs: dict[str, Any], fails: bool = False) -> subprocess.CompletedProcess[str]:
+    """Start the toy once for all these jobs: importing DeepSpeed takes longer than they do."""
     done = subprocess.run(
-        [str(python()), *launcher(ranks), str(TOY), json.dumps(job)],
-        env=variables(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        [str(python()), *launcher(ranks), str(TOY), json.dumps(jobs)],
+        env=variables(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert fails or done.returncode == 0, done.stdout[-4000:]
+    return done
+
+
+def on_machines(count: int, words: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """One process on each of several machines, of which this one plays all: each has a launcher of its own."""
+    port = str(next(_ports))
+    together = ["-m", "torch.distributed.run", "--nnodes", str(count), "--nproc_per_node", "1"]
+    together += ["--master_addr", "127.0.0.1", "--master_port", port]
+    started = [
+        subprocess.Popen(
+            [str(python()), *together, "--node_rank", str(rank), *words],
+            env=variables(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, output)
+        for process, output in zip(started, outputs, strict=True)
+    ]

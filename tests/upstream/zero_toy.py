@@ -1,4 +1,4 @@
-"""A small model in a DeepSpeed engine, one process of several, with our EMA: started by `test_deepspeed.py`.
+"""Small models in DeepSpeed engines, one process of several, with our EMA: started by `test_deepspeed.py`.
 
 Its gradients are given, the same on every rank and for any number of ranks: the loss is the sum of each weight times
 its gradient. What the first rank reads after each step goes to a file.
@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,21 +58,28 @@ def _random(name: str, step: int) -> Tensor:
 
 
 def main() -> None:
-    job = json.loads(sys.argv[1])
+    """Do the jobs of the command line, one after the other."""
     deepspeed = importlib.import_module("deepspeed")
+    torch.set_num_threads(1)
+    # it refuses float16 on a CPU, where torch is slow with it; the arithmetic is there
+    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+    deepspeed.init_distributed(dist_backend="gloo")
+    for job in json.loads(sys.argv[1]):
+        do(job, deepspeed)
+        torch.distributed.barrier()
 
+
+def do(job: dict[str, Any], deepspeed: Any) -> None:
     from kohya_ext.optim import AdaCoor
     from kohya_ext.runtime import averaging, options
     from kohya_ext.runtime.average import Average
     from kohya_ext.runtime.run import run
     from kohya_ext.runtime.zero import Zero
 
-    torch.set_num_threads(1)
-    deepspeed.init_distributed(dist_backend="gloo")
     model = Toy()
     groups = [{"params": [model.terms[name].weight for name in names]} for names in (("a", "b"), ("c",))]
-    optimizer = AdaCoor(groups, lr=100.0, state_bits=32)
-    values = {"enable_ema": True, "ema_decay": 0.9, "max_train_steps": 100, "save_precision": "float", **job["args"]}
+    optimizer = AdaCoor(groups, lr=100.0, state_bits=job.get("bits", 32))
+    values = {"enable_ema": True, "ema_decay": 0.9, "max_train_steps": 100, "save_precision": "float"}
     args = argparse.Namespace(deepspeed=True, output_dir=job["folder"], output_name="toy", **values)
     settings = options.read(args)
     assert settings is not None
@@ -83,14 +91,16 @@ def main() -> None:
     zero = Zero(engine, run.averages[0].names_of)
     run.averages[0].attach(zero)
     work(job, engine, zero, model)
-    torch.distributed.barrier()
 
 
 def work(job: dict[str, Any], engine: Any, zero: Any, model: Toy) -> None:
     from kohya_ext.runtime import averaging
+    from kohya_ext.runtime.zero_resume import divide_again, write_map
 
     folder, rank = Path(job["folder"]), torch.distributed.get_rank()
+    divide_again(zero)
     if job.get("resume"):
+        engine.load_checkpoint(job["resume"], "all")
         averaging.load_state(job["resume"])
     for step in range(job["first"], job["last"] + 1):
         loss = engine(step)
@@ -100,14 +110,42 @@ def work(job: dict[str, Any], engine: Any, zero: Any, model: Toy) -> None:
         engine.step()
         if rank == 0:
             torch.save(seen(zero, model), folder / f"step{step}.pt")
+    if job.get("die"):
+        save_while_another_dies(zero, model, folder)
     if job.get("save"):
+        engine.save_checkpoint(job["save"], "all")
         averaging.save_state(job["save"])
+        write_map(Path(job["save"]), zero)
     shadow = averaging.kept()[0].tracks[0].made()
     held = {
         "shadow": sum(average.numel() * average.element_size() for _, _, average in shadow.pairs()),
         "state": sum(state["vt"].numel() * state["vt"].element_size() for state in optimizer_state(engine)),
     }
     (folder / f"held{rank}.json").write_text(json.dumps(held))
+
+
+def save_while_another_dies(zero: Any, model: Toy, folder: Path) -> None:
+    """The first rank saves raw weights and EMA; the second is killed when it is asked for its part of the EMA."""
+    from safetensors.torch import save_file
+
+    from kohya_ext.runtime import averaging
+    from kohya_ext.runtime.ema_outputs import Twins
+
+    (average,) = averaging.kept()
+    if torch.distributed.get_rank() == 1:
+        give = zero.partition.peers._source
+
+        def die(kind: str, index: int) -> Tensor:
+            if kind != "weights":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return give(kind, index)
+
+        zero.partition.peers._source = die
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        Twins(average.args, average.options).save(
+            str(folder / "toy.safetensors"), lambda path, _: save_file(model.state_dict(), path)
+        )
 
 
 def optimizer_state(engine: Any) -> list[dict[str, Tensor]]:
