@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 900, 320  # of the drawing, in its own units: a page scales it
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 28, 34  # margins of the axes
-TICKS = 5
+TICKS = 8  # of an axis, or one more
+LEAST_TICKS = 3  # of a logarithmic one; it gets others where it has fewer
 LARGEST = 1e30  # a value beyond it is as good as infinite
 MOST_POINTS = 2000  # of a line; more are thinned out
 
@@ -95,16 +96,14 @@ class _Axes:
 
     def grid(self, up: str, along: str) -> list[str]:
         parts = []
-        for number in range(TICKS + 1):
-            place = self.low + (self.high - self.low) * number / TICKS
-            value = 10**place if self.logarithmic else place
+        for value in decades(self.low, self.high) if self.logarithmic else ticks(self.low, self.high):
             y = self.y(value)
             parts.append(f"<line class=grid x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>")
-            parts.append(f"<text x='{LEFT - 6}' y='{y + 4:.1f}' text-anchor=end>{value:.3g}</text>")
-            step = self.first + (self.last - self.first) * number / TICKS
-            parts.append(
-                f"<text x='{self.x(step):.1f}' y='{HEIGHT - BOTTOM + 16}' text-anchor=middle>{step:.0f}</text>"
-            )
+            parts.append(f"<text x='{LEFT - 6}' y='{y + 4:.1f}' text-anchor=end>{value:.10g}</text>")
+        parts += [
+            f"<text x='{self.x(step):.1f}' y='{HEIGHT - BOTTOM + 16}' text-anchor=middle>{step:.0f}</text>"
+            for step in ticks(self.first, self.last, least=1)
+        ]
         parts.append(f"<text x='{(LEFT + WIDTH) / 2}' y='{HEIGHT - 3}' text-anchor=middle>{html.escape(along)}</text>")
         parts.append(f"<text x='4' y='12'>{html.escape(up)}</text>")
         return parts
@@ -128,6 +127,34 @@ class _Axes:
                 for step, value in line.points
             ]
         return parts
+
+
+def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """Round numbers from low to high: multiples of 1, 2 or 5 times a power of ten, which is at least `least`."""
+    wanted = max((high - low) / TICKS, abs(high) * 1e-12, least, 1 / LARGEST)
+    power = 10.0 ** math.floor(math.log10(wanted))
+    apart = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= wanted * (1 - 1e-9))
+    first = math.ceil(low / apart - 1e-9)
+    count = math.floor(high / apart + 1e-9) - first + 1
+    return [_rounded((first + number) * apart, apart) for number in range(max(0, count))]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Round numbers from 10**low to 10**high: powers of ten, where these are few also 2 and 5 times them."""
+    if high - low > LEAST_TICKS:
+        return [10.0**power for power in ticks(low, high, least=1)]
+    found = [
+        float(f"{factor}e{power}")
+        for power in range(math.floor(low), math.ceil(high) + 1)
+        for factor in (1, 2, 5)
+        if low <= math.log10(factor) + power <= high
+    ]
+    return found if len(found) >= LEAST_TICKS else ticks(10**low, 10**high)
+
+
+def _rounded(value: float, apart: float) -> float:
+    """Without the noise of a multiplication."""
+    return round(value, max(0, 1 - math.floor(math.log10(apart)))) + 0.0
 
 
 def running_mean(points: Sequence[Point], share: float = 0.05) -> list[Point]:

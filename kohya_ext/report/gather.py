@@ -22,6 +22,7 @@ LOSSES = ("loss/current", "loss", "loss/average", "avr_loss")
 RATE, LEARNING_RATE = "kohya_ext/effective_lr/", "lr"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SAMPLES, SHEETS = "sample", ("sheet", "grid")
+_OF_EMA = "EMA, "  # before the epoch or step of its samples
 _SAMPLE = re.compile(r"(?P<name>.*?)_?(?:e(?P<epoch>\d{6})|(?P<step>\d{6,}))_(?P<number>\d{2})_")
 # the rows of the settings that come from the checkpoint's metadata where the run has recorded none
 _PREFIX = "ss_"
@@ -170,11 +171,11 @@ def _samples(folder: Path, name: str) -> list[Sample]:
             or match["name"].removesuffix(EMA_SUFFIX) not in ("", name)
         ):
             continue
-        ema = "EMA, " if match["name"].endswith(EMA_SUFFIX) else ""
+        ema = _OF_EMA if match["name"].endswith(EMA_SUFFIX) else ""
         kind, count = ("epoch", int(match["epoch"])) if match["epoch"] else ("step", int(match["step"]))
         order = (int(kind == "step"), count)
         found.append(Sample(path, f"{ema}{kind} {count}", order, int(match["number"])))
-    return sorted(found, key=lambda sample: (sample.order, sample.when, sample.number, sample.path.name))
+    return sorted(found, key=lambda one: (one.order, one.when.startswith(_OF_EMA), one.number, one.path.name))
 
 
 def _sheets(folder: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from kohya_ext.report.gather import Gathered, by_time
 from kohya_ext.validation.records import EMA, RAW, SECOND_EMA, Row, lowest
 
 SAMPLE_SIDE, SHEET_SIDE = 192, 1400  # pixels
-MOST_TIMES = 12  # rows of samples: the first, the last, and some between
+MOST_TIMES = 12  # epochs or steps with samples: the first, the last, and some between
+MOST_ROWS = 20  # of a table that is not folded up
 MOST_SHEETS = 3
 WIDE = 2  # largest over smallest loss, from which on the axis is logarithmic
 RISE = 0.01  # of the loss; noise and images are the same each time, so little is needed
@@ -31,7 +32,9 @@ STYLE = """
   margin-right: .4rem; vertical-align: middle }
 .best { border-left: 4px solid #2f9e6e; padding: .3rem .8rem; background: #f2faf6 }
 .number { text-align: right } .lowest { font-weight: 600 } .scroll { overflow-x: auto }
-.samples { display: flex; flex-wrap: wrap; gap: .4rem; margin: .3rem 0 .9rem } .samples img { display: block }
+.times { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem } .samples img { display: block }
+.samples { display: flex; flex-wrap: wrap; gap: .4rem; margin: .3rem 0 .9rem } .costs td:first-child {
+  white-space: nowrap }
 .sheet img { max-width: 100% } .settings { columns: 2 22rem } .settings td { vertical-align: top;
   overflow-wrap: anywhere } .note { color: #666; font-size: .9rem }
 @media (prefers-color-scheme: dark) { .chart text { fill: #aaa } .chart .grid { stroke: #3a3a3a }
@@ -112,6 +115,9 @@ def _table(rows: Iterable[Row], kinds: list[str]) -> Iterator[str]:
     for row in rows:
         by_step.setdefault(row.step, {})[row.weights] = row
     lowest_of = {weights: lowest(row for row in rows if row.weights == weights) for weights in kinds}
+    folded = len(by_step) > MOST_ROWS
+    if folded:
+        yield f"<details><summary>All {len(by_step)} validations</summary>"
     yield "<div class=scroll><table><tr><th>Step<th>Epoch<th>Training loss since the last one"
     yield "".join(f"<th>{html.escape(_named(weights))}<th>95 %" for weights in kinds) + "</tr>"
     for step, found in by_step.items():
@@ -127,10 +133,10 @@ def _table(rows: Iterable[Row], kinds: list[str]) -> Iterator[str]:
                 cells.append("<td><td>")
                 continue
             mark = " lowest" if here is lowest_of[weights] else ""
-            interval = f"{here.low:.4g} to {here.high:.4g}" if math.isfinite(here.low) else ""
+            interval = f"{here.low:#.4g} to {here.high:#.4g}" if math.isfinite(here.low) else ""
             cells.append(f"<td class='number{mark}'>{_number(here.loss)}<td>{interval}")
         yield f"<tr>{''.join(cells)}</tr>"
-    yield "</table></div>"
+    yield "</table></div></details>" if folded else "</table></div>"
 
 
 def _loss(run: Gathered) -> Iterator[str]:
@@ -162,16 +168,16 @@ def _lines(series: Mapping[str, list[tuple[int, float]]]) -> Iterator[Line]:
 
 
 def _samples(run: Gathered) -> Iterator[str]:
-    groups = list(by_time(run.samples).items())
-    if not groups:
+    times = list(dict.fromkeys(sample.order for sample in run.samples))
+    if not times:
         return
-    if len(groups) > MOST_TIMES:
-        places = {round(number * (len(groups) - 1) / (MOST_TIMES - 1)) for number in range(MOST_TIMES)}
-        groups = [group for number, group in enumerate(groups) if number in places]
-    yield "<h2>Samples</h2>"
-    for when, samples in groups:
+    if len(times) > MOST_TIMES:
+        times = [times[round(number * (len(times) - 1) / (MOST_TIMES - 1))] for number in range(MOST_TIMES)]
+    yield "<h2>Samples</h2><div class=times>"
+    for when, samples in by_time(sample for sample in run.samples if sample.order in times).items():
         images = "".join(thumbnail(sample.path, SAMPLE_SIDE) for sample in samples[:MOST_TIMES])
-        yield f"<div>{html.escape(when)}</div><div class=samples>{images}</div>"
+        yield f"<div><div>{html.escape(when)}</div><div class=samples>{images}</div></div>"
+    yield "</div>"
 
 
 def _sheets(run: Gathered) -> Iterator[str]:
@@ -218,7 +224,7 @@ def _costs(run: Gathered) -> Iterator[str]:
         )
     rows["Checkpoints"] = ", ".join(path.name for path in run.checkpoints) or "none"
     yield "<h2>Time and memory</h2>"
-    yield _pairs(rows)
+    yield f"<div class=costs>{_pairs(rows)}</div>"
 
 
 def _settings(run: Gathered) -> Iterator[str]:
@@ -237,7 +243,7 @@ def _named(weights: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.5g}" if math.isfinite(value) else ""
+    return f"{value:#.5g}" if math.isfinite(value) else ""
 
 
 def _duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ def test_all_that_a_run_leaves(tmp_path: Path) -> None:
     runs.draw(folder / "judged" / "sheet.png")
     found = gather(folder)
     assert found.name == "dog" and len(found.rows) == 7 and found.losses[:2] == ((1, 1.0), (2, 0.5))
-    assert list(by_time(found.samples)) == ["epoch 1", "EMA, epoch 2", "epoch 2", "step 200"]
+    assert list(by_time(found.samples)) == ["epoch 1", "epoch 2", "EMA, epoch 2", "step 200"]
     assert found.sheets == (folder / "judged" / "sheet.png",)
     assert found.settings == {"script": "sdxl_train.py", "learning_rate": "1e-05", "output_name": "<b>"}
     assert found.best["step"] == "4" and len(found.checkpoints) == 2

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("PIL")
 from kohya_ext.report.gather import gather
-from kohya_ext.report.page import MOST_TIMES, best_row, costs, overfits, page
+from kohya_ext.report.page import MOST_ROWS, MOST_TIMES, best_row, costs, overfits, page
 from kohya_ext.validation import records
 from kohya_ext.validation.records import Row
 from tests.report import runs
@@ -25,6 +26,7 @@ def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
         and "Kept by --save_best: dog-000002.safetensors, step 4" in text
     )
     assert "epoch 1</div>" in text and "epoch 29</div>" in text
+    assert "<details>" not in text
     assert "3.00 GiB" in text and "4 validations" in text and "<td>1e-05" in text
 
 
@@ -66,3 +68,20 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path: Path) -> N
     found = costs(gather(tmp_path))
     assert (found["seconds"], found["validations"]) == (43.0 + 52.0, 5)
     assert found["seconds_per_step"] == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_long_table_is_folded_up(tmp_path: Path) -> None:
+    rows = tuple(Row(step, step, "raw", 1.0, 0.9, 1.1, 1.0, 4, 2, 1.0, float(step), 0) for step in range(MOST_ROWS + 1))
+    text = page(replace(gather(runs.make(tmp_path)), rows=rows))
+    assert f"<summary>All {MOST_ROWS + 1} validations</summary>" in text and text.count("<details>") == 1
+    assert text.index("<svg") < text.index("<details>") < text.index("</table></div></details>")
+
+
+def test_samples_of_an_epoch_are_side_by_side(tmp_path: Path) -> None:
+    folder = runs.make(tmp_path)
+    for epoch in range(1, 30):
+        for name in ("dog-ema", "dog"):
+            runs.draw(folder / "sample" / f"{name}_e{epoch:06d}_00_1.png")
+    text = page(gather(folder))
+    assert text.count("data:image/jpeg") == 2 * MOST_TIMES
+    assert text.index("<div>epoch 29</div>") < text.index("<div>EMA, epoch 29</div>") < text.index("Time and memory")
