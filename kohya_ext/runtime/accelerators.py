@@ -35,9 +35,12 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
 
         script = resume_start.check(args)
     result = original(args, *rest, **named)
-    if asked or ours(getattr(args, "optimizer_type", None)):
-        _leave_models_whole(args)
     accelerator = result[0] if isinstance(result, tuple) else result  # sd-scripts v0.6 returns (it, unwrap_model)
+    optimizer = ours(getattr(args, "optimizer_type", None))
+    if getattr(args, "deepspeed", False) and (asked or optimizer):
+        _leave_models_whole(args)
+    if getattr(args, "deepspeed", False) and optimizer:
+        _let_any_optimizer_be_offloaded(accelerator)
     telemetry.begin(accelerator, log_every)
     measuring.begin(args, accelerator)
     if settings is not None:
@@ -58,12 +61,19 @@ def _leave_models_whole(args: argparse.Namespace) -> None:
 
     With ZeRO 3 it divides them at once, whatever `--zero3_init_flag` says, and Kohya cannot load weights into those.
     """
-    if not getattr(args, "deepspeed", False) or getattr(args, "zero3_init_flag", False):
+    if getattr(args, "zero3_init_flag", False):
         return
     for name in ("transformers.integrations.deepspeed", "transformers.deepspeed"):
         forget = getattr(sys.modules.get(name), "unset_hf_deepspeed_config", None)
         if callable(forget):
             forget()
+
+
+def _let_any_optimizer_be_offloaded(accelerator: Any) -> None:
+    """Without this setting DeepSpeed offloads its own Adam only."""
+    settings = getattr(getattr(accelerator.state, "deepspeed_plugin", None), "deepspeed_config", None)
+    if isinstance(settings, dict):
+        settings.setdefault("zero_force_ds_cpu_optimizer", False)
 
 
 def _load_all() -> None:

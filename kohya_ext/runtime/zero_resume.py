@@ -54,7 +54,7 @@ def divide_again(zero: Zero) -> None:
     @functools.wraps(load)
     def load_any(load_dir: Any, *rest: Any, **named: Any) -> Any:
         file = Path(load_dir) / MAP_FILE
-        if not file.is_file():
+        if not file.is_file() or not zero.flats():
             return load(load_dir, *rest, **named)
         saved = json.loads(file.read_text(encoding="utf-8"))
         if len(saved["ranks"]) == len(zero.rows_of_ranks):

@@ -144,6 +144,7 @@ def test_a_state_goes_on_with_any_number_of_processes(before: int, after: int, t
 def test_a_process_that_is_killed_in_a_save_ends_the_others_and_leaves_no_half_file(stage: int, tmp_path: Path) -> None:
     done = deepspeeds.toy(2, deepspeeds.job(tmp_path, stage, 1, 2, die=True), fails=True)
     assert done.returncode not in (0, None), done.stdout[-4000:]
+    assert (tmp_path / "toy.safetensors").is_file(), done.stdout[-4000:]
     assert load_file(tmp_path / "toy.safetensors").keys() == {f"terms.{name}.weight" for name in SHAPES}
     left = {path.name for path in tmp_path.iterdir()}
     assert left <= {"toy.safetensors", "step1.pt", "step2.pt"}, left

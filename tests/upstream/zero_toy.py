@@ -143,9 +143,11 @@ def save_while_another_dies(zero: Any, model: Toy, folder: Path) -> None:
         zero.partition.peers._source = die
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
-        Twins(average.args, average.options).save(
-            str(folder / "toy.safetensors"), lambda path, _: save_file(model.state_dict(), path)
-        )
+
+        def write(path: str, _: Any) -> None:
+            save_file({name: value.detach().clone() for name, value in model.state_dict().items()}, path)
+
+        Twins(average.args, average.options).save(str(folder / "toy.safetensors"), write)
 
 
 def optimizer_state(engine: Any) -> list[dict[str, Tensor]]:
