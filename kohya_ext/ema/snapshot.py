@@ -145,6 +145,12 @@ class StoredEma:
         """What the same elements are stored as, which is what has been rounded: float64, scale undone."""
         return self._stored(name, where)
 
+    def release(self) -> None:
+        """Give back the memory of what has been read."""
+        for file in (self._file, self._reference):
+            if file is not None:
+                file.release()
+
     def _stored(self, name: str, where: slice) -> Tensor:
         return self._file.load(name).reshape(-1)[where].double().mul_(self._factors[name])
 

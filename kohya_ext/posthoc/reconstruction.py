@@ -130,7 +130,10 @@ def _layout(run: RunFiles, sources: Sequence[Snapshot]) -> Layout:
 
     def is_all(name: str, value: float) -> bool:
         parts = [slice(at, at + length) for at, length in slices(torch.Size(shapes[name]).numel(), DEVICE_SLICE)]
-        return all(bool((one.part(name, part) == value).all()) for one in ends for part in parts)
+        found = all(bool((one.part(name, part) == value).all()) for one in ends for part in parts)
+        for one in ends:
+            one.release()
+        return found
 
     return recognized(like.path, samples, shapes, is_all)
 
@@ -167,6 +170,8 @@ def _sampled(sources: Sequence[Snapshot], layout: Layout) -> tuple[float, float,
             square + float((after - before).square().sum())
             for square, (before, after) in zip(squares, pairwise(parts), strict=True)
         ]
+        for file in files:
+            file.release()
     if not math.isfinite(sum(squares)):
         raise UsageError(f"{sources[0].path.parent}: one of the snapshots contains NaN or infinite weights")
     return math.sqrt(rounded), math.sqrt(again), [math.sqrt(square) for square in squares]
@@ -191,6 +196,9 @@ def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = 
             pieces = plan.layout.pieces.get(key)
             # what holds no weights (counters, scales of adapters, positions) is as it is
             yield like.load(key) if pieces is None else _mixed(key, pieces, files, dtype).view(shape)
+            like.release()
+            for file, _ in files:
+                file.release()
             done += torch.Size(shape).numel()
             progress(done, total)
 

@@ -27,6 +27,9 @@ class WeightSource(Protocol):
     def rounded(self, name: str, where: slice) -> Tensor:
         """How much of each of them saving may have rounded away: float64."""
 
+    def release(self) -> None:
+        """Give back the memory of what has been read."""
+
 
 class _File:
     """A model file."""
@@ -40,6 +43,9 @@ class _File:
     def rounded(self, name: str, where: slice) -> Tensor:
         stored = self._file.load(name)
         return stored.reshape(-1)[where].double() * ROUNDING.get(DTYPE_NAMES[stored.dtype], 0.0)
+
+    def release(self) -> None:
+        self._file.release()
 
 
 class _Stored:
@@ -56,6 +62,9 @@ class _Stored:
 
     def rounded(self, name: str, where: slice) -> Tensor:
         return self._ema.digits(name, where) * ROUNDING[_OF_SNAPSHOTS[self._ema.dtype]]
+
+    def release(self) -> None:
+        self._ema.release()
 
 
 def opened(snapshot: Snapshot) -> WeightSource:

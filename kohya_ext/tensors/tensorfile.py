@@ -85,6 +85,15 @@ class TensorFile:
             ).view(shape)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._start + begin).view(shape)
 
+    def release(self) -> None:
+        """Give back the memory that what has been read takes; what is read again comes from the disk again.
+
+        A mapped file's pages count as memory of the process until the system wants them elsewhere. Nothing may have
+        been written into a tensor of this file.
+        """
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
 
 class PickledFile:
     """A .ckpt: only on the user's explicit word, and only tensors and containers are let out of it."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kohya_ext.core.errors import ConflictError, UsageError
 from kohya_ext.ema.posthoc import ema_profile
@@ -157,3 +159,35 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConflictError, match="no space left"):
         write(made, tmp_path / "new.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+MEGABYTES, FILES, TENSORS = 48, 8, 12
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from kohya_ext.posthoc.reconstruction import plan, target_of, write
+from kohya_ext.posthoc.snapshots import read_run
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+folder = Path(sys.argv[1])
+run = read_run([folder])
+before = peak()
+write(plan(run, target_of(run, sigma_rel=0.15)), folder / "new.safetensors")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has to say what a process has taken, in kilobytes")
+def test_the_files_are_never_in_memory_whole(tmp_path: Path) -> None:
+    size = MEGABYTES * (1 << 20) // 4 // TENSORS
+    for number in range(1, FILES + 1):
+        about = {"schedule": "power", "sigma_rel": "0.1", "update_every": "1", "start_step": "0", "dtype": "float32",
+                 "steps": str(100 * number), "updates": str(100 * number)}  # fmt: skip
+        weights = {f"weight{place}": torch.full((size,), float(number + place)) for place in range(TENSORS)}
+        metadata = {f"kohya_ext_ema_{key}": value for key, value in about.items()}
+        save_file(weights, tmp_path / f"mine-ema-step{100 * number:08d}.safetensors", metadata)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < MEGABYTES * FILES / 3  # a tensor of each file is there at a time, and scratch
