@@ -158,6 +158,11 @@ def log_every(args: argparse.Namespace) -> int:
         return 0
     _stop_at(LOG_EVERY, vars(args))
     steps: int = LOG_EVERY.read(vars(args))
+    if steps and getattr(args, "deepspeed", False):
+        stop(
+            f"{LOG_EVERY.name} does not work with DeepSpeed, by which the optimizer sees flat parts of weights, each "
+            "group in a step of its own; remove it"
+        )
     if steps and legacy.found():
         stop(legacy.message(), CONFLICT)
     return steps

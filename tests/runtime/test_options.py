@@ -131,6 +131,14 @@ def test_what_cannot_be_done_is_refused_before_the_models_are_loaded(
     )
 
 
+def test_measurements_of_what_deepspeed_divides_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options.log_every(argparse.Namespace(deepspeed=True)) == 0
+    assert options.log_every(argparse.Namespace(deepspeed=False, kohya_ext_log_every=5)) == 5
+    with pytest.raises(SystemExit):
+        options.log_every(argparse.Namespace(deepspeed=True, kohya_ext_log_every=5))
+    assert "--kohya_ext_log_every" in capsys.readouterr().err
+
+
 def test_what_can_be_done_is_let_through() -> None:
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_backward_pass=True, mixed_precision="bf16"))
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_optimizer_groups=None, mixed_precision="fp16"))

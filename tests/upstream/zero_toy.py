@@ -132,6 +132,7 @@ def save_while_another_dies(zero: Any, model: Toy, folder: Path) -> None:
     from kohya_ext.runtime.ema_outputs import Twins
 
     (average,) = averaging.kept()
+    torch.distributed.barrier()  # the first one has read all that it has to see
     if torch.distributed.get_rank() == 1:
         give = zero.partition.peers._source
 
