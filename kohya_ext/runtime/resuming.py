@@ -15,7 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,6 +70,7 @@ class ExactResume:
         self.origin: Record | None = None
         self.nothing_left = False
         self._resumes = False
+        self._last: Position | None = None  # of a run that has nothing left, whose loop is entered without a batch
         self._epoch: _Epoch | None = None
         self._starts: list[str] = []
         self._images: str | None = None
@@ -105,7 +106,7 @@ class ExactResume:
             run=self.id,
             saved_at=time.time(),
             version=VERSION,
-            position=position,
+            position=position if self._last is None else replace(self._last, total=self._total),
             launch=self.launch,
             data=self._data(loader),
             settings=self.settings,
@@ -246,6 +247,8 @@ class ExactResume:
         states = {when: rng.from_json(origin.random[when]) for when in ("now", "start", "ahead")}
         if self.nothing_left:
             say(f"all {place.step} steps of this run have been made: nothing is left to train, only to save")
+            self._last = place
+            rng.put_back(states["now"])
             return _Epoch(place.epoch, place.first_step, states["start"], states["ahead"], place.batches)
         self._tell(origin, within)
         self._restore_data(origin, loader, within)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kohya_ext.core.errors import STOPPED_BY_SIGNAL, WRONG_USAGE
+from kohya_ext.resume.record import read
 from kohya_ext.resume.states import last, look
 from kohya_ext.spec.outputs import SAVING_PREFIX
 from tests.miniatures.run import Run
@@ -184,10 +185,15 @@ def test_a_kill_while_a_state_is_saved_again_leaves_the_one_of_that_name(bench: 
     assert before == {path: path.stat().st_mtime_ns for path in (again.out / "dog-step00000003-state").rglob("*")}
 
 
-def test_a_complete_run_trains_nothing_and_saves_its_model(bench: ResumeBench) -> None:
-    straight = bench.train(EXACT)
-    resumed = bench.train(EXACT, f"--resume={straight.out}/dog-state")
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_complete_run_trains_nothing_and_saves_its_model(bench: ResumeBench, loader: str) -> None:
+    """And a state from which a larger total would train on as from the first one."""
+    flags = (EXACT, *LOADERS[loader])
+    straight = bench.train(*flags)
+    resumed = bench.train(*flags, f"--resume={straight.out}/dog-state")
     assert "nothing is left to train" in resumed.log
+    ends = [read(run.out / "dog-state") for run in (straight, resumed)]
+    assert ends[0].random == ends[1].random and ends[0].position == ends[1].position
     assert resumed.models() == ["dog"]
     ours, theirs = resumed.tensors("dog"), straight.tensors("dog")
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
