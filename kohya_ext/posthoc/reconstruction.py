@@ -197,8 +197,6 @@ def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = 
             # what holds no weights (counters, scales of adapters, positions) is as it is
             yield like.load(key) if pieces is None else _mixed(key, pieces, files, dtype).view(shape)
             like.release()
-            for file, _ in files:
-                file.release()
             done += torch.Size(shape).numel()
             progress(done, total)
 
@@ -218,6 +216,8 @@ def _mixed(
         flat = torch.empty_like(goal) if piece.turned else goal
         for start, length in slices(piece.count, DEVICE_SLICE):
             flat[start : start + length] = _mixed_part(key, piece.name, slice(start, start + length), files)
+            for file, _ in files:
+                file.release()
         if piece.turned:
             goal.view(piece.shape[::-1]).copy_(flat.view(piece.shape).t())
     return made
