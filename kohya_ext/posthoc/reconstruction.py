@@ -162,16 +162,14 @@ def _sampled(sources: Sequence[Snapshot], layout: Layout) -> tuple[float, float,
     rounded, again, squares = 0.0, 0.0, [0.0] * (len(files) - 1)
     for digit, piece in pieces:
         where = slice(None, None, max(1, piece.count // a_tensor))
-        parts = [file.part(piece.name, where) for file in files]
+        parts = [_released(file, file.part(piece.name, where)) for file in files]
         # rounding is evenly spread over half a digit on both sides
-        rounded += float(files[-1].rounded(piece.name, where).square().sum()) / 3
+        rounded += float(_released(files[-1], files[-1].rounded(piece.name, where)).square().sum()) / 3
         again += float((parts[-1] * digit).square().sum()) / 3
         squares = [
             square + float((after - before).square().sum())
             for square, (before, after) in zip(squares, pairwise(parts), strict=True)
         ]
-        for file in files:
-            file.release()
     if not math.isfinite(sum(squares)):
         raise UsageError(f"{sources[0].path.parent}: one of the snapshots contains NaN or infinite weights")
     return math.sqrt(rounded), math.sqrt(again), [math.sqrt(square) for square in squares]
@@ -202,6 +200,12 @@ def write(plan: MixturePlan, path: Path, progress: Callable[[int, int], None] = 
 
     with explained_target(path):
         write_tensors(path, forms, mixed(), _metadata(plan, like.metadata), mode=NEW_FILE_MODE)
+
+
+def _released(file: WeightSource, read: Tensor) -> Tensor:
+    """What has been read, a copy; a sample of a tensor touches most of its pages, in each file."""
+    file.release()
+    return read
 
 
 def _mixed(
