@@ -58,7 +58,7 @@ class Interruption:
         """Have the signal that has come end the process as if nobody had listened for it."""
         number = self.asked_by
         if number is not None:
-            _give_back(number, self._before.get(number))
+            _give_back(number, _ends_it(number, self._before.get(number)))
             signal.raise_signal(number)
 
     @contextlib.contextmanager
@@ -81,6 +81,13 @@ class Interruption:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ends_it(number: int, handler: Any) -> Any:
+    """The handler of before, where that ends a process; scripts start others in the background with SIGINT ignored."""
+    if handler is not signal.SIG_IGN:
+        return handler
+    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
 
 
 def _give_back(number: int, handler: Any) -> None:

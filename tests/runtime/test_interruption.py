@@ -23,6 +23,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="these tests send POSIX 
 LEAVES = """
 import signal
 from kohya_ext.runtime.interruption import Interruption
+if {ignored}:
+    signal.signal(signal.{name}, signal.SIG_IGN)
 asked = Interruption()
 asked.listen()
 asked.end_as_ever()  # none has come
@@ -51,9 +53,12 @@ def resume(interruption: Interruption | None, *, resumes: bool) -> tuple[ExactRe
     return made, ended
 
 
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "in the background"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_the_process_ends_by_the_signal(name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", LEAVES.format(name=name)], capture_output=True, text=True)
+def test_the_process_ends_by_the_signal(name: str, ignored: bool) -> None:
+    """Also where nobody listened for it: a script that starts a run in the background has it ignore SIGINT."""
+    code = LEAVES.format(name=name, ignored=ignored)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -getattr(signal, name), done.stderr
     assert done.stdout == "asked\n"
 
