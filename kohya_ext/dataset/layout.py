@@ -11,10 +11,10 @@ from pathlib import Path
 from kohya_ext.core.errors import UsageError
 from kohya_ext.core.shell import pip_install
 from kohya_ext.dataset.findings import ADVICE, PROBLEM, AuditFinding
+from kohya_ext.files.image_suffixes import SUFFIXES
 from kohya_ext.files.regular import folder_fault
 
-# Kohya reads these in every release; AVIF and JPEG XL where a plug-in of Pillow is installed.
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+IMAGE_SUFFIXES = frozenset(SUFFIXES)
 CAPTION_SUFFIX = ".txt"
 CAPTION_SUFFIXES = (CAPTION_SUFFIX, ".caption")  # the GUI's default, and that of sd-scripts
 WINDOWS = os.name == "nt"

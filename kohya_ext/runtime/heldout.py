@@ -18,6 +18,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from kohya_ext.files.image_suffixes import SUFFIXES
 from kohya_ext.runtime import validation_options
 from kohya_ext.runtime.randomness import undisturbed
 from kohya_ext.runtime.run import run, say, stop, warn_again_at_end
@@ -25,7 +26,6 @@ from kohya_ext.runtime.validation_options import ValidationOptions
 from kohya_ext.spec.hooks import DATASET_CLASSES, DATASET_GROUP, DATASET_METHODS, DATASET_MODULE
 
 _MARK = "__kohya_ext_held_out__"
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".jxl", ".avif")
 # settings of a subset -> what they are for held-out images; those that a release lacks are skipped
 _PLAIN = {
     "num_repeats": 1,
@@ -213,7 +213,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in _IMAGES for path in folder.iterdir())
+    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
 @contextmanager

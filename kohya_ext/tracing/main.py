@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from kohya_ext.files.image_suffixes import SUFFIXES
 from kohya_ext.tracing.confine import confine
 from kohya_ext.tracing.facts import Facts
 from kohya_ext.tracing.milestones import STEPS, Reached
@@ -24,7 +25,6 @@ from kohya_ext.tracing.milestones import STEPS, Reached
 SAID_OF_ERROR = 200  # characters
 SAID = 40  # warnings and errors of the log that are kept
 REPORT = "report.json"
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 
 
 def run(request_file: str) -> None:
@@ -122,7 +122,7 @@ def _image_at(trace: TracebackType | None, home: str) -> str:
         if _is_theirs(trace.tb_frame.f_code.co_filename, home):
             for value in list(trace.tb_frame.f_locals.values()):
                 path = getattr(value, "absolute_path", value)
-                if isinstance(path, str) and path.lower().endswith(IMAGES):
+                if isinstance(path, str) and path.lower().endswith(SUFFIXES):
                     found = path
         trace = trace.tb_next
     return found
