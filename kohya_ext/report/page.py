@@ -20,11 +20,12 @@ MOST_ROWS = 20  # of a table that is not folded up
 MOST_SHEETS = 3
 WIDE = 2  # largest over smallest loss, from which on the axis is logarithmic
 RISE = 0.01  # of the loss; noise and images are the same each time, so little is needed
-GREY, FAINT = "#8a8f98", "#c3c9d3"
+EACH_STEP, MEAN = "var(--each-step)", "var(--mean)"  # by light or dark mode: see STYLE
 COLOURS = {RAW: "#d9622b", EMA: "#2563c9"}
 FURTHER = ("#2f9e6e", "#8e5bb5", "#b5852f", "#4a7a8c")
 NAMES = {RAW: "raw weights", EMA: "EMA", SECOND_EMA: "second EMA"}
 STYLE = """
+:root { --each-step: #c3c9d3; --mean: #6b7280 }
 .chart { margin: .5rem 0 } .chart svg { width: 100%; height: auto; display: block }
 .chart text { font: 12px system-ui, sans-serif; fill: #666 } .chart .grid { stroke: #ddd }
 .chart .mark { stroke: #2f9e6e; stroke-dasharray: 4 3 } .chart figcaption { font-size: .85rem }
@@ -37,7 +38,8 @@ STYLE = """
   white-space: nowrap }
 .sheet img { max-width: 100% } .settings { columns: 2 22rem } .settings td { vertical-align: top;
   overflow-wrap: anywhere } .note { color: #666; font-size: .9rem }
-@media (prefers-color-scheme: dark) { .chart text { fill: #aaa } .chart .grid { stroke: #3a3a3a }
+@media (prefers-color-scheme: dark) { :root { --each-step: #646b76; --mean: #c3c9d3 }
+  .chart text { fill: #aaa } .chart .grid { stroke: #3a3a3a }
   .best { background: #15281f } .note { color: #999 } }
 """
 
@@ -144,7 +146,7 @@ def _loss(run: Gathered) -> Iterator[str]:
     if not points:
         return
     yield "<h2>Training loss</h2>"
-    lines = [Line("each step", FAINT, points, width=1), Line("running mean", GREY, running_mean(points), width=2)]
+    lines = [Line("each step", EACH_STEP, points, width=1), Line("running mean", MEAN, running_mean(points), width=2)]
     yield Chart(lines).svg()
     yield (
         "<p class=note>Each step has other images, noise and timesteps, so single values say little, and the mean "

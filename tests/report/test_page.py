@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,3 +86,32 @@ def test_samples_of_an_epoch_are_side_by_side(tmp_path: Path) -> None:
     text = page(gather(folder))
     assert text.count("data:image/jpeg") == 2 * MOST_TIMES
     assert text.index("<div>epoch 29</div>") < text.index("<div>EMA, epoch 29</div>") < text.index("Time and memory")
+
+
+def luminance(colour: str) -> float:
+    """As WCAG defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = (int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_lines_can_be_told_apart_in_light_and_dark_mode(tmp_path: Path, dark: bool) -> None:
+    text = page(gather(runs.make(tmp_path)))
+    style = text[text.index("<style>") : text.index("</style>")]
+    dark_rules = "".join(re.findall(r"@media \(prefers-color-scheme: dark\) \{(.*?\}) \}", style, re.S))
+    rules = (
+        style + dark_rules if dark else re.sub(r"@media \(prefers-color-scheme: dark\).*?\} \}", "", style, flags=re.S)
+    )
+    background = re.findall(r"body \{[^}]*background: (#\w+)", rules)[-1]
+    named = dict(re.findall(r"(--[\w-]+): (#\w+)", rules))
+    lines = re.findall(r"<polyline [^>]*stroke='([^']*)'", text)
+    raw, ema, each, mean = (named[one[4:-1]] if one.startswith("var(") else one for one in lines)
+    assert all(contrast(one, background) > 3 for one in (raw, ema, mean))
+    assert contrast(mean, background) > 2 * contrast(each, background) > 3
