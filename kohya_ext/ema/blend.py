@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kohya_ext.ema import compiled
 from kohya_ext.ema.device import Staging
-from kohya_ext.tensors.elements import DEVICE_SLICE, DeviceCount, flat_views, scatter, slice_size, slices
+from kohya_ext.tensors.elements import DEVICE_SLICE, DeviceCount, flat_views, local, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, round_stochastically, stream_key
 
 # Parameters up to this size are checked and blended together: their number, not their size, costs time.
@@ -94,8 +94,10 @@ class Blender:
         bare = _Lot()
         large: dict[_Kind, _Lot] = defaultdict(_Lot)
         small: dict[_Kind, _Lot] = defaultdict(_Lot)
-        for place, weights, shadows in averaged:
-            first = shadows[0]
+        for place, parameter, shadows in averaged:
+            weights, first = local(parameter), shadows[0]
+            if not first.numel():  # of a sharded tensor, some processes may have nothing
+                continue
             if not self._guarded and all(_alike(weights, shadow) for shadow in shadows):
                 bare.add(shadows, weights)
                 continue
@@ -225,6 +227,7 @@ class Blender:
 
 def copy_finite(weights: Tensor, shadow: Tensor) -> None:
     """Start a shadow from weights; a non-finite weight starts as 0."""
+    weights = local(weights)
     views = flat_views(weights, shadow)
     source, target = views if views is not None else (weights, shadow)
     if views is None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kohya_ext.tensors.elements import slice_size, slices
+from kohya_ext.tensors.elements import is_sharded, local, slice_size, slices
 from kohya_ext.tensors.streaming import write_tensors
 
 FILE_NAME = "kohya_ext_ema.safetensors"
@@ -30,9 +30,12 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
     Raises:
         OSError: it cannot be written.
+        RuntimeError: this process has only a part of it.
     """
     settings = {key: value for key, value in state.items() if key != "shadow"}
     shadows: Mapping[str, Tensor] = state["shadow"]
+    if any(is_sharded(shadow) for shadow in shadows.values()):
+        raise RuntimeError("this EMA is divided among processes: write it with `gathering.save`, on all of them")
     forms = {name: (shadow.dtype, tuple(shadow.shape)) for name, shadow in shadows.items()}
     save_streamed(path, settings, forms, shadows.values())
 
@@ -110,7 +113,7 @@ def refuse_unusable(shadows: Mapping[str, Tensor]) -> None:
     for name, shadow in shadows.items():
         if not (shadow.is_floating_point() and shadow.layout == torch.strided):
             raise ValueError(f"damaged EMA state: {name!r} is {shadow.dtype}, {shadow.layout}")
-        flat = shadow.detach().reshape(-1)
+        flat = local(shadow).detach().reshape(-1)
         parts = (flat[start : start + length] for start, length in slices(flat.numel(), slice_size(flat.device)))
         # a finite sum has finite summands only; where it overflows, each is looked at
         if not all(math.isfinite(float(part.sum())) or bool(part.isfinite().all()) for part in parts):

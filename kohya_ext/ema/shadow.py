@@ -16,7 +16,9 @@ from kohya_ext.ema.device import FREE_SHARE, Placement, place
 from kohya_ext.ema.joint import Joint
 from kohya_ext.ema.parameters import check_dtype, named
 from kohya_ext.ema.schedules import Schedule
+from kohya_ext.ema.sharded import own_part, sharded_like
 from kohya_ext.ema.swap import Swap
+from kohya_ext.tensors.elements import local
 
 FORMAT = 1
 
@@ -27,12 +29,12 @@ _PATIENCE = 10
 class Shadow:
     """A running average of parameters, updated after each real optimizer step.
 
-    Memory is taken at `capture()`, which belongs just before the first real step: by then the trainer has cast and
-    moved its weights. Parameters that need no gradient at that moment are skipped, for good, unless `frozen_too`.
+    Memory is taken at `capture()`, just before the first real step: by then the trainer has cast and moved its weights.
+    Parameters that need no gradient at that moment are skipped, for good, unless `frozen_too`.
 
     Args:
         params: dense floating-point tensors of any shape, or (name, tensor) pairs; names key the saved state. A tensor
-            that occurs twice counts once.
+            that occurs twice counts once. Of sharded ones (DTensor), each process averages its part.
         schedule: the decay of each step, see `kohya_ext.ema.schedules`.
         update_every: real steps an update, at least 1; the decay is compensated.
         start_step: real steps before averaging begins, at least 0.
@@ -100,7 +102,7 @@ class Shadow:
         """Take the start model. Call it before the first real step; later calls do nothing."""
         self._refuse_if_swapped("capture")
         if not self._shadows:
-            chosen = {name: self._params[name] for name in self._chosen()}
+            chosen = {name: self._own(name) for name in self._chosen()}
             self.placement = place(list(chosen.values()), self.dtype, self._wanted, stepped=False)
             with torch.no_grad():
                 for name, parameter in chosen.items():
@@ -207,12 +209,12 @@ class Shadow:
         return 1.0 - self.schedule.weight(max(1, self.updates), self.update_every)
 
     def pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, weights, shadow) of all that is averaged. The shadow is not a copy: do not write to it."""
+        """(name, weights, shadow) of this process's part of all that is averaged. Do not write to the shadow."""
         for name, shadow in self._shadows.items():
-            yield name, self._params[name].detach(), shadow
+            yield name, self._own(name).detach(), shadow
 
     def average_of(self, name: str) -> Tensor:
-        """The average of one parameter. Not a copy: do not write to it. Raises KeyError where it is not averaged."""
+        """The average of one parameter, this process's part. Not a copy. Raises KeyError where it is not averaged."""
         return self._shadows[name]
 
     # ------------------------------------------------------------------ swapping
@@ -240,7 +242,7 @@ class Shadow:
     def swap_in(self) -> None:
         """Put the EMA into the parameters. On any exception the raw weights are back first."""
         self._refuse_if_swapped("swap_in")
-        self._swap = Swap([(self._params[name], shadow) for name, shadow in self._shadows.items()])
+        self._swap = Swap([(self._own(name), shadow) for name, shadow in self._shadows.items()])
         try:
             self._swap.put_in()
         except BaseException:
@@ -266,7 +268,7 @@ class Shadow:
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a bit-exact continuation needs. The tensors are not copies."""
+        """Everything that a bit-exact continuation needs. No copies; averages of sharded weights are sharded alike."""
         self._refuse_if_swapped("state_dict")
         return {
             "format": FORMAT,
@@ -277,11 +279,13 @@ class Shadow:
             "schedule": {"name": self.schedule.name, **asdict(self.schedule)},  # type: ignore[call-overload]
             "dtype": str(self.dtype).removeprefix("torch."),
             "seed": self.seed,
-            "shadow": dict(self._shadows),
+            "shadow": {name: sharded_like(shadow, self._params[name]) for name, shadow in self._shadows.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Continue from what `state_dict` returned. Settings stay those of this object.
+
+        Whole tensors suit weights that are sharded in any way, sharded ones only those that are sharded alike.
 
         Returns:
             One sentence for each setting that differs in the state.
@@ -298,7 +302,7 @@ class Shadow:
         self._check_names(shadows)
         checkpoint.refuse_unusable(shadows)
         notes = self._differences(state)
-        loaded = {name: shadows[name].detach().clone() for name in self._names if name in shadows}
+        loaded = {name: own_part(shadows[name], self._params[name]) for name in self._names if name in shadows}
         # from here on nothing can fail
         self.step = step
         self.updates = -(-averaged // self.update_every)
@@ -330,6 +334,10 @@ class Shadow:
         """The names of what is to be averaged, as things stand now."""
         return [name for name in self._names if self._frozen_too or self._params[name].requires_grad]
 
+    def _own(self, name: str) -> Tensor:
+        with torch.no_grad():  # else of a sharded parameter, another tensor than the one that is stepped
+            return local(self._params[name])
+
     def _require_start(self) -> None:
         if not self._started and not self.schedule.starts_fresh:
             raise RuntimeError(
@@ -340,13 +348,13 @@ class Shadow:
 
     def _place_anew(self) -> None:
         """Put shadows where they belong once the optimizer has its state: after a first step, or from a saved state."""
-        weights = [self._params[name] for name in self._shadows]
+        weights = [self._own(name) for name in self._shadows]
         earlier, self.placement = self.placement, place(weights, self.dtype, self._wanted)
         if self._placed and earlier is not None and earlier.device == self.placement.device:
             return  # they waited in host memory, and stay there
         for name, before in self._shadows.items():
-            shadow = self._like(self._params[name])
-            self._shadows[name] = shadow.copy_(before)  # one at a time: no second copy of all
+            # one at a time: no second copy of all
+            self._shadows[name] = self._like(self._own(name)).copy_(before)
         self._settle()
 
     def _settle(self) -> None:

@@ -44,6 +44,7 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     telemetry.begin(accelerator, log_every)
     measuring.begin(args, accelerator)
     if settings is not None:
+        _refuse_fsdp(accelerator)
         averaging.begin(args, settings)
         sampling.wrap_sampler_of_script()
         _watch(accelerator, args, settings)
@@ -54,6 +55,15 @@ def prepare_accelerator(original: Callable[..., Any], args: argparse.Namespace, 
     if resume is not None:
         resume_start.begin(args, resume, accelerator, script)
     return result
+
+
+def _refuse_fsdp(accelerator: Any) -> None:
+    """Kohya's scripts let the first process save a model alone, of which it then has only a part."""
+    if str(getattr(accelerator, "distributed_type", "")).endswith("FSDP"):
+        stop(
+            "--enable_ema does not work with FSDP, as Kohya's scripts cannot save a model that it has divided: "
+            "start them with --deepspeed --zero_stage 3, which divides it as well"
+        )
 
 
 def _leave_models_whole(args: argparse.Namespace) -> None:

@@ -65,10 +65,12 @@ def scatter(gathered: Tensor, targets: Sequence[Tensor]) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor (torch's DTensor) that this process has; any other tensor as it is."""
-    if type(tensor) is Tensor or type(tensor) is torch.nn.Parameter or not hasattr(tensor, "to_local"):
-        return tensor
-    part: Tensor = tensor.to_local()
-    return part
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor of torch: one tensor of which each process has a part."""
+    return not (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter) and hasattr(tensor, "to_local")
 
 
 def is_fake(tensor: Tensor) -> bool:

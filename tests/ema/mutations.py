@@ -67,6 +67,20 @@ MUTATIONS = (
         "tests/ema/test_shadow.py -k unbiased",
     ),
     Mutation(
+        "sharded weights: what was put together from the EMA is computed with after the swap",
+        "ema/gathering.py",
+        "        finally:\n            _discard_gathered(model)\n",
+        "        finally:\n            pass\n",
+        "tests/ema/test_sharded.py -k 'samples and 2-'",
+    ),
+    Mutation(
+        "sharded weights: a part of the EMA is written as if it were the whole",
+        "ema/checkpoint.py",
+        "    if any(is_sharded(shadow) for shadow in shadows.values()):\n",
+        "    if False:\n",
+        "tests/ema/test_sharded.py -k never_written",
+    ),
+    Mutation(
         "plain 16-bit shadows are let through",
         "ema/parameters.py",
         "    if dtype == torch.bfloat16 and stochastic:\n",

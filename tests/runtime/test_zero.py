@@ -193,3 +193,10 @@ def test_models_are_made_whole_and_any_optimizer_may_be_offloaded(monkeypatch: p
     accelerators._let_any_optimizer_be_offloaded(SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)))
     accelerators._let_any_optimizer_be_offloaded(SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None)))
     assert settings == {"zero_force_ds_cpu_optimizer": False}
+
+
+def test_fsdp_is_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    args = argparse.Namespace(output_dir=".", output_name="a", enable_ema=True, max_train_steps=100)
+    with pytest.raises(SystemExit):
+        accelerators.prepare_accelerator(lambda _: SimpleNamespace(distributed_type="DistributedType.FSDP"), args)
+    assert "--deepspeed --zero_stage 3" in capsys.readouterr().err
