@@ -127,13 +127,13 @@ class Validation:
             yield from self._validate(taken)
 
     def _validate_first(self, taken: loader.Pass) -> Iterator[Any]:
-        """Validate the weights that the process began with. Where a signal comes first, leave them to the next process.
+        """Validate the weights that the process began with. Where a signal cuts it off, leave them to the next process.
 
         If this one trained on to a step that it can save, they would never be validated.
         """
         yield from self._validate(taken)
-        resume = run.resume
-        if self._asked_to_stop and not self.standstill.steps and resume is not None and not resume.nothing_left:
+        resume, cut_off = run.resume, self.owed and self._asked_to_stop
+        if cut_off and not self.standstill.steps and resume is not None and not resume.nothing_left:
             resume.leave_untrained()
 
     @property

@@ -291,6 +291,25 @@ def test_a_signal_in_the_first_validation_leaves_it_to_the_next_process(
         list(one.around(iter(()), Pass(None, None)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_signal_in_the_last_measurement_of_the_first_validation_costs_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    """It is complete and recorded, so the run goes on to the step after which the signal asks for a state."""
+    one = resumed(folder, every=0, within=False)
+    if fresh:
+        one.args.resume = None
+    ends = SimpleNamespace(nothing_left=False, asked_to_stop=True, leave_untrained=lambda: pytest.fail("left"))
+    monkeypatch.setattr(run, "resume", ends)
+
+    def validate(_: Any) -> Iterator[Any]:
+        one._measured_at = one.standstill.steps
+        yield from ()
+
+    monkeypatch.setattr(one, "_validate", validate)
+    assert list(one.around(iter(["batch"]), Pass(None, None))) == ["batch"]  # type: ignore[arg-type]
+
+
 def test_a_split_of_one_image_is_refused(folder: Path, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     for path in sorted((folder / "train").iterdir())[1:]:
         path.unlink()
