@@ -117,10 +117,10 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "ema merge a-000008.safetensors a-000009.safetensors a.safetensors --sigma-rel 0.1 --out merged.safetensors",
     ),
     "resume": (CONTINUE, "resume out", "resume out --name mine --run"),
-    "prompts": (JUDGE, "prompts images --trigger ewpp --output prompts.txt", "prompts images --count 2 --seed 7"),
+    "prompts": (JUDGE, "prompts images --trigger ewpp --output prompts.txt", "prompts images --held-out held-out"),
     "grid": (
         JUDGE,
-        "grid dog.safetensors --prompts prompts.txt --output sheet --images images",
+        "grid dog.safetensors --prompts prompts.txt --output sheet --images images --held-out held-out",
         f"grid dog-lora.safetensors --base {SDXL} --weight 0.8 --prompts prompts.txt --output sheet --limit 2",
     ),
     "card": (

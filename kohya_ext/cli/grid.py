@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from kohya_ext.evaluation.grid import Grid, Renderer
+    from kohya_ext.evaluation.held_out import PromptedImages
     from kohya_ext.evaluation.memorization import TrainingImages
     from kohya_ext.evaluation.models import Column
     from kohya_ext.evaluation.promptfile import Prompt
@@ -36,6 +37,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"where {PAGE}, {SHEET} and images/ are written; an interrupted grid is resumed",
     )
     add("--images", type=Path, metavar="FOLDER", help="the training images: show the nearest one, and near copies")
+    add(
+        "--held-out",
+        type=Path,
+        metavar="DIR",
+        help="images that were not trained on: are images nearer to the training images than to these?",
+    )
     add("--clip", nargs="?", const="", metavar="DIR", help="compare by CLIP (in the local cache, or DIR), not by hash")
     add("--base", type=Path, metavar="MODEL", help="the model that LoRAs are applied to")
     add("--weight", type=float, default=1.0, metavar="X", help="weight of the LoRAs (default 1)")
@@ -77,14 +84,22 @@ def grid(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return out.finish(DONE, models=[str(column.path) for column in columns], prompts=len(prompts))
     training = _training(arguments, out)
+    prompted = _prompted(arguments, prompts, training)
     renderer, salt = make_renderer(arguments, columns)
     with _made(arguments.output), Progress() as progress:
         shown = _counted(progress)
-        made = grids.render(columns, prompts, renderer, arguments.output, training=training, salt=salt, progress=shown)
+        made = grids.render(
+            columns, prompts, renderer, arguments.output,
+            training=training, prompted=prompted, salt=salt, progress=shown,
+        )  # fmt: skip
     _write(made, arguments.output)
-    for place, column in enumerate(columns if made.images else ()):
-        copies, total = made.copies(place)
-        out.item("near copies", f"{copies} of {total}: {column.label}")
+    judged = made.judged()
+    for column, one in zip(columns, judged, strict=False):
+        out.item("near copies", f"{one.copies} of {one.images}: {column.label}")
+    if made.comparisons:
+        out.item("memorizing", "images that are nearer to a training than to a held-out image:")
+        for column, one in zip(columns, judged, strict=True):
+            out.item("", f"{one.told()}: {column.label}")
     out.item("page", str(arguments.output / PAGE))
     out.item("sheet", str(arguments.output / SHEET))
     return out.finish(DONE, **_document(made, arguments.output))
@@ -160,6 +175,22 @@ def _training(arguments: argparse.Namespace, out: Output) -> TrainingImages | No
     return training
 
 
+def _prompted(
+    arguments: argparse.Namespace, prompts: Sequence[Prompt], training: TrainingImages | None
+) -> PromptedImages | None:
+    if arguments.held_out is None:
+        return None
+    from kohya_ext.dataset.layout import require_folder
+    from kohya_ext.evaluation.held_out import Colours, PromptedImages
+
+    if training is None:
+        raise UsageError("--held-out compares with the training images: give their folder with --images")
+    measure = Colours() if arguments.clip is None else training.measure
+    folder = require_folder(arguments.held_out)
+    with Progress() as progress:
+        return PromptedImages(training.folder, folder, prompts, measure, _counted(progress))
+
+
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make the folder; what is empty of it goes again when nothing is rendered. Raises ConflictError."""
@@ -193,17 +224,21 @@ def _exists(path: Path) -> bool:
 def _write(made: Grid, folder: Path) -> None:
     from kohya_ext.evaluation import sheet
     from kohya_ext.files.atomic import write_atomic
+    from kohya_ext.spec import judged
 
     names = sorted({column.name for column in made.columns})
     title = f"Grid of {', '.join(names[:3])}" + (" and others" if len(names) > 3 else "")
     try:
         write_atomic(folder / SHEET, sheet.draw(made, folder))
+        write_atomic(folder / judged.FILE, judged.encoded(made.judged()).encode())
         write_atomic(folder / PAGE, sheet.page(made, folder, title).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConflictError(f"{folder} cannot be written to: {error.strerror or error}") from error
 
 
 def _document(made: Grid, folder: Path) -> dict[str, object]:
+    judged = made.judged()
+
     def cell(place: int, row: int) -> dict[str, object]:
         one = made.cells[row][place]
         return {"image": one.path, "nearest": vars(one.nearest) if one.nearest else None}
@@ -215,7 +250,8 @@ def _document(made: Grid, folder: Path) -> dict[str, object]:
         "models": [
             {
                 "path": str(column.path), "label": column.label, "average": column.average,
-                "near_copies": made.copies(place)[0] if made.images else None,
+                "near_copies": judged[place].copies if judged else None,
+                "held_out": vars(made.comparisons[place]) if made.comparisons else None,
                 "images": [cell(place, row) for row in range(len(made.prompts))],
             }
             for place, column in enumerate(made.columns)

@@ -15,6 +15,7 @@ from kohya_ext.core.errors import DONE, ConflictError, KohyaExtError, UsageError
 if TYPE_CHECKING:
     from kohya_ext.evaluation.prompts import CaptionedImage
 
+FEW, MORE = 4, 8
 MOST = 100  # prompts of a kind: with four seeds each, more is nobody's patience
 
 
@@ -30,9 +31,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--count",
         type=int,
-        default=4,
         metavar="N",
-        help="prompts of each kind (default 4); generic ones get four seeds each",
+        help=f"prompts of each kind (default {FEW}, {MORE} with --held-out); generic ones get four seeds each",
+    )
+    add(
+        "--held-out",
+        type=Path,
+        metavar="DIR",
+        help="images that are not trained on: their captions as well, for `grid --held-out`",
     )
     add("--trigger", default="", metavar="WORDS", help="the concept's token, which is put into the near prompts")
     add("--seed", type=int, default=1, metavar="N", help="seed of the selection and of the images (default 1)")
@@ -53,13 +59,16 @@ def prompts(arguments: argparse.Namespace) -> int:
 
     out = Output("prompts", arguments.json)
     width, height = _size(arguments.size)
+    if arguments.count is None:
+        arguments.count = FEW if arguments.held_out is None else MORE
     _check(arguments)
     settings = PromptSettings(
         count=arguments.count, seed=arguments.seed, width=width, height=height, steps=arguments.steps,
         cfg=arguments.cfg, negative=arguments.negative, trigger=arguments.trigger.strip(),
     )  # fmt: skip
     captions = list(_captions(require_folder(arguments.folder), arguments.extension, out))
-    made = make(captions, settings)
+    held_out = arguments.held_out and list(_captions(require_folder(arguments.held_out), arguments.extension, out))
+    made = make(captions, settings, held_out)
     text = promptfile.document(made)
     if arguments.output:
         _write(arguments.output, text, overwrite=arguments.overwrite)

@@ -30,8 +30,8 @@ class Nearest:
     copy: bool
 
 
-class Measure(Protocol):
-    """A way to compare images. likeness is from 0 to 1."""
+class Likeness(Protocol):
+    """A way to compare images."""
 
     name: str
 
@@ -40,6 +40,10 @@ class Measure(Protocol):
 
     def likeness(self, one: Any, other: Any) -> float:
         """1 for the same."""
+
+
+class Measure(Likeness, Protocol):
+    """A way to compare images that knows near copies."""
 
     def told(self, likeness: float) -> tuple[str, bool]:
         """How it is said, and whether it is a near copy."""

@@ -35,6 +35,11 @@ class Column:
     sdxl: bool = True
 
     @property
+    def stem(self) -> str:
+        """Its file's name without the ending."""
+        return _stem(self.path)
+
+    @property
     def identity(self) -> str:
         """Changes when the model does; without reading it."""
         file = self.path / INDEX if self.kind == FOLDER else self.path

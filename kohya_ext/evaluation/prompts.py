@@ -15,6 +15,7 @@ from kohya_ext.core.errors import UsageError
 from kohya_ext.evaluation.promptfile import Prompt
 
 CAPTIONS, NEAR, GENERIC = "captions, word for word", "near the captions", "generic"
+HELD_OUT = "captions of held-out images"
 BATCH = 4  # seeds of every generic prompt
 SUBJECTS = {
     "people": (
@@ -64,17 +65,21 @@ class PromptSettings:
     trigger: str = ""
 
 
-def make(captions: Sequence[CaptionedImage], settings: PromptSettings) -> list[Prompt]:
-    """The prompts, the same ones for the same captions and settings. Raises UsageError without any caption."""
-    distinct = {" ".join(one.text.split()): one for one in sorted(captions, key=lambda one: one.image, reverse=True)}
-    distinct.pop("", None)
-    if not distinct:
-        raise UsageError(
-            "there are no captions to make prompts from; `kohya-ext captions FOLDER` makes them from file names"
-        )
+def make(
+    captions: Sequence[CaptionedImage], settings: PromptSettings, held_out: Sequence[CaptionedImage] | None = None
+) -> list[Prompt]:
+    """The prompts, the same ones for the same captions and settings. Raises UsageError without any caption.
+
+    With captions of held-out images, as many of them are taken word for word as of the others. The first of both have
+    one seed, the second ones the next: each noise is drawn from with a caption of each kind.
+    """
+    distinct = _distinct(captions)
     chance = random.Random(f"{settings.seed}")  # noqa: S311 - a choice of prompts, no secret
     texts = sorted(distinct)
-    chosen = sorted(chance.sample(texts, min(settings.count, len(texts))))
+    held = {} if held_out is None else _distinct(held_out)
+    count = min(settings.count, len(texts), len(held) or len(texts))
+    chosen = sorted(chance.sample(texts, count))
+    others = sorted(random.Random(f"{HELD_OUT} {settings.seed}").sample(sorted(held), count if held else 0))  # noqa: S311
 
     def prompt(text: str, section: str, seed: int, source: str = "") -> Prompt:
         return Prompt(
@@ -89,12 +94,25 @@ def make(captions: Sequence[CaptionedImage], settings: PromptSettings) -> list[P
             source,
         )
 
-    made = [prompt(text, CAPTIONS, settings.seed, distinct[text].image) for text in chosen]
+    seeds = [settings.seed + (number if held else 0) for number in range(count)]
+    made = [prompt(text, CAPTIONS, seed, distinct[text].image) for text, seed in zip(chosen, seeds, strict=True)]
+    made += [prompt(text, HELD_OUT, seed, held[text].image) for text, seed in zip(others, seeds, strict=False)]
     made += [prompt(text, NEAR, settings.seed) for text in _near(texts, settings, chance)]
     for kind, subjects in SUBJECTS.items():
         for text in chance.sample(subjects, min(settings.count, len(subjects))):
             made += [prompt(text, f"{GENERIC}: {kind}", settings.seed + number) for number in range(BATCH)]
     return made
+
+
+def _distinct(captions: Sequence[CaptionedImage]) -> dict[str, CaptionedImage]:
+    """Text -> the first image that has it. Raises UsageError without any."""
+    found = {" ".join(one.text.split()): one for one in sorted(captions, key=lambda one: one.image, reverse=True)}
+    found.pop("", None)
+    if not found:
+        raise UsageError(
+            "there are no captions to make prompts from; `kohya-ext captions FOLDER` makes them from file names"
+        )
+    return found
 
 
 def _near(texts: Sequence[str], settings: PromptSettings, chance: random.Random) -> list[str]:

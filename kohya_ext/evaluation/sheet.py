@@ -23,6 +23,7 @@ from kohya_ext.evaluation.grid import Cell, Grid
 from kohya_ext.evaluation.memorization import Nearest
 from kohya_ext.evaluation.promptfile import Prompt
 from kohya_ext.files.image import decoding, opened
+from kohya_ext.spec.judged import NOT_BY_CHANCE
 
 CELL = 256  # pixels, of the longer side of an image
 GAP = 8
@@ -190,12 +191,24 @@ def _verdict(grid: Grid) -> Iterator[str]:
         f"<p>Each image was compared with every training image ({html.escape(grid.measure)}); a near copy, framed in "
         "red, means overtraining. Generic prompts should never give one.</p>"
     )
+    if grid.comparisons:
+        yield (
+            "<p>The images drawn from captions were also compared with the images of these captions, as many training "
+            f"as held-out ones ({html.escape(grid.compared)}). A model that has not memorized its training images "
+            "draws as near to the ones as to the others, but for chance. p: how often it would be as many if any half "
+            f"of these images were taken for the training images; below {NOT_BY_CHANCE:g} it is red.</p>"
+        )
     rows = []
-    for place, column in enumerate(grid.columns):
-        copies, total = grid.copies(place)
-        alarm = " class=alarm" if copies else ""
-        rows.append(f"<tr><td>{html.escape(column.label)}</td><td{alarm}>{copies} of {total}</td></tr>")
-    yield f"<table class=summary><tr><th>model</th><th>near copies</th></tr>{''.join(rows)}</table>"
+    for column, one in zip(grid.columns, grid.judged(), strict=True):
+        row = f"<td>{html.escape(column.label)}</td>{_alarm(f'{one.copies} of {one.images}', one.copies > 0)}"
+        rows.append(row + (_alarm(one.told(), one.memorizes) if grid.comparisons else ""))
+    more = "<th>nearer to a training than to a held-out image</th>" if grid.comparisons else ""
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    yield f"<table class=summary><tr><th>model</th><th>near copies</th>{more}</tr>{body}</table>"
+
+
+def _alarm(text: str, alarming: bool) -> str:
+    return f"<td{' class=alarm' if alarming else ''}>{text}</td>"
 
 
 def _head(grid: Grid) -> str:

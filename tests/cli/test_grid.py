@@ -10,6 +10,7 @@ pytest.importorskip("PIL")
 pytest.importorskip("imagehash")
 from kohya_ext.cli import grid as command
 from kohya_ext.core.errors import CONFLICT, DONE, WRONG_USAGE
+from kohya_ext.spec.judged import FILE, decoded
 from tests.cli.conftest import Ran
 from tests.evaluation.painter import LORA_KEYS, Painter, models, training_set
 
@@ -41,11 +42,52 @@ def test_a_grid(tmp_path: Path, prompts: Path, painter: Painter, run: Run) -> No
     words = ("grid", tmp_path / "models", "--prompts", prompts, "--output", tmp_path / "out", "--images", images)
     done = run(*words)
     assert done.code == DONE and "near copies  2 of 3: femme\n" in done.text and "0 of 3: femme, EMA" in done.text
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"grid.html", "grid.png", "images"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"grid.html", "grid.png", "grid.json", "images"}
     document = run(*words, "--json", "--limit", "1").document
     assert [model["near_copies"] for model in document["models"]] == [1, 0] and len(document["prompts"]) == 2
     assert document["models"][0]["images"][0]["nearest"]["path"] == "0.png"
     assert len(painter.drawn) == 6
+
+
+HELD = [f"held {number}" for number in range(4)]
+TRAINED = [f"trained {number}" for number in range(4)]
+
+
+@pytest.fixture
+def judged(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
+    """The words that compare a model that has memorized, and its EMA, which has not."""
+    painter = Painter({"femme": 4}, TRAINED)
+    monkeypatch.setattr(command, "make_renderer", lambda *_: (painter, ""))
+    models(tmp_path / "models", "femme", "femme-ema")
+    images, held = training_set(tmp_path / "set", TRAINED), training_set(tmp_path / "held", HELD)
+    prompts = tmp_path / "held.txt"
+    size = ("--size", "64x64")
+    assert run("prompts", images, "--held-out", held, "--output", prompts, *size).code == DONE
+    words: list[str | Path] = ["grid", tmp_path / "models", "--prompts", prompts, "--output", tmp_path / "out"]
+    return [*words, "--images", images, "--held-out", held]
+
+
+def test_held_out_images(tmp_path: Path, judged: list[str | Path], run: Run) -> None:
+    done = run(*judged, "--json")
+    assert done.code == DONE
+    ours, theirs = (model["held_out"] for model in done.document["models"])
+    assert (ours["samples"], theirs["samples"]) == (8, 8) and ours["nearer"] >= 5 and theirs["chance"] > 0.05
+    text = run(*judged).text
+    assert f"{ours['nearer']:g} of 8 (by chance 4; p = {ours['chance']:.2g}): femme\n" in text
+    rows = decoded((tmp_path / "out" / FILE).read_text())
+    assert [(row.model, row.samples, row.chance) for row in rows] == [
+        ("femme", 8, ours["chance"]), ("femme-ema", 8, theirs["chance"]),
+    ]  # fmt: skip
+    page = (tmp_path / "out" / "grid.html").read_text()
+    assert "nearer to a training than to a held-out image" in page and rows[0].told() in page
+
+
+def test_held_out_images_alone(tmp_path: Path, judged: list[str | Path], run: Run) -> None:
+    done = run(*(word for word in judged if word not in ("--images", tmp_path / "set")))
+    assert done.code == WRONG_USAGE and "--images" in done.errors
+    (tmp_path / "held.txt").write_text("a b --d 1\n")
+    done = run(*judged)
+    assert done.code == WRONG_USAGE and "prompts FOLDER --held-out DIR" in done.errors
 
 
 def test_dry_run(tmp_path: Path, prompts: Path, run: Run) -> None:

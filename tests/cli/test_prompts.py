@@ -49,6 +49,15 @@ def test_written(folder: Path, run: Run, tmp_path: Path) -> None:
     assert run("prompts", folder, "--output", target, "--overwrite").code == DONE and target.read_bytes() != before
 
 
+def test_with_held_out_images(folder: Path, run: Run, tmp_path: Path) -> None:
+    held = folder_of(tmp_path / "held", {"a fox.png": None, "d.png": None, "d.txt": "a hen"})
+    done = run("prompts", folder, "--held-out", held, "--output", tmp_path / "prompts.txt")
+    assert done.code == DONE and "2 captions, word for word" in done.text
+    assert "2 captions of held-out images" in done.text and "16 generic: people" in done.text
+    assert "# image: d.png\na hen --w" in (tmp_path / "prompts.txt").read_text()
+    assert run("prompts", folder, "--held-out", tmp_path / "absent").code == WRONG_USAGE
+
+
 def test_json(folder: Path, run: Run) -> None:
     document = run("prompts", folder, "--json", "--count", "2").document
     assert document["captions"] == 3 and len(document["prompts"]) == 2 + 2 + 24

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kohya_ext.core.errors import UsageError
-from kohya_ext.evaluation.prompts import CAPTIONS, GENERIC, NEAR, CaptionedImage, PromptSettings, make
+from kohya_ext.evaluation.prompts import CAPTIONS, GENERIC, HELD_OUT, NEAR, CaptionedImage, PromptSettings, make
 
 TEXTS = [
     "femme ewpp in a long green dress standing on a bridge",
@@ -55,6 +55,20 @@ def test_copies_of_a_caption_count_once() -> None:
 def test_nothing_to_prompt_with() -> None:
     with pytest.raises(UsageError, match="no caption"):
         make([CaptionedImage("", "a.png")], PromptSettings())
+    with pytest.raises(UsageError, match="no caption"):
+        make(SET, PromptSettings(), [])
+
+
+@pytest.mark.parametrize(("training", "held", "count"), [(6, 4, 4), (3, 6, 3), (6, 6, 5)])
+def test_as_many_captions_of_held_out_images(training: int, held: int, count: int) -> None:
+    """And the n-th of both kinds with the same noise."""
+    other = [CaptionedImage(f"a held-out caption {number}", f"h{number}.png") for number in range(held)]
+    made = make(SET[:training], PromptSettings(count=5, seed=7), other)
+    ours, theirs = ([one for one in made if one.section == kind] for kind in (CAPTIONS, HELD_OUT))
+    assert [one.seed for one in ours] == [one.seed for one in theirs] == [7 + number for number in range(count)]
+    assert {CaptionedImage(one.text, one.source) for one in theirs} <= set(other)
+    assert len({one.source for one in theirs}) == len({one.source for one in ours}) == count
+    assert make(SET[:training], PromptSettings(count=5, seed=7), other[::-1]) == made
 
 
 @given(

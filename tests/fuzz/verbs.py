@@ -43,6 +43,7 @@ KINDS = {
     "first": "preset",
     "folder": "folder",
     "gradio": "number",
+    "held_out": "folder",
     "html": "new",
     "in_json": "text",
     "images": "folder",
