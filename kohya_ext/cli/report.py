@@ -32,6 +32,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def report(arguments: argparse.Namespace) -> int:
     """Gather, write the page, say what is best."""
     try:
+        from kohya_ext.report.judging import checkpoints, document, memorizes_from, told
         from kohya_ext.report.page import best_row, costs, overfits, page
     except ImportError as error:
         raise UsageError(f"report needs Pillow to read images ({error}); {pip_install('pillow')}") from error
@@ -55,11 +56,16 @@ def report(arguments: argparse.Namespace) -> int:
         out.item(
             "rises", f"the validation loss of the raw weights is lowest after step {turned.step}, and has risen since"
         )
+    judged = checkpoints(run)
+    memorizes = memorizes_from(judged)
+    if memorizes is not None:
+        out.item("memorizing", told(memorizes))
     out.item("found", _found(run))
     out.item("page", str(target))
     return out.finish(
         DONE, name=run.name, page=str(target), best=None if best is None else _row(best),
-        turned=None if turned is None else turned.step, validations=[_row(row) for row in run.rows],
+        turned=None if turned is None else turned.step, judged=[document(one) for one in judged],
+        validations=[_row(row) for row in run.rows],
         losses=len(run.losses), samples=len(run.samples), costs=costs(run), settings=dict(run.settings),
     )  # fmt: skip
 

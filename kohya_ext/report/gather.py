@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kohya_ext.core.errors import KohyaExtError, UsageError
+from kohya_ext.files.regular import read_text
 from kohya_ext.report import events
 from kohya_ext.report.events import Series
+from kohya_ext.spec import judged
+from kohya_ext.spec.judged import Judged
 from kohya_ext.spec.outputs import BEST_METADATA, BEST_SUFFIX, EMA_SUFFIX, SAVED
 from kohya_ext.tensors.header import read_header
 from kohya_ext.validation import records
@@ -42,7 +45,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Gathered:
-    """All that is known of a run. losses: (step, loss). rates: tag -> (step, value). best: metadata of NAME-best."""
+    """All that is known of a run. losses: (step, loss). rates: tag -> (step, value). best: metadata of NAME-best.
+
+    ends: epoch, from 1 -> its last step. judged: what `grid` has found about its checkpoints.
+    """
 
     folder: Path
     name: str
@@ -55,6 +61,8 @@ class Gathered:
     sheets: tuple[Path, ...]
     checkpoints: tuple[Path, ...]
     best: Mapping[str, str]
+    ends: Mapping[int, int]
+    judged: tuple[Judged, ...]
 
 
 def gather(folder: Path, name: str | None = None, logs: Path | None = None) -> Gathered:
@@ -69,8 +77,10 @@ def gather(folder: Path, name: str | None = None, logs: Path | None = None) -> G
     losses: list[tuple[int, float]] = []
     rows: list[Row] = []
     settings: Mapping[str, str] = {}
+    ends: Mapping[int, int] = {}
     with _unreadable():
         losses = _by_step(records.losses(folder / f"{chosen}{records.LOSSES}"))
+        ends = records.epoch_ends(folder / f"{chosen}{records.LOSSES}")
     with _unreadable():
         rows = records.validations(folder / f"{chosen}{records.VALIDATIONS}")
     with _unreadable():
@@ -84,6 +94,7 @@ def gather(folder: Path, name: str | None = None, logs: Path | None = None) -> G
         learning_rates={tag: points for tag, points in series.items() if tag.split("/")[0] == LEARNING_RATE},
         settings=settings or _recorded(checkpoints), samples=tuple(_samples(folder, chosen)),
         sheets=tuple(_sheets(folder)), checkpoints=checkpoints, best=_best(folder, chosen),
+        ends=ends, judged=tuple(_judged(folder, chosen)),
     )  # fmt: skip
 
 
@@ -182,6 +193,19 @@ def _sheets(folder: Path) -> list[Path]:
     """The contact sheets of `kohya-ext grid` in the folder, and in those directly below it."""
     found = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix.lower() in IMAGES]
     return sorted(path for path in found if path.parent.name != SAMPLES and any(w in path.stem for w in SHEETS))
+
+
+def _judged(folder: Path, name: str) -> Iterator[Judged]:
+    """What was found about each checkpoint of the run, in the folder and in those directly below it."""
+    seen = set()
+    for pattern in (judged.FILE, f"*/{judged.FILE}"):
+        for path in sorted(folder.glob(pattern)):
+            with _unreadable():
+                for one in judged.decoded(read_text(path)):
+                    match = SAVED.fullmatch(one.model)
+                    if match and match["name"] == name and one.model not in seen:
+                        seen.add(one.model)
+                        yield one
 
 
 def by_time(samples: Iterable[Sample]) -> dict[str, list[Sample]]:

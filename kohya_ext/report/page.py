@@ -10,8 +10,10 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from kohya_ext.files.document import document, thumbnail
+from kohya_ext.report import judging
 from kohya_ext.report.chart import Chart, Line, Point, running_mean
 from kohya_ext.report.gather import Gathered, by_time
+from kohya_ext.spec.judged import NOT_BY_CHANCE
 from kohya_ext.validation.records import EMA, RAW, SECOND_EMA, Row, lowest
 
 SAMPLE_SIDE, SHEET_SIDE = 192, 1400  # pixels
@@ -47,8 +49,8 @@ STYLE = """
 def page(run: Gathered) -> str:
     """The whole page; nothing in it is loaded from elsewhere."""
     title = f"Training report: {run.name}"
-    body = [f"<h1>{html.escape(title)}</h1>", *_summary(run), *_validation(run), *_loss(run), *_rates(run)]
-    body += [*_samples(run), *_sheets(run), *_costs(run), *_settings(run)]
+    body = [f"<h1>{html.escape(title)}</h1>", *_summary(run), *_validation(run), *_judged(run)]
+    body += [*_loss(run), *_rates(run), *_samples(run), *_sheets(run), *_costs(run), *_settings(run)]
     return document(title, body, STYLE)
 
 
@@ -83,6 +85,9 @@ def _summary(run: Gathered) -> Iterator[str]:
                 f"<p>The validation loss of the raw weights is lowest after step {turned.step} and has risen since: "
                 "later checkpoints fit the training images better, and others worse.</p>"
             )
+        memorizes = judging.memorizes_from(judging.checkpoints(run))
+        if memorizes is not None:
+            yield f"<p>{judging.told(memorizes)}.</p>"
     elif not run.losses:
         yield "<p>There is neither a record of validations nor of losses; --logs names Kohya's --logging_dir.</p>"
 
@@ -110,6 +115,17 @@ def _validation(run: Gathered) -> Iterator[str]:
         "difference between two points is. The dashed line is the lowest.</p>"
     )
     yield from _table(run.rows, kinds)
+
+
+def _judged(run: Gathered) -> Iterator[str]:
+    found = judging.checkpoints(run)
+    if found:
+        yield "<h2>Images compared with the training images</h2>"
+        yield from judging.table(found, NAMES)
+        yield (
+            "<p class=note>What <code>kohya-ext grid</code> has found. Nearer: of the images drawn from training and "
+            f"held-out captions; p is how often it would be as many by chance, in bold below {NOT_BY_CHANCE:g}.</p>"
+        )
 
 
 def _table(rows: Iterable[Row], kinds: list[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -85,6 +86,15 @@ def validations(path: Path) -> list[Row]:
 def losses(path: Path) -> list[tuple[int, float]]:
     """(step, loss) of every line. Raises as `validations`."""
     return [point for line in _lines(path, LOSS_COLUMNS) if (point := _point(line)) is not None]
+
+
+def epoch_ends(path: Path) -> dict[int, int]:
+    """Epoch, from 1 -> the last step that a file of losses has of it. Raises as `validations`."""
+    ends: dict[int, int] = {}
+    for line in _lines(path, LOSS_COLUMNS):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            ends[_count(line["epoch"])] = max(_count(line["step"]), ends.get(_count(line["epoch"]), 0))
+    return ends
 
 
 def _row(line: Mapping[str, Any]) -> Row | None:
