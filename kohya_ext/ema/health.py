@@ -69,10 +69,64 @@ def rounding_noise(*shadows: Shadow) -> float:
         for _, weights, average in shadow.pairs():
             ours = _some(average, _ROUNDED_SAMPLES).double()
             gap = (_some(weights, _ROUNDED_SAMPLES).double() - ours).nan_to_num(0.0, 0.0, 0.0)
-            digit = torch.exp2(torch.frexp(ours).exponent.double() - 1 - _BFLOAT16_DIGITS)
-            noise += float((digit * gap.abs()).sum()) / 2
+            noise += float((_last_digit(ours) * gap.abs()).sum()) / 2
             apart += float(gap.square().sum())
     return math.sqrt(noise / apart) if apart else 0.0
+
+
+class RoundingForecast:
+    """Tells early how much rounding a bfloat16 EMA will have in the end.
+
+    From how far the weights have moved in the first steps it extrapolates how far they will be from their EMA: as the
+    root of time, as in a fine-tune, whose steps are mostly noise of the gradients.
+
+    Args:
+        shadow: of which a sample of each parameter is looked at.
+        horizon: steps that the EMA will cover.
+        after: steps to look at.
+    """
+
+    def __init__(self, shadow: Shadow, horizon: float, after: int) -> None:
+        self._shadow, self._horizon, self._after = shadow, horizon, after
+        self._start: list[Tensor] = []
+        self._rates: list[float] = []
+
+    def after_step(self, rate: float) -> float | None:
+        """Call it after each step.
+
+        Args:
+            rate: the learning rate of that step, as part of the highest of the run.
+
+        Returns:
+            Once, when it can be told: the error of the EMA by rounding, as part of its distance from the weights. From
+            1 on the raw weights are closer to the exact EMA than the rounded one is.
+        """
+        if self._shadow.dtype != torch.bfloat16 or len(self._rates) == self._after:
+            return None
+        if not self._start:
+            self._start = self._weights()
+            return None
+        self._rates.append(rate)
+        if len(self._rates) < self._after:
+            return None
+        highest = sum(share * share for share in self._rates)  # steps at the highest rate that would move them as far
+        return self._error(math.sqrt(self._horizon / (2 * highest)) if highest else 0.0)
+
+    def _error(self, growth: float) -> float | None:
+        noise = apart = 0.0
+        for before, now in zip(self._start, self._weights(), strict=True):
+            gap = growth * (now - before).abs().nan_to_num(0.0, 0.0, 0.0)
+            noise += float((_last_digit(now) * gap).sum()) / 2
+            apart += float(gap.square().sum())
+        return math.sqrt(noise / apart) if apart else None
+
+    def _weights(self) -> list[Tensor]:
+        return [_some(weights, _ROUNDED_SAMPLES).double() for _, weights, _ in self._shadow.pairs()]
+
+
+def _last_digit(values: Tensor) -> Tensor:
+    """What the last binary digit of a bfloat16 is worth, of the size of these float64 numbers."""
+    return torch.exp2(torch.frexp(values).exponent.double() - 1 - _BFLOAT16_DIGITS)
 
 
 @dataclass(frozen=True)

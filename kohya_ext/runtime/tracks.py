@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from kohya_ext.ema import Schedule, Shadow, checkpoint
-from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, squared_norms
+from kohya_ext.ema.health import FrozenCheck, FrozenShadowError, RoundingForecast, squared_norms
 from kohya_ext.runtime.block_moves import finish_moves
 from kohya_ext.runtime.options import EmaOptions
 from kohya_ext.runtime.run import say, stop
@@ -18,6 +18,8 @@ from kohya_ext.runtime.stopwatch import Stopwatch
 
 # Updates in which a shadow has to move if the weights do. Tiny learning rates need some to move a float32 at all.
 UPDATES_TO_MOVE = 100
+# Steps that tell whether a bfloat16 EMA will be anything but rounding.
+STEPS_TO_FORECAST = 100
 
 
 class TrackOwner(Protocol):
@@ -61,6 +63,7 @@ class Track:
         self._fused = False  # weights are averaged one by one, in a fused backward pass
         self._waited = False  # for the optimizer's state, before the EMA was placed
         self._check: FrozenCheck | None = None
+        self._forecast: RoundingForecast | None = None
         self.stopwatch = Stopwatch()
         self._parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
 
@@ -111,6 +114,7 @@ class Track:
         self.average.tell_cost()
         self._tell_place()
         self._stop_if_it_stands_still()
+        self._stop_if_it_will_be_noise()
 
     def _tell_place(self) -> None:
         """Say where an EMA is kept that waited for the optimizer's state, once that is decided."""
@@ -126,6 +130,21 @@ class Track:
             self._check.check()
         except FrozenShadowError as error:
             stop(f"{error}. An EMA that does not move is useless; please report this with the settings of the run")
+
+    def _stop_if_it_will_be_noise(self) -> None:
+        """A bfloat16 EMA whose error exceeds its distance from the weights is worse than the raw weights."""
+        if self._forecast is None:
+            shadow, total = self.made(), int(self.average.args.max_train_steps) - self.average.options.start_step
+            horizon = min(total, shadow.schedule.horizon(max(1, total)))
+            self._forecast = RoundingForecast(shadow, horizon, STEPS_TO_FORECAST)
+        rate = _share_of_highest_rate(self.optimizer.param_groups)
+        error = None if rate is None else self._forecast.after_step(rate)
+        if error is not None and error >= 1:
+            stop(
+                f"--ema_dtype bfloat16 is too coarse for this run: by how far the weights move, rounding would put the "
+                f"EMA {error:.1f} times as far from where it belongs as the raw weights are. Use --ema_dtype float32 "
+                "(with --ema_device cpu it takes no memory on the GPU)"
+            )
 
     # ------------------------------------------------------------------ saving, sampling, states
 
@@ -199,3 +218,11 @@ class Track:
             device=None if options.device == "cuda" else options.device,
             frozen_too=True,  # what an optimizer holds may be thawed at any step
         )
+
+
+def _share_of_highest_rate(groups: Sequence[dict[str, Any]]) -> float | None:
+    """The learning rate of this step as part of what it will be after a warm-up; None where the optimizer finds it."""
+    if any("d" in group or group.get("auto_lr") for group in groups):  # Prodigy, D-Adaptation, AdaCoor
+        return None
+    rates = [(float(group["lr"]), float(group.get("initial_lr", group["lr"]))) for group in groups]
+    return max((rate / highest for rate, highest in rates if highest), default=0.0)

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from kohya_ext.ema import device  # noqa: E402
-from kohya_ext.runtime import averaging, checkpoints, optimizers, stopwatch  # noqa: E402
+from kohya_ext.runtime import averaging, checkpoints, optimizers, stopwatch, tracks  # noqa: E402
 from kohya_ext.runtime.telemetry import Telemetry  # noqa: E402
 from tests.runtime.conftest import Run  # noqa: E402
 
@@ -101,3 +101,35 @@ def test_a_save_says_that_a_bfloat16_average_is_noise(
     for _ in range(2):
         checkpoints.save_at_end(lambda args, sd_saver: None, run.args, lambda *_: None)
     assert capsys.readouterr().err.count("Use --ema_dtype float32") == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "group", "stops"),
+    [
+        ({"ema_dtype": "bfloat16"}, {}, True),
+        ({"ema_dtype": "bfloat16", "ema_update_every": 3}, {}, True),
+        ({"ema_dtype": "bfloat16"}, {"initial_lr": 10.0}, False),  # a warm-up
+        ({"ema_dtype": "bfloat16"}, {"d": 1e-6}, False),  # the optimizer finds its rate
+        ({"ema_dtype": "bfloat16"}, {"lr": 0.1}, False),
+        ({}, {}, False),
+    ],
+    ids=str,
+)
+def test_a_bfloat16_average_that_would_be_noise_stops_the_run(
+    begin: Begin,
+    settings: dict[str, object],
+    group: dict[str, float],
+    stops: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tracks, "STEPS_TO_FORECAST", 10)
+    run = begin(**settings)
+    run.args.max_train_steps = 2000
+    run.optimizer.param_groups[0].update({"lr": 1e-7, **group})
+    if stops:
+        with pytest.raises(SystemExit):
+            run.step(60)
+        assert "--ema_dtype bfloat16 is too coarse for this run" in capsys.readouterr().err
+    else:
+        run.step(60)
