@@ -70,8 +70,8 @@ def make(
 ) -> list[Prompt]:
     """The prompts, the same ones for the same captions and settings. Raises UsageError without any caption.
 
-    With captions of held-out images, as many of them are taken word for word as of the others. The first of both have
-    one seed, the second ones the next: each noise is drawn from with a caption of each kind.
+    With captions of held-out images, as many of them are taken word for word as of the others. Each has a seed of its
+    own then: from one noise a model draws much the same with any caption, and such images count as one.
     """
     distinct = _distinct(captions)
     chance = random.Random(f"{settings.seed}")  # noqa: S311 - a choice of prompts, no secret
@@ -94,9 +94,9 @@ def make(
             source,
         )
 
-    seeds = [settings.seed + (number if held else 0) for number in range(count)]
-    made = [prompt(text, CAPTIONS, seed, distinct[text].image) for text, seed in zip(chosen, seeds, strict=True)]
-    made += [prompt(text, HELD_OUT, seed, held[text].image) for text, seed in zip(others, seeds, strict=False)]
+    seeds = (settings.seed + (number if held else 0) for number in range(2 * count))
+    made = [prompt(text, CAPTIONS, next(seeds), distinct[text].image) for text in chosen]
+    made += [prompt(text, HELD_OUT, next(seeds), held[text].image) for text in others]
     made += [prompt(text, NEAR, settings.seed) for text in _near(texts, settings, chance)]
     for kind, subjects in SUBJECTS.items():
         for text in chance.sample(subjects, min(settings.count, len(subjects))):

@@ -61,11 +61,11 @@ def test_nothing_to_prompt_with() -> None:
 
 @pytest.mark.parametrize(("training", "held", "count"), [(6, 4, 4), (3, 6, 3), (6, 6, 5)])
 def test_as_many_captions_of_held_out_images(training: int, held: int, count: int) -> None:
-    """And the n-th of both kinds with the same noise."""
+    """And each with noise of its own."""
     other = [CaptionedImage(f"a held-out caption {number}", f"h{number}.png") for number in range(held)]
     made = make(SET[:training], PromptSettings(count=5, seed=7), other)
     ours, theirs = ([one for one in made if one.section == kind] for kind in (CAPTIONS, HELD_OUT))
-    assert [one.seed for one in ours] == [one.seed for one in theirs] == [7 + number for number in range(count)]
+    assert [one.seed for one in (*ours, *theirs)] == [7 + number for number in range(2 * count)]
     assert {CaptionedImage(one.text, one.source) for one in theirs} <= set(other)
     assert len({one.source for one in theirs}) == len({one.source for one in ours}) == count
     assert make(SET[:training], PromptSettings(count=5, seed=7), other[::-1]) == made
