@@ -93,7 +93,9 @@ class SlicedStep:
             index: likewise.
             given: the random bits, where they depend on something else.
         """
-        vt, momentum, factor = state["vt"], state.get("momentum"), state.get("factor")
+        vt = state["vt"]  # a state may have more, from before a setting was switched off: the rule decides
+        momentum = state.get("momentum") if rule.momentum else None
+        factor = state.get("factor") if rule.auto_lr else None
         newest = state.get("newest", newest_share(rule, step))
         kind = (weights.dtype, gradient.dtype, vt.dtype, weights.device)
         quick = None if is_fake(weights) else self.quick(rule, kind)
