@@ -21,7 +21,7 @@ BELOW: dict[str, set[str]] = {
     "spec": set(),
     "files": {"core", "spec"},
     "tensors": {"core", "files"},
-    "optim": {"tensors"},
+    "optim": {"spec", "tensors"},
     "ema": {"files", "tensors"},
     "pysource": {"files"},
     "checkout": {"core", "files", "pysource", "spec"},

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kohya_ext.optim import accumulator, blockwise, distance, settings
+from kohya_ext.spec import adacoor
 from kohya_ext.tensors.elements import local
 
 # More steps than any run has; a number beyond is damage.
@@ -115,7 +116,7 @@ def _check_settings(group: Mapping[str, Any], saved: Mapping[str, Any], number: 
     try:
         settings.check(group)
         settings.check({**group, "eps": saved.get("eps", group["eps"])})
-        if saved.get("state_bits", 16) not in settings.STATE_BITS:
+        if saved.get("state_bits", 16) not in adacoor.STATE_BITS:
             raise ValueError(f"state_bits must be 8, 16 or 32, got {saved['state_bits']!r}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"a damaged state: group {number}: {error}") from None

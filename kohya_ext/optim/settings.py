@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -11,39 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kohya_ext.optim.functional import Rule, to_bfloat16
+from kohya_ext.optim.functional import Rule
+from kohya_ext.spec import adacoor
 from kohya_ext.tensors.elements import repeats
 
-STATE_BITS = (8, 16, 32)
-_NUMBERS = ("lr", "eps", "weight_decay", "vt_rate", "momentum")
-_SWITCHES = ("auto_lr", "stochastic_state", "stochastic_weights", "maximize")
-_CHOICES = ("foreach", "fused")
-_numbers = operator.itemgetter(*_NUMBERS)
-_others = operator.itemgetter("state_bits", "seed", *_SWITCHES, *_CHOICES)
+_numbers = operator.itemgetter(*adacoor.NUMBERS)
+_others = operator.itemgetter("state_bits", "seed", *adacoor.SWITCHES, *adacoor.CHOICES)
 
 
 def check(group: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError, with the name of the argument, for settings that cannot be honoured."""
-    for name in _NUMBERS:
-        _check_number(name, group[name])
-    if group["eps"] <= 0 or to_bfloat16(float(group["eps"])) <= 0:
-        raise ValueError(f"eps must be above 0, got {group['eps']!r}: it is the first step's size and the divisor")
-    if group["momentum"] >= 1:
-        raise ValueError(f"momentum must be below 1, got {group['momentum']!r}: it is the share that each step keeps")
-    for name in _SWITCHES:
-        if not isinstance(group[name], bool):
-            raise TypeError(f"{name} must be True or False, got {group[name]!r}")
-    for name in _CHOICES:
-        if group[name] is not None and not isinstance(group[name], bool):
-            raise TypeError(f"{name} must be True, False or None, got {group[name]!r}")
-    if group["foreach"] and group["fused"]:
-        raise ValueError("foreach and fused cannot both be True: each names a way to compute the step")
-    if isinstance(group["state_bits"], bool) or group["state_bits"] not in STATE_BITS:
-        raise ValueError(f"state_bits must be 8, 16 or 32, got {group['state_bits']!r}")
-    if isinstance(group["seed"], bool) or not isinstance(group["seed"], int):
-        raise TypeError(f"seed must be a whole number, got {group['seed']!r}")
-    if group["stochastic_state"] and group["state_bits"] == 32:
-        raise ValueError("stochastic_state is for 16 bits; with state_bits=32 nothing is rounded away")
+    for fault in adacoor.faults({name: _plain(group[name]) for name in adacoor.DEFAULTS}):
+        raise (TypeError if fault.wrong_type else ValueError)(fault.message)
 
 
 def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
@@ -86,14 +64,11 @@ def rule_of(group: Mapping[str, Any]) -> Rule:
     )
 
 
-def _check_number(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
-    if isinstance(value, Tensor):  # torch's optimizers take one for `lr`
-        number = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
-    if not number:
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+def _plain(value: Any) -> Any:
+    """The number in a tensor, as torch's optimizers take one for `lr`; anything else as it is."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool:
+        return value.item()
+    return value
 
 
 def _describe(parameter: Tensor, index: int, group: Mapping[str, Any]) -> str:

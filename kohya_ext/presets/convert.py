@@ -159,10 +159,13 @@ def shown_at_start(field: Field) -> Converted:
     return unusable("it has no default")
 
 
-def optimizer_argument(text: str, name: str) -> float | int | None:
-    """The number that `name=number` gives among an optimizer's arguments; None without one."""
-    for word in text.replace(",", " ").split():
-        key, _, value = word.partition("=")
-        if key == name:
-            return parse_number(value)
-    return None
+def optimizer_words(arguments: Any) -> dict[str, str]:
+    """name -> value of each `name=value` of an optimizer's, in a text or a list of texts; the last of two counts."""
+    words = arguments if isinstance(arguments, (list, tuple)) else str(arguments or "").replace(",", " ").split()
+    pairs = (str(word).strip("\"' ").partition("=") for word in words)
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
+def optimizer_argument(arguments: Any, name: str) -> float | int | None:
+    """The number that `name=number` gives among them; None without one."""
+    return parse_number(optimizer_words(arguments).get(name, ""))

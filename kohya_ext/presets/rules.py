@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from kohya_ext.presets.convert import optimizer_argument, parse_number
+from kohya_ext.presets.convert import optimizer_argument, optimizer_words, parse_number
 from kohya_ext.presets.findings import Finding, Level
 from kohya_ext.presets.joined_words import apart
 from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, OPTIMIZER_WHEN_ABSENT, RATE_ONE, RATES, flags_in
@@ -94,7 +94,7 @@ def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Re
     """What a rate means with an optimizer of ours, told in the rate of AdamW that moves the weights as far."""
     given = 0 if _number(values, "max_train_epochs") else _number(values, "max_train_steps")
     steps = int(given) if 1 <= given <= MOST_STEPS else USUAL_STEPS
-    chosen = optimizer_argument(str(values.get("optimizer_args") or ""), "eps")
+    chosen = optimizer_argument(values.get("optimizer_args"), "eps")
     eps = chosen if chosen is not None and 0 < chosen <= 1 else GUIDES_EPS
     like = equivalent(rate, steps, eps)
     effect = f"{own.name} at {rate:g} moves the weights in {steps:,} steps as far as AdamW at {like:.1e}"
@@ -143,7 +143,7 @@ def _finds_its_rate(optimizer: str, values: Values) -> bool:
 
 def _asks(name: str, value: bool, values: Values) -> bool:
     """Whether the optimizer's arguments, a text or a list of texts, set this one so."""
-    return f"{name}={value}".casefold() in str(values.get("optimizer_args")).replace(" ", "").casefold()
+    return optimizer_words(values.get("optimizer_args")).get(name, "").casefold() == str(value).casefold()
 
 
 @rule

@@ -47,6 +47,7 @@ GUI_NAMES = {key: name for name, key in KEYS_OF_FLAGS.items()}
 ONLY_WITH = {"resume_from_huggingface": "resume"}
 ABOUT_FILES = ("config_file", "output_config")
 MOST_NAMED = 3
+NAMED = "optimizer_type"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def config_findings(document: TomlDocument, script: str, release: Release) -> li
             Finding("error", "not-installed", "optimizer_type", value, effect, "kohya-ext install CHECKOUT")
         )
     wrong = {one.key for one in findings if one.level == "error"}
+    if isinstance(settings.values.get(NAMED), str):
+        wrong.discard(NAMED)  # without its name an optimizer would be judged as the default one
     usable = {key: value for key, value in settings.values.items() if key in arguments and key not in wrong}
     run = ScriptRun(script, {key: _as_parsed(value, arguments[key]) for key, value in usable.items()}, arguments)
     words = " ".join(map(str, run.value("optimizer_args") or ()))

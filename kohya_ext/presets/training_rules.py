@@ -21,6 +21,7 @@ from kohya_ext.presets.loop_faults import loop_faults
 from kohya_ext.presets.machine import SDPA, WITHOUT, XFORMERS
 from kohya_ext.presets.network_choice import network_faults, pinned_lycoris
 from kohya_ext.presets.optimizer_choice import malformed, scheduler_faults, text_faults, unknown_optimizer, word_faults
+from kohya_ext.presets.own_optimizer import own_optimizer_faults
 from kohya_ext.presets.release import Release
 from kohya_ext.presets.rules import DEFECT
 from kohya_ext.presets.script_run import ScriptRun
@@ -369,7 +370,8 @@ def _scheduler(training: ScriptRun, form: Form, release: Release) -> Iterator[Fi
 def _by_argument(training: ScriptRun, form: Form, release: Release) -> Iterator[Finding]:
     """Values that argparse refuses, networks that the release cannot train, and what stops before the first step."""
     network = network_faults(training, pinned_lycoris(release.gui, release.training))
-    for wrong in (*value_faults(training), *network, *loop_faults(training, release.training, release.gui)):
+    loop = loop_faults(training, release.training, release.gui)
+    for wrong in (*value_faults(training), *network, *own_optimizer_faults(training), *loop):
         held = [name for name in wrong.names if name in form]
         held = [EXTRA] if EXTRA in (key_of(name, form) for name in wrong.names) else held
         key = next((name for name in held if form[name]), held[0] if held else key_of(wrong.names[0], form))

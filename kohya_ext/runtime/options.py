@@ -16,6 +16,7 @@ from typing import Any
 from kohya_ext.core.errors import CONFLICT
 from kohya_ext.runtime import heldout, legacy
 from kohya_ext.runtime.run import run, say, stop
+from kohya_ext.spec import adacoor
 from kohya_ext.spec.conflicts import FUSED, conflicts
 from kohya_ext.spec.flags import (
     BY_KEY,
@@ -35,8 +36,6 @@ from kohya_ext.spec.flags import (
 )
 from kohya_ext.spec.optimizers import ours
 
-# an argument of AdaCoor
-AUTO_LR = "auto_lr"
 # beta of the schedule exp where it was chosen by its name
 EXP_BETA = 15.0
 
@@ -196,11 +195,8 @@ def check(args: argparse.Namespace) -> None:
     if legacy.found() or optimizer is None:
         return
     deepspeed = getattr(args, "deepspeed", False)
-    if deepspeed and AUTO_LR in _arguments(args):
-        stop(
-            f"{AUTO_LR} does not work with DeepSpeed: it measures how far each tensor has moved, and DeepSpeed joins "
-            "tensors and divides them among the ranks; give a --learning_rate instead"
-        )
+    if deepspeed and adacoor.given(getattr(args, "optimizer_args", None)).get(adacoor.AUTO_LR):
+        stop(f"{adacoor.AUTO_LR} does not work with DeepSpeed: {adacoor.NO_DEEPSPEED}; give a --learning_rate instead")
     fused = next((flag for flag in FUSED if getattr(args, flag, None)), None)
     if fused is None:
         return
@@ -212,9 +208,3 @@ def check(args: argparse.Namespace) -> None:
         stop(f"--{fused} does not work with {optimizer.name}; remove one of the two")
     if getattr(args, "mixed_precision", None) == "fp16" and not optimizer.loss_scaling:
         stop(f"--{fused} with {optimizer.name} cannot undo the loss scaling of fp16: use --mixed_precision bf16 or no")
-
-
-def _arguments(args: argparse.Namespace) -> set[str]:
-    """The names in --optimizer_args whose value is not off."""
-    words = (str(word).partition("=") for word in getattr(args, "optimizer_args", None) or ())
-    return {name.strip() for name, _, value in words if value.strip() not in ("False", "0")}

@@ -101,7 +101,6 @@ def test_a_right_file_has_no_findings_and_stays_as_it_is(tmp_path: Path) -> None
         ("learning_rate_te1 = 0", ("note", "neutral-key", "learning_rate_te1"), ...),
         ("epoch = 3", ("note", "dead-key", "epoch"), ...),
         ("enable_ema = true", ("error", "not-installed", "enable_ema"), True),
-        ('optimizer_type = "AdaCoor"', ("error", "not-installed", "optimizer_type"), "AdaCoor"),
     ],
 )
 def test_one_wrong_setting(change: str, expected: tuple[str, str, str], fitted: Any, tmp_path: Path) -> None:

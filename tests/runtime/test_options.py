@@ -143,7 +143,8 @@ def test_what_can_be_done_is_let_through() -> None:
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_backward_pass=True, mixed_precision="bf16"))
     options.check(argparse.Namespace(optimizer_type="AdaCoor", fused_optimizer_groups=None, mixed_precision="fp16"))
     options.check(argparse.Namespace(optimizer_type="AdamW", deepspeed=True))
-    options.check(argparse.Namespace(optimizer_type="AdaCoor", deepspeed=True, optimizer_args=["auto_lr=False"]))
+    for words in (["auto_lr=False"], ["auto_lr=True", "auto_lr=False"]):  # sd-scripts takes the last
+        options.check(argparse.Namespace(optimizer_type="AdaCoor", deepspeed=True, optimizer_args=words))
 
 
 @pytest.fixture(autouse=True)

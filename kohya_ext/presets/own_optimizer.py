@@ -1,0 +1,44 @@
+"""What stops a training with an optimizer of ours before its first step: by the tables that the run itself uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from kohya_ext.presets.argument_faults import ArgumentFault
+from kohya_ext.presets.optimizer_choice import malformed
+from kohya_ext.presets.script_run import ScriptRun
+from kohya_ext.spec import adacoor
+from kohya_ext.spec.optimizers import ADACOOR, ours
+
+RULE, WORDS = "optimizer-args", ("optimizer_args",)
+
+
+def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
+    """Arguments that AdaCoor's constructor refuses, and what it does not work with."""
+    if ours(training.value("optimizer_type")) != ADACOOR:
+        return
+    given = adacoor.given(word for word in training.value("optimizer_args") or () if not malformed(str(word)))
+    # a flag of the script among them is found for any optimizer
+    switches = {name for name, argument in training.arguments.items() if argument.type == "bool"}
+    for name in given:
+        if name == "lr":
+            yield _stops(training, "it gets lr twice: the script gives it", "remove it")
+        elif name not in adacoor.DEFAULTS and name not in switches:
+            near = get_close_matches(name, adacoor.DEFAULTS, n=1, cutoff=0.75)
+            fix = f"write {near[0]}, or remove it" if near else "remove it, or choose the optimizer that it belongs to"
+            yield _stops(training, f"it has no argument {name}", fix)
+    known = {name: value for name, value in given.items() if name in adacoor.DEFAULTS and name != "lr"}
+    for fault in adacoor.faults({**adacoor.DEFAULTS, **known}):
+        value = known.get(fault.name)
+        quoted = isinstance(value, str) and value.strip()
+        yield _stops(
+            training, fault.message, f"write {fault.name}={quoted}, without quotes" if quoted else "change or remove it"
+        )
+    if training.value("deepspeed") and given.get(adacoor.AUTO_LR):
+        effect = f"{adacoor.AUTO_LR} does not work with DeepSpeed: {adacoor.NO_DEEPSPEED}"
+        yield _stops(training, effect, f"remove {adacoor.AUTO_LR} and give a learning rate, or train without DeepSpeed")
+
+
+def _stops(training: ScriptRun, why: str, fix: str) -> ArgumentFault:
+    return ArgumentFault(RULE, WORDS, f"{training.script} stops: {ADACOOR.name}: {why}", fix)
