@@ -44,7 +44,7 @@ class Request:
     commands: words of each script, its file first; all but the last are preparation. until: a milestone of
     `kohya_ext.tracing.milestones`. root: the checkout. directory: where scripts run. paths: what is importable.
     images: a folder of stand-ins. unknown_models: files whose shapes nobody knows. activate: load our hooks where the
-    checkout does not.
+    checkout does not. deepspeed: the run uses it.
     """
 
     commands: list[list[str]]
@@ -55,6 +55,7 @@ class Request:
     images: str
     unknown_models: list[str] = field(default_factory=list)
     activate: bool = False
+    deepspeed: bool = False
 
 
 @contextmanager

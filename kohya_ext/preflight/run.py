@@ -31,6 +31,8 @@ NOT_INSTALLED = (
 _OF_TRACING = re.compile(
     r'device "?meta"?|fake ?tensor|^(DynamicOutputShape|DataDependentOutput|Unsupported)', re.IGNORECASE
 )
+ENGINE = "DeepSpeed is started by several processes on their cards, and not here"
+DIVIDED = "DeepSpeed divides the weights, gradients and states among the processes, which is not estimated"
 MOST_SAID = 300  # characters of an error
 MOST_TRIES = 8  # runs with changes
 WORTH_IT = 0.99  # of the peak: a change that leaves more of it is of no use
@@ -49,6 +51,7 @@ class Preflight:
         self.python, self.place, self.card = python, place, card
         self.settings = digest_of(planned.training, release)
         self.activate = not release.patched and asks_for_us(planned.training)
+        self.deepspeed = bool(planned.training.value("deepspeed"))
         self.arguments = list(release.arguments_of(Path(planned.training.script).name))
         prepare(planned.training, place)
         self.lacks_output = OUTPUT_FOLDER in self.arguments and planned.training.value(OUTPUT_FOLDER) is None
@@ -65,6 +68,8 @@ class Preflight:
             What was seen, and what is wrong with it.
         """
         until, untraced = UNTIL[only], ""
+        if self.deepspeed:
+            return self._without_engine(asked_for_memory=until == STEPS)
         report = self._run(until, self.planned.training)
         if report.get("error") and until == STEPS and not _is_upstreams(report["error"]):
             error = report["error"]
@@ -83,6 +88,16 @@ class Preflight:
                 answer.memory = answer.memory.corrected(measured)
             if answer.memory is not None and answer.memory.verdict not in (None, "fits"):
                 answer.cheapest = list(self._cheaper(answer.memory))
+        return answer
+
+    def _without_engine(self, *, asked_for_memory: bool) -> Answer:
+        """DeepSpeed: as far as its engine would be made."""
+        report = self._run(SCHEDULER, self.planned.training)
+        if not report.get("error"):
+            report["reason"] = ENGINE
+        answer = self._answer(report)
+        if answer.error is None and asked_for_memory:
+            answer.untraced = DIVIDED
         return answer
 
     def _answer(self, report: dict[str, Any]) -> Answer:
@@ -145,6 +160,7 @@ class Preflight:
             images=str(self.place.images(in_concept=True) / _only_folder(self.place)),
             unknown_models=self.place.unknown_models,
             activate=self.activate or (not self.release.patched and asks_for_us(training)),
+            deepspeed=self.deepspeed,
         )
         return run_child(self.python, request, self.place.folder)
 

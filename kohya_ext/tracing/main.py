@@ -40,6 +40,8 @@ def run(request_file: str) -> None:
     facts = Facts()
     report: dict[str, Any] = {"reached": None, "error": None}
     confine(folder)
+    if request["deepspeed"]:
+        os.environ.setdefault("WORLD_SIZE", "1")  # of the launcher, which such scripts ask for
     try:
         sys.path[:0] = request["paths"]
         os.chdir(request["directory"])

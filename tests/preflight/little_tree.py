@@ -78,6 +78,7 @@ def setup_parser():
     parser.add_argument("--network_module")
     parser.add_argument("--write")
     parser.add_argument("--config_file")
+    parser.add_argument("--deepspeed", action="store_true")
     return parser
 
 def train(args):
@@ -90,6 +91,8 @@ def train(args):
         ), "captions are cached, they cannot be shuffled / \\u3067\\u304d\\u307e\\u305b\\u3093"
     if args.write:
         open(args.write, "w")
+    if args.deepspeed:
+        int(os.environ["WORLD_SIZE"])
     folder = sorted(os.listdir(args.train_data_dir))
     repeats = int(folder[0].split("_")[0])
     reso = tuple(int(part) for part in args.resolution.split(","))
@@ -110,6 +113,7 @@ def train(args):
     args.max_train_steps = args.max_train_epochs * each
     scheduler = train_util.get_scheduler_fix(args, optimizer, 1)
     import accelerate
+    assert not args.deepspeed, "an engine, which asks for several processes and a GPU"
     accelerator = accelerate.Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps)
     unet, optimizer, loader, scheduler = accelerator.prepare(unet, optimizer, loader, scheduler)
     for batch in loader:

@@ -48,6 +48,20 @@ def asked(
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("only", ["", "start", "memory"])
+def test_with_deepspeed_it_ends_at_the_engine_and_estimates_nothing(
+    tree: Path, images: Path, capsys: pytest.CaptureFixture[str], only: str
+) -> None:
+    """Each process has a part of the weights, gradients and states; one process by itself would be counted whole."""
+    words = ("sdxl_train.py", f"--train_data_dir={images}", *MODEL, "--deepspeed", "--output_dir=x")
+    code, answer = asked(tree, capsys, *words, only=only)
+    assert code == 0, answer
+    assert (answer["start"]["ok"], answer["start"]["reached"]) == (True, "scheduler")
+    assert "DeepSpeed" in answer["start"]["reason"]
+    if only != "start":
+        assert answer["memory"]["verdict"] is None and "DeepSpeed divides" in answer["memory"]["reason"]
+
+
 def test_what_would_be_trained(tree: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(images.rglob("*"))
     code, answer = asked(
