@@ -35,7 +35,13 @@ from kohya_ext.presets.settings import SECTIONS as SETTINGS  # noqa: E402
 from kohya_ext.spec.cards import GIB  # noqa: E402
 from kohya_ext.spec.flags import FLAGS  # noqa: E402
 
-PAGES = ("README.md", "docs/reference/flags.md", "docs/reference/presets.md", "docs/reference/commands.md")
+PAGES = (
+    "README.md",
+    "docs/reference/commands.md",
+    "docs/reference/ema-scripts.md",
+    "docs/reference/flags.md",
+    "docs/reference/presets.md",
+)
 # every mention of the repository is this one address: a fork changes `about.REPOSITORY` and runs this script
 LINKED = (
     "README.md",
@@ -143,7 +149,69 @@ def _advice(key: str) -> str:
     return f"{shown}: {reason}"
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"commands": commands, "flags": flags, "memory": memory, "presets": presets}
+# kept by tests/upstream/ema_results.py
+EMA_RESULTS = ROOT / "tests" / "upstream" / "ema_results.json"
+# columns of the table -> the tree on which the tests train
+TREES = {
+    "v0.6.6": "sd-scripts-0.6.6",
+    "v22.3.1": "kohya_ss-v22",
+    "v0.8.7": "sd-scripts-0.8.7",
+    "main": "sd-scripts-main",
+    "v0.11.1": "sd-scripts-0.11.1",
+}
+# how a script saves, in the order of the rows -> what the table calls it
+WAYS = {
+    "checkpoint": "checkpoint",
+    "network": "network",
+    "LLLite": "network",
+    "LLLite function": "network",
+    "embeddings": "embeddings",
+    "ControlNet": "ControlNet",
+}
+# in the place of a date: passed by a run that kept no results
+EARLIER = "before results were kept"
+RUN_EARLIER = "It passed by what this page said before results were kept (November 2026), and has not been run since."
+# why a script does not run on the rig
+WITHOUT_DATA = "In v22.3.1 the data set of the ControlNet scripts raises a TypeError, with or without kohya_ext."
+WITHOUT_TOKENIZER = (
+    "In main this script asks for a tokenizer in a way that the release no longer has, with or without kohya_ext."
+)
+WITHOUT_PACKAGE = "It imports open_clip, which no release asks for."
+NOT_RUN = {
+    ("sdxl_train_control_net_lllite", "kohya_ss-v22"): WITHOUT_DATA,
+    ("sdxl_train_control_net_lllite_old", "kohya_ss-v22"): WITHOUT_DATA,
+    ("train_controlnet", "kohya_ss-v22"): WITHOUT_DATA,
+    ("sdxl_train_control_net_lllite_old", "sd-scripts-main"): WITHOUT_TOKENIZER,
+    ("train_textual_inversion_XTI", "sd-scripts-main"): WITHOUT_TOKENIZER,
+    ("sdxl_train_textual_inversion", "kohya_ss-v22"): WITHOUT_PACKAGE,
+}
+
+
+def ema_scripts() -> str:
+    """Every script of each release; `run` where a test of the real script has passed and nowhere else."""
+    results = {"runs": {}, **json.loads(EMA_RESULTS.read_text(encoding="utf-8"))}
+    ways = {script: max(release.values(), key=list(WAYS).index) for script, release in results["releases"].items()}
+    rows = [f"| script | saved as | {' | '.join(TREES)} |", f"|---|---|{'---|' * len(TREES)}"]
+    reasons = [*dict.fromkeys(NOT_RUN.values()), RUN_EARLIER]
+    for script in sorted(ways, key=lambda name: (list(WAYS).index(ways[name]), name)):
+        cells = [f"`{script}`", WAYS[ways[script]]]
+        for tree in TREES.values():
+            run = results["runs"].get(script, {}).get(tree)
+            reason = RUN_EARLIER if run == EARLIER else NOT_RUN.get((script, tree))
+            note = f"<sup>{reasons.index(reason) + 1}</sup>" if reason else ""
+            there = tree in results["releases"][script]
+            cells.append(f"{'run' if run else 'stub'}{note}" if there else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))])
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "ema_scripts": ema_scripts,
+    "flags": flags,
+    "memory": memory,
+    "presets": presets,
+}
 
 
 def _verbs(

@@ -62,7 +62,14 @@ STRANGE_PREFIXES = (
 )
 
 # Where tests on real trees (marked upstream) are told to put what they make.
-GIVEN = ("RIG_WORK", "KOHYA_GUI_RIG", "KOHYA_EXT_REPORT", "KOHYA_GUI_IMAGES", "KOHYA_EXT_FUZZ_LOG")
+GIVEN = (
+    "RIG_WORK",
+    "KOHYA_GUI_RIG",
+    "KOHYA_EXT_REPORT",
+    "KOHYA_EXT_EMA_RESULTS",
+    "KOHYA_GUI_IMAGES",
+    "KOHYA_EXT_FUZZ_LOG",
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -13,6 +13,7 @@ from kohya_ext.core import about
 from kohya_ext.presets.guide import ADVICE
 from kohya_ext.presets.settings import SECTIONS, described
 from kohya_ext.spec.flags import FLAGS
+from tests.upstream import ema_results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,3 +62,17 @@ def test_every_setting_is_there_once_with_a_text_and_the_guides_advice() -> None
     for key, (_, reason) in ADVICE.items():
         assert reason in next(line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
     assert all(text and "|" not in text and len(text) < 110 for texts in SECTIONS.values() for text in texts.values())
+
+
+def test_the_ema_table_says_run_only_where_a_run_has_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = _generator()
+    monkeypatch.setattr(generator, "EMA_RESULTS", tmp_path / "results.json")
+    monkeypatch.setenv(ema_results.VARIABLE, str(tmp_path / "results.json"))
+    main, newest = (generator.TREES[column] for column in ("main", "v0.11.1"))
+    ema_results.keep_releases({"flux_train": {main: "checkpoint", newest: "checkpoint"}})
+    with ema_results.recorded("flux_train", main):
+        pass
+    assert "| `flux_train` | checkpoint |  |  |  | run | stub |" in generator.ema_scripts()
+    with pytest.raises(AssertionError), ema_results.recorded("flux_train", main):
+        raise AssertionError
+    assert "| `flux_train` | checkpoint |  |  |  | stub | stub |" in generator.ema_scripts()

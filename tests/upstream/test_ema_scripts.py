@@ -1,33 +1,31 @@
-"""The table of docs/reference/ema-scripts.md is true: every script of every release saves in a way that we reach.
+"""Every script of every release saves in a way that we reach, and what the table of ema-scripts.md is made of is true.
 
-A cell says `run` where tests/upstream/test_rig*.py trains that script, `stub` where a miniature that saves in the same
-way stands for it, and nothing where the release has no such script.
+A cell says `run` where tests/upstream/test_rig*.py has trained that script, `stub` where a miniature that saves in the
+same way stands for it, and nothing where the release has no such script.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from tests.upstream import trees
+from tests.upstream import ema_results, trees
 
 pytestmark = [pytest.mark.upstream, pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "ema-scripts.md"
-
-# columns of the table -> (the variable that names the repository, the revision), and the rig's tree
-ERAS = {
-    "v0.6.6": (("SD_SCRIPTS_GIT", "v0.6.6"), "sd-scripts-0.6.6"),
-    "v22.3.1": (("KOHYA_SS_GIT", "v22.3.1"), "kohya_ss-v22"),
-    "v0.8.7": (("SD_SCRIPTS_GIT", "v0.8.7"), "sd-scripts-0.8.7"),
-    "main": (("SD_SCRIPTS_GIT", "main"), "sd-scripts-main"),
-    "v0.11.1": (("SD_SCRIPTS_FORK_GIT", trees.V0_11_1), "sd-scripts-0.11.1"),
+# the rig's trees -> the variable that names the repository, and the revision
+TREES = {
+    "sd-scripts-0.6.6": ("SD_SCRIPTS_GIT", "v0.6.6"),
+    "kohya_ss-v22": ("KOHYA_SS_GIT", "v22.3.1"),
+    "sd-scripts-0.8.7": ("SD_SCRIPTS_GIT", "v0.8.7"),
+    "sd-scripts-main": ("SD_SCRIPTS_GIT", "main"),
+    "sd-scripts-0.11.1": ("SD_SCRIPTS_FORK_GIT", trees.V0_11_1),
 }
 # the ways, and the miniature that saves so
 WAYS = {
@@ -106,38 +104,23 @@ def test_every_script_saves_in_one_way_that_we_reach(variable: str, revision: st
     assert {name: way for name, way in found.items() if len(way) != 1 or not way <= set(WAYS)} == {}
 
 
-def table() -> dict[tuple[str, str], str]:
-    """(script, era) -> cell, without its footnote."""
-    text = PAGE.read_text(encoding="utf-8")
-    lines = text[text.index("| script |") :].partition("\n\n")[0].splitlines()
-    rows = [line.strip()[1:-1].split("|") for line in lines]
-    columns = [cell.strip(" `") for cell in rows[0]]
-    assert columns[2:] == list(ERAS)
-    return {
-        (row[0].strip(" `"), era): re.sub(r"<sup>.*", "", cell).strip()
-        for row in rows[2:]
-        for era, cell in zip(columns[2:], row[2:], strict=True)
-    }
-
-
 def trained_on_the_rig() -> set[tuple[str, str]]:
+    """(script, tree) of all that the rig's tests train and compare."""
     pytest.importorskip("torch")
-    from tests.upstream import rig, test_rig_families, test_rig_scripts
+    from tests.upstream import rig, test_rig_families, test_rig_schedules, test_rig_scripts
 
-    eras = {tree: era for era, (_, tree) in ERAS.items()}
-    assert set(eras) == {*rig.TREES, *rig.FURTHER_TREES}
-    by_kind = {
-        (script, eras[tree]) for tree in rig.TREES for script in ("sdxl_train", "sdxl_train_network", "fine_tune")
-    }
-    return by_kind | {(script, eras[tree]) for tree, script in (*test_rig_scripts.RUNS, *test_rig_families.RUNS)}
+    assert set(TREES) == {*rig.TREES, *rig.FURTHER_TREES}
+    by_kind = {(script, tree) for tree in rig.TREES for script in test_rig_schedules.SCRIPTS.values()}
+    return by_kind | {(script, tree) for tree, script in (*test_rig_scripts.RUNS, *test_rig_families.RUNS)}
 
 
-def test_the_table_is_true() -> None:
-    cells = table()
-    run = trained_on_the_rig()
-    for era, ((variable, revision), _) in ERAS.items():
-        there = {name.removesuffix(".py") for name in scripts(variable, revision)}
-        listed = {script for (script, column), cell in cells.items() if column == era and cell}
-        assert listed == there, era
-    assert {key for key, cell in cells.items() if cell == "run"} == run
-    assert set(cells.values()) == {"run", "stub", ""}
+def test_what_the_table_is_made_of_is_true() -> None:
+    releases: dict[str, dict[str, str]] = {}
+    for tree, (variable, revision) in TREES.items():
+        every = scripts(variable, revision)
+        for name in every:
+            releases.setdefault(name.removesuffix(".py"), {})[tree] = ways(name, every).pop()
+    ema_results.keep_releases(releases)
+    kept = json.loads(ema_results.RESULTS.read_text(encoding="utf-8"))
+    assert kept["releases"] == releases
+    assert {(script, tree) for script, trees in kept["runs"].items() for tree in trees} <= trained_on_the_rig()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.upstream import rig
+from tests.upstream.ema_results import recorded
 from tests.upstream.rig_bench import (
     EMA,
     LAUNCH,
@@ -79,7 +80,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.mark.parametrize(("tree", "script"), RUNS)
 def test_what_it_saves_is_the_average(bench: Bench, tree: str, script: str) -> None:
-    check(bench, tree, script)
+    with recorded(script, tree):
+        check(bench, tree, script)
 
 
 @pytest.mark.parametrize(

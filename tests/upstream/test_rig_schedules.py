@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.upstream import rig
+from tests.upstream.ema_results import recorded
 from tests.upstream.rig_bench import (
     EMA,
     EVERY_STEP,
@@ -33,6 +34,7 @@ from tests.upstream.rig_bench import (
 pytestmark = pytest.mark.upstream
 
 ALL = [(tree, kind) for tree in (MAIN, NEWEST, OLD) for kind in ("full", "lora")]
+SCRIPTS = {"full": "sdxl_train", "lora": "sdxl_train_network", "fine_tune": "fine_tune"}
 VARIANTS = {name: flags for name, (_, flags) in SCHEDULES.items()}
 
 
@@ -85,7 +87,8 @@ def farthest(a: Weights, b: Weights) -> float:
 
 @pytest.mark.parametrize(("tree", "kind"), [*ALL, (MAIN, "fine_tune"), (NEWEST, "fine_tune"), (OLD, "fine_tune")])
 def test_plain_steps(bench: Bench, tree: str, kind: str) -> None:
-    check(bench, tree, kind, "plain")
+    with recorded(SCRIPTS[kind], tree):
+        check(bench, tree, kind, "plain")
 
 
 @pytest.mark.parametrize(("tree", "kind"), ALL)

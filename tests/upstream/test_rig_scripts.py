@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.upstream import rig
+from tests.upstream.ema_results import recorded
 from tests.upstream.rig_bench import (
     EMA,
     LAUNCH,
@@ -142,7 +143,8 @@ def test_what_it_saves_is_the_average(bench: Bench, tree: str, script: str, tmp_
         launch = f"{LAUNCH} older_diffusers"
     # LECO leaves the save of the last step to the end
     counted = STEPS - 1 if script.endswith("leco") else STEPS
-    check(bench, tree, script, *flags_of(script, tmp_path), launch=launch, counted=counted)
+    with recorded(script, tree):
+        check(bench, tree, script, *flags_of(script, tmp_path), launch=launch, counted=counted)
 
 
 @pytest.mark.parametrize("module", ["networks.dylora", "networks.lora_fa", "networks.oft"])
