@@ -98,12 +98,18 @@ class AdaCoor(torch.optim.Optimizer):
         settings.check(defaults)
         self._set_up()
         super().__init__(params, defaults)
+        self._hide_no_momentum()
 
     def _set_up(self) -> None:
         self.skip_count = SkipCount()
         self._sliced = SlicedStep(self.skip_count)
         self._plans: dict[int, GroupPlan] = {}
         self._places: dict[int, tuple[int, int]] = {}
+
+    def _hide_no_momentum(self) -> None:
+        """torch's cycling schedulers ask `defaults` for a momentum, and would set one of .95 where there is none."""
+        if not self.defaults.get("momentum"):
+            self.defaults.pop("momentum", None)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if not hasattr(self, "_sliced"):  # a copy or an unpickled one; `load_state_dict` comes here too
@@ -113,6 +119,7 @@ class AdaCoor(torch.optim.Optimizer):
             if isinstance(loaded, loading.Entries):  # from `load_state_dict`
                 entries[parameter] = loaded.values
         super().__setstate__(state)
+        self._hide_no_momentum()
         for group in self.param_groups:  # an unpickled one of an earlier version has fewer settings
             group.setdefault("auto_lr", False)
             group.setdefault("momentum", 0.0)
@@ -134,6 +141,8 @@ class AdaCoor(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its settings are checked like the constructor's. Nothing is added when they are refused."""
         before = sum(len(group["params"]) for group in self.param_groups)
+        if isinstance(param_group, dict):
+            param_group.setdefault("momentum", self.defaults.get("momentum", 0.0))
         super().add_param_group(param_group)
         try:
             settings.check(self.param_groups[-1])
@@ -244,7 +253,8 @@ class AdaCoor(torch.optim.Optimizer):
         """Continue from a `state_dict()`, of this class or of the published AdaCoor, bit for bit.
 
         Unlike torch's, this does not cast the accumulator to the type of the weights. An accumulator of another width
-        is converted, and that is said in a warning. `state_bits`, `foreach` and `fused` stay those of this object; from
+        is converted, and that is said in a warning. `state_bits`, `foreach` and `fused` stay those of this object; all
+        other settings become the saved ones, as torch has it, and a warning names those that differ, `lr` aside. From
         a state of the published optimizer only the accumulators are taken. Hooks run as torch's optimizers run them.
 
         Args:
@@ -254,10 +264,12 @@ class AdaCoor(torch.optim.Optimizer):
             ValueError: what does not fit or is damaged, by name; the optimizer is then as it was before.
         """
         converted: list[int] = []
+        replaced: list[tuple[str, str]] = []
 
         def read(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             loaded = loading.read(given, self.param_groups)
             converted.extend(loaded.converted)
+            replaced.extend(loaded.replaced)
             return {"param_groups": loaded.groups, "state": loaded.state}
 
         if not isinstance(state_dict, dict):
@@ -271,6 +283,14 @@ class AdaCoor(torch.optim.Optimizer):
                 last.remove()
         else:  # before torch 2.1 there are no such hooks
             super().load_state_dict(read(self, state_dict))
+        if replaced:
+            given, saved = (", ".join(texts) for texts in zip(*replaced, strict=True))
+            warnings.warn(
+                f"AdaCoor: the run continues with {saved}, as its state was saved, not with {given}; for those, start "
+                "from the saved weights without the state, or set them in param_groups after loading it",
+                UserWarning,
+                stacklevel=2,
+            )
         if converted:
             widths_now = " and ".join(map(str, sorted(set(converted))))
             warnings.warn(

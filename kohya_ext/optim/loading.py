@@ -14,6 +14,10 @@ from kohya_ext.optim import accumulator, blockwise, distance, settings
 from kohya_ext.spec import adacoor
 from kohya_ext.tensors.elements import local
 
+# Settings that stay those of the object. The rest continue as saved: schedulers have changed the rate, and a training
+# that is resumed is to go on as it was.
+_KEPT = ("state_bits", "foreach", "fused")
+_SAID = tuple(name for name in adacoor.DEFAULTS if name not in ("lr", *_KEPT))
 # More steps than any run has; a number beyond is damage.
 _MOST_STEPS = 1 << 40
 
@@ -27,11 +31,15 @@ class Entries:
 
 @dataclass(frozen=True)
 class Loaded:
-    """groups, state: what `torch.optim.Optimizer.load_state_dict` is to be given. converted: to how many bits."""
+    """groups, state: what `torch.optim.Optimizer.load_state_dict` is to be given. converted: to how many bits.
+
+    replaced: settings of this object that gave way to other saved ones, as texts: ("auto_lr=True", "auto_lr=False").
+    """
 
     groups: list[dict[str, Any]]
     state: dict[Any, Entries]
     converted: list[int]
+    replaced: list[tuple[str, str]]
 
 
 def read(state_dict: Any, own_groups: Sequence[Mapping[str, Any]]) -> Loaded:
@@ -62,7 +70,7 @@ def read(state_dict: Any, own_groups: Sequence[Mapping[str, Any]]) -> Loaded:
             raise ValueError(f"state of parameter {index} (shape {tuple(parameter.shape)}): {error}") from None
         state[key] = Entries({"step": step, **own})
         converted += [groups[number]["state_bits"]] if other_width else []
-    return Loaded(groups, state, converted)
+    return Loaded(groups, state, converted, _replaced(groups, own_groups))
 
 
 def _parts(state_dict: Any) -> tuple[list[Mapping[str, Any]], Mapping[Any, Any]]:
@@ -101,12 +109,18 @@ def _keys(saved_groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mappin
 
 def _merge(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The settings to continue with: the saved ones, except what belongs to this object or differs in meaning."""
-    kept = (
-        ("state_bits", "foreach", "fused", "code_book")
-        if "state_bits" in saved
-        else tuple(key for key in own if key != "params")
-    )
+    kept = (*_KEPT, "code_book") if "state_bits" in saved else tuple(key for key in own if key != "params")
     return {**own, **saved, **{key: own[key] for key in kept}, "params": saved["params"]}
+
+
+def _replaced(groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    found: dict[tuple[str, str], None] = {}  # in order, each once
+    for group, own in zip(groups, own_groups, strict=True):
+        cycled = "max_momentum" in group  # by a scheduler, as it does with the rate
+        for name in _SAID:
+            if group[name] != own[name] and not (cycled and name == adacoor.MOMENTUM):
+                found[f"{name}={own[name]}", f"{name}={group[name]}"] = None
+    return list(found)
 
 
 def _check_settings(group: Mapping[str, Any], saved: Mapping[str, Any], number: int) -> None:

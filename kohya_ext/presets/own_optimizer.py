@@ -38,6 +38,19 @@ def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
     if training.value("deepspeed") and given.get(adacoor.AUTO_LR):
         effect = f"{adacoor.AUTO_LR} does not work with DeepSpeed: {adacoor.NO_DEEPSPEED}"
         yield _stops(training, effect, f"remove {adacoor.AUTO_LR} and give a learning rate, or train without DeepSpeed")
+    if not given.get(adacoor.MOMENTUM):
+        yield from _cycled_momentum(training)
+
+
+def _cycled_momentum(training: ScriptRun) -> Iterator[ArgumentFault]:
+    """Schedulers that refuse an optimizer without momentum."""
+    scheduler = str(training.value("lr_scheduler_type") or "").rpartition(".")[2]
+    cycles = adacoor.given(training.value("lr_scheduler_args")).get("cycle_momentum", True)
+    if scheduler in adacoor.CYCLING and cycles:
+        effect = f"{training.script} stops: {scheduler} changes the momentum from step to step, and {ADACOOR.name} has "
+        effect += "none here"
+        fix = "write cycle_momentum=False into lr_scheduler_args, or momentum=0.9 into optimizer_args"
+        yield ArgumentFault("scheduler", ("lr_scheduler_type",), effect, fix)
 
 
 def _stops(training: ScriptRun, why: str, fix: str) -> ArgumentFault:

@@ -14,7 +14,7 @@ from kohya_ext.optim.functional import constants, found, needs_words, newest_sha
 from kohya_ext.optim.settings import rule_of
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
-DEFAULTS = AdaCoor([torch.zeros(1)]).defaults
+DEFAULTS = AdaCoor([torch.zeros(1)]).param_groups[0]
 
 
 def published_step(weights: Tensor, gradient: Tensor, vt: Tensor, eps: float = 1e-8) -> None:

@@ -155,9 +155,71 @@ def test_settings_of_a_state_are_taken_over_as_torch_does() -> None:
     parameter, optimizer = make(lr=0.5, weight_decay=0.1, stochastic_state=True)
     train(parameter, optimizer, 1)
     _, loaded = make(foreach=True)
-    loaded.load_state_dict(optimizer.state_dict())
+    said = (
+        "continues with weight_decay=0.1, stochastic_state=True, .* not with weight_decay=0.0, stochastic_state=False;"
+    )
+    with pytest.warns(UserWarning, match=said):
+        loaded.load_state_dict(optimizer.state_dict())
     group = loaded.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["stochastic_state"], group["foreach"]) == (0.5, 0.1, True, True)
+
+
+@pytest.mark.parametrize("before", [{}, {"auto_lr": True}, {"momentum": 0.5}], ids=str)
+@pytest.mark.parametrize("after", [{}, {"auto_lr": True, "momentum": 0.9}], ids=str)
+def test_what_a_resumed_run_was_given_in_vain_is_said(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """The state goes on as it was saved; nothing else would be the same run."""
+    parameter, saved = make(**before)
+    train(parameter, saved, 2)
+    _, resumed = make(lr=0.3, foreach=True, **after)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        resumed.load_state_dict(saved.state_dict())
+        resumed.load_state_dict(saved.state_dict())  # said once: by now they are its own
+    assert resumed.state_dict()["state"][0].keys() == saved.state_dict()["state"][0].keys()
+    names = ("auto_lr", "momentum")
+    group, wanted = resumed.param_groups[0], saved.param_groups[0]
+    assert [group[name] for name in names] == [wanted[name] for name in names]
+    old, new = ({"auto_lr": False, "momentum": 0.0, **given} for given in (before, after))
+    different = [name for name in names if old[name] != new[name]]
+    assert len(said) == bool(different)
+    for name in different:
+        words = str(said[0].message).partition(", not with ")
+        assert f"{name}={old[name]}" in words[0] and f"{name}={new[name]}" in words[2]
+
+
+def test_a_momentum_that_a_scheduler_moves_is_not_said() -> None:
+    def made() -> tuple[nn.Parameter, AdaCoor, torch.optim.lr_scheduler.OneCycleLR]:
+        parameter, optimizer = make(momentum=0.9)
+        return parameter, optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+
+    parameter, optimizer, scheduler = made()
+    for _ in range(3):
+        train(parameter, optimizer, 1)
+        scheduler.step()
+    _, resumed, _ = made()
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.param_groups[0]["momentum"] == optimizer.param_groups[0]["momentum"] < 0.95
+
+
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR"])
+def test_a_scheduler_gives_no_momentum_to_an_optimizer_without_it(scheduler: str) -> None:
+    """It would set one of .95, and the published form would be another from the first step on."""
+    settings = {"OneCycleLR": {"max_lr": 1.0, "total_steps": 10}, "CyclicLR": {"base_lr": 0.1, "max_lr": 1.0}}
+    made = getattr(torch.optim.lr_scheduler, scheduler)
+    _, optimizer = make()
+    for one in (optimizer, copy.deepcopy(optimizer)):
+        with pytest.raises(ValueError, match="cycle_momentum"):
+            made(one, **settings[scheduler])
+        assert one.param_groups[0]["momentum"] == 0
+        made(one, cycle_momentum=False, **settings[scheduler])
+        assert one.param_groups[0]["momentum"] == 0
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    assert optimizer.param_groups[1]["momentum"] == 0
+    _, optimizer = make(momentum=0.9)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    assert optimizer.param_groups[1]["momentum"] == 0.9
+    made(optimizer, **settings[scheduler])
+    assert optimizer.param_groups[0]["momentum"] != 0.9
 
 
 def test_states_that_do_not_fit_are_refused() -> None:

@@ -59,13 +59,15 @@ optimizer_args = [{", ".join(words)}]
 learning_rate = 1.0
 {more}
 """
-    release = replace(
-        RELEASE, patched=patched, training=TextSources({**TEXTS, "library/shared.py": SHARED + DEEPSPEED})
-    )
+    release = replace(RELEASE, patched=patched, training=TextSources({**TEXTS, "library/shared.py": SHARED + MORE}))
     return config_findings(document(text, tmp_path), SCRIPT, release)
 
 
-DEEPSPEED = '    parser.add_argument("--deepspeed", action="store_true")\n'
+MORE = """
+    parser.add_argument("--deepspeed", action="store_true")
+    parser.add_argument("--lr_scheduler_type", type=str, default="")
+    parser.add_argument("--lr_scheduler_args", type=str, default=None, nargs="*")
+"""
 
 
 def read(words: list[str]) -> dict[str, Any]:
@@ -111,6 +113,17 @@ def test_auto_lr_with_deepspeed_is_found(tmp_path: Path) -> None:
     [error] = found(['"auto_lr=True"'], tmp_path, "deepspeed = true")
     assert "DeepSpeed" in error.effect and error.level == "error"
     assert found(['"auto_lr=True"', '"auto_lr=False"'], tmp_path, "deepspeed = true") == []
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "torch.optim.lr_scheduler.CyclicLR"])
+def test_a_scheduler_that_wants_momentum_is_found(name: str, tmp_path: Path) -> None:
+    chosen = f'lr_scheduler_type = "{name}"'
+    [error] = found(['"auto_lr=True"'], tmp_path, chosen)
+    assert (error.level, error.rule, error.key) == ("error", "scheduler", "lr_scheduler_type")
+    assert "cycle_momentum=False" in error.fix
+    assert found(['"momentum=0.9"'], tmp_path, chosen) == []
+    assert found([], tmp_path, f'{chosen}\nlr_scheduler_args = ["cycle_momentum=False"]') == []
+    assert found([], tmp_path, 'lr_scheduler_type = "CosineAnnealingLR"') == []
 
 
 @pytest.mark.parametrize("last", [True, False])
