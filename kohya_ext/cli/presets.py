@@ -260,6 +260,7 @@ def rate(arguments: argparse.Namespace) -> int:
     """The rate at which AdaCoor moves weights as far as another optimizer does at its own."""
     from kohya_ext.presets.convert import parse_number
     from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, STEPS_OF_RATE, matching
+    from kohya_ext.spec.adacoor import LEAST_EPS
 
     name, text = arguments.reference
     known = next((one for one in STEPS_OF_RATE if one.casefold() == name.casefold()), None)
@@ -271,8 +272,8 @@ def rate(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.steps <= MOST_STEPS:
         raise UsageError(f"--steps {arguments.steps}: give the number of steps of the training, such as 2000")
     eps = GUIDES_EPS if arguments.eps is None else arguments.eps
-    if not 0 < eps <= 1:
-        raise UsageError(f"--eps {eps:g}: give a number above 0 and up to 1, such as 1e-8")
+    if not LEAST_EPS <= eps <= 1:
+        raise UsageError(f"--eps {eps:g}: give a number from {LEAST_EPS:.0e} to 1, such as 1e-8")
     out = Output("presets rate", arguments.json)
     ours = matching(theirs, arguments.steps, eps)
     out.row(f"{ours:.2g}")

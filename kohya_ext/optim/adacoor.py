@@ -147,6 +147,7 @@ class AdaCoor(torch.optim.Optimizer):
         try:
             settings.check(self.param_groups[-1])
             settings.check_parameters(self.param_groups[-1], before)
+            settings.make_plain(self.param_groups[-1])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise

@@ -18,6 +18,8 @@ from kohya_ext.tensors.elements import local
 # that is resumed is to go on as it was.
 _KEPT = ("state_bits", "foreach", "fused")
 _SAID = tuple(name for name in adacoor.DEFAULTS if name not in ("lr", *_KEPT))
+# A distance that no weights go: the root mean square of those themselves is seldom above 1.
+_FARTHEST = 1e6
 # More steps than any run has; a number beyond is damage.
 _MOST_STEPS = 1 << 40
 
@@ -178,10 +180,14 @@ def _company(entries: Mapping[str, Any], parameter: Tensor, own: Mapping[str, An
         if not isinstance(saved, Tensor) or not saved.is_floating_point() or saved.shape != tensor.shape:
             found = f"{saved.dtype}, of shape {tuple(saved.shape)}" if isinstance(saved, Tensor) else repr(saved)
             raise ValueError(f"{name!r} is {found}, expected {tuple(tensor.shape)}: the state of another model")
-        if not bool(torch.isfinite(local(saved)).all()) or (name == "factor" and float(saved) < 1):
-            raise ValueError(f"{name!r} holds numbers that it cannot have: infinite or NaN, or a factor below 1")
+        if not bool(torch.isfinite(local(saved)).all()) or (name == "factor" and not _plausible(float(saved), own)):
+            raise ValueError(f"{name!r} holds numbers that it cannot have: infinite, NaN or far from any distance")
         tensor.copy_(saved)
     return wanted
+
+
+def _plausible(factor: float, own: Mapping[str, Any]) -> bool:
+    return 1 <= factor <= max(1.0, _FARTHEST**2 / float(own["eps"]))
 
 
 def _check_tensors(entries: Mapping[str, Any], saved_bits: int | None, parameter: Tensor) -> None:

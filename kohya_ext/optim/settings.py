@@ -24,6 +24,13 @@ def check(group: Mapping[str, Any]) -> None:
         raise (TypeError if fault.wrong_type else ValueError)(fault.message)
 
 
+def make_plain(group: dict[str, Any]) -> None:
+    """Have numpy's numbers be Python's: a saved state with others is refused by `torch.load(weights_only=True)`."""
+    for name in adacoor.NUMBERS:
+        if not isinstance(group[name], Tensor) and type(group[name]) not in (int, float):
+            group[name] = float(group[name])
+
+
 def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
     """Raise TypeError for parameters AdaCoor cannot train, saying which and why."""
     for index, parameter in enumerate(group["params"], start=first_index):

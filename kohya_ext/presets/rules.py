@@ -13,6 +13,7 @@ from kohya_ext.presets.keys import ADAPTIVE, EXTRA, KEYS_OF_FLAGS, OPTIMIZER_WHE
 from kohya_ext.presets.rates import GUIDES_EPS, MOST_STEPS, STEPS_OF_RATE, equivalent, matching
 from kohya_ext.presets.release import Release
 from kohya_ext.pysource.arguments import Argument
+from kohya_ext.spec.adacoor import LEAST_EPS
 from kohya_ext.spec.conflicts import SETTINGS, conflicts
 from kohya_ext.spec.flags import (
     BY_KEY,
@@ -95,7 +96,7 @@ def _our_rate(own: Optimizer, key: str, rate: float, values: Values, release: Re
     given = 0 if _number(values, "max_train_epochs") else _number(values, "max_train_steps")
     steps = int(given) if 1 <= given <= MOST_STEPS else USUAL_STEPS
     chosen = optimizer_argument(values.get("optimizer_args"), "eps")
-    eps = chosen if chosen is not None and 0 < chosen <= 1 else GUIDES_EPS
+    eps = chosen if chosen is not None and LEAST_EPS <= chosen <= 1 else GUIDES_EPS
     like = equivalent(rate, steps, eps)
     effect = f"{own.name} at {rate:g} moves the weights in {steps:,} steps as far as AdamW at {like:.1e}"
     rule_name = f"{own.name.lower()}-rate"

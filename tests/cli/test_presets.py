@@ -327,6 +327,7 @@ def test_rate_answers_with_a_number_first(capsys: pytest.CaptureFixture[str]) ->
         (("--like", "adamw", "1e-4", "--steps", "0"), "--steps 0"),
         (("--like", "adamw", "1e-4", "--steps", "10", "--eps", "0"), "--eps 0"),
         (("--like", "adamw", "1e-4", "--steps", "10", "--eps", "nan"), "--eps nan"),
+        (("--like", "adamw", "1e-4", "--steps", "10", "--eps", "1e-300"), "--eps 1e-300"),
     ],
 )
 def test_rate_refuses_what_it_has_no_formula_for(words: tuple[str, ...], says: str) -> None:

@@ -185,6 +185,7 @@ def test_a_state_without_a_distance_is_resumed_from_the_first_guess() -> None:
         ("moved", lambda value: None),
         ("factor", lambda value: value * 0),
         ("factor", lambda value: 3.0),
+        ("factor", lambda value: value * 0 + 3e38),
         ("momentum", lambda value: value.view(-1)),
         ("momentum", lambda value: value + float("inf")),
     ],

@@ -50,6 +50,15 @@ def test_scalars_of_torch_and_numpy_are_rates() -> None:
             after_one_step(bad)
 
 
+def test_a_state_with_numbers_of_numpy_is_read_without_unpickling(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    given = {name: numpy.float64(0.5) for name in ("lr", "eps", "weight_decay", "vt_rate", "momentum")}
+    optimizer = AdaCoor([nn.Parameter(torch.ones(50))], **given)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    [group] = torch.load(tmp_path / "state.pt", weights_only=True)["param_groups"]
+    assert all(type(group[name]) is float and group[name] == 0.5 for name in given)
+
+
 def test_a_rate_in_a_tensor_may_change_in_place() -> None:
     lr = torch.tensor(0.5)
     parameter = nn.Parameter(torch.ones(50))
