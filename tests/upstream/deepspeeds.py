@@ -38,7 +38,12 @@ def variables() -> dict[str, str]:
 
 def launcher(ranks: int) -> list[str]:
     """The words that start so many processes of what follows."""
-    return ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(next(_ports))]
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port())]
+
+
+def port() -> int:
+    """One that no other run of these tests uses."""
+    return next(_ports)
 
 
 def made(folder: Path) -> Path:
@@ -66,9 +71,8 @@ def toy(ranks: int, *jobs: dict[str, Any], fails: bool = False) -> subprocess.Co
 
 def on_machines(count: int, words: list[str]) -> list[subprocess.CompletedProcess[str]]:
     """One process on each of several machines, of which this one plays all: each has a launcher of its own."""
-    port = str(next(_ports))
     together = ["-m", "torch.distributed.run", "--nnodes", str(count), "--nproc_per_node", "1"]
-    together += ["--master_addr", "127.0.0.1", "--master_port", port]
+    together += ["--master_addr", "127.0.0.1", "--master_port", str(port())]
     started = [
         subprocess.Popen(
             [str(python()), *together, "--node_rank", str(rank), *words],
