@@ -40,6 +40,8 @@ def candidates() -> list[Candidate]:
         Candidate("AdamW", lambda p, lr: torch.optim.AdamW(p, lr=lr), 1e-3, _decades(-5, -1)),
         Candidate("Lion", _peer("Lion"), 1e-4, _decades(-6, -2)),
         Candidate("Prodigy", _peer("Prodigy"), 1.0, found),
+        # as shipped it has a momentum of 0.9: `auto_lr` without momentum is compared with this one
+        Candidate("Prodigy, no momentum", _peer("Prodigy", betas=(0.0, 0.999)), 1.0, found),
     ]
 
 
@@ -48,9 +50,9 @@ def _decades(low: int, high: int) -> tuple[float, ...]:
     return (*(factor * 10.0**power for power in range(low, high) for factor in (1, 3)), 10.0**high)
 
 
-def _peer(name: str) -> Make:
+def _peer(name: str, **settings: Any) -> Make:
     try:
         cls: Any = getattr(importlib.import_module("pytorch_optimizer"), name)
     except ImportError as error:
         raise SystemExit(f"{name} comes from pytorch_optimizer: pip install pytorch_optimizer") from error
-    return lambda params, lr: cls(params, lr=lr)
+    return lambda params, lr: cls(params, lr=lr, **settings)

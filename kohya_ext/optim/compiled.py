@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +38,15 @@ from kohya_ext.optim.kernel_arguments import (
     shape_of,
     vector,
 )
-from kohya_ext.tensors.compiled import WIDTH, any_rows, compile_kernel, exact_options, table_of
+from kohya_ext.tensors.compiled import (
+    WIDTH,
+    any_rows,
+    compile_kernel,
+    exact_options,
+    first_elements,
+    masked,
+    table_of,
+)
 from kohya_ext.tensors.rounding import as_bfloat16_by_bits, element_indices, random_words, stream_key
 
 # Smaller tensors are stepped eagerly: the checks before a compiled call would take longer than the step.
@@ -79,8 +88,9 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     """Jobs of one kind, at most `size` of them, in one call: before each, torch checks its arguments for 50 us."""
     random = needs_words(rule, kind[0], kind[2])
     kernel = _kernel(shape_of(rule), random, kind, size)
-    rows = [[table_of(flat) for flat in _columns(rule, job)] for job in jobs]
-    rows += [_padding(_dtypes(rule, kind), kind[3])] * (size - len(rows))
+    spread = _layout(rule, kind).spread
+    rows = [[table_of(flat, spread=spread) for flat in _columns(rule, job)] for job in jobs]
+    rows += [_padding(_dtypes(rule, kind), kind[3], spread)] * (size - len(rows))
     columns = [list(column) for column in zip(*rows, strict=True)]
     numbers = numbers_of(rule, kind[2], kind[3], size)
     if rule.auto_lr:  # once here, not again for each vector of elements
@@ -93,7 +103,7 @@ def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
         shares = vector(tuple(each + [1.0] * (size - len(each))), number_dtype(kind[2]), kind[3])
     keys = [stream_key(rule.seed, job.step, job.place) for job in jobs] if random else []
     words = keys_on(kind[3], tuple(keys + [0] * (size - len(keys))))
-    return kernel(columns, numbers, words, lanes_of(WIDTH, kind[3]), shares)
+    return kernel(columns, numbers, words, lanes_of(rows[0][0].shape[-1], kind[3]), shares)
 
 
 def _columns(rule: Rule, job: Job) -> list[Tensor]:
@@ -128,21 +138,24 @@ def _step_end(rule: Rule, job: Job) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _padding(dtypes: tuple[torch.dtype, ...], device: torch.device) -> list[Tensor]:
+def _padding(dtypes: tuple[torch.dtype, ...], device: torch.device, spread: bool) -> list[Tensor]:
     """A stand-in that fills up a group: without a gradient it stays as it is."""
-    return [torch.zeros(2, WIDTH, dtype=dtype, device=device) for dtype in dtypes]
+    return [table_of(torch.zeros(2 * WIDTH, dtype=dtype, device=device), spread=spread) for dtype in dtypes]
 
 
-def _widest(rule: Rule, kind: _Kind) -> int | None:
-    """Bits of a vector, where torch's choice is not the best one.
+class Layout(NamedTuple):
+    """How the tables of a kernel are laid out, and the bits of its vectors (None: as torch chooses)."""
 
-    With vectors of 512 bits torch reads and writes 16 values of 16 bits as half a vector, under a mask; such a read
-    waits for the write before it, in the same tensor. Half as wide, one such tensor is read and written as it should
-    be, and a step takes 0.6 times as long; two of them take twice as long.
-    """
-    halves = sum(dtype.itemsize == 2 for dtype in _dtypes(rule, kind))
-    wide = kind[3].type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return 256 if wide and halves == 1 else None
+    spread: bool
+    widest: int | None
+
+
+def _layout(rule: Rule, kind: _Kind) -> Layout:
+    """What is fastest, measured: a single half is better narrow than spread where random bits are made as well."""
+    halves = masked(_dtypes(rule, kind), kind[3])
+    if halves == 1 and needs_words(rule, kind[0], kind[2]):
+        return Layout(spread=False, widest=256)
+    return Layout(spread=halves > 0, widest=None)
 
 
 @functools.lru_cache(maxsize=64)
@@ -165,8 +178,7 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
             table, gradient, vt, *momentum = row
             words = None
             if random:
-                rows = torch.arange(len(table), dtype=torch.int32, device=table.device)
-                words = random_words(key + lanes[0], WIDTH * rows[:, None])
+                words = random_words(key + lanes[0], first_elements(table))
             new = formula(table, gradient, vt, found(Constants(*own.unbind()), None, share), rule, words, *momentum)
             table.copy_(new.weights)
             vt.copy_(new.state)
@@ -181,21 +193,23 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
         numbers = numbers_of(rule, kind[2], kind[3], size)
         shares = numbers.new_ones(size) if rule.momentum else None
         keys = keys_on(kind[3], (0,) * size)
-        tables = _first_tables(_dtypes(rule, kind), kind[3], size)
-        kernel(tables, numbers, keys, lanes_of(WIDTH, kind[3]), shares)
+        tables = _first_tables(_dtypes(rule, kind), kind[3], size, layout.spread)
+        kernel(tables, numbers, keys, lanes_of(tables[0][0].shape[-1], kind[3]), shares)
 
+    layout = _layout(rule, kind)
     name = f"adacoor_step_{_kernel.cache_info().misses}"
     try:
-        return compile_kernel(step, name, first_call, exact_options(_widest(rule, kind)))
+        return compile_kernel(step, name, first_call, exact_options(layout.widest, spread=layout.spread))
     except Exception as error:
         raise cannot_compile(kind[3], error) from error
 
 
-def _first_tables(dtypes: tuple[torch.dtype, ...], device: torch.device, size: int) -> list[list[Tensor]]:
+def _first_tables(dtypes: tuple[torch.dtype, ...], device: torch.device, size: int, spread: bool) -> list[list[Tensor]]:
     """What the first call sees, and torch generates code for: of any number of rows, and no two alike."""
     columns = []
     for dtype in dtypes:
-        tables = [torch.zeros(FIRST_ROWS + number, WIDTH, dtype=dtype, device=device) for number in range(size)]
+        flat = (torch.zeros((FIRST_ROWS + number) * WIDTH, dtype=dtype, device=device) for number in range(size))
+        tables = [table_of(one, spread=spread) for one in flat]
         any_rows(tables)
         columns.append(tables)
     return columns

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 WIDTH = 64
+# In how many places a spread table is worked on in turn: with fewer, a read waits; with 8, places a power of two apart
+# compete for the same lines of the cache.
+PLACES = 4
 
 # The names that torch has had for this option.
 _EXACT_DIVISION = ("eager_numerics.division_rounding", "emulate_divison_rounding")
+
+# Keep the loops in the order of a table's dimensions, where torch would go through memory in order.
+_AS_GIVEN = ("pick_loop_orders", "loop_ordering_after_fusion")
 
 _SUMS = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
 
@@ -28,10 +34,39 @@ def rows_of(elements: int) -> int:
     return rows if rows > 1 else 0
 
 
-def table_of(flat: Tensor) -> Tensor:
-    """The first elements of a flat tensor as rows of WIDTH."""
+def table_of(flat: Tensor, *, spread: bool = False) -> Tensor:
+    """The first elements of a flat tensor as rows of WIDTH.
+
+    spread: as (rows, PLACES, WIDTH // PLACES) instead, so that neighbours in a row are far apart in memory.
+    """
     rows = rows_of(flat.numel())
-    return (flat if flat.numel() == rows * WIDTH else flat[: rows * WIDTH]).view(rows, WIDTH)
+    whole = flat if flat.numel() == rows * WIDTH else flat[: rows * WIDTH]
+    if spread:
+        return whole.view(PLACES, rows, WIDTH // PLACES).transpose(0, 1)
+    return whole.view(rows, WIDTH)
+
+
+def first_elements(table: Tensor) -> Tensor:
+    """The number, in the flat tensor, of the first element of each run of lanes in a table: int32, to be broadcast."""
+    rows = torch.arange(len(table), dtype=torch.int32, device=table.device)
+    lanes = table.shape[-1]
+    if table.dim() == 2:
+        return lanes * rows[:, None]
+    places = torch.arange(PLACES, dtype=torch.int32, device=table.device)
+    return lanes * (rows[:, None, None] + len(table) * places[:, None])
+
+
+def masked(dtypes: Sequence[torch.dtype], device: torch.device) -> int:
+    """How many tensors of these types torch reads and writes as halves of a vector, under a mask.
+
+    It does so with 16 bits on a CPU that has vectors of 512. Such a read waits for a write just before it in the half
+    that the mask leaves out. There are two ways out: vectors of 256 bits, and tables that are spread, where that write
+    is elsewhere. 0 where torch keeps to its own order of loops, so that no table can be spread.
+    """
+    from torch._inductor import list_options
+
+    wide = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return sum(dtype.itemsize == 2 for dtype in dtypes) if wide and _AS_GIVEN[0] in list_options() else 0
 
 
 def any_rows(tables: Iterable[Tensor]) -> None:
@@ -89,10 +124,10 @@ def sums_last(graph: torch.fx.Graph) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def exact_options(widest: int | None = None) -> tuple[dict[str, Any], ...]:
+def exact_options(widest: int | None = None, *, spread: bool = False) -> tuple[dict[str, Any], ...]:
     """Options for the bits of eager code and one loop, in the order of preference; the last are for any torch.
 
-    widest: bits of a vector on a CPU that has them; None: as torch chooses.
+    widest: bits of a vector on a CPU that has them; None: as torch chooses. spread: for tables that are.
     """
     # keeps a GPU from joining a product and a sum into one rounding; torch has it since 2.6 and needs 2.7 for it
     exact: dict[str, Any] = {"emulate_precision_casts": True}
@@ -103,6 +138,8 @@ def exact_options(widest: int | None = None) -> tuple[dict[str, Any], ...]:
     exact.update({name: True for name in _EXACT_DIVISION if name in known})
     if widest is not None:
         exact["cpp.simdlen"] = widest
+    if spread:
+        exact.update({name: False for name in _AS_GIVEN if name in known})
     return {**exact, "post_grad_custom_post_pass": _graph_pass()}, exact, {}
 
 

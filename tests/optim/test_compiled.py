@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kohya_ext.optim import AdaCoor
+from kohya_ext.optim import AdaCoor, compiled
 from tests.optim.reference import decades, published_step
 
 pytestmark = [
@@ -72,22 +72,22 @@ def test_compiled_is_the_published_trajectory_bit_for_bit() -> None:
 )
 def test_compiled_and_eager_give_the_same_bits(dtype: torch.dtype, settings: dict[str, Any]) -> None:
     params, twins = params_of(dtype), params_of(dtype)
-    compiled, eager = AdaCoor(params, fused=True, **settings), AdaCoor(twins, fused=False, **settings)
+    ours, eager = AdaCoor(params, fused=True, **settings), AdaCoor(twins, fused=False, **settings)
     for step in range(20):
         set_gradients(params, step, bad=step % 5 == 0)
         set_gradients(twins, step, bad=step % 5 == 0)
-        compiled.step()
+        ours.step()
         eager.step()
     # torch's eager square root of float32 and float64 may be off by its last bit, and what is rounded at random then
     published = dtype != torch.float64 and settings.get("state_bits", 16) == 16
     tolerance = 0.0 if published else 1e-6 if dtype.itemsize > 2 else 1e-2
     for parameter, twin in zip(params, twins, strict=True):
         torch.testing.assert_close(parameter, twin, rtol=tolerance, atol=tolerance)
-        for name in compiled.state[parameter].keys() & {"vt", "scale"}:
-            own, wanted = compiled.state[parameter][name], eager.state[twin][name]
+        for name in ours.state[parameter].keys() & {"vt", "scale"}:
+            own, wanted = ours.state[parameter][name], eager.state[twin][name]
             slack = 0.0 if settings.get("state_bits") == 8 and not settings.get("auto_lr") else tolerance
             torch.testing.assert_close(own, wanted, rtol=slack, atol=slack)
-    assert compiled.skipped == eager.skipped > 0
+    assert ours.skipped == eager.skipped > 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"stochastic_state": True}, {"state_bits": 32}, {"state_bits": 8}], ids=str)
@@ -105,3 +105,35 @@ def test_one_at_a_time_and_together_give_the_same_bits(settings: dict[str, Any])
         assert torch.equal(parameter, twin)
         assert torch.equal(together.state[parameter]["vt"], alone.state[twin]["vt"])
     assert together.skipped == alone.skipped > 0
+
+
+@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        (torch.float32, {}),
+        (torch.float32, {"stochastic_state": True}),
+        (torch.float32, {"momentum": 0.9, "auto_lr": True}),
+        (torch.bfloat16, {"seed": 5}),
+    ],
+    ids=str,
+)
+def test_any_layout_has_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, settings: dict[str, Any], spread: bool
+) -> None:
+    """Which one is taken depends on the machine."""
+    compiled._kernel.cache_clear()
+    monkeypatch.setattr(compiled, "_layout", lambda rule, kind: compiled.Layout(spread=spread, widest=None))
+    params, twins = params_of(dtype), params_of(dtype)
+    ours, eager = AdaCoor(params, fused=True, **settings), AdaCoor(twins, fused=False, **settings)
+    for step in range(5):
+        set_gradients(params, step, bad=step == 3)
+        set_gradients(twins, step, bad=step == 3)
+        ours.step()
+        eager.step()
+    for parameter, twin in zip(params, twins, strict=True):
+        assert torch.equal(parameter, twin)
+        for name in ("vt", "momentum") if "momentum" in settings else ("vt",):
+            assert torch.equal(ours.state[parameter][name], eager.state[twin][name])
+    assert ours.skipped == eager.skipped > 0
+    compiled._kernel.cache_clear()

@@ -20,6 +20,32 @@ def test_a_table_holds_whole_rows_in_place_and_never_a_single_one(elements: int,
     assert flat[: rows * compiled.WIDTH].all()
 
 
+@pytest.mark.parametrize("elements", [127, 128, 200, 4099])
+def test_a_spread_table_has_the_same_elements_and_knows_their_numbers(elements: int) -> None:
+    flat = torch.arange(elements)
+    table = compiled.table_of(flat, spread=True)
+    assert torch.equal(table.flatten().sort().values, compiled.table_of(flat).flatten())
+    lanes = torch.arange(table.shape[-1])
+    assert torch.equal(compiled.first_elements(table) + lanes, table)
+    assert torch.equal(
+        compiled.first_elements(compiled.table_of(flat)) + torch.arange(compiled.WIDTH), compiled.table_of(flat)
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "options", "count"),
+    [("AVX512", ["pick_loop_orders"], 2), ("AVX2", ["pick_loop_orders"], 0), ("AVX512", [], 0)],
+)
+def test_halves_are_read_under_a_mask_with_vectors_of_512_bits(
+    monkeypatch: pytest.MonkeyPatch, capability: str, options: list[str], count: int
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: options)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    assert compiled.masked(dtypes, torch.device("cpu")) == count
+    assert not compiled.masked(dtypes, torch.device("cuda"))
+
+
 def test_options_are_tried_in_order_and_each_kernel_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[str, Any]] = []
 
@@ -50,6 +76,7 @@ def test_narrower_vectors_are_asked_for_first_and_any_torch_has_the_last_options
     assert first["cpp.simdlen"] == second["cpp.simdlen"] == 256
     assert last == {}
     assert not any("cpp.simdlen" in options for options in compiled.exact_options())
+    assert compiled.exact_options(spread=True)[0]["pick_loop_orders"] is False
 
 
 def test_a_gpu_divides_exactly_where_torch_has_an_option_for_it() -> None:
