@@ -143,19 +143,19 @@ def _padding(dtypes: tuple[torch.dtype, ...], device: torch.device, spread: bool
     return [table_of(torch.zeros(2 * WIDTH, dtype=dtype, device=device), spread=spread) for dtype in dtypes]
 
 
-class Layout(NamedTuple):
+class TableLayout(NamedTuple):
     """How the tables of a kernel are laid out, and the bits of its vectors (None: as torch chooses)."""
 
     spread: bool
     widest: int | None
 
 
-def _layout(rule: Rule, kind: _Kind) -> Layout:
+def _layout(rule: Rule, kind: _Kind) -> TableLayout:
     """What is fastest, measured: a single half is better narrow than spread where random bits are made as well."""
     halves = masked(_dtypes(rule, kind), kind[3])
     if halves == 1 and needs_words(rule, kind[0], kind[2]):
-        return Layout(spread=False, widest=256)
-    return Layout(spread=halves > 0, widest=None)
+        return TableLayout(spread=False, widest=256)
+    return TableLayout(spread=halves > 0, widest=None)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,17 +1,18 @@
 """The distance that a tensor's weights have moved so far: what `auto_lr` makes the learning rate of.
 
-AdaCoor is the coordinate-wise DoWG with the distance frozen at its first guess, sqrt(eps). Here it is measured: the
-root mean square, over the elements of a tensor, of the sum of its updates. It only grows, and what is kept is its
-square by eps, the factor of both the gradient and its square in a step (`functional.found`).
+AdaCoor is the coordinate-wise DoWG with the distance frozen at its first guess, sqrt(eps). Here it is measured: over
+the elements of a tensor, the mean square of the sum of their updates, less half the mean sum of the squares of the
+updates. That sum is how far, squared, a random walk of these steps goes: where gradients are only noise, it is what
+has been measured, and updates that agree for t steps go t times as far. The distance only grows, and what is kept is
+its square by eps, the factor of both the gradient and its square in a step (`functional.found`).
 
 Summed are the updates as they were meant, not as bfloat16 weights took them: stochastic rounding moves such weights at
-random by far more than the updates do, and a distance that counted it would grow without end. Weight decay does not
-count either, for the same reason, nor what a rate above 1 adds: where gradients are only noise, the distance that is
-counted as it is at 1 grows slower and slower, and any larger one would outrun the sum.
+random by far more than the updates do. Weight decay does not count either, nor what a rate above 1 adds. With momentum,
+which spreads each gradient over several updates, a walk goes (1 + momentum) / (1 - momentum) times as far, squared.
 
 A sample is enough: runs of 16 elements (a cache line of float32), one by a hash out of every 128, take 1/32 byte a
-weight. Tensors of up to 4096 elements are summed as a whole, larger ones never with fewer than that; and 16,384 are
-enough for any, so that from 2 million elements on runs lie further apart.
+weight. Tensors of up to 4096 elements are summed as a whole, larger ones never with fewer than that; and 8,192 are
+enough for any, so that from 1 million elements on runs lie further apart.
 
 Reference:
     Khaled, Mishchenko, Jin: DoWG Unleashed, 2023, https://arxiv.org/abs/2305.16284; Ivgi, Hinder, Carmon: DoG is SGD's
@@ -22,12 +23,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kohya_ext.optim import blockwise
-from kohya_ext.optim.functional import Rule, constants, found, half_divisor, usable_part
+from kohya_ext.optim.functional import Rule, constants, found, half_divisor, newest_share, usable_part
 from kohya_ext.optim.kernel_arguments import vector
 from kohya_ext.tensors.elements import kept, local, scatter
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
@@ -35,23 +37,32 @@ from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 RUN = 16
 EVERY = 128
 EXACT = 4096
-ENOUGH = 16384
+ENOUGH = 8192
 # Growth of the squared distance in one step, at most. A step at lr 1 can double a distance, so without a bound it would
 # be 4, and more at a larger lr. At 2, a hundredfold distance takes 14 steps, and a burst of large updates does no harm.
 FASTEST = 2.0
+# Share of the random walk that is subtracted. In pure noise the squared distance grows with the number of steps t as
+# t**((1 - share) / share): exponentially if nothing is subtracted, not at all if everything is. With half of it steps
+# keep their length there, and a distance is found even where a gradient is mostly noise (a LoRA at batch size 1).
+OF_NOISE = 0.5
 # Elements gathered into one computation, at most: what it takes then fits the cache, whatever the size of the model.
 _GATHERED = 1 << 16
 
-# The gradient, and the state after the step.
-Step = tuple[Tensor, Mapping[str, Tensor]]
+# The gradient, and the state after the step, its number included.
+Step = tuple[Tensor, Mapping[str, Any]]
 
 
 def fresh(weights: Tensor) -> dict[str, Tensor]:
-    """The state of a parameter that has not moved yet: `factor`, the squared distance by eps, and `moved`."""
+    """The state of a parameter that has not moved yet.
+
+    `factor`: the squared distance by eps. `moved`: the sum of the updates of each element of the sample. `walk`: the
+    mean, over the sample, of the sum of their squares.
+    """
     weights = local(weights)
     dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
     moved = torch.zeros(sampled(weights.numel()), dtype=dtype, device=weights.device)
-    return {"moved": moved, "factor": torch.ones((), dtype=dtype, device=weights.device)}
+    one = torch.ones((), dtype=dtype, device=weights.device)
+    return {"moved": moved, "walk": torch.zeros_like(one), "factor": one}
 
 
 def sampled(numel: int) -> int:
@@ -95,12 +106,14 @@ def _note_batch(rule: Rule, steps: Sequence[Step]) -> None:
         update = update * rule.lr
     now_moved = _joined(moved) - update
     scatter(now_moved, moved)
-    now = _mean_squares(now_moved, sizes) / rule.eps
+    longer = _mean_squares(update, sizes) * _spread_by_momentum(rule, steps, dtype)
+    walk = torch.stack([state["walk"] for _, state in steps]) + longer
+    now = (_mean_squares(now_moved, sizes) - OF_NOISE * walk) / rule.eps
     # a distance that is not finite (weights that have diverged) is none, and a step that was skipped changes nothing
-    stepped = torch.stack([part.any() for part in usable.split(sizes)])
-    now = torch.where(torch.isfinite(now) & stepped, now, factors)
+    now = torch.where(torch.isfinite(now) & (longer > 0), now, factors)
     grown = torch.maximum(factors, torch.minimum(now, factors * FASTEST))
-    for (_, state), factor in zip(steps, grown.unbind(), strict=True):
+    for (_, state), so_far, factor in zip(steps, walk.unbind(), grown.unbind(), strict=True):
+        state["walk"].copy_(so_far)
         state["factor"].copy_(factor)
 
 
@@ -117,6 +130,13 @@ def _update(rule: Rule, up: Tensor, usable: Tensor, steps: Sequence[Step], facto
     if first.dtype == torch.bfloat16:
         return up * numbers.scale / half_divisor(sums.to(up.dtype), numbers)
     return up * numbers.scale / (torch.sqrt(sums) + numbers.added)
+
+
+def _spread_by_momentum(rule: Rule, steps: Sequence[Step], dtype: torch.dtype) -> float | Tensor:
+    """How many times as far, squared, noise has carried each tensor than its updates say."""
+    newest = [newest_share(rule, state["step"]) for _, state in steps]
+    times = tuple((2 - share) / share for share in newest)
+    return times[0] if len(set(times)) == 1 else vector(times, dtype, steps[0][1]["factor"].device)
 
 
 def _mean_squares(moved: Tensor, sizes: list[int]) -> Tensor:

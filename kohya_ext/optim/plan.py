@@ -22,9 +22,9 @@ Due = tuple[int, Tensor, Tensor, "dict[str, Any] | None"]
 
 
 def gathers(foreach: bool | None, fused: bool | None, device: torch.device) -> bool:
-    """Whether small tensors are stepped together: where asked for, and, as torch's optimizers do, on any GPU."""
+    """Whether small tensors are stepped together: where asked for, next to compiled steps, and on any GPU."""
     if foreach is None:
-        return device.type != "cpu" and not fused
+        return device.type != "cpu" or bool(fused)
     return foreach
 
 

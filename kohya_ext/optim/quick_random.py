@@ -79,7 +79,7 @@ def _step_half(
     wide.mul_(float(numbers.growth)).add_(held.copy_(sums))
     wide.view(torch.int32).add_(_upper_half(words, bits)).bitwise_and_(-0x10000)
     sums.copy_(wide)
-    held.copy_(torch.sqrt(sums, out=narrow).add_(rule.eps))
+    held.copy_(torch.sqrt(sums, out=narrow).add_(float(numbers.added)))
     _move(rule, numbers, weights, torch.mul(gradient, float(numbers.scale), out=wide), held)
     return weights.numel()
 

@@ -54,20 +54,23 @@ class Found:
         self.eps, self.momentum = eps, momentum
         self.vt_rate, self.weight_decay = settings.get("vt_rate", 1.0), settings.get("weight_decay", 0.0)
         self.square = eps  # of the distance
+        self.walk = 0.0  # of noise alone, squared
         self.steps = 0
 
     def step(self, gradient: Tensor, lr: float = 1.0) -> None:
         """One step with a gradient of any precision, none of it unusable."""
         gradient = gradient.double()
         self.total += self.vt_rate * self.square * gradient**2
-        update = self.square * gradient / (self.total.sqrt() + self.eps)
+        update = self.square * gradient / (self.total.sqrt() + 1e-4 * self.eps)
         self.steps += 1
         share = min(self.momentum, self.steps / (self.steps + 60))
         self.mean = share * self.mean + (1 - share) * update
         self.weights *= 1 - lr * self.eps**0.5 * self.weight_decay
         self.weights -= lr * self.mean
-        self.moved -= min(lr, 1.0) * self.mean
-        self.square = max(self.square, min(2 * self.square, float(self.moved.square().mean())))
+        counted = min(lr, 1.0) * self.mean
+        self.moved -= counted
+        self.walk += float(counted.square().mean()) * (1 + share) / (1 - share)
+        self.square = max(self.square, min(2 * self.square, float(self.moved.square().mean()) - self.walk / 2))
 
 
 def decades(shape: tuple[int, ...], generator: torch.Generator, low: float = -9, high: float = 3) -> Tensor:
@@ -104,7 +107,7 @@ class Formula:
             stream_key(self._rule.seed, self._steps, index), element_indices(0, flat.numel(), flat.device)
         )
         own = {name: _flat_copy(self._shaped(value), order) for name, value in self.state.items() if name in SHAPED}
-        own = {**self.state, **own}
+        own = {**self.state, **own, "step": self._steps}
         vt, kept = own["vt"], own.get("momentum")
         plain = constants(self._rule, vt.dtype, flat.device)
         numbers = found(plain, own.get("factor"), newest_share(self._rule, self._steps))

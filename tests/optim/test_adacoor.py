@@ -271,10 +271,11 @@ def test_parameters_it_cannot_train_are_refused_by_name() -> None:
         AdaCoor(embedding.parameters()).step()
 
 
-def test_small_tensors_are_gathered_on_a_gpu_unless_told_otherwise() -> None:
+def test_small_tensors_are_gathered_on_a_gpu_and_next_to_compiled_steps_unless_told_otherwise() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert gathers(None, None, gpu)
-    assert not gathers(None, True, gpu)
+    assert gathers(None, True, gpu) and gathers(None, True, cpu)
+    assert not gathers(False, True, cpu)
     assert not gathers(False, None, gpu)
     assert not gathers(None, None, cpu)
     assert gathers(True, None, cpu)

@@ -123,7 +123,7 @@ def test_any_layout_has_the_same_bits(
 ) -> None:
     """Which one is taken depends on the machine."""
     compiled._kernel.cache_clear()
-    monkeypatch.setattr(compiled, "_layout", lambda rule, kind: compiled.Layout(spread=spread, widest=None))
+    monkeypatch.setattr(compiled, "_layout", lambda rule, kind: compiled.TableLayout(spread=spread, widest=None))
     params, twins = params_of(dtype), params_of(dtype)
     ours, eager = AdaCoor(params, fused=True, **settings), AdaCoor(twins, fused=False, **settings)
     for step in range(5):
