@@ -87,8 +87,8 @@ def step_many(rule: Rule, jobs: Sequence[Job]) -> list[Tensor]:
 def _step_group(rule: Rule, kind: _Kind, jobs: list[Job], size: int) -> Tensor:
     """Jobs of one kind, at most `size` of them, in one call: before each, torch checks its arguments for 50 us."""
     random = needs_words(rule, kind[0], kind[2])
-    kernel = _kernel(shape_of(rule), random, kind, size)
-    spread = _layout(rule, kind).spread
+    shape = shape_of(rule)
+    kernel, spread = _kernel(shape, random, kind, size), _layout(shape, kind).spread
     rows = [[table_of(flat, spread=spread) for flat in _columns(rule, job)] for job in jobs]
     rows += [_padding(_dtypes(rule, kind), kind[3], spread)] * (size - len(rows))
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -150,6 +150,7 @@ class TableLayout(NamedTuple):
     widest: int | None
 
 
+@functools.lru_cache(maxsize=64)  # torch copies all of its options to list them
 def _layout(rule: Rule, kind: _Kind) -> TableLayout:
     """What is fastest, measured: a single half is better narrow than spread where random bits are made as well."""
     halves = masked(_dtypes(rule, kind), kind[3])
