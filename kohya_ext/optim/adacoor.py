@@ -12,6 +12,7 @@ from torch import Tensor
 from kohya_ext.optim import accumulator, blockwise, loading, settings
 from kohya_ext.optim.eager import SkipCount, SlicedStep
 from kohya_ext.optim.plan import Due, GroupPlan
+from kohya_ext.tensors.elements import repeats
 
 
 class AdaCoor(torch.optim.Optimizer):
@@ -53,7 +54,7 @@ class AdaCoor(torch.optim.Optimizer):
 
     Raises:
         TypeError: an argument, or a parameter, of a type that cannot be used; it is named.
-        ValueError: a number out of range, or arguments that exclude each other.
+        ValueError: a number out of range, arguments that exclude each other, a parameter whose elements share memory.
 
     Reference:
         Duchi, Hazan, Singer: Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, 2011,
@@ -165,7 +166,8 @@ class AdaCoor(torch.optim.Optimizer):
             What `closure` returns, None without one.
 
         Raises:
-            RuntimeError: a gradient that is not dense, or a shape that has changed; no parameter has been stepped then.
+            RuntimeError: a gradient that is not dense, a shape that has changed, or weights whose elements have come to
+                share memory; no parameter has been stepped then.
         """
         loss = None
         if closure is not None:
@@ -207,7 +209,7 @@ class AdaCoor(torch.optim.Optimizer):
     def _due(self, parameters: list[Tensor], first: int) -> list[Due]:
         """What a step of these parameters takes; those without a gradient or without elements are skipped.
 
-        Raises RuntimeError for a gradient that is not dense, and where weights have changed their shape.
+        Raises RuntimeError for a gradient that is not dense, and where weights can no longer be stepped in place.
         """
         states = self.state
         due: list[Due] = []
@@ -218,7 +220,8 @@ class AdaCoor(torch.optim.Optimizer):
             shape, state = parameter.shape, states.get(parameter)
             vt = state.get("vt") if state else None
             fits = vt is None or vt.shape == shape or accumulator.fits(vt, parameter)
-            if gradient.layout != torch.strided or gradient.shape != shape or not fits:
+            shared = not parameter.is_contiguous() and repeats(parameter)
+            if gradient.layout != torch.strided or gradient.shape != shape or not fits or shared:
                 raise RuntimeError(_misfit(index, parameter, gradient, vt))
             if parameter.numel():
                 due.append((index, parameter, gradient, state))
@@ -308,6 +311,11 @@ def _misfit(index: int, parameter: Tensor, gradient: Tensor, vt: Tensor | None) 
         return (
             f"AdaCoor cannot use the gradient of parameter {index}: it is {gradient.layout}; "
             "set sparse=False where the parameter is made"
+        )
+    if repeats(parameter):
+        return (
+            f"parameter {index} has shape {tuple(parameter.shape)} and stride {tuple(parameter.stride())} now, "
+            "by which elements share memory; train a clone"
         )
     return (
         f"parameter {index} has shape {tuple(parameter.shape)} now, its gradient {tuple(gradient.shape)}"

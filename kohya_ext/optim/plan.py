@@ -28,6 +28,28 @@ def gathers(foreach: bool | None, fused: bool | None, device: torch.device) -> b
     return foreach
 
 
+class Gathering:
+    """The jobs of one step that are left to be stepped together, after the others.
+
+    None where any of the weights due have memory in common: what is gathered is read before it is written, and the
+    order of steps counts there. alone: a single parameter is due.
+    """
+
+    def __init__(self, members: Sequence[Due]) -> None:
+        self.jobs: list[Job] = []
+        self.alone = len(members) == 1
+        self._members = members
+        self._open: bool | None = None
+
+    def takes(self, job: Job) -> bool:
+        """Keep a job, if jobs are gathered in this step."""
+        if self._open is None:  # asked by the first: until then all have been stepped in their order
+            self._open = not overlap([local(parameter.data) for _, parameter, _, _ in self._members])
+        if self._open:
+            self.jobs.append(job)
+        return self._open
+
+
 class GroupPlan:
     """The steps of one group under the settings it has now.
 
@@ -57,8 +79,7 @@ class GroupPlan:
     def step(self, members: Sequence[Due], states: MutableMapping[Tensor, dict[str, Any]]) -> int:
         """Step each of these in place; returns how many elements they have. states: where new ones are to be kept."""
         elements = 0
-        alone = len(members) == 1
-        together: list[Job] = []
+        together = Gathering(members)
         by_itself: list[Job] = []
         for index, parameter, gradient, state in members:
             weights = parameter.data
@@ -79,7 +100,7 @@ class GroupPlan:
             if whole or not is_fake(weights):  # for a fake one no scratch is prepared
                 quick = self._quick[kind] if kind in self._quick else self._decide(kind)
             if not (weights.is_contiguous() and gradient.is_contiguous() and vt.is_contiguous()):
-                self._step_strided(index, weights, gradient, vt, state, None if alone else together)
+                self._step_strided(index, weights, gradient, vt, state, together)
                 continue
             flat, newest, sums = weights.view(-1), gradient.view(-1), vt.view(-1)
             if quick is not None:
@@ -88,14 +109,12 @@ class GroupPlan:
             job = Job(flat, newest, {**state, "vt": sums}, state["step"], index)
             if self._rule.momentum:
                 job.state["momentum"] = local(state["momentum"]).view(-1)
-            if not alone and (kind in self._gathered or self._is_gathered(job)):
-                together.append(job)
-            else:
+            if not self._joins(job, together, kind in self._gathered):
                 self._dispatch(job)
                 by_itself.append(job)
-        if together:
-            self._step_together(together)
-        self._measure(together + by_itself)
+        if together.jobs:
+            self._step_together(together.jobs)
+        self._measure(together.jobs + by_itself)
         return elements
 
     def _complete(self, parameter: Tensor, state: dict[str, Any]) -> None:
@@ -126,7 +145,7 @@ class GroupPlan:
         gradient: Tensor,
         vt: Tensor,
         state: dict[str, Any],
-        together: list[Job] | None,
+        together: Gathering,
     ) -> None:
         """The same where not all are contiguous: on flat views, where there are any, else on copies.
 
@@ -143,8 +162,7 @@ class GroupPlan:
         job = Job(flat[0], flat[1], {**state, "vt": flat[2]}, state["step"], index)
         if self._rule.momentum:
             job.state["momentum"] = flat[3]
-        if together is not None and views is not None and self._is_gathered(job):
-            together.append(job)
+        if views is not None and self._joins(job, together):
             return
         self._dispatch(job)
         self._measure([job])
@@ -152,6 +170,12 @@ class GroupPlan:
             for own, copy in zip(tensors, flat, strict=True):
                 if own is not gradient and not own.is_contiguous():
                     own.copy_(copy.view(own.shape))
+
+    def _joins(self, job: Job, together: Gathering, for_sure: bool = False) -> bool:
+        """Leave a job for the step of those gathered, if it is one of them. for_sure: all of its kind are."""
+        if together.alone or not (for_sure or self._is_gathered(job)):
+            return False
+        return together.takes(job)
 
     def _is_gathered(self, job: Job) -> bool:
         """Whether a job, among others, is stepped together with them."""
@@ -161,23 +185,17 @@ class GroupPlan:
 
     def _step_together(self, jobs: list[Job]) -> None:
         """Step what `_is_gathered`."""
-        if (
-            len(jobs) > 1 and not is_fake(jobs[0].weights) and overlap([job.weights for job in jobs])
-        ):  # what is gathered is read before it is written
-            for job in jobs:
-                self._dispatch(job)
-        else:
-            large, gathered, small = [], [], []
-            for job in jobs:
-                if self._is_compiled(job):
-                    large.append(job)
-                elif gathers(self._foreach, self._fused, job.weights.device):
-                    gathered.append(job)
-                else:
-                    small.append(job)
-            self._step_compiled(large)
-            step_many(self._sliced, self._rule, gathered)
-            torch_adagrad.step_many(self._sliced, self._rule, small)
+        large, gathered, small = [], [], []
+        for job in jobs:
+            if self._is_compiled(job):
+                large.append(job)
+            elif gathers(self._foreach, self._fused, job.weights.device):
+                gathered.append(job)
+            else:
+                small.append(job)
+        self._step_compiled(large)
+        step_many(self._sliced, self._rule, gathered)
+        torch_adagrad.step_many(self._sliced, self._rule, small)
 
     def _step_compiled(self, jobs: list[Job]) -> None:
         for count in compiled.step_many(self._rule, jobs):

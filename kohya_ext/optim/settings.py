@@ -32,7 +32,7 @@ def make_plain(group: dict[str, Any]) -> None:
 
 
 def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
-    """Raise TypeError for parameters AdaCoor cannot train, saying which and why."""
+    """Raise TypeError or ValueError for parameters AdaCoor cannot train, saying which and why."""
     for index, parameter in enumerate(group["params"], start=first_index):
         name = _describe(parameter, index, group)
         if parameter.is_complex():
@@ -44,7 +44,10 @@ def check_parameters(group: Mapping[str, Any], first_index: int) -> None:
         if parameter.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(f"AdaCoor cannot train {name}: weights of this type are for storage only")
         if repeats(parameter):
-            raise TypeError(f"AdaCoor cannot train {name}: several elements share memory; train a clone")
+            stride = tuple(parameter.stride())
+            raise ValueError(
+                f"AdaCoor cannot train {name}: by its stride {stride} elements share memory; train a clone"
+            )
 
 
 def values(group: Mapping[str, Any]) -> tuple[Any, ...]:

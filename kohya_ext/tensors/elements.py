@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -127,10 +127,18 @@ def repeats(tensor: Tensor) -> bool:
     return False
 
 
-def overlap(flat: Sequence[Tensor]) -> bool:
-    """True where any two of these contiguous tensors have memory in common."""
-    extents = sorted((tensor.data_ptr(), tensor.numel() * tensor.element_size()) for tensor in flat)
-    return any(start + size > following for (start, size), (following, _) in itertools.pairwise(extents))
+def overlap(tensors: Iterable[Tensor]) -> bool:
+    """True where any two of these tensors have memory in common, or may have: interleaved ones count as well."""
+    extents = sorted(_extent(tensor) for tensor in tensors if tensor.numel() and not is_fake(tensor))
+    return any(end > following for (_, end), (following, _) in itertools.pairwise(extents))
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Where the memory of a tensor with elements begins and ends."""
+    start, last = tensor.data_ptr(), tensor.numel() - 1
+    if not tensor.is_contiguous():
+        last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from kohya_ext.optim import AdaCoor, torch_adagrad
 from kohya_ext.tensors import elements
@@ -184,24 +186,58 @@ def test_rows_of_one_tensor_are_parameters_of_their_own(path: dict[str, Any]) ->
     assert all(torch.equal(parameter, twin) for parameter, twin in zip(params, twin_params, strict=True))
 
 
+# Parameters in one buffer of 48 elements, in the order in which they are stepped.
+SHARED: dict[str, Callable[[Tensor], list[Tensor]]] = {
+    "the same": lambda base: [base[:20], base[:20]],
+    "shifted": lambda base: [base[:20], base[3:23]],
+    "strided last": lambda base: [base[:20], base[:40:2]],
+    "strided between": lambda base: [base[:40], base[1:41:2], base[:20].view(4, 5).t(), base[4:24]],
+    "transposed": lambda base: [base.view(6, 8), base.view(6, 8).t(), base[:3]],
+    "rows and columns": lambda base: [base.view(6, 8)[:, 1], base.view(6, 8)[2], base.view(6, 8)[:, 1:3]],
+    "channels-last": lambda base: [base[:6], base.as_strided((2, 4, 3, 2), (24, 1, 8, 4)), base],
+}
+
+
+def steps_of_shared(share: Callable[[Tensor], list[Tensor]], dtype: torch.dtype, by: str, path: dict[str, Any]) -> Any:
+    """The buffer and the states after two steps, of all parameters together or one after the other."""
+    base = torch.randn(48, generator=torch.Generator().manual_seed(0)).to(dtype)
+    params = [nn.Parameter(view) for view in share(base)]
+    optimizer = AdaCoor(params, **{"weight_decay": 100.0, **path})  # by which another order is another result
+    for step in range(2):
+        for index, parameter in enumerate(params):
+            generator = torch.Generator().manual_seed(10 * step + index)
+            parameter.grad = decades(tuple(parameter.shape), generator, -6, 0).to(dtype)
+        for parameter in params if by == "step_param" else ():
+            optimizer.step_param(parameter)
+        if by == "step":
+            optimizer.step()
+    states = [optimizer.state[parameter] for parameter in params]
+    return base, [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("shift", [0, 3])
-def test_parameters_with_memory_in_common_are_stepped_one_after_the_other(path: dict[str, Any], shift: int) -> None:
-    """Gathered and scattered back, all but the last of them would lose their step."""
-    results = []
-    for one_by_one in (False, True):
-        base = torch.randn(40, generator=torch.Generator().manual_seed(0))
-        params = [nn.Parameter(base[:20]), nn.Parameter(base[shift : 20 + shift])]
-        optimizer = AdaCoor(params, **path)
-        for step in range(2):
-            for index, parameter in enumerate(params):
-                parameter.grad = decades((20,), torch.Generator().manual_seed(10 * step + index), -3, 0)
-            for parameter in params if one_by_one else ():
-                optimizer.step_param(parameter)
-            if not one_by_one:
-                optimizer.step()
-        results.append(base)
-    assert torch.equal(*results)
+@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_with_memory_in_common_are_stepped_one_after_the_other(
+    path: dict[str, Any], shared: str, dtype: torch.dtype
+) -> None:
+    """Gathered and scattered back, all but the last of them would lose their step, or be stepped in another order."""
+    (base, states), (twin, twin_states) = (
+        steps_of_shared(SHARED[shared], dtype, by, path) for by in ("step", "step_param")
+    )
+    assert torch.equal(base, twin)
+    assert all(torch.equal(one, other) for one, other in zip(states, twin_states, strict=True))
+
+
+@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [{}, {"state_bits": 8}, {"auto_lr": True, "momentum": 0.9}], ids=str)
+def test_gathering_changes_nothing_for_memory_in_common(width: dict[str, Any], shared: str, dtype: torch.dtype) -> None:
+    plain, gathered = (
+        steps_of_shared(SHARED[shared], dtype, "step", {**width, "foreach": foreach}) for foreach in (False, True)
+    )
+    assert torch.equal(plain[0], gathered[0])
+    assert all(torch.equal(one, other) for one, other in zip(plain[1], gathered[1], strict=True))
 
 
 @pytest.mark.parametrize("path", [{}, {"state_bits": 32}, {"foreach": True}], ids=str)
@@ -222,9 +258,29 @@ def test_a_gradient_with_a_pending_sign(path: dict[str, Any], size: int) -> None
 
 def test_weights_that_share_their_memory_among_themselves_are_refused() -> None:
     for weights in (torch.ones(1).expand(5), torch.ones(9).as_strided((4, 3), (1, 1))):
-        with pytest.raises(TypeError, match=r"parameter 1.*share memory"):
+        said = rf"parameter 1 .*shape {re.escape(str(tuple(weights.shape)))}.*stride {re.escape(str(weights.stride()))}"
+        with pytest.raises(ValueError, match=said + " elements share memory"):
             AdaCoor([torch.ones(3), nn.Parameter(weights)])
     AdaCoor([torch.ones(0, 3).expand(0, 3), torch.ones(4, 1).expand(4, 1), torch.ones(4, 6)[::2, ::3].t()])
+
+
+@pytest.mark.parametrize("by", ["step", "step_param"])
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("path", [*PATHS, {"fused": True}], ids=str)
+def test_weights_that_come_to_share_their_memory_are_refused(path: dict[str, Any], started: bool, by: str) -> None:
+    """Copied back, only the last of the elements in one place would have had a step."""
+    first, second = nn.Parameter(torch.ones(20)), nn.Parameter(torch.ones(4, 3))
+    optimizer = AdaCoor([first, second], **path)
+    for step in range(2 if started else 1):
+        first.grad, second.grad = torch.ones(20), torch.ones(4, 3)
+        if step < started:
+            optimizer.step()
+    second.data = torch.ones(9).as_strided((4, 3), (1, 1))
+    before = first.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(RuntimeError, match=r"parameter 1 has shape \(4, 3\) and stride \(1, 1\) now.*share memory"):
+        optimizer.step() if by == "step" else optimizer.step_param(second)
+    assert torch.equal(first, before[0]) and torch.equal(second, torch.ones(4, 3))
+    torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("path", [*PATHS, {"fused": True}], ids=str)
@@ -259,7 +315,11 @@ def test_weights_that_have_changed_their_shape_are_refused(path: dict[str, Any])
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < (2, 1), reason="torch 2.0 cannot compile this, and AdaCoor says so")
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("path", [{}, {"state_bits": 32}, {"stochastic_state": True}], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [{}, {"state_bits": 32}, {"stochastic_state": True}, {"state_bits": 8}, {"auto_lr": True, "momentum": 0.9}],
+    ids=str,
+)
 def test_compiled_steps_of_any_layout(path: dict[str, Any]) -> None:
     """Also of parameters that are in one storage, next to each other or one over the other."""
     base = torch.randn(5 * 6000, generator=torch.Generator().manual_seed(0))
@@ -269,8 +329,9 @@ def test_compiled_steps_of_any_layout(path: dict[str, Any]) -> None:
         base[12000:24000].view(6000, 2)[:, 1],
         base[24000:].view(10, 8, 5, 15).permute(0, 3, 1, 2),
         base[3000:9000],
+        base[13000:20000],
     ]
-    for chosen in (views[:2], views[:4], views):
+    for chosen in (views[:2], views[:4], views[:5], views, views[::-1]):
         results = []
         for fused in (True, False):
             buffer = base.clone()
