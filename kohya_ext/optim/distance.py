@@ -3,8 +3,9 @@
 AdaCoor is the coordinate-wise DoWG with the distance frozen at its first guess, sqrt(eps). Here it is measured: over
 the elements of a tensor, the mean square of the sum of their updates, less half the mean sum of the squares of the
 updates. That sum is how far, squared, a random walk of these steps goes: where gradients are only noise, it is what
-has been measured, and updates that agree for t steps go t times as far. The distance only grows, and what is kept is
-its square by eps, the factor of both the gradient and its square in a step (`functional.found`).
+has been measured, and updates that agree for t steps go t times as far. How far a walk really goes is chance, the more
+so the fewer the elements are: twice the variance of that is subtracted, too. The distance only grows, and what is kept
+is its square by eps, the factor of both the gradient and its square in a step (`functional.found`).
 
 Summed are the updates as they were meant, not as bfloat16 weights took them: stochastic rounding moves such weights at
 random by far more than the updates do. Weight decay does not count either, nor what a rate above 1 adds. With momentum,
@@ -45,6 +46,9 @@ FASTEST = 2.0
 # t**((1 - share) / share): exponentially if nothing is subtracted, not at all if everything is. With half of it steps
 # keep their length there, and a distance is found even where a gradient is mostly noise (a LoRA at batch size 1).
 OF_NOISE = 0.5
+# What is subtracted as well, in variances of a walk's mean square, which is 2 / n of the walk for n elements. As the
+# largest distance so far is kept, luck alone would let that of a few elements grow without end.
+OF_LUCK = 2.0
 # Elements gathered into one computation, at most: what it takes then fits the cache, whatever the size of the model.
 _GATHERED = 1 << 16
 
@@ -108,7 +112,8 @@ def _note_batch(rule: Rule, steps: Sequence[Step]) -> None:
     scatter(now_moved, moved)
     longer = _mean_squares(update, sizes) * _spread_by_momentum(rule, steps, dtype)
     walk = torch.stack([state["walk"] for _, state in steps]) + longer
-    now = (_mean_squares(now_moved, sizes) - OF_NOISE * walk) / rule.eps
+    shares = vector(tuple(map(_of_walk, sizes)), dtype, walk.device)
+    now = (_mean_squares(now_moved, sizes) - shares * walk) / rule.eps
     # a distance that is not finite (weights that have diverged) is none, and a step that was skipped changes nothing
     now = torch.where(torch.isfinite(now) & (longer > 0), now, factors)
     grown = torch.maximum(factors, torch.minimum(now, factors * FASTEST))
@@ -137,6 +142,11 @@ def _spread_by_momentum(rule: Rule, steps: Sequence[Step], dtype: torch.dtype) -
     newest = [newest_share(rule, state["step"]) for _, state in steps]
     times = tuple((2 - share) / share for share in newest)
     return times[0] if len(set(times)) == 1 else vector(times, dtype, steps[0][1]["factor"].device)
+
+
+def _of_walk(size: int) -> float:
+    """The share of a random walk of so many elements that is subtracted from the square of their distance."""
+    return OF_NOISE + OF_LUCK * 2 / max(size, 1)
 
 
 def _mean_squares(moved: Tensor, sizes: list[int]) -> Tensor:

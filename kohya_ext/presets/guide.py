@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kohya_ext.presets.convert import optimizer_argument, parse_number
@@ -77,17 +78,19 @@ def departures(preset: Preset) -> Iterator[Finding]:
 
     Where the preset's own `_about` block says why it departs, that is quoted.
     """
-    values, purposes = preset.values, _purposes(preset.about)
+    purposes = _purposes(preset.about)
+    for finding in (*_fields(preset), *_optimizer(preset.values), *_flags(preset.values)):
+        if finding.key in purposes:
+            finding = replace(finding, fix=f"none, it is intentional in this preset: {purposes[finding.key]}")
+        yield finding
+
+
+def _fields(preset: Preset) -> Iterator[Finding]:
     for key, advised, reason in _advice(preset):
-        value = values.get(key)
-        if value is None or _same(value, advised):
-            continue
-        fix = f"set it to {json.dumps(advised)}"
-        if key in purposes:
-            fix = f"none, it is intentional in this preset: {purposes[key]}"
-        yield Finding("note", "guide", key, value, f"the guide advises {json.dumps(advised)}: {reason}", fix)
-    yield from _optimizer(values)
-    yield from _flags(values)
+        value = preset.values.get(key)
+        if value is not None and not _same(value, advised):
+            effect = f"the guide advises {json.dumps(advised)}: {reason}"
+            yield Finding("note", "guide", key, value, effect, f"set it to {json.dumps(advised)}")
 
 
 def _advice(preset: Preset) -> Iterator[tuple[str, Any, str]]:

@@ -70,7 +70,8 @@ class Found:
         counted = min(lr, 1.0) * self.mean
         self.moved -= counted
         self.walk += float(counted.square().mean()) * (1 + share) / (1 - share)
-        self.square = max(self.square, min(2 * self.square, float(self.moved.square().mean()) - self.walk / 2))
+        of_noise = self.walk * (1 / 2 + 4 / self.moved.numel())
+        self.square = max(self.square, min(2 * self.square, float(self.moved.square().mean()) - of_noise))
 
 
 def decades(shape: tuple[int, ...], generator: torch.Generator, low: float = -9, high: float = 3) -> Tensor:

@@ -268,6 +268,21 @@ def test_noise_alone_carries_weights_away_as_steps_of_one_length_do(settings: di
         assert found[799] / found[199] < 8
 
 
+@pytest.mark.parametrize("numel", [1, 16, 256])
+@pytest.mark.parametrize("settings", BOTH, ids=str)
+def test_noise_does_not_carry_a_few_weights_away_by_luck(settings: dict[str, Any], numel: int) -> None:
+    """Of 24 small tensors without any direction, as many do as of large ones; the luckiest may go ten times as far."""
+    optimizer = AdaCoor(params_of([(numel,)] * 24), **settings)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(800):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.randn(numel, generator=generator)
+        optimizer.step()
+    found = sorted(factors(optimizer))
+    assert found[12] < 200
+    assert found[-1] < 200 * 10**2
+
+
 @pytest.mark.parametrize("settings", BOTH, ids=str)
 def test_the_size_of_gradients_is_no_matter(settings: dict[str, Any]) -> None:
     """Clipping makes small gradients of those of a large model; the way is found in as many steps, or one more."""
