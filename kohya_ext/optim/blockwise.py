@@ -29,21 +29,23 @@ BLOCK = 256
 _CELLS = (60, 44, 33, 26, 20, 16, 13, 11, 10, 8, 7, 6)
 # The code book that steps use. States of book 1 are converted.
 BOOK = 2
-# What is left of a float32's bits tells values apart by 1.6 %, less than the least distance between two codes.
+# What is left of a float32's bits without so many tells values apart by 1.6 %, less than the least distance between
+# two codes. REST: those bits.
 DROPPED = 17
+REST = (1 << DROPPED) - 1
+_ONE = 127 << 23  # the bits of 1.0
 
 
 class CodeTables(NamedTuple):
     """What encoding looks up, on one device.
 
-    values: the code book. upper: by the leading bits of a float32 from 0 to 1, the first code, from 1 on, whose value
-    is not below any of those with these bits, but for the next code, whose value may be among them. below: by code, the
-    value of the one before; for code 1, so that no positive sum becomes 0, less than any sum. gap: the distance of the
-    two, by 2**16.
+    values: the code book. lower: by the leading bits of a float32 from 0 to 1, see `lower_neighbour`. below: by code
+    up to 254, its value; for code 0, so that no positive sum becomes 0, less than any sum. gap: the distance to the
+    value of the next code, by 2**16.
     """
 
     values: Tensor
-    upper: Tensor
+    lower: Tensor
     below: Tensor
     gap: Tensor
 
@@ -88,13 +90,14 @@ def blocks_of(numel: int) -> int:
 def tables(device: torch.device) -> CodeTables:
     """The tables on a device."""
     values = torch.tensor(code_values(), dtype=torch.float32)
-    cells = (1 << 30) - (1 << 23) >> DROPPED  # those of 1.0
-    least = (torch.arange(cells + 1, dtype=torch.int32) << DROPPED).view(torch.float32)
-    upper = torch.bucketize(least, values).clamp_(1, len(values) - 1).to(torch.int32)
-    below = values.roll(1)
-    gap = (values - below) * 2.0**-16
-    below[1] = -1.0
-    return CodeTables(*(column.to(device) for column in (values, upper, below, gap)))
+    cells = torch.arange((_ONE >> DROPPED) + 1, dtype=torch.int32)
+    first = torch.bucketize((cells << DROPPED).view(torch.float32), values).clamp_(1, len(values) - 1)
+    bits = values.view(torch.int32).index_select(0, first)
+    within = torch.where(bits >> DROPPED == cells, bits & REST, REST)
+    lower = (first.to(torch.int32) - 1 << DROPPED) + (REST - within)
+    below, gap = values[:-1].clone(), values.diff() * 2.0**-16
+    below[0] = -1.0
+    return CodeTables(*(column.to(device) for column in (values, lower, below, gap)))
 
 
 def decode(codes: Tensor, scales: Tensor, book: int = BOOK) -> Tensor:
@@ -115,10 +118,10 @@ def encode_blocks(sums: Tensor, scales: Tensor, words: Tensor, look: CodeTables)
     grown = outgrown(sums.amax(dim=1), scales)
     share = sums / torch.where(grown > 0, grown, 1.0)[:, None]
     share = torch.where(share < 1, share, 1.0)  # a sum beyond float32 is held as the largest
-    upper = upper_neighbour(share, look)
+    lower = lower_neighbour(share, look)
     chance = (words >> 16 & 0xFFFF).to(torch.float32) + 0.5
-    down = share - _look_up(look.below, upper) <= chance * _look_up(look.gap, upper)
-    return torch.where(sums > 0, upper - down.to(torch.int32), 0).to(torch.uint8), grown
+    up = share - _look_up(look.below, lower) > chance * _look_up(look.gap, lower)
+    return torch.where(sums > 0, lower + up.to(torch.int32), 0).to(torch.uint8), grown
 
 
 def step_blocks(
@@ -176,13 +179,15 @@ def in_blocks(flat: Tensor) -> Tensor:
     return (torch.cat([flat, flat.new_zeros(missing)]) if missing else flat).view(-1, BLOCK)
 
 
-def upper_neighbour(share: Tensor, look: CodeTables) -> Tensor:
-    """The first code whose value is not below `share` (from 0 to 1), but at least 1, as int32.
+def lower_neighbour(share: Tensor, look: CodeTables) -> Tensor:
+    """The last code whose value is below `share` (from 0 to 1), at most 254, as int32; 0 for a share of 0 as well.
 
-    `torch.bucketize`, several times as fast: a table gives it, or the code before, which is then put right.
+    `torch.bucketize`, several times as fast: the values whose leading bits are the same have no more than one code's
+    value among them. So the table has, above DROPPED bits, the code for those up to that one, and in these bits what
+    takes a carry from the rest of those beyond it.
     """
-    upper = _look_up(look.upper, share.view(torch.int32) >> DROPPED)
-    return upper + (_look_up(look.values, upper) < share).to(torch.int32)
+    bits = share.view(torch.int32)
+    return _look_up(look.lower, bits >> DROPPED) + (bits & REST) >> DROPPED
 
 
 def outgrown(largest: Tensor, scales: Tensor) -> Tensor:

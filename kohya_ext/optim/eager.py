@@ -29,6 +29,7 @@ from kohya_ext.optim.functional import (
     step_full,
     step_half,
 )
+from kohya_ext.optim.quick_random import RandomBits
 from kohya_ext.tensors.elements import DeviceCount, is_fake, on_device, scatter, slice_size, slices
 from kohya_ext.tensors.rounding import element_indices, random_words, stream_key
 
@@ -106,9 +107,9 @@ class SlicedStep:
         plain = constants(rule, vt.dtype, weights.device)
         for start, length in _slices_of(weights):
             end = start + length
-            words = given if given is None else given[start:end]
-            if key is not None and given is None:
-                words = random_words(key, element_indices(start, length, weights.device))
+            words: Tensor | RandomBits | None = None if key is None else RandomBits(key, start)
+            if given is not None:
+                words = given[start:end]
             numbers = found(plain, _part(factor, start, end), _part(newest, start, end))
             kept = None if momentum is None else momentum[start:end]
             scales = None
@@ -140,16 +141,18 @@ class SlicedStep:
         weights: Tensor,
         gradient: Tensor,
         vt: Tensor,
-        words: Tensor | None,
+        bits: Tensor | RandomBits | None,
         momentum: Tensor | None = None,
         scales: Tensor | None = None,
     ) -> None:
-        if words is not None and momentum is None:
-            done = quick_random.step_(self._scratch, rule, numbers, weights, gradient, vt, scales, words)
+        done = 0
+        if bits is not None and momentum is None:
+            done = quick_random.step_(self._scratch, rule, numbers, weights, gradient, vt, scales, bits)
             if done == weights.numel():
                 return
-            weights, gradient, vt, words = (flat[done:] for flat in (weights, gradient, vt, words))
+            weights, gradient, vt = (flat[done:] for flat in (weights, gradient, vt))
             scales = None if scales is None else scales[done // blockwise.BLOCK :]
+        words = _words_from(done, bits, weights)
         if scales is not None:
             self._skips.add(blockwise.step_(weights, gradient, vt, scales, numbers, rule, words, momentum))
             return
@@ -223,6 +226,13 @@ class SlicedStep:
                 own.addcdiv_(newest, wide, value=value)
 
         return step
+
+
+def _words_from(start: int, bits: Tensor | RandomBits | None, weights: Tensor) -> Tensor | None:
+    """The random bits of the last elements of a slice, these weights, which begin there."""
+    if isinstance(bits, RandomBits):
+        return random_words(bits.key, element_indices(bits.start + start, weights.numel(), weights.device))
+    return bits if bits is None else bits[start:]
 
 
 def _part(value: Any, start: int, end: int) -> Any:

@@ -13,6 +13,8 @@ _SMALLEST_NORMAL_HALF = 2.0**-14
 _HALF_STEPS_PER_UNIT = 2.0**24
 _WORD = 0xFFFFFFFF
 _APART = -1640531535
+# Of the two rounds of a multiply-xorshift finaliser, after shifts by 16 and 13; a shift by 16 ends it.
+_FACTORS = (-2048144789, -1028477387)
 
 
 def stream_key(seed: int, step: int, index: int, use: int = 0) -> int:
@@ -30,7 +32,7 @@ def stream_key(seed: int, step: int, index: int, use: int = 0) -> int:
     key = _mix(seed & _WORD ^ _mix(seed >> 32 & _WORD))
     for part in (step, index, use):
         key = _mix(key ^ _mix(part + 0x9E3779B9 & _WORD))
-    return key - (1 << 32) if key >= 1 << 31 else key
+    return _signed(key)
 
 
 def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
@@ -43,14 +45,33 @@ def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
     Returns:
         int32, in the shape of `elements`.
     """
-    # Two rounds of a multiply-xorshift finaliser; int32 products wrap. `>>` keeps the sign, hence the masks.
+    # int32 products wrap; `>>` keeps the sign, hence the masks
     word = elements * _APART + key
     shifted = (word >> 16).bitwise_and_(0xFFFF)
-    word.bitwise_xor_(shifted).mul_(-2048144789)
+    word.bitwise_xor_(shifted).mul_(_FACTORS[0])
     _shift(word, 13, shifted).bitwise_and_(0x7FFFF)
-    word.bitwise_xor_(shifted).mul_(-1028477387)
+    word.bitwise_xor_(shifted).mul_(_FACTORS[1])
     _shift(word, 16, shifted).bitwise_and_(0xFFFF)
     return word.bitwise_xor_(shifted)
+
+
+def upper_halves(key: int, start: int, lanes: Tensor, word: Tensor, spare: Tensor) -> Tensor:
+    """The upper 16 of the bits that `random_words` has for consecutive elements, as numbers, without the lower ones.
+
+    Args:
+        key: from `stream_key`.
+        start: the number of the first element.
+        lanes: from `keys_of_lanes`, one an element.
+        word: overwritten, as long as `lanes`, and returned.
+        spare: likewise, but not returned.
+    """
+    torch.add(lanes, _signed(key + start * _APART & _WORD), out=word)
+    torch.bitwise_right_shift(word, 16, out=spare).bitwise_and_(0xFFFF)
+    word.bitwise_xor_(spare).mul_(_FACTORS[0])
+    torch.bitwise_right_shift(word, 13, out=spare).bitwise_and_(0x7FFFF)
+    word.bitwise_xor_(spare).mul_(_FACTORS[1])
+    # the last shift changes only the lower ones
+    return word.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
 
 
 def keys_of_lanes(lanes: int, device: torch.device) -> Tensor:
@@ -131,3 +152,8 @@ def _mix(word: int) -> int:
     word ^= word >> 13
     word = word * 0xC2B2AE35 & _WORD
     return word ^ word >> 16
+
+
+def _signed(word: int) -> int:
+    """32 bits as a signed number."""
+    return word - (1 << 32) if word >= 1 << 31 else word

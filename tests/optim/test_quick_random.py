@@ -23,8 +23,9 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("numel", [256 * 20, 256 * 20 + 37, 200])
+@pytest.mark.parametrize("zeros", [True, False])
 def test_steps_in_place_have_the_bits_of_the_formula(
-    settings: dict[str, Any], numel: int, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], numel: int, zeros: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = []
     original = quick_random.step_
@@ -39,7 +40,7 @@ def test_steps_in_place_have_the_bits_of_the_formula(
     optimizer, formula = AdaCoor([parameter], **settings), Formula(parameter, **settings)
     for step in range(12):
         gradient = decades((numel,), generator, -22 if step < 4 else -9, 3)
-        gradient[::7] = 0.0 if step < 6 else 1e-30  # sums that begin late, next to large ones
+        gradient[::7] = 0.0 if zeros and step < 6 else 1e-20  # sums that begin late, next to large ones
         if step % 5 == 3:
             gradient[3], gradient[-1] = float("nan"), 1e30
         parameter.grad = gradient
@@ -60,6 +61,21 @@ def test_momentum_is_left_to_the_formula(settings: dict[str, Any], monkeypatch: 
     parameter.grad = torch.full((600,), 1e-3)
     AdaCoor([parameter], state_bits=8, **settings).step()
     assert not torch.equal(parameter, torch.ones(600))
+
+
+def test_codes_anywhere_in_memory_have_the_bits_of_the_formula() -> None:
+    """From an odd address on, no two of them can be read as one number."""
+    parameter = nn.Parameter(torch.ones(1024))
+    optimizer, formula = AdaCoor([parameter], state_bits=8), Formula(parameter, state_bits=8)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        parameter.grad = 1e-3 * torch.randn(1024, generator=generator)
+        optimizer.step()
+        formula.step(parameter.grad, 0, (0,))
+        state = optimizer.state[parameter]
+        state["vt"] = torch.cat([torch.zeros(1, dtype=torch.uint8), state["vt"]])[1:]
+    assert torch.equal(parameter, formula.weights)
+    assert torch.equal(state["vt"], formula.state["vt"])
 
 
 def test_sums_beyond_float32_are_held_as_the_largest() -> None:

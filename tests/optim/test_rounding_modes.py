@@ -20,6 +20,7 @@ from kohya_ext.tensors.rounding import (
     random_words,
     round_stochastically,
     stream_key,
+    upper_halves,
 )
 from tests.optim.reference import Exact, decades
 
@@ -105,6 +106,14 @@ def test_random_words_by_rows_and_lanes_are_those_of_the_elements() -> None:
     rows = (1 << 25) - 2 + torch.arange(5, dtype=torch.int32)  # up to beyond 2**31 elements
     by_lanes = random_words(7 + keys_of_lanes(64, cpu), 64 * rows[:, None])
     assert torch.equal(by_lanes.flatten(), random_words(7, element_indices(64 * ((1 << 25) - 2), 320, cpu)))
+
+
+@pytest.mark.parametrize("start", [0, 1000, (1 << 31) - 50, (1 << 32) - 50, 5 << 31])
+def test_upper_halves_are_those_of_the_random_words(start: int) -> None:
+    cpu, key = torch.device("cpu"), stream_key(5, 3, 2)
+    word, spare = torch.empty(2, 300, dtype=torch.int32).unbind()
+    halves = upper_halves(key, start, keys_of_lanes(300, cpu), word, spare)
+    assert torch.equal(halves, random_words(key, element_indices(start, 300, cpu)) >> 16 & 0xFFFF)
 
 
 def test_the_random_words_are_uniform_and_uncorrelated() -> None:
@@ -259,8 +268,8 @@ def test_neighbouring_codes_are_found_by_arithmetic() -> None:
     spread = 10 ** (-13 + 13 * torch.rand(200_000, generator=generator))
     powers = torch.tensor([10.0**-k for k in range(14)])
     for share in (spread, book, book.nextafter(torch.tensor(0.0)), book.nextafter(torch.tensor(1.0)), powers):
-        wanted = torch.bucketize(share, book).clamp(1, 255)
-        assert torch.equal(blockwise.upper_neighbour(share, blockwise.tables(book.device)), wanted.int())
+        wanted = torch.bucketize(share, book).clamp(1, 255) - 1
+        assert torch.equal(blockwise.lower_neighbour(share, blockwise.tables(book.device)), wanted.int())
 
 
 def test_no_positive_sum_becomes_code_0() -> None:
