@@ -346,7 +346,7 @@ def test_compiled_steps_of_any_layout(path: dict[str, Any]) -> None:
                     parameter.grad = gradient if step else gradient[..., :1].expand_as(parameter)
                 optimizer.step()
             results.append(buffer)
-        tolerance = 1e-6 if path.get("state_bits") == 32 else 0.0
+        tolerance = 1e-6 if path.get("state_bits") in (8, 32) else 0.0  # another root, in its last bit
         torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
         outside = torch.ones_like(base, dtype=torch.bool)
         for view in chosen:
