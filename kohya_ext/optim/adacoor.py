@@ -124,9 +124,10 @@ class AdaCoor(torch.optim.Optimizer):
         for group in self.param_groups:  # an unpickled one of an earlier version has fewer settings
             group.setdefault("auto_lr", False)
             group.setdefault("momentum", 0.0)
-            if group.setdefault("code_book", 1) != blockwise.BOOK:
+            book = group.setdefault("code_book", 1)
+            if book != blockwise.BOOK:
                 for parameter in group["params"]:
-                    accumulator.renew(self.state.get(parameter, {}))
+                    accumulator.renew(self.state.get(parameter, {}), parameter, book)
                 group["code_book"] = blockwise.BOOK
 
     @property

@@ -27,8 +27,9 @@ from kohya_ext.tensors.elements import kept
 BLOCK = 256
 # Codes in each decade below 1.
 _CELLS = (60, 44, 33, 26, 20, 16, 13, 11, 10, 8, 7, 6)
-# The code book that steps use. States of book 1 are converted.
-BOOK = 2
+# What codes mean and how they are kept, today. 1: another code book, flat. 2: this one, flat. 3: in the shape of the
+# weights, so that a state of other weights with as many elements is known for what it is.
+BOOK = 3
 # What is left of a float32's bits without so many tells values apart by 1.6 %, less than the least distance between
 # two codes. REST: those bits.
 DROPPED = 17
@@ -101,8 +102,8 @@ def tables(device: torch.device) -> CodeTables:
 
 
 def decode(codes: Tensor, scales: Tensor, book: int = BOOK) -> Tensor:
-    """The sums that flat codes stand for, as float32."""
-    values = code_book(codes.device, book).index_select(0, codes.to(torch.int32))
+    """The sums that codes stand for, flat, as float32."""
+    values = code_book(codes.device, book).index_select(0, codes.reshape(-1).to(torch.int32))
     return values * scales.repeat_interleave(BLOCK)[: codes.numel()]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kohya_ext.optim import accumulator, blockwise, distance, settings
 from kohya_ext.spec import adacoor
-from kohya_ext.tensors.elements import local
+from kohya_ext.tensors.elements import is_sharded, local
 
 # Settings that stay those of the object. The rest continue as saved: schedulers have changed the rate, and a training
 # that is resumed is to go on as it was.
@@ -20,6 +20,9 @@ _KEPT = ("state_bits", "foreach", "fused")
 _SAID = tuple(name for name in adacoor.DEFAULTS if name not in ("lr", *_KEPT))
 # A distance that no weights go: the root mean square of those themselves is seldom above 1.
 _FARTHEST = 1e6
+# What `auto_lr` keeps.
+_DISTANCE = ("moved", "walk", "factor")
+_WIDE = (torch.float32, torch.float64)
 # More steps than any run has; a number beyond is damage.
 _MOST_STEPS = 1 << 40
 
@@ -44,6 +47,7 @@ class Loaded:
     replaced: list[tuple[str, str]]
 
 
+@torch.no_grad()
 def read(state_dict: Any, own_groups: Sequence[Mapping[str, Any]]) -> Loaded:
     """What a `state_dict()` of this class or of the published AdaCoor holds, for an optimizer with these groups.
 
@@ -54,9 +58,11 @@ def read(state_dict: Any, own_groups: Sequence[Mapping[str, Any]]) -> Loaded:
     unknown = [key for key in saved_state if key not in set(keys)]
     if unknown:
         raise ValueError(f"a damaged state: it has entries for parameters that are in no group: {unknown[:5]}")
+    _check_names(saved_groups, own_groups)
     groups = [_merge(saved, own) for saved, own in zip(saved_groups, own_groups, strict=True)]
     for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_settings(group, saved, number)
+        settings.make_plain(group)
     state: dict[Any, Entries] = {}
     converted: list[int] = []
     parameters = [(member, group) for group in range(len(groups)) for member in own_groups[group]["params"]]
@@ -67,7 +73,7 @@ def read(state_dict: Any, own_groups: Sequence[Mapping[str, Any]]) -> Loaded:
         try:
             step = _step_of(entries, saved_groups[number])
             own, other_width = _accumulator(entries, saved_groups[number], parameter, groups[number])
-            own.update(_company(entries, parameter, groups[number]))
+            own.update(_company(entries, saved_groups[number].get("state_bits"), parameter, groups[number]))
         except ValueError as error:
             raise ValueError(f"state of parameter {index} (shape {tuple(parameter.shape)}): {error}") from None
         state[key] = Entries({"step": step, **own})
@@ -107,6 +113,18 @@ def _keys(saved_groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mappin
     if len(set(keys)) != len(keys):
         raise ValueError("a damaged state: one parameter is in its groups twice")
     return keys
+
+
+def _check_names(saved_groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mapping[str, Any]]) -> None:
+    """Where both know the names of all parameters, that the order is the same: entries go by it, not by the names."""
+    saved, own = (
+        [name for group in groups for name in group.get("param_names") or ()] for groups in (saved_groups, own_groups)
+    )
+    if saved != own and sorted(map(str, saved)) == sorted(map(str, own)):
+        saved_name, name = next(pair for pair in zip(saved, own, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"the state has the same parameters in another order: {saved_name!r} where this optimizer has {name!r}"
+        )
 
 
 def _merge(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,57 +175,86 @@ def _accumulator(
     entries: Mapping[str, Any], saved_group: Mapping[str, Any], parameter: Tensor, own: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], bool]:
     saved_bits = saved_group.get("state_bits")
-    _check_tensors(entries, saved_bits, parameter)
     book = saved_group.get("code_book", 1)
-    if saved_bits == 8 and book not in (1, blockwise.BOOK):
+    if saved_bits == 8 and book not in range(1, blockwise.BOOK + 1):
         raise ValueError(f"its 8-bit codes are of code book {book!r}: saved by a newer kohya_ext; upgrade this one")
-    saved_eps = float(saved_group.get("eps", own["eps"]))
-    vt, converted = accumulator.adopt(entries, saved_bits, saved_eps, parameter, own["state_bits"], own["eps"], book)
+    _check_tensors(entries, saved_bits, parameter, book)
+    eps = float(own["eps"])
+    saved_eps = float(saved_group.get("eps", eps))
+    vt, converted = accumulator.adopt(entries, saved_bits, saved_eps, parameter, own["state_bits"], eps, book)
     if not all(_in_range(tensor) for tensor in vt.values()):
         raise ValueError(f"'vt' is too large for {own['state_bits']} bits")
     return vt, converted
 
 
-def _company(entries: Mapping[str, Any], parameter: Tensor, own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What `auto_lr` and `momentum` keep, where the state has it; a step makes afresh what it lacks."""
+def _company(
+    entries: Mapping[str, Any], saved_bits: int | None, parameter: Tensor, own: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What `auto_lr` and `momentum` keep, where the state has it; a step makes afresh what it lacks.
+
+    Also where the setting is off: it may be switched on again.
+    """
     wanted: dict[str, Tensor] = {}
-    if own["auto_lr"] and ("moved" in entries or "factor" in entries):
+    if not entries.keys().isdisjoint(_DISTANCE):
         wanted.update(distance.fresh(parameter))
-    if own["momentum"] and "momentum" in entries:
+    if "momentum" in entries:
         wanted["momentum"] = accumulator.fresh_momentum(parameter, own["state_bits"])
     for name, tensor in wanted.items():
         saved = entries.get(name)
         if not isinstance(saved, Tensor) or not saved.is_floating_point() or saved.shape != tensor.shape:
             found = f"{saved.dtype}, of shape {tuple(saved.shape)}" if isinstance(saved, Tensor) else repr(saved)
             raise ValueError(f"{name!r} is {found}, expected {tuple(tensor.shape)}: the state of another model")
-        if not bool(torch.isfinite(local(saved)).all()) or (name == "factor" and not _plausible(float(saved), own)):
+        halves_lose = name in _DISTANCE or saved_bits == 32
+        _check_kind(name, saved, tensor, _WIDE if halves_lose else (torch.bfloat16, *_WIDE))
+        if not _is_plausible(name, saved, own):
             raise ValueError(f"{name!r} holds numbers that it cannot have: infinite, NaN or far from any distance")
         tensor.copy_(saved)
     return wanted
 
 
-def _plausible(factor: float, own: Mapping[str, Any]) -> bool:
-    return 1 <= factor <= max(1.0, _FARTHEST**2 / float(own["eps"]))
+def _check_kind(name: str, saved: Tensor, own: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """That a tensor is dense, sharded or not as this optimizer's is, and of a dtype that holds what was in it."""
+    if saved.layout != torch.strided or saved.is_meta:
+        raise ValueError(f"{name!r} is {saved.layout}, on {saved.device}: expected a dense tensor with contents")
+    if is_sharded(saved) != is_sharded(own):
+        how = ("a whole tensor", "a sharded one")
+        raise ValueError(f"{name!r} is {how[is_sharded(saved)]}, of weights that are {how[is_sharded(own)]} here")
+    if saved.dtype not in dtypes:
+        raise ValueError(f"{name!r} is {saved.dtype}: something has cast it")
 
 
-def _check_tensors(entries: Mapping[str, Any], saved_bits: int | None, parameter: Tensor) -> None:
+def _is_plausible(name: str, saved: Tensor, own: Mapping[str, Any]) -> bool:
+    if name == "factor":
+        return 1 <= float(saved) <= max(1.0, _FARTHEST**2 / float(own["eps"]))
+    if name == "walk":
+        return 0 <= float(saved) < math.inf
+    # a distance whose square is beyond the dtype would never count again
+    return bool(torch.isfinite(local(saved).square().sum() if name == "moved" else local(saved)).all())
+
+
+def _check_tensors(entries: Mapping[str, Any], saved_bits: int | None, parameter: Tensor, book: int) -> None:
     """That there is an accumulator of this parameter, of the width its group says, and of numbers it can hold."""
     vt, scale = entries.get("vt"), entries.get("scale")
     if not isinstance(vt, Tensor):
         raise ValueError(f"not an AdaCoor state: it has no tensor 'vt', but {sorted(map(str, entries))}")
     coded = vt.dtype == torch.uint8
-    if vt.layout != torch.strided or not (coded or vt.is_floating_point()):
+    if not (coded or vt.is_floating_point()):
         raise ValueError(f"'vt' is {vt.dtype}, {vt.layout}: not an accumulator")
-    if not accumulator.fits(vt, parameter):
+    if not accumulator.fits(vt, parameter, book):
         raise ValueError(f"'vt' has shape {tuple(vt.shape)}: the state of another model")
-    if coded != (saved_bits == 8 and vt.dtype != torch.float64) or (saved_bits == 32 and vt.element_size() < 4):
+    if coded != (saved_bits == 8 and vt.dtype != torch.float64) or (saved_bits == 32 and vt.dtype not in _WIDE):
         said = "that of the published AdaCoor" if saved_bits is None else f"of {saved_bits} bits"
         raise ValueError(f"'vt' is {vt.dtype}, but the state {said}: something has cast it")
+    dtypes = (torch.uint8, torch.bfloat16, *_WIDE)
+    # torch casts the published optimizer's to the weights' dtype; with float16 weights it goes on with what that leaves
+    _check_kind("vt", vt, local(parameter) if coded else parameter, dtypes if saved_bits else (torch.float16, *dtypes))
     if not coded and scale is not None:
         raise ValueError(f"'vt' is {vt.dtype}, but has a 'scale': something has cast it")
     if coded and not (isinstance(scale, Tensor) and scale.shape == (blockwise.blocks_of(vt.numel()),)):
         found = "missing" if not isinstance(scale, Tensor) else f"of shape {tuple(scale.shape)}"
         raise ValueError(f"'scale' is {found}; 8 bits need one for each block of 'vt'")
+    if isinstance(scale, Tensor):  # powers of two, which bfloat16 holds; float16 does not
+        _check_kind("scale", scale, local(parameter), (torch.bfloat16, *_WIDE))
     for name, tensor in (("vt", vt), ("scale", scale)):
         if isinstance(tensor, Tensor) and not _in_range(tensor):
             raise ValueError(f"'{name}' holds numbers that no sum of squares can be: negative, infinite or NaN")

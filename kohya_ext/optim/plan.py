@@ -156,7 +156,7 @@ class GroupPlan:
             # the sample is of places in memory, and must stay one of the same elements
             gradient = torch.empty_like(weights, dtype=gradient.dtype).copy_(gradient)
         tensors = [weights, gradient, vt, *([local(state["momentum"])] if self._rule.momentum else [])]
-        # codes are flat already, in the logical order of the elements
+        # codes and their blocks are in the logical order of the elements
         views = flat_views(*tensors) if vt.dtype != torch.uint8 else None
         flat = views or [tensor.reshape(-1).contiguous() for tensor in tensors]
         job = Job(flat[0], flat[1], {**state, "vt": flat[2]}, state["step"], index)

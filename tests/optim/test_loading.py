@@ -162,10 +162,80 @@ def test_an_accumulator_that_something_has_cast_is_refused(bits: int, cast: torc
         make(bits).load_state_dict(replaced(state, 1, vt=vt.to(cast)))
 
 
+SHAPES_OF_600 = [(600,), (20, 30), (30, 20), (600, 1), (1, 600), (2, 3, 100)]
+
+
+@pytest.mark.parametrize("extra", [{}, {"auto_lr": True, "momentum": 0.9}], ids=str)
+@pytest.mark.parametrize("saved_bits", [8, 16, 32])
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.filterwarnings("ignore:AdaCoor. the accumulators of")
+def test_a_state_of_another_shape_is_refused(bits: int, saved_bits: int, extra: dict[str, Any]) -> None:
+    """Also one of as many elements: codes are flat in memory, as is what `auto_lr` sums."""
+    for shape in SHAPES_OF_600:
+        source = nn.Parameter(torch.ones(shape))
+        saved = AdaCoor([source], state_bits=saved_bits, **extra)
+        train(saved, range(2))
+        for other in SHAPES_OF_600:
+            target = AdaCoor([nn.Parameter(torch.ones(other))], state_bits=bits, **extra)
+            if other == shape:
+                target.load_state_dict(saved.state_dict())
+                continue
+            with pytest.raises(ValueError, match=r"parameter 0 .*'vt' has shape .*another model"):
+                target.load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("settings", [{}, {"auto_lr": True, "momentum": 0.9}], ids=str)
+def test_a_state_that_lost_digits_on_its_way_is_refused(bits: int, settings: dict[str, Any]) -> None:
+    """As float16, sums of squares by eps are 0, and a step then as long as the gradient."""
+    saved = AdaCoor([nn.Parameter(torch.ones(20, 30))], state_bits=bits, **settings)
+    train(saved, range(2))
+    state = saved.state_dict()
+    for name, value in state["state"][0].items():
+        if not isinstance(value, Tensor) or value.dtype == torch.uint8:
+            continue
+        optimizer = AdaCoor([nn.Parameter(torch.ones(20, 30))], state_bits=bits, **settings)
+        with pytest.raises(ValueError, match=f"'{name}' is torch.float16"):
+            optimizer.load_state_dict(replaced(state, 0, **{name: value.half()}))
+        optimizer.load_state_dict(replaced(state, 0, **{name: value.double() if name != "vt" else value}))
+
+
+@needs_hooks
+@pytest.mark.skipif(torch.__version__ < (2, 6), reason="torch saves names since 2.6")
+def test_parameters_in_another_order_are_refused_where_they_have_names() -> None:
+    def named(*names: str) -> AdaCoor:
+        return AdaCoor([(name, nn.Parameter(torch.ones(20, 30))) for name in names])
+
+    saved = named("a", "b", "c")
+    train(saved, range(2))
+    with pytest.raises(ValueError, match=r"another order: 'b' where this optimizer has 'c'"):
+        named("a", "c", "b").load_state_dict(saved.state_dict())
+    for other in (named("a", "b", "c"), named("m.a", "m.b", "m.c")):  # as a wrapper names them
+        other.load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize("name", ["auto_lr", "momentum"])
+def test_what_was_switched_off_when_a_state_was_saved_is_still_there(name: str) -> None:
+    """A run that switches it on again gets what an uninterrupted one does."""
+    on: dict[str, Any] = {"auto_lr": True, "momentum": 0.9}
+    whole = AdaCoor([nn.Parameter(torch.ones(20, 30))], **on)
+    train(whole, range(3))
+    whole.param_groups[0][name] = {"auto_lr": False, "momentum": 0.0}[name]
+    train(whole, range(3, 5))
+    resumed = copy.deepcopy(whole)
+    resumed.load_state_dict(whole.state_dict())
+    for one in (whole, resumed):
+        one.param_groups[0][name] = on[name]
+        train(one, range(5, 8))
+    (state, _, weights), (other, _, others) = everything(whole), everything(resumed)
+    assert state == other and weights == others
+
+
 def test_codes_without_their_scales_are_refused() -> None:
     saved = make(8, seed=1)
     train(saved, range(2))
-    for scale, message in ((None, "missing"), (torch.ones(9), r"of shape \(9,\)")):
+    wrong = torch.ones(4, dtype=torch.int32), torch.ones(4, dtype=torch.complex64), torch.ones(4).half()
+    for scale, message in ((None, "missing"), (torch.ones(9), r"of shape \(9,\)"), *((one, "torch") for one in wrong)):
         with pytest.raises(ValueError, match=f"parameter 0.*'scale' is {message}"):
             make(8).load_state_dict(replaced(saved.state_dict(), 0, scale=scale))
 

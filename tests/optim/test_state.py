@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -80,9 +81,19 @@ def test_another_width_is_converted_and_said(before: int, after: int) -> None:
     train(twin, loaded, 1)
 
 
+def flat_codes(optimizer: AdaCoor) -> dict[str, Any]:
+    """The state as it was saved before codes had the shape of the weights."""
+    state = copy.deepcopy(optimizer.state_dict())
+    for entries in state["state"].values():
+        entries["vt"] = entries["vt"].view(-1)
+    for group in state["param_groups"]:
+        group["code_book"] = 2
+    return state
+
+
 def old_codes(optimizer: AdaCoor) -> dict[str, Any]:
     """The state as kohya_ext 0.2 would have saved it, with the first code book."""
-    state = copy.deepcopy(optimizer.state_dict())
+    state = flat_codes(optimizer)
     book = blockwise.code_book(torch.device("cpu"), 1)
     for entries in state["state"].values():
         share = blockwise.code_book(torch.device("cpu"))[entries["vt"].int()]
@@ -105,9 +116,32 @@ def test_a_state_of_the_first_code_book_is_converted_and_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(state_bits=8)[1].load_state_dict(loaded.state_dict())
-    old["param_groups"][0]["code_book"] = 3
+    old["param_groups"][0]["code_book"] = blockwise.BOOK + 1
     with pytest.raises(ValueError, match="newer kohya_ext"):
         loaded.load_state_dict(old)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flat_codes_are_read_to_the_last_bit(dtype: torch.dtype) -> None:
+    parameter, optimizer = make(dtype, state_bits=8, momentum=0.9, auto_lr=True)
+    train(parameter, optimizer, 5)
+    twin, loaded = make(dtype, state_bits=8, momentum=0.9, auto_lr=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.load_state_dict(flat_codes(optimizer))
+    unpickled = copy.deepcopy(optimizer)
+    [third] = unpickled.param_groups[0]["params"]
+    unpickled.state[third]["vt"] = unpickled.state[third]["vt"].view(-1)
+    unpickled.param_groups[0]["code_book"] = 2
+    unpickled = pickle.loads(pickle.dumps(unpickled))
+    [third] = unpickled.param_groups[0]["params"]
+    for state in (loaded.state[twin], unpickled.state[third]):
+        assert state["vt"].shape == twin.shape
+        assert all(
+            torch.equal(torch.as_tensor(state[name]), torch.as_tensor(value))
+            for name, value in optimizer.state[parameter].items()
+        )
+    train(third, unpickled, 1)
 
 
 def test_an_unpickled_optimizer_of_the_first_code_book_is_converted() -> None:
@@ -115,6 +149,7 @@ def test_an_unpickled_optimizer_of_the_first_code_book_is_converted() -> None:
     train(parameter, optimizer, 20)
     old = old_codes(optimizer)["state"][0]
     wanted = blockwise.decode(old["vt"], old["scale"], 1)
+    assert old["vt"].dim() == 1
     optimizer.state[parameter].update(old)
     del optimizer.param_groups[0]["code_book"], optimizer.param_groups[0]["auto_lr"]
     twin = copy.deepcopy(optimizer)
@@ -149,6 +184,19 @@ def test_a_published_state_is_divided_by_eps_for_32_bits() -> None:
     with pytest.warns(UserWarning, match="converted"):
         optimizer.load_state_dict(state)
     torch.testing.assert_close(optimizer.state[parameter]["vt"], vt.float() / 1e-8)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_a_published_state_is_read_with_its_own_eps(bits: int) -> None:
+    """That of this object counts from then on; the sums stay what they were."""
+    state, vt = published_state(torch.bfloat16)
+    parameter, optimizer = make(eps=1e-6, state_bits=bits)
+    with pytest.warns(UserWarning, match="converted"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["eps"] == 1e-6
+    wanted = vt.double() / 1e-8
+    ratio = sums(parameter, optimizer)[wanted > 0] / wanted[wanted > 0]
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=0.01)
 
 
 def test_settings_of_a_state_are_taken_over_as_torch_does() -> None:
