@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from kohya_ext.optim import accumulator, blockwise, loading, settings
 from kohya_ext.optim.eager import SkipCount, SlicedStep
 from kohya_ext.optim.plan import Due, GroupPlan
+from kohya_ext.tensors.compiled import untraced
 from kohya_ext.tensors.elements import repeats
 
 
@@ -156,6 +158,7 @@ class AdaCoor(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ stepping
 
+    @untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.
@@ -187,6 +190,7 @@ class AdaCoor(torch.optim.Optimizer):
             self.skip_count.end_step(elements)
         return loss
 
+    @untraced
     @torch.no_grad()
     def step_param(self, parameter: Tensor, group: dict[str, Any] | None = None) -> None:
         """Step one parameter, as soon as its gradient is there (fused backward). Nothing without a gradient.
@@ -240,17 +244,23 @@ class AdaCoor(torch.optim.Optimizer):
         return plan
 
     def _place_of(self, parameter: Tensor) -> tuple[int, int]:
+        """Number of its group, and index among all parameters."""
+        first = [0, *itertools.accumulate(len(group["params"]) for group in self.param_groups)]
         place = self._places.get(id(parameter))
-        if place is None:
-            index = 0
+        if place is None or not self._is_at(*place, first, parameter):
+            self._places.clear()  # groups or their parameters have changed, or this is the first call
             for number, group in enumerate(self.param_groups):
-                for member in group["params"]:
+                for index, member in enumerate(group["params"], start=first[number]):
                     self._places[id(member)] = (number, index)
-                    index += 1
             place = self._places.get(id(parameter))
         if place is None:
             raise ValueError(f"a parameter of shape {tuple(parameter.shape)} is not one of this optimizer's")
         return place
+
+    def _is_at(self, number: int, index: int, first: list[int], parameter: Tensor) -> bool:
+        if not (number < len(self.param_groups) and first[number] <= index < first[number + 1]):
+            return False
+        return self.param_groups[number]["params"][index - first[number]] is parameter
 
     # ------------------------------------------------------------------ state
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 WIDTH = 64
 # In how many places a spread table is worked on in turn: with fewer, a read waits; with 8, places a power of two apart
@@ -26,6 +28,17 @@ _EXACT_DIVISION = ("eager_numerics.division_rounding", "emulate_divison_rounding
 _AS_GIVEN = ("pick_loop_orders", "loop_ordering_after_fusion")
 
 _SUMS = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
+
+
+def untraced(function: _Function) -> _Function:
+    """Have torch.compile leave a function alone where a user compiles what calls it, as a whole training step.
+
+    What it made of one would not have its bits; some operations it cannot trace at all. Kernels of ours that are called
+    in it are compiled all the same.
+    """
+    # the lazy form: `torch.compiler.disable` imports seconds' worth of modules at once. torch 2.0 has neither
+    leave_alone: Callable[[_Function], _Function] | None = getattr(torch, "_disable_dynamo", None)
+    return function if leave_alone is None else leave_alone(function)
 
 
 def rows_of(elements: int) -> int:

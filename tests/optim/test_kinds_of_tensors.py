@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,56 @@ def test_fake_tensors_are_stepped_and_leave_nothing_behind(settings: dict[str, A
             for state in (optimizer.state[parameter], real.state[twin])
         ]
         assert kinds[0] == kinds[1]
+
+
+@pytest.mark.skipif(not hasattr(torch, "_disable_dynamo"), reason="torch 2.0 cannot leave a function alone")
+@pytest.mark.skipif(sys.version_info >= (3, 12) and torch.__version__ < (2, 4), reason="torch cannot compile here")
+@pytest.mark.parametrize("by", ["step", "step_param"])
+@pytest.mark.parametrize("settings", [*SETTINGS, {"fused": False}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_a_user_compiles_has_its_bits(settings: dict[str, Any], dtype: torch.dtype, by: str) -> None:
+    """torch traced it: other random bits, an error at its own Adagrad kernel, minutes of compiling with 8 bits."""
+    traced: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    ours, twins = ([nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((70, 50), (9000,), ())] for _ in "12")
+    optimizer, twin = AdaCoor(ours, **settings), AdaCoor(twins, **settings)
+    calls: dict[str, Any] = {
+        "step": lambda: optimizer.step(),
+        "step_param": lambda: [optimizer.step_param(parameter) for parameter in ours],
+    }
+    compiled = torch.compile(calls[by], backend=backend)
+    for step in range(3):
+        for index, (parameter, other) in enumerate(zip(ours, twins, strict=True)):
+            generator = torch.Generator().manual_seed(10 * step + index)
+            parameter.grad = other.grad = torch.randn(parameter.shape, generator=generator).mul(1e-3).to(dtype)
+        compiled()
+        twin.step()
+    assert not traced
+    assert all(torch.equal(parameter, other) for parameter, other in zip(ours, twins, strict=True))
+
+
+def test_a_parameter_is_found_after_its_groups_have_changed() -> None:
+    """The settings of a step are those of the group that it is in now, and its index decides about random bits."""
+    first, second, third = (nn.Parameter(torch.ones(50)) for _ in range(3))
+    optimizer = AdaCoor([{"params": [first]}, {"params": [second, third], "lr": 0.0}])
+    for parameter in (first, second, third):
+        parameter.grad = torch.full((50,), 1e-3)
+        optimizer.step_param(parameter)
+    optimizer.param_groups.reverse()
+    before = first.detach().clone()
+    for parameter in (first, second, third):
+        optimizer.step_param(parameter)
+        assert optimizer._place_of(parameter) == {first: (1, 2), second: (0, 0), third: (0, 1)}[parameter]
+    assert torch.equal(second, torch.ones(50)) and not torch.equal(first, before)
+    optimizer.param_groups[0]["params"].remove(second)
+    assert [optimizer._place_of(parameter) for parameter in (first, third)] == [(1, 1), (0, 0)]
+    with pytest.raises(ValueError, match="not one of this optimizer's"):
+        optimizer.step_param(second)
 
 
 SHARDED = [*SETTINGS[:4], {"auto_lr": True, "momentum": 0.9}, {"auto_lr": True, "state_bits": 8}]
