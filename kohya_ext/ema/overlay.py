@@ -8,8 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-# How often bringing the raw weights back is begun again after an interruption before it counts as a failure.
-_PATIENCE = 10
+from kohya_ext.ema.insistence import insist
 
 
 class Overlay:
@@ -41,27 +40,14 @@ class Overlay:
                     else:
                         own.copy_(value)
         except BaseException:
-            self._bring_back()
+            insist(self._bring_back)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bring_back()
+        insist(self._bring_back)
 
     def _bring_back(self) -> None:
-        """An interruption is raised after it is done."""
-        interruption: BaseException | None = None
-        for _ in range(_PATIENCE):
-            try:
-                self._try_to_bring_back()
-            except BaseException as error:  # noqa: PERF203  (each attempt can be interrupted)
-                interruption = error
-            else:
-                break
-        if interruption is not None:
-            raise interruption
-
-    def _try_to_bring_back(self) -> None:
         # the last first: of parameters with memory in common, the first has kept the raw weights
         while self._before:
             parameter, own = self._before[-1]

@@ -13,6 +13,7 @@ from torch import Tensor
 from kohya_ext.ema import checkpoint
 from kohya_ext.ema.blend import Averaged, Blender, Update, copy_finite
 from kohya_ext.ema.device import FREE_SHARE, Placement, place
+from kohya_ext.ema.insistence import insist
 from kohya_ext.ema.joint import Joint
 from kohya_ext.ema.parameters import check_dtype, named
 from kohya_ext.ema.schedules import Schedule
@@ -21,9 +22,6 @@ from kohya_ext.ema.swap import Swap
 from kohya_ext.tensors.elements import local
 
 FORMAT = 1
-
-# How often bringing the raw weights back is begun again after an interruption before it counts as a failure.
-_PATIENCE = 10
 
 
 class Shadow:
@@ -251,19 +249,12 @@ class Shadow:
 
     def swap_out(self) -> None:
         """Bring the raw weights back; does nothing when they are there. An interruption is raised after it is done."""
-        if self._swap is None:
-            return
-        interruption: BaseException | None = None
-        for _ in range(_PATIENCE):
-            try:
-                self._swap.bring_back()
-            except BaseException as error:  # noqa: PERF203  (each attempt can be interrupted)
-                interruption = error
-            else:
-                self._swap = None
-                break
-        if interruption is not None:
-            raise interruption
+        insist(self._bring_back)
+
+    def _bring_back(self) -> None:
+        if self._swap is not None:
+            self._swap.bring_back()
+            self._swap = None
 
     # ------------------------------------------------------------------ state
 
