@@ -19,6 +19,7 @@ from kohya_ext.ema.parameters import check_dtype, named
 from kohya_ext.ema.schedules import Schedule
 from kohya_ext.ema.sharded import own_part, sharded_like
 from kohya_ext.ema.swap import Swap
+from kohya_ext.tensors.compiled import untraced
 from kohya_ext.tensors.elements import local
 
 FORMAT = 1
@@ -111,6 +112,7 @@ class Shadow:
         elif not self._placed:
             self._place_anew()
 
+    @untraced
     def update(self, *others: Shadow) -> None:
         """One real optimizer step is over: blend, if this step is one of every `update_every`.
 
@@ -157,6 +159,7 @@ class Shadow:
         if self.placement is not None and not self.placement.final:
             self._place_anew()
 
+    @untraced
     def update_param(self, parameter: Tensor) -> None:
         """The same for one parameter, right after its step in a fused backward pass.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -34,6 +35,34 @@ def averages(dtype: torch.dtype, schedule: Schedule, **options: object) -> list[
         shadow.update()
         params[0].data[3] = params[1].data[7] = params[-2].data[-1] = 0.0
     return [average for _, _, average in shadow.pairs()]
+
+
+@pytest.mark.skipif(not hasattr(torch, "_disable_dynamo"), reason="torch 2.0 cannot leave a function alone")
+@pytest.mark.skipif(sys.version_info >= (3, 12) and torch.__version__ < (2, 4), reason="torch cannot compile here")
+def test_an_update_that_a_user_compiles_is_not_traced() -> None:
+    """As part of a whole training step: what is made of it need not have its bits."""
+    traced: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., object]:
+        traced.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    params = [nn.Parameter(torch.zeros(size)) for size in (300, 3)]
+    shadow, twin, one_by_one = (Shadow(params, constant(0.9)) for _ in range(3))
+    for one in (shadow, twin, one_by_one):
+        one.capture()
+    compiled_update = torch.compile(lambda: shadow.update(), backend=backend)
+    compiled_one = torch.compile(lambda parameter: one_by_one.update_param(parameter), backend=backend)
+    for _ in range(3):
+        for parameter in params:
+            parameter.data += 0.1
+            compiled_one(parameter)
+        compiled_update()
+        twin.update()
+    assert not traced
+    for ours, theirs, others in zip(shadow.pairs(), twin.pairs(), one_by_one.pairs(), strict=True):
+        assert torch.equal(ours[2], theirs[2]) and torch.equal(others[2], theirs[2])
 
 
 @pytest.mark.slow
