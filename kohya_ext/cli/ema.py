@@ -37,7 +37,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = verbs.add_parser("sweep", help="EMAs of several lengths, to compare them with `kohya-ext grid`")
     _add_run(verb)
     verb.add_argument("--sigma-rel", required=True, metavar="FROM:TO:COUNT", help="widths, such as 0.03:0.25:6")
-    verb.add_argument("--step", type=int, metavar="N", help="as of step N (default: the last snapshot's)")
+    _add_step(verb)
     _add_writing(verb, folder=True)
     verb.set_defaults(run=sweep)
 
@@ -58,6 +58,10 @@ def _add_length(verb: argparse.ArgumentParser) -> None:
     length = verb.add_mutually_exclusive_group(required=True)
     length.add_argument("--sigma-rel", type=float, metavar="X", help="relative width of the EMA, 0 to 0.28 (power EMA)")
     length.add_argument("--decay", type=float, metavar="D", help="decay of the EMA for each optimizer step")
+    _add_step(verb)
+
+
+def _add_step(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--step", type=int, metavar="N", help="as of step N (default: the last snapshot's)")
 
 
