@@ -24,6 +24,7 @@ from kohya_ext.optim.functional import (
     constants,
     found,
     momentum_dtype,
+    needs_only_upper_half,
     needs_words,
     newest_share,
     step_full,
@@ -166,6 +167,8 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
     if kind[2] == torch.bfloat16:
         formula = functools.partial(step_half, rounded=as_bfloat16_by_bits)
 
+    upper = needs_only_upper_half(rule, kind[0])
+
     def step(
         columns: list[list[Tensor]],
         numbers: Tensor,
@@ -179,7 +182,7 @@ def _kernel(rule: Rule, random: bool, kind: _Kind, size: int) -> _Kernel:
             table, gradient, vt, *momentum = row
             words = None
             if random:
-                words = random_words(key + lanes[0], first_elements(table))
+                words = random_words(key + lanes[0], first_elements(table), upper=upper)
             new = formula(table, gradient, vt, found(Constants(*own.unbind()), None, share), rule, words, *momentum)
             table.copy_(new.weights)
             vt.copy_(new.state)

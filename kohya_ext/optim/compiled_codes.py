@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kohya_ext.optim import blockwise
 from kohya_ext.optim.eager import Job
-from kohya_ext.optim.functional import Constants, Rule, constants, found, newest_share
+from kohya_ext.optim.functional import Constants, Rule, constants, found, needs_only_upper_half, newest_share
 from kohya_ext.optim.kernel_arguments import cannot_compile, keys_on, lanes_of, numbers_of, shape_of, vector
 from kohya_ext.tensors.compiled import any_rows, compile_kernel, exact_options
 from kohya_ext.tensors.elements import on_device, slices
@@ -83,6 +83,7 @@ def _step_end(rule: Rule, job: Job, start: int) -> list[Tensor]:
 @functools.lru_cache(maxsize=32)
 def _kernel(rule: Rule, kind: _Kind) -> Callable[..., Tensor]:
     """A compiled kernel for one combination of settings and types."""
+    upper = needs_only_upper_half(rule, kind[0])
 
     def step(
         columns: list[Tensor],
@@ -99,7 +100,7 @@ def _kernel(rule: Rule, kind: _Kind) -> Callable[..., Tensor]:
         share = 1.0 if newest is None else newest[0]
         own = found(Constants(*numbers.unbind()), factor, share)
         rows = first + torch.arange(len(codes), dtype=torch.int32, device=codes.device)
-        words = random_words(key + lanes[0], blockwise.BLOCK * rows[:, None])
+        words = random_words(key + lanes[0], blockwise.BLOCK * rows[:, None], upper=upper)
         mean = momentum[0] if momentum else None
         new = blockwise.step_blocks(weights, gradient, codes, scales, own, rule, words, mean, look)
         weights.copy_(new.weights)

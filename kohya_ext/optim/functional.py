@@ -217,6 +217,11 @@ def needs_words(rule: Rule, weights_dtype: torch.dtype, state_dtype: torch.dtype
     return coarse or rounds_weights_stochastically(rule, weights_dtype)
 
 
+def needs_only_upper_half(rule: Rule, weights_dtype: torch.dtype) -> bool:
+    """Whether the lower 16 random bits are not used: they round weights, and those of a momentum are made of them."""
+    return not rule.momentum and not rounds_weights_stochastically(rule, weights_dtype)
+
+
 @functools.lru_cache(maxsize=64)
 def to_bfloat16(value: float) -> float:
     """The nearest bfloat16 value."""

@@ -35,12 +35,13 @@ def stream_key(seed: int, step: int, index: int, use: int = 0) -> int:
     return _signed(key)
 
 
-def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
+def random_words(key: int | Tensor, elements: Tensor, *, upper: bool = False) -> Tensor:
     """32 random bits for each element.
 
     Args:
         key: from `stream_key`, a number or a 0-dimensional int32 tensor.
         elements: int32 indices, wrapped beyond 2**31.
+        upper: only the upper 16 are used. The last round, which changes the others alone, is omitted then.
 
     Returns:
         int32, in the shape of `elements`.
@@ -51,6 +52,8 @@ def random_words(key: int | Tensor, elements: Tensor) -> Tensor:
     word.bitwise_xor_(shifted).mul_(_FACTORS[0])
     _shift(word, 13, shifted).bitwise_and_(0x7FFFF)
     word.bitwise_xor_(shifted).mul_(_FACTORS[1])
+    if upper:
+        return word
     _shift(word, 16, shifted).bitwise_and_(0xFFFF)
     return word.bitwise_xor_(shifted)
 

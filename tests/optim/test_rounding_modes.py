@@ -113,7 +113,9 @@ def test_upper_halves_are_those_of_the_random_words(start: int) -> None:
     cpu, key = torch.device("cpu"), stream_key(5, 3, 2)
     word, spare = torch.empty(2, 300, dtype=torch.int32).unbind()
     halves = upper_halves(key, start, keys_of_lanes(300, cpu), word, spare)
-    assert torch.equal(halves, random_words(key, element_indices(start, 300, cpu)) >> 16 & 0xFFFF)
+    elements = element_indices(start, 300, cpu)
+    assert torch.equal(halves, random_words(key, elements) >> 16 & 0xFFFF)
+    assert torch.equal(halves, random_words(key, elements, upper=True) >> 16 & 0xFFFF)
 
 
 def test_the_random_words_are_uniform_and_uncorrelated() -> None:
