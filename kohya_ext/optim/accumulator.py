@@ -29,6 +29,11 @@ def fits(vt: Tensor, weights: Tensor, book: int = blockwise.BOOK) -> bool:
     return vt.shape == (part.shape if book == blockwise.BOOK else (part.numel(),))
 
 
+def is_of(vt: Tensor, state_bits: int) -> bool:
+    """Whether this may be an accumulator of so many bits; one of float64 weights may be of any."""
+    return vt.dtype in ({8: torch.uint8, 16: torch.bfloat16, 32: torch.float32}[state_bits], torch.float64)
+
+
 def fresh(weights: Tensor, state_bits: int) -> dict[str, Tensor]:
     """The accumulator of a parameter that has not been stepped yet."""
     bits = width_of(weights, state_bits)

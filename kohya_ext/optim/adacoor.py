@@ -172,6 +172,8 @@ class AdaCoor(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient that is not dense, a shape that has changed, or weights whose elements have come to
                 share memory; no parameter has been stepped then.
+            TypeError, ValueError: a setting that has become one which the constructor refuses, or other `state_bits`
+                (only `load_state_dict` converts accumulators); likewise.
         """
         loss = None
         if closure is not None:
@@ -182,10 +184,8 @@ class AdaCoor(torch.optim.Optimizer):
         for group in self.param_groups:
             due.append(self._due(group["params"], first))
             first += len(group["params"])
-        elements = 0
-        for number, members in enumerate(due):
-            if members:
-                elements += self._plan_of(number).step(members, self.state)
+        stepping = [(self._plan_of(number), members) for number, members in enumerate(due) if members]
+        elements = sum(plan.step(members, self.state) for plan, members in stepping)
         if elements:
             self.skip_count.end_step(elements)
         return loss
@@ -201,8 +201,8 @@ class AdaCoor(torch.optim.Optimizer):
                 today, which `load_state_dict` may have replaced since.
 
         Raises:
-            ValueError: a parameter of another optimizer.
-            RuntimeError: as in `step`.
+            ValueError: a parameter of another optimizer; else as in `step`.
+            RuntimeError, TypeError: as in `step`.
         """
         if parameter.grad is None:
             return
@@ -238,10 +238,24 @@ class AdaCoor(torch.optim.Optimizer):
         now = settings.values(group)
         plan = self._plans.get(number)
         if plan is None or plan.settings != now:
+            settings.check_again(group, number)
             rule = settings.rule_of(group)
+            if plan is None or plan.state_bits != rule.state_bits:
+                self._check_widths(number)
             plan = GroupPlan(now, rule, group["foreach"], group["fused"], self._sliced, self.skip_count)
             self._plans[number] = plan
         return plan
+
+    def _check_widths(self, number: int) -> None:
+        """Raise ValueError where accumulators have not the width that their group says: a state would be misread."""
+        group = self.param_groups[number]
+        for parameter in group["params"]:
+            vt = self.state[parameter].get("vt") if parameter in self.state else None
+            if vt is not None and not accumulator.is_of(vt, group["state_bits"]):
+                raise ValueError(
+                    f"state_bits of group {number} is {group['state_bits']} now, but its accumulators are {vt.dtype}; "
+                    "to convert them, load the state_dict() into an AdaCoor that is made with other state_bits"
+                )
 
     def _place_of(self, parameter: Tensor) -> tuple[int, int]:
         """Number of its group, and index among all parameters."""

@@ -144,16 +144,13 @@ def _replaced(groups: Sequence[Mapping[str, Any]], own_groups: Sequence[Mapping[
 
 
 def _check_settings(group: Mapping[str, Any], saved: Mapping[str, Any], number: int) -> None:
-    lr = group["lr"]
-    if isinstance(lr, float) and -1 < lr < 0:  # schedulers end a hair below 0
-        group = {**group, "lr": 0.0}
     try:
-        settings.check(group)
-        settings.check({**group, "eps": saved.get("eps", group["eps"])})
+        settings.check_again(group, number)
+        settings.check_again({**group, "eps": saved.get("eps", group["eps"])}, number)
         if saved.get("state_bits", 16) not in adacoor.STATE_BITS:
-            raise ValueError(f"state_bits must be 8, 16 or 32, got {saved['state_bits']!r}")
+            raise ValueError(f"group {number}: state_bits must be 8, 16 or 32, got {saved['state_bits']!r}")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a damaged state: group {number}: {error}") from None
+        raise ValueError(f"a damaged state: {error}") from None
 
 
 def _step_of(entries: Any, saved_group: Mapping[str, Any]) -> int:

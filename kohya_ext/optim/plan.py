@@ -53,7 +53,7 @@ class Gathering:
 class GroupPlan:
     """The steps of one group under the settings it has now.
 
-    settings: of the group, as `settings.values` returns them; the plan is for these alone.
+    settings: of the group, as `settings.values` returns them; the plan is for these alone. state_bits: one of them.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class GroupPlan:
         skips: SkipCount,
     ) -> None:
         self.settings = settings
+        self.state_bits = rule.state_bits
         self._rule = rule
         self._foreach = foreach
         self._fused = fused

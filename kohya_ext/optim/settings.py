@@ -24,6 +24,15 @@ def check(group: Mapping[str, Any]) -> None:
         raise (TypeError if fault.wrong_type else ValueError)(fault.message)
 
 
+def check_again(group: Mapping[str, Any], number: int) -> None:
+    """The same for a group that something has changed between two steps: a scheduler, or the user."""
+    lr = _plain(group["lr"])
+    try:
+        check({**group, "lr": 0.0} if isinstance(lr, float) and -1 < lr < 0 else group)  # schedulers end a hair below 0
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"group {number}: {error}") from None
+
+
 def make_plain(group: dict[str, Any]) -> None:
     """Have numpy's numbers be Python's: a saved state with others is refused by `torch.load(weights_only=True)`."""
     for name in adacoor.NUMBERS:

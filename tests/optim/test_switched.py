@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from typing import Any
 
@@ -95,6 +96,46 @@ def test_what_is_switched_off_counts_for_nothing(
         return [parameter.detach() for parameter in optimizer.param_groups[0]["params"]]
 
     assert all(torch.equal(one, other) for one, other in zip(step(False), step(True), strict=True))
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": True}], ids=str)
+@pytest.mark.parametrize("by_itself", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", float("nan")), ("lr", -2.0), ("eps", 0.0), ("momentum", 1.5), ("auto_lr", "no"), ("state_bits", 4)],
+)
+def test_what_the_constructor_refuses_is_refused_later_too(
+    name: str, value: Any, by_itself: bool, path: dict[str, Any]
+) -> None:
+    """By the second group, before the first has been stepped."""
+    params = params_of(SHAPES, torch.float32)
+    optimizer = AdaCoor([{"params": params[:2]}, {"params": params[2:]}], **BOTH, **path)
+    set_gradients(params, 0)
+    optimizer.step()
+    before = [one.clone() for one in everything(optimizer)]
+    optimizer.param_groups[1][name] = value
+    with pytest.raises((TypeError, ValueError), match=f"group 1: {name} must be"):
+        optimizer.step_param(params[3]) if by_itself else optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(before, everything(optimizer), strict=True))
+
+
+@pytest.mark.parametrize("before", [8, 16, 32])
+@pytest.mark.parametrize("after", [8, 16, 32])
+def test_another_width_is_refused_between_steps(before: int, after: int) -> None:
+    """The accumulators would keep theirs, and a saved state be refused, or read as what it is not."""
+    params = params_of(SHAPES, torch.float32)
+    optimizer = AdaCoor(params, state_bits=before, **BOTH)
+    optimizer.param_groups[0]["state_bits"] = before
+    set_gradients(params, 0)
+    optimizer.step()
+    optimizer.param_groups[0]["state_bits"] = after
+    for one in (optimizer, copy.deepcopy(optimizer)):
+        set_gradients(one.param_groups[0]["params"], 1)
+        if before == after:
+            one.step()
+            continue
+        with pytest.raises(ValueError, match=f"state_bits of group 0 is {after} now.*load the state_dict"):
+            one.step()
 
 
 @pytest.mark.slow
