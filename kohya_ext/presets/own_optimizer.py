@@ -9,6 +9,7 @@ from kohya_ext.presets.argument_faults import ArgumentFault
 from kohya_ext.presets.optimizer_choice import malformed
 from kohya_ext.presets.script_run import ScriptRun
 from kohya_ext.spec import adacoor
+from kohya_ext.spec.named_arguments import named_arguments
 from kohya_ext.spec.optimizers import ADACOOR, ours
 
 RULE, WORDS = "optimizer-args", ("optimizer_args",)
@@ -18,7 +19,7 @@ def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
     """Arguments that AdaCoor's constructor refuses, and what it does not work with."""
     if ours(training.value("optimizer_type")) != ADACOOR:
         return
-    given = adacoor.given(word for word in training.value("optimizer_args") or () if not malformed(str(word)))
+    given = named_arguments(word for word in training.value("optimizer_args") or () if not malformed(str(word)))
     # a flag of the script among them is found for any optimizer
     switches = {name for name, argument in training.arguments.items() if argument.type == "bool"}
     for name in given:
@@ -45,7 +46,7 @@ def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
 def _cycled_momentum(training: ScriptRun) -> Iterator[ArgumentFault]:
     """Schedulers that refuse an optimizer without momentum."""
     scheduler = str(training.value("lr_scheduler_type") or "").rpartition(".")[2]
-    cycles = adacoor.given(training.value("lr_scheduler_args")).get("cycle_momentum", True)
+    cycles = named_arguments(training.value("lr_scheduler_args")).get("cycle_momentum", True)
     if scheduler in adacoor.CYCLING and cycles:
         effect = f"{training.script} stops: {scheduler} changes the momentum from step to step, and {ADACOOR.name} has "
         effect += "none here"

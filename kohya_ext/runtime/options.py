@@ -34,6 +34,7 @@ from kohya_ext.spec.flags import (
     faults,
     without_ema,
 )
+from kohya_ext.spec.named_arguments import named_arguments
 from kohya_ext.spec.optimizers import ours
 
 # beta of the schedule exp where it was chosen by its name
@@ -195,7 +196,7 @@ def check(args: argparse.Namespace) -> None:
     if legacy.found() or optimizer is None:
         return
     deepspeed = getattr(args, "deepspeed", False)
-    if deepspeed and adacoor.given(getattr(args, "optimizer_args", None)).get(adacoor.AUTO_LR):
+    if deepspeed and named_arguments(getattr(args, "optimizer_args", None)).get(adacoor.AUTO_LR):
         stop(f"{adacoor.AUTO_LR} does not work with DeepSpeed: {adacoor.NO_DEEPSPEED}; give a --learning_rate instead")
     fused = next((flag for flag in FUSED if getattr(args, flag, None)), None)
     if fused is None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,17 +88,3 @@ def _number_fault(name: str, value: Any) -> RefusedArgument | None:
     if name == MOMENTUM and number >= 1:
         return RefusedArgument(name, f"momentum must be below 1, got {value!r}: it is the share that each step keeps")
     return None
-
-
-def given(words: Iterable[Any] | None) -> dict[str, Any]:
-    """What --optimizer_args say as sd-scripts reads them: the last of several counts. What it cannot read is absent."""
-    found: dict[str, Any] = {}
-    for word in words or ():
-        name, equals, text = str(word).partition("=")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            continue
-        if equals:
-            found[name] = value
-    return found
