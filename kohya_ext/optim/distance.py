@@ -43,8 +43,8 @@ ENOUGH = 8192
 # be 4, and more at a larger lr. At 2, a hundredfold distance takes 14 steps, and a burst of large updates does no harm.
 FASTEST = 2.0
 # Share of the random walk that is subtracted. In pure noise the squared distance grows with the number of steps t as
-# t**((1 - share) / share): exponentially if nothing is subtracted, not at all if everything is. With half of it steps
-# keep their length there, and a distance is found even where a gradient is mostly noise (a LoRA at batch size 1).
+# t**((1 - share) / share): as exp(sqrt(2 * t)) if nothing is subtracted, not at all if everything is. With half of it
+# steps keep their length there, and a distance is found even where a gradient is mostly noise (a LoRA at batch size 1).
 OF_NOISE = 0.5
 # What is subtracted as well, in variances of a walk's mean square, which is 2 / n of the walk for n elements. As the
 # largest distance so far is kept, luck alone would let that of a few elements grow without end.

@@ -1,7 +1,8 @@
-"""What stops a training with an optimizer of ours before its first step: by the tables that the run itself uses."""
+"""What stops a training with an optimizer of ours, by the tables that the run itself uses; and what it cannot do."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from difflib import get_close_matches
 
@@ -13,6 +14,8 @@ from kohya_ext.spec.named_arguments import named_arguments
 from kohya_ext.spec.optimizers import ADACOOR, ours
 
 RULE, WORDS = "optimizer-args", ("optimizer_args",)
+# An AdamW whose steps are so long destroyed the model that docs/explanation/adacoor.md tells of.
+DESTROYS = 1e-2
 
 
 def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
@@ -30,7 +33,8 @@ def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
             fix = f"write {near[0]}, or remove it" if near else "remove it, or choose the optimizer that it belongs to"
             yield _stops(training, f"it has no argument {name}", fix)
     known = {name: value for name, value in given.items() if name in adacoor.DEFAULTS and name != "lr"}
-    for fault in adacoor.faults({**adacoor.DEFAULTS, **known}):
+    refused = list(adacoor.faults({**adacoor.DEFAULTS, **known}))
+    for fault in refused:
         value = known.get(fault.name)
         quoted = isinstance(value, str) and value.strip()
         yield _stops(
@@ -39,8 +43,26 @@ def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
     if training.value("deepspeed") and given.get(adacoor.AUTO_LR):
         effect = f"{adacoor.AUTO_LR} does not work with DeepSpeed: {adacoor.NO_DEEPSPEED}"
         yield _stops(training, effect, f"remove {adacoor.AUTO_LR} and give a learning rate, or train without DeepSpeed")
+    elif given.get(adacoor.AUTO_LR) and not refused:
+        yield from _found_rate(training, float(known.get("eps", adacoor.DEFAULTS["eps"])))
     if not given.get(adacoor.MOMENTUM):
         yield from _cycled_momentum(training)
+
+
+def _found_rate(training: ScriptRun, eps: float) -> Iterator[ArgumentFault]:
+    """Where a rate that finds itself is not found, or starts too large."""
+    if "textual_inversion" in training.script:
+        effect = f"{ADACOOR.name}: {adacoor.AUTO_LR} measures how far the whole table of embeddings moves, of which "
+        effect += "textual inversion trains a few rows: the rate stays at about its first guess"
+        fix = (
+            f"remove {adacoor.AUTO_LR}; `kohya-ext presets rate` tells the learning rate for one of AdamW that you know"
+        )
+        yield ArgumentFault(RULE, WORDS, effect, fix, "warning")
+    elif math.sqrt(eps) >= DESTROYS:
+        effect = f"{ADACOOR.name}: with {adacoor.AUTO_LR}, the root of eps is the first guess of the rate: the first "
+        effect += f"step moves weights by up to {math.sqrt(eps):g}, which may destroy the model"
+        fix = f"write {ADACOOR.words}, for a LoRA eps=1e-6"
+        yield ArgumentFault(RULE, WORDS, effect, fix, "warning")
 
 
 def _cycled_momentum(training: ScriptRun) -> Iterator[ArgumentFault]:

@@ -18,6 +18,7 @@ from tests.presets.test_toml import document
 from tests.presets.toml_release import RELEASE, SHARED, TEXTS
 
 SCRIPT = "sdxl_train.py"
+EMBEDDINGS = ("train_textual_inversion.py", "sdxl_train_textual_inversion.py")
 WRONG = [
     ['"auto_rl=True"'],
     ['"auto_lr=True"', '"d_coef=1"', '"decouple=True"'],
@@ -48,7 +49,9 @@ RIGHT = [
 ]
 
 
-def found(words: list[str], tmp_path: Path, more: str = "", patched: bool = True) -> list[Finding]:
+def found(
+    words: list[str], tmp_path: Path, more: str = "", patched: bool = True, script: str = SCRIPT
+) -> list[Finding]:
     text = f"""
 pretrained_model_name_or_path = "m.safetensors"
 train_data_dir = "img"
@@ -59,8 +62,9 @@ optimizer_args = [{", ".join(words)}]
 learning_rate = 1.0
 {more}
 """
-    release = replace(RELEASE, patched=patched, training=TextSources({**TEXTS, "library/shared.py": SHARED + MORE}))
-    return config_findings(document(text, tmp_path), SCRIPT, release)
+    texts = {**TEXTS, "library/shared.py": SHARED + MORE, **dict.fromkeys(EMBEDDINGS, TEXTS["sdxl_train.py"])}
+    release = replace(RELEASE, patched=patched, training=TextSources(texts))
+    return config_findings(document(text, tmp_path), script, release)
 
 
 MORE = """
@@ -113,6 +117,26 @@ def test_auto_lr_with_deepspeed_is_found(tmp_path: Path) -> None:
     [error] = found(['"auto_lr=True"'], tmp_path, "deepspeed = true")
     assert "DeepSpeed" in error.effect and error.level == "error"
     assert found(['"auto_lr=True"', '"auto_lr=False"'], tmp_path, "deepspeed = true") == []
+
+
+@pytest.mark.parametrize("script", EMBEDDINGS)
+def test_auto_lr_of_textual_inversion_is_found(script: str, tmp_path: Path) -> None:
+    """A few rows of a large tensor move: the distance stays at the first guess."""
+    [warning] = found(['"auto_lr=True"', '"momentum=0.9"'], tmp_path, script=script)
+    assert (warning.level, warning.rule, warning.key) == ("warning", "optimizer-args", "optimizer_args")
+    assert "first guess" in warning.effect and "presets rate" in warning.fix
+    assert found(['"auto_lr=False"'], tmp_path, script=script) == []
+
+
+@pytest.mark.parametrize(
+    "eps, level", [("1e-12", None), ("1e-6", None), ("9e-5", None), ("1e-4", "warning"), ("1", "warning")]
+)
+def test_a_first_guess_as_large_as_a_rate_that_destroys_is_found(eps: str, level: str | None, tmp_path: Path) -> None:
+    levels = [one.level for one in found(['"auto_lr=True"', f'"eps={eps}"'], tmp_path)]
+    assert levels == ([] if level is None else [level])
+    if level is not None:
+        [warning] = found(['"auto_lr=True"', f'"eps={eps}"'], tmp_path)
+        assert f"by up to {float(eps) ** 0.5:g}" in warning.effect and "eps=1e-8" in warning.fix
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "torch.optim.lr_scheduler.CyclicLR"])
