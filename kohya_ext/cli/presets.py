@@ -286,15 +286,14 @@ def rate(arguments: argparse.Namespace) -> int:
 
 
 def _checked(preset: Preset, release: Release) -> list[Finding]:
-    """The findings; one of ours is judged as `install` would put it there, any other preset as it is."""
+    """The findings; a bundled one is judged as `install` would put it there, any other, edited copies too, as it is."""
     from kohya_ext.core.errors import UnsupportedError
     from kohya_ext.presets.check import check as check_preset
-    from kohya_ext.presets.document import as_preset
-    from kohya_ext.presets.explained import is_installed
+    from kohya_ext.presets.document import as_preset, bundled
     from kohya_ext.presets.findings import Finding
     from kohya_ext.presets.fit import fit_to_release
 
-    if preset.about and not is_installed(preset):
+    if preset.about and any(preset.values == one.values for one in bundled()):
         try:
             fitted = fit_to_release(preset, release)
         except UnsupportedError as error:

@@ -70,7 +70,7 @@ def commands(
     result.complaints += [
         f"{one.key} changed from {one.before} to {one.after}: {one.reason}"
         for one in fitted.steps
-        if one.reason == WITHOUT
+        if one.reason == WITHOUT or (one.action == "changed" and parse_number(one.before) != parse_number(one.after))
     ]
     result.complaints += _without_effect(project.fields, form)
     result.complaints += _complaints(preset, form, release, result)

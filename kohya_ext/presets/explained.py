@@ -42,11 +42,6 @@ def measured_as(values: Mapping[str, Any], release: Release) -> str | None:
     return None if run is None else run.settings()
 
 
-def is_installed(preset: Preset) -> bool:
-    """Whether a preset was made by us for some release: a bundled one is made for none yet."""
-    return FITTED_TO in preset.about
-
-
 def _label(key: str, schema: Schema) -> str:
     """What the GUI calls a field, without its remark in brackets."""
     one = schema.fields.get(key)

@@ -60,7 +60,7 @@ def _found_rate(training: ScriptRun, eps: float) -> Iterator[ArgumentFault]:
         yield ArgumentFault(RULE, WORDS, effect, fix, "warning")
     elif math.sqrt(eps) >= DESTROYS:
         effect = f"{ADACOOR.name}: with {adacoor.AUTO_LR}, the root of eps is the first guess of the rate: the first "
-        effect += f"step moves weights by up to {math.sqrt(eps):g}, which may destroy the model"
+        effect += f"step moves weights by up to {math.sqrt(eps):.2g}, which may destroy the model"
         fix = f"write {ADACOOR.words}, for a LoRA eps=1e-6"
         yield ArgumentFault(RULE, WORDS, effect, fix, "warning")
 

@@ -13,6 +13,7 @@ import pytest
 
 from kohya_ext.cli import presets
 from kohya_ext.core import shell
+from kohya_ext.core.bundle import data_dir
 from kohya_ext.core.errors import UnsupportedError, UsageError
 from tests.presets import guis
 from tests.tensors.test_families import refiner
@@ -55,6 +56,20 @@ def test_list_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     code, document = as_json(capsys, "list")
     assert code == 0
     assert {row["vram_gb"] for row in document["presets"]} == {24, 48, 80}
+
+
+def test_an_edited_copy_of_a_bundled_preset_is_judged_as_it_is(
+    tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing fits it before the GUI loads it; fitted, a number out of its field's range would have passed."""
+    bundled = data_dir("presets") / "finetune" / "Lion-48GB.json"
+    copy = tmp_path / "mine.json"
+    copy.write_text(bundled.read_text("utf-8"), "utf-8")
+    assert run("check", copy, checkout) == 0
+    copy.write_text(json.dumps({**json.loads(bundled.read_text("utf-8")), "learning_rate": 3}), "utf-8")
+    code, document = as_json(capsys, "check", copy, checkout)
+    findings = document["presets"][0]["findings"]
+    assert code == 1 and ("out-of-range", "learning_rate") in {(one["rule"], one["key"]) for one in findings}
 
 
 def test_show_groups_and_explains(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_a_first_guess_as_large_as_a_rate_that_destroys_is_found(eps: str, level
     assert levels == ([] if level is None else [level])
     if level is not None:
         [warning] = found(['"auto_lr=True"', f'"eps={eps}"'], tmp_path)
-        assert f"by up to {float(eps) ** 0.5:g}" in warning.effect and "eps=1e-8" in warning.fix
+        assert f"by up to {float(eps) ** 0.5:.2g}" in warning.effect and "eps=1e-8" in warning.fix
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "torch.optim.lr_scheduler.CyclicLR"])
