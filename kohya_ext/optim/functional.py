@@ -23,9 +23,9 @@ from torch import Tensor
 
 from kohya_ext.tensors.rounding import as_bfloat16, as_bfloat16_at_random, more_words, round_stochastically
 
-# With `auto_lr`, the term next to the root is so much smaller: a gradient well below this share of sqrt(eps) would be
-# plain SGD, and the distance be found the later the smaller gradients are.
-LEAST_GRADIENT = 1e-4
+# With `auto_lr`, the gradient that the term next to the root stands for, whatever the first guess: one well below it is
+# plain SGD, and its distance found the later the smaller it is. As Adam has it; sqrt(eps) would be large as a gradient.
+LEAST_GRADIENT = 1e-8
 # Steps after which the share of the momentum is a half, where the rule's is more; it is 0.9 after 540.
 BUILD_UP = 60
 
@@ -65,9 +65,15 @@ class Rule:
         """The epsilon of the equivalent Adagrad, and the factor of its learning rate."""
         return math.sqrt(self.eps)
 
-    def added_eps(self, device: torch.device, share: float = 1.0) -> float:
-        """A share of eps as this device adds it to a bfloat16 root: CPUs round it to bfloat16 first, GPUs do not."""
-        return to_bfloat16(share * self.eps) if device.type == "cpu" else share * self.eps
+    @property
+    def least_gradient(self) -> float:
+        """The gradient that the term next to the root stands for."""
+        return LEAST_GRADIENT if self.auto_lr else self.root_eps
+
+    def added_eps(self, device: torch.device) -> float:
+        """What this device adds to a bfloat16 root: CPUs round it to bfloat16 first, GPUs do not."""
+        added = LEAST_GRADIENT * self.root_eps if self.auto_lr else self.eps
+        return to_bfloat16(added) if device.type == "cpu" else added
 
 
 @dataclass(frozen=True)
@@ -99,12 +105,11 @@ class Constants:
 
 def constants(rule: Rule, state_dtype: torch.dtype, device: torch.device) -> Constants:
     """The numbers for an accumulator in `state_dtype` (bfloat16: the published form) on `device`."""
-    least = LEAST_GRADIENT if rule.auto_lr else 1.0
     if state_dtype == torch.bfloat16:
         eps = rule.rounded_eps
-        return Constants(eps * rule.vt_rate, eps, rule.added_eps(device, least), -rule.lr, rule.decay)
+        return Constants(eps * rule.vt_rate, eps, rule.added_eps(device), -rule.lr, rule.decay)
     if rule.extended:
-        return Constants(rule.vt_rate, rule.root_eps, least * rule.root_eps, -rule.lr, rule.decay)
+        return Constants(rule.vt_rate, rule.root_eps, rule.least_gradient, -rule.lr, rule.decay)
     return Constants(rule.vt_rate, 1.0, rule.root_eps, -rule.lr * rule.root_eps, rule.decay)
 
 

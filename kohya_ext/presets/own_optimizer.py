@@ -16,6 +16,8 @@ from kohya_ext.spec.optimizers import ADACOOR, ours
 RULE, WORDS = "optimizer-args", ("optimizer_args",)
 # An AdamW whose steps are so long destroyed the model that docs/explanation/adacoor.md tells of.
 DESTROYS = 1e-2
+# The same for the weights of a model itself, which are of some 0.02.
+DESTROYS_A_MODEL = 1e-3
 
 
 def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
@@ -58,7 +60,7 @@ def _found_rate(training: ScriptRun, eps: float) -> Iterator[ArgumentFault]:
             f"remove {adacoor.AUTO_LR}; `kohya-ext presets rate` tells the learning rate for one of AdamW that you know"
         )
         yield ArgumentFault(RULE, WORDS, effect, fix, "warning")
-    elif math.sqrt(eps) >= DESTROYS:
+    elif math.sqrt(eps) >= (DESTROYS if "network" in training.script else DESTROYS_A_MODEL):
         effect = f"{ADACOOR.name}: with {adacoor.AUTO_LR}, the root of eps is the first guess of the rate: the first "
         effect += f"step moves weights by up to {math.sqrt(eps):.2g}, which may destroy the model"
         fix = f"write {ADACOOR.words}, for a LoRA eps=1e-6"

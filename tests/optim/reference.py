@@ -61,7 +61,7 @@ class Found:
         """One step with a gradient of any precision, none of it unusable."""
         gradient = gradient.double()
         self.total += self.vt_rate * self.square * gradient**2
-        update = self.square * gradient / (self.total.sqrt() + 1e-4 * self.eps)
+        update = self.square * gradient / (self.total.sqrt() + 1e-8 * self.eps**0.5)
         self.steps += 1
         share = min(self.momentum, self.steps / (self.steps + 60))
         self.mean = share * self.mean + (1 - share) * update

@@ -292,12 +292,13 @@ def test_noise_does_not_carry_a_few_weights_away_by_luck(settings: dict[str, Any
     assert found[-1] < 200 * 10**2
 
 
+@pytest.mark.parametrize("eps", [1e-12, 1e-8, 1e-6])
 @pytest.mark.parametrize("settings", BOTH, ids=str)
-def test_the_size_of_gradients_is_no_matter(settings: dict[str, Any]) -> None:
+def test_the_size_of_gradients_is_no_matter(settings: dict[str, Any], eps: float) -> None:
     """Clipping makes small gradients of those of a large model; the way is found in as many steps, or one more."""
     found = []
     for size in (1e-2, 1e-5, 1e-7):
-        optimizer = AdaCoor([nn.Parameter(torch.zeros(600))], state_bits=32, **settings)
+        optimizer = AdaCoor([nn.Parameter(torch.zeros(600))], state_bits=32, eps=eps, **settings)
         [parameter] = optimizer.param_groups[0]["params"]
         for step in range(40):
             noise = torch.randn(600, generator=torch.Generator().manual_seed(step))

@@ -19,6 +19,7 @@ from tests.presets.toml_release import RELEASE, SHARED, TEXTS
 
 SCRIPT = "sdxl_train.py"
 EMBEDDINGS = ("train_textual_inversion.py", "sdxl_train_textual_inversion.py")
+LORA = "sdxl_train_network.py"
 WRONG = [
     ['"auto_rl=True"'],
     ['"auto_lr=True"', '"d_coef=1"', '"decouple=True"'],
@@ -62,7 +63,7 @@ optimizer_args = [{", ".join(words)}]
 learning_rate = 1.0
 {more}
 """
-    texts = {**TEXTS, "library/shared.py": SHARED + MORE, **dict.fromkeys(EMBEDDINGS, TEXTS["sdxl_train.py"])}
+    texts = {**TEXTS, "library/shared.py": SHARED + MORE, **dict.fromkeys([*EMBEDDINGS, LORA], TEXTS["sdxl_train.py"])}
     release = replace(RELEASE, patched=patched, training=TextSources(texts))
     return config_findings(document(text, tmp_path), script, release)
 
@@ -129,13 +130,25 @@ def test_auto_lr_of_textual_inversion_is_found(script: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "eps, level", [("1e-12", None), ("1e-6", None), ("9e-5", None), ("1e-4", "warning"), ("1", "warning")]
+    "eps, script, level",
+    [
+        ("1e-12", SCRIPT, None),
+        ("9e-7", SCRIPT, None),
+        ("1e-6", SCRIPT, "warning"),
+        ("1", SCRIPT, "warning"),
+        ("1e-6", LORA, None),
+        ("9e-5", LORA, None),
+        ("1e-4", LORA, "warning"),
+    ],
 )
-def test_a_first_guess_as_large_as_a_rate_that_destroys_is_found(eps: str, level: str | None, tmp_path: Path) -> None:
-    levels = [one.level for one in found(['"auto_lr=True"', f'"eps={eps}"'], tmp_path)]
+def test_a_first_guess_as_large_as_a_rate_that_destroys_is_found(
+    eps: str, script: str, level: str | None, tmp_path: Path
+) -> None:
+    """A model itself is destroyed by shorter steps than a LoRA."""
+    levels = [one.level for one in found(['"auto_lr=True"', f'"eps={eps}"'], tmp_path, script=script)]
     assert levels == ([] if level is None else [level])
     if level is not None:
-        [warning] = found(['"auto_lr=True"', f'"eps={eps}"'], tmp_path)
+        [warning] = found(['"auto_lr=True"', f'"eps={eps}"'], tmp_path, script=script)
         assert f"by up to {float(eps) ** 0.5:.2g}" in warning.effect and "eps=1e-8" in warning.fix
 
 
