@@ -14,9 +14,9 @@ from kohya_ext.spec.named_arguments import named_arguments
 from kohya_ext.spec.optimizers import ADACOOR, ours
 
 RULE, WORDS = "optimizer-args", ("optimizer_args",)
-# An AdamW whose steps are so long destroyed the model that docs/explanation/adacoor.md tells of.
+# First steps so long that training does not recover: AdamW's of 1e-2 left the U-Net of docs/explanation/auto-lr.md as
+# bad as untrained. The weights of a model itself are of some 0.02, so for them the warning comes earlier.
 DESTROYS = 1e-2
-# The same for the weights of a model itself, which are of some 0.02.
 DESTROYS_A_MODEL = 1e-3
 
 
@@ -53,6 +53,7 @@ def own_optimizer_faults(training: ScriptRun) -> Iterator[ArgumentFault]:
 
 def _found_rate(training: ScriptRun, eps: float) -> Iterator[ArgumentFault]:
     """Where a rate that finds itself is not found, or starts too large."""
+    guess = math.sqrt(eps)
     if "textual_inversion" in training.script:
         effect = f"{ADACOOR.name}: {adacoor.AUTO_LR} measures how far the whole table of embeddings moves, of which "
         effect += "textual inversion trains a few rows: the rate stays at about its first guess"
@@ -60,9 +61,9 @@ def _found_rate(training: ScriptRun, eps: float) -> Iterator[ArgumentFault]:
             f"remove {adacoor.AUTO_LR}; `kohya-ext presets rate` tells the learning rate for one of AdamW that you know"
         )
         yield ArgumentFault(RULE, WORDS, effect, fix, "warning")
-    elif math.sqrt(eps) >= (DESTROYS if "network" in training.script else DESTROYS_A_MODEL):
+    elif guess >= (DESTROYS if "network" in training.script else DESTROYS_A_MODEL):
         effect = f"{ADACOOR.name}: with {adacoor.AUTO_LR}, the root of eps is the first guess of the rate: the first "
-        effect += f"step moves weights by up to {math.sqrt(eps):.2g}, which may destroy the model"
+        effect += f"step moves weights by up to {guess:.2g}, which may destroy the model"
         fix = f"write {ADACOOR.words}, for a LoRA eps=1e-6"
         yield ArgumentFault(RULE, WORDS, effect, fix, "warning")
 
